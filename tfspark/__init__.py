@@ -1,0 +1,1 @@
+"""Train Keras models across a Spark cluster, where the data already is."""

@@ -1,0 +1,1 @@
+"""Reserving executors as TensorFlow nodes and supervising them."""

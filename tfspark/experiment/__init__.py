@@ -1,0 +1,1 @@
+"""YAML experiments: configuration, the run, its report."""

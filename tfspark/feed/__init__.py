@@ -1,0 +1,1 @@
+"""From rows of a Spark DataFrame to batches in the trainer."""

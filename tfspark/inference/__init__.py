@@ -1,0 +1,1 @@
+"""From an exported model to a DataFrame column."""

@@ -1,0 +1,1 @@
+"""What runs inside a trainer process: strategies, the fit loop, checkpoints."""
