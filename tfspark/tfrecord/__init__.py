@@ -1,1 +1,55 @@
-"""The TFRecord format: framing, the ``tf.train.Example`` codec, and the Spark data source."""
+"""The TFRecord format: framing, the ``tf.train.Example`` codec, and the Spark data source.
+
+Light: neither Spark nor TensorFlow is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tfspark.tfrecord.files import InputFile, list_files
+from tfspark.tfrecord.infer import count_records, read_schema
+from tfspark.tfrecord.schema import FeatureSpec, arrow_feature_specs
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = [
+    "FeatureSpec",
+    "InputFile",
+    "count_records",
+    "feature_specs",
+    "list_files",
+    "read_schema",
+    "register",
+]
+
+
+def register(spark: SparkSession) -> None:
+    """Make ``spark.read.format("tfrecord")`` and ``"tfrecords"`` known to a session.
+
+    Args:
+        spark: a classic or a Connect session. Its executors need tfspark installed.
+    """
+    from tfspark.tfrecord.datasource import TFRecordDataSource, TFRecordsDataSource
+
+    spark.dataSource.register(TFRecordDataSource)
+    spark.dataSource.register(TFRecordsDataSource)
+
+
+def feature_specs(schema: Any) -> tuple[FeatureSpec, ...]:
+    """Describe columns as features, enough to build a ``tf.io.parse_example`` spec without Spark.
+
+    Args:
+        schema: a Spark ``StructType`` or an Arrow schema.
+
+    Raises:
+        DataError: a column has a type that an Example cannot hold.
+    """
+    if isinstance(schema, pa.Schema):
+        return arrow_feature_specs(schema)
+    from tfspark.tfrecord.spark_types import arrow_schema
+
+    return arrow_feature_specs(arrow_schema(schema))

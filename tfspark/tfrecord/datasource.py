@@ -1,0 +1,177 @@
+"""The Spark data source ``tfrecord`` (and ``tfrecords``): a thin edge over the codec.
+
+Spark makes the source and the reader or writer in a Python process on the driver, and calls `read` and
+`write` in the Python workers of its tasks. Imported by `register` only."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.sql.datasource import (
+    DataSource,
+    DataSourceArrowWriter,
+    DataSourceReader,
+    InputPartition,
+    WriterCommitMessage,
+)
+from pyspark.sql.types import StructType
+
+from tfspark.tfrecord.commit import Job, abort_job, commit_job, open_output
+from tfspark.tfrecord.damage import Damage
+from tfspark.tfrecord.decode import decode_block
+from tfspark.tfrecord.encode import check_encodable, encode_batch
+from tfspark.tfrecord.files import InputFile, list_files, open_input, paths_of
+from tfspark.tfrecord.infer import infer_schema
+from tfspark.tfrecord.options import Options, parse_options
+from tfspark.tfrecord.records import read_blocks
+from tfspark.tfrecord.schema import kind_of
+from tfspark.tfrecord.spark_types import arrow_schema, ddl
+from tfspark.tfrecord.splits import Slice, plan_splits, split_size
+
+_PIECE_BYTES = 4 << 20  # a batch is encoded in pieces of about so many bytes
+
+
+class TFRecordDataSource(DataSource):  # type: ignore[misc]
+    """TFRecord files of ``tf.train.Example`` messages as a Spark data source."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the short name for ``spark.read.format``."""
+        return "tfrecord"
+
+    def schema(self) -> str:
+        """Infer the schema from a sample of the records."""
+        options = parse_options(self.options)
+        files = list_files(paths_of(self.options), options.compression)
+        return ddl(infer_schema(files, options.infer_samples, options.mode))
+
+    def reader(self, schema: StructType) -> DataSourceReader:
+        """Return a reader of the declared or inferred columns."""
+        return TFRecordReader(paths_of(self.options), arrow_schema(schema), parse_options(self.options))
+
+    def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
+        """Return a writer; a schema that does not fit is refused here, before any task starts."""
+        options = parse_options(self.options)
+        columns = arrow_schema(schema)
+        check_encodable(columns)
+        path = paths_of(self.options)[0]
+        return TFRecordWriter(Job(path, str(uuid.uuid4()), overwrite, options.compression or ""))
+
+
+class TFRecordsDataSource(TFRecordDataSource):
+    """The same under its other name."""
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the short name for ``spark.read.format``."""
+        return "tfrecords"
+
+
+class _Split(InputPartition):  # type: ignore[misc]
+    """The slices that one task reads."""
+
+    def __init__(self, slices: tuple[Slice, ...]):
+        self.slices = slices
+
+
+class TFRecordReader(DataSourceReader):  # type: ignore[misc]
+    """Plans on the driver, reads in tasks."""
+
+    def __init__(self, paths: Sequence[str], schema: pa.Schema, options: Options):
+        """Check that every column can be read."""
+        self.paths = paths
+        self.columns = schema
+        self.options = options
+        for field in schema:
+            kind_of(field.name, field.type)
+
+    def partitions(self) -> list[InputPartition]:
+        """List the files and divide them among tasks."""
+        files = list_files(self.paths, self.options.compression)
+        return [_Split(slices) for slices in plan_splits(files, split_size(files, self.options.split_bytes))]
+
+    def read(self, partition: _Split) -> Iterator[pa.RecordBatch]:
+        """Yield the records of a split as batches of bounded size."""
+        for piece in partition.slices:
+            yield from read_slice(piece, self.columns, self.options.mode)
+
+
+def read_slice(piece: Slice, schema: pa.Schema, mode: str) -> Iterator[pa.RecordBatch]:
+    """Decode the records of one slice; partition columns come from the directories."""
+    damage = Damage(piece.file.path, mode)
+    from_path = dict(piece.file.partition)
+    features = pa.schema([field for field in schema if field.name not in from_path])
+    with open_input(piece.file, piece.start) as stream:
+        for block in read_blocks(stream, damage, piece.start, piece.end):
+            batch = decode_block(block, features, damage)
+            yield _with_partition(batch, piece.file, schema) if from_path else batch
+    damage.report()
+
+
+def _with_partition(batch: pa.RecordBatch, file: InputFile, schema: pa.Schema) -> pa.RecordBatch:
+    """Add the partition columns to a batch, in the order of the schema."""
+    values = dict(file.partition)
+    columns = []
+    for field in schema:
+        if field.name in values:
+            value = pa.array([values[field.name]], pa.string()).cast(field.type)[0]
+            columns.append(pa.repeat(value, batch.num_rows))
+        else:
+            columns.append(batch.column(field.name))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+@dataclass(frozen=True)
+class _Written(WriterCommitMessage):  # type: ignore[misc]
+    """What one task attempt wrote: the name of its file, or nothing."""
+
+    name: str | None
+    num_records: int
+
+
+class TFRecordWriter(DataSourceArrowWriter):  # type: ignore[misc]
+    """Writes in tasks, commits on the driver."""
+
+    def __init__(self, job: Job):
+        """Remember the job; nothing is written before the tasks run."""
+        self.job = job
+
+    def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:
+        """Write one file with the rows of a partition; none for an empty one."""
+        context = TaskContext.get()
+        name = self.job.file_name(context.partitionId(), context.taskAttemptId())
+        return write_file(self.job, name, iterator)
+
+    def commit(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Move the files into place."""
+        commit_job(self.job, [message.name for message in messages if message and message.name])
+
+    def abort(self, messages: list[WriterCommitMessage | None]) -> None:
+        """Remove everything that the job wrote."""
+        abort_job(self.job)
+
+
+def write_file(job: Job, name: str, batches: Iterator[pa.RecordBatch]) -> _Written:
+    """Encode batches into one new file."""
+    pieces = (piece for batch in batches for piece in _pieces(batch))
+    first = next(pieces, None)
+    if first is None:
+        return _Written(None, 0)
+    num_records = first.num_rows
+    with open_output(job, name) as stream:
+        stream.write(encode_batch(first))
+        for piece in pieces:
+            stream.write(encode_batch(piece))
+            num_records += piece.num_rows
+    return _Written(name, num_records)
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch into pieces of bounded size."""
+    size = max(1, batch.num_rows * _PIECE_BYTES // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, size):
+        yield batch.slice(start, size)

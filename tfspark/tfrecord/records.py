@@ -1,0 +1,183 @@
+"""Read a stream of TFRecords in blocks of bounded size.
+
+Runs in the Python worker of a task (and on the driver for schema inference). It hands `Block`s to the
+decoder; checksums are verified here and nowhere else."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+
+from tfspark.tfrecord.damage import Damage
+from tfspark.tfrecord.framing import (
+    HEADER,
+    Ints,
+    Scan,
+    Stop,
+    data_checksums,
+    find_record,
+    read_header,
+    scan,
+    stored_checksums,
+)
+
+CHUNK_BYTES = 8 << 20
+BLOCK_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some whole, verified records within one buffer.
+
+    Attributes:
+        data: the buffer; it also holds the framing between the records.
+        starts: offset of each record's data within the buffer.
+        lengths: number of data bytes of each record.
+        offset: offset of the buffer within the (uncompressed) file.
+    """
+
+    data: bytes
+    starts: Ints
+    lengths: Ints
+    offset: int
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        return len(self.starts)
+
+    def record(self, row: int) -> bytes:
+        """Return the data of one record."""
+        start = int(self.starts[row])
+        return self.data[start : start + int(self.lengths[row])]
+
+    def record_offset(self, row: int) -> int:
+        """Return where one record begins in the file, header included."""
+        return self.offset + int(self.starts[row]) - HEADER
+
+    def select(self, rows: Ints | slice) -> Block:
+        """Return a block of some of the records, without a copy of the data."""
+        return Block(self.data, self.starts[rows], self.lengths[rows], self.offset)
+
+
+class Window:
+    """A window that slides over a stream; `data` begins at `offset` of the stream."""
+
+    def __init__(self, stream: IO[bytes], offset: int, damage: Damage):
+        """Stand at `offset` of a stream, with nothing read yet."""
+        self.stream = stream
+        self.data = b""
+        self.offset = offset
+        self.at_end = False
+        self._damage = damage
+
+    def slide(self, num_bytes: int, needed: int = 0, more: int = CHUNK_BYTES) -> None:
+        """Drop bytes from the front, then read `more`, or until `needed` are there, or to the stream's
+        end."""
+        parts = [self.data[num_bytes:]]
+        self.offset += num_bytes
+        missing = max(more, needed - len(parts[0]))
+        while missing > 0 and not self.at_end:
+            part = self._read(min(missing, CHUNK_BYTES))
+            self.at_end = not part
+            parts.append(part)
+            missing -= len(part)
+        self.data = b"".join(parts)
+
+    def _read(self, num_bytes: int) -> bytes:
+        try:
+            return self.stream.read(num_bytes)
+        except (OSError, EOFError, zlib.error) as error:
+            place = self.offset + len(self.data)
+            self._damage.hit(place, f"expected a readable stream; reading failed after this byte ({error})")
+            return b""
+
+
+def read_blocks(stream: IO[bytes], damage: Damage, start: int = 0, end: int | None = None) -> Iterator[Block]:
+    """Yield the records that begin in ``[start, end)``, in blocks.
+
+    Args:
+        stream: a binary stream that stands at `start`.
+        damage: what to do with a damaged record.
+        start: offset of the stream within the file; if not 0, the first record boundary is searched for.
+        end: offset at which to stop; None for the end of the file.
+
+    Raises:
+        DataError: a record is damaged or truncated and `damage` says to fail.
+    """
+    window = Window(stream, start, damage)
+    window.slide(0)
+    if start:
+        _resync(window, end)
+    while window.data:
+        limit = None if end is None else max(0, end - window.offset)
+        found = scan(window.data, limit)
+        for first in range(0, len(found.starts), BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            block = Block(window.data, found.starts[rows], found.lengths[rows], window.offset)
+            yield _verified(block, damage)
+        if not _advance(window, found, end, damage):
+            return
+
+
+def _advance(window: Window, found: Scan, end: int | None, damage: Damage) -> bool:
+    """Move the window behind the records found; False when there is no more to read."""
+    if found.stop is Stop.LIMIT:
+        window.slide(found.next, HEADER, more=0)
+        _check_successor(window, damage)
+        return False
+    if found.stop is Stop.DAMAGED:
+        damage.hit(window.offset + found.next, BAD_HEADER)
+        window.slide(found.next + 1)
+        _resync(window, end)
+        return True
+    window.slide(found.next, found.needed)
+    if window.data and window.at_end and len(window.data) < found.needed:
+        reason = (
+            f"expected a record of at least {found.needed} bytes; {len(window.data)} are left in the file"
+        )
+        damage.hit(window.offset, f"{reason}; the file is truncated: write or copy it again")
+        return False
+    return True
+
+
+BAD_HEADER = (
+    "expected a record header whose length matches its crc32c; it does not match; the file is damaged "
+    "or is no TFRecord file (compressed? set option compression): write or copy it again"
+)
+
+
+def _check_successor(window: Window, damage: Damage) -> None:
+    """Refuse a bad header right behind this split: the next split, searching, would pass over it silently."""
+    raw = window.data[:HEADER]
+    if raw and (len(raw) < HEADER or read_header(raw) is None) and not damage.drops:
+        damage.hit(window.offset, BAD_HEADER)
+
+
+def _resync(window: Window, end: int | None) -> None:
+    """Slide the window to the next record boundary, or until it is clear that none begins before `end`."""
+    while window.data:
+        found = find_record(window.data)
+        if found is not None:
+            window.slide(found, more=0)
+            return
+        exhausted = window.at_end or (end is not None and window.offset >= end)
+        window.slide(len(window.data) if exhausted else max(0, len(window.data) - HEADER + 1))
+        if exhausted:
+            window.data = b""
+
+
+def _verified(block: Block, damage: Damage) -> Block:
+    """Return the block without the records whose data do not match their checksum."""
+    expected = stored_checksums(block.data, block.starts, block.lengths)
+    came = data_checksums(block.data, block.starts, block.lengths)
+    bad = np.flatnonzero(expected != came)
+    if not len(bad):
+        return block
+    row = int(bad[0])
+    reason = f"expected data with crc32c {expected[row]:#010x} (masked); came {came[row]:#010x}"
+    damage.hit(block.record_offset(row), f"{reason}; the record is damaged: write the file again", len(bad))
+    return block.select(np.flatnonzero(expected == came))
