@@ -1,0 +1,108 @@
+"""Fixtures on real Spark, and the guard under which every test runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from support.environment import BASE_CONF, LOOPBACK, TEST_ID, python_path
+from support.leaks import Owned, Snapshot, find_leaks, kill_leaked_processes, running_jobs
+from support.standalone import StandaloneCluster
+
+pytest_plugins = ["pytester"]
+_TEMPORARY = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment that every process of this run inherits."""
+    # pytest's own tmp_path stays where it would be, and is kept after a failure.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    # A temporary directory of its own: the guard sees this run's leftovers, not those of another one.
+    config.stash[_TEMPORARY] = tempfile.mkdtemp(prefix="pytest-")
+    tempfile.tempdir = os.environ["TMPDIR"] = config.stash[_TEMPORARY]
+    os.environ[TEST_ID] = uuid.uuid4().hex
+    os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))
+    os.environ["SPARK_LOCAL_IP"] = LOOPBACK
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove this run's temporary directory."""
+    shutil.rmtree(config.stash[_TEMPORARY], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def owned() -> Owned:
+    """What session-wide fixtures started; the guard leaves it alone."""
+    return Owned()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(owned: Owned) -> Iterator[None]:
+    """Fail a test that leaves processes, threads, ports, temporary directories or Spark jobs behind."""
+    before = Snapshot.take()
+    yield
+    leaks = find_leaks(before, owned, running_jobs=_jobs_of_session)
+    if leaks:
+        kill_leaked_processes(before, owned)
+        pytest.fail("left behind by this test:\n  " + "\n  ".join(leaks), pytrace=False)
+
+
+def _jobs_of_session() -> list[str]:
+    from pyspark import SparkContext
+
+    context = SparkContext._active_spark_context
+    return running_jobs(context) if context is not None and context._jsc is not None else []
+
+
+@pytest.fixture(scope="session")
+def spark(owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A classic session on ``local[4]``, bound to loopback. One for the whole run; do not stop it."""
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    before = Snapshot.take()
+    scratch = tmp_path_factory.mktemp("spark")
+    builder = SparkSession.builder.master("local[4]").appName("tests")
+    for key, value in BASE_CONF.items():
+        builder = builder.config(key, value)
+    session = (
+        builder.config("spark.local.dir", str(scratch / "local"))
+        .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
+        .getOrCreate()
+    )
+    owned.jvm_pids.add(SparkContext._gateway.proc.pid)
+    owned.add_since(before)
+    yield session
+    session.stop()
+    _stop_gateway()
+
+
+def _stop_gateway() -> None:
+    """End the JVM now, and not when the interpreter exits."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    gateway.shutdown()
+    gateway.proc.stdin.close()
+    gateway.proc.wait(30)
+    SparkContext._gateway = SparkContext._jvm = None
+
+
+@pytest.fixture(scope="session")
+def standalone(owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneCluster]:
+    """A standalone master and two workers (2 cores, 2 GB each) as daemons; see `StandaloneCluster`."""
+    with StandaloneCluster(tmp_path_factory.mktemp("standalone")) as cluster:
+        pids = {cluster.master_pid, *cluster.worker_pids}
+        owned.pids |= pids
+        yield cluster
+    owned.pids -= pids

@@ -1,0 +1,218 @@
+"""Find what a test leaves behind: processes, threads, listening ports, temporary directories, Spark jobs.
+
+`Snapshot.take` before the test and `find_leaks` after it; the autouse fixture ``no_leaks`` in ``conftest.py``
+does both for every test. What a session-wide fixture started is its own and is told by `Owned`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+from support.environment import TEST_ID
+from support.processes import carries, describe, kill_all, poll_until
+
+GRACE_S = 5.0
+PREFIX = "tfspark-"
+# A word of a command line that names tfspark as a module, a program or a process title. A path that leads
+# through a checkout called "tfspark" does not count.
+_NAMES_TFSPARK = re.compile(r"^tfspark($|[-.: ])|\b(import|from) tfspark\b|/bin/tfspark$")
+_THIRD_PARTY_THREADS = ("py4j.", "pyspark.")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What exists at one moment.
+
+    Attributes:
+        pids: every process on the machine.
+        threads: this process's threads.
+        ports: TCP addresses this process listens on.
+        directories: ``tfspark-*`` in the temporary directory.
+    """
+
+    pids: frozenset[int]
+    threads: frozenset[threading.Thread]
+    ports: frozenset[tuple[str, int]]
+    directories: frozenset[Path]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        """Look now."""
+        return cls(
+            frozenset(psutil.pids()),
+            frozenset(threading.enumerate()),
+            frozenset(listening_ports()),
+            frozenset(temporary_directories()),
+        )
+
+
+@dataclass
+class Owned:
+    """What session-wide fixtures started and will stop themselves.
+
+    Attributes:
+        jvm_pids: Spark JVMs; their ``pyspark.daemon`` and its idle workers belong to them.
+        pids: other processes.
+        threads: threads of this process.
+        ports: addresses this process listens on.
+    """
+
+    jvm_pids: set[int] = field(default_factory=set)
+    pids: set[int] = field(default_factory=set)
+    threads: set[threading.Thread] = field(default_factory=set)
+    ports: set[tuple[str, int]] = field(default_factory=set)
+
+    def add_since(self, before: Snapshot) -> None:
+        """Take the threads and ports that were not there at ``before``."""
+        now = Snapshot.take()
+        self.threads |= now.threads - before.threads
+        self.ports |= now.ports - before.ports
+
+
+def find_leaks(
+    before: Snapshot,
+    owned: Owned,
+    *,
+    grace_s: float = GRACE_S,
+    running_jobs: Callable[[], list[str]] = list,
+) -> list[str]:
+    """Return one line for each thing that is there now, was not there before and is nobody's.
+
+    Args:
+        before: taken when the test began.
+        owned: what belongs to session-wide fixtures.
+        grace_s: how long things may take to go away.
+        running_jobs: tells what Spark still runs, one line each.
+    """
+
+    def look() -> list[str]:
+        return [
+            *(f"process {describe(p)}" for p in leaked_processes(before, owned)),
+            *(f"thread {t.name!r} (daemon={t.daemon})" for t in leaked_threads(before, owned)),
+            *(f"listening port {host}:{port}" for host, port in leaked_ports(before, owned)),
+            *(f"temporary directory {path}" for path in sorted(temporary_directories() - before.directories)),
+            *running_jobs(),
+        ]
+
+    poll_until(lambda: not look(), grace_s)
+    return look()
+
+
+def kill_leaked_processes(before: Snapshot, owned: Owned) -> None:
+    """Kill what `find_leaks` reported as processes, so that later tests run undisturbed."""
+    kill_all(leaked_processes(before, owned))
+
+
+def leaked_processes(before: Snapshot, owned: Owned) -> list[psutil.Process]:
+    """Return new processes below this one, and new ones anywhere that carry this run's mark."""
+    mine = psutil.Process()
+    children = {p.pid: p for p in mine.children(recursive=True)}
+    mark = os.environ.get(TEST_ID, "")
+    orphans = [psutil.Process(pid) for pid in _living(psutil.pids(), before.pids | {mine.pid, *children})]
+    marked = [p for p in orphans if mark and carries(p, TEST_ID, mark)]
+    new = [p for p in children.values() if p.pid not in before.pids] + marked
+    return [p for p in new if not _belongs(p, owned)]
+
+
+def _living(pids: list[int], known: frozenset[int]) -> list[int]:
+    return [pid for pid in pids if pid not in known and psutil.pid_exists(pid)]
+
+
+def _belongs(process: psutil.Process, owned: Owned) -> bool:
+    """Say whether a process is a fixture's, Spark's idle Python worker, or gone."""
+    try:
+        line = process.cmdline()
+        if process.pid in owned.jvm_pids | owned.pids or "multiprocessing.resource_tracker" in " ".join(line):
+            return True
+        if any(_NAMES_TFSPARK.search(word) for word in line[1:]):
+            return False
+        return _is_pyspark_daemon(line) and _within_two_of(process, owned.jvm_pids)
+    except psutil.ZombieProcess:
+        # Our own child that nobody waited for is a leak; another parent's is that parent's affair.
+        return process.ppid() != os.getpid()
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_pyspark_daemon(command_line: list[str]) -> bool:
+    return "-m" in command_line and "pyspark.daemon" in command_line
+
+
+def _within_two_of(process: psutil.Process, jvm_pids: set[int]) -> bool:
+    """Say whether the JVM is the parent (the daemon) or the grandparent (its worker).
+
+    A process that a worker forked has the daemon's command line too, but is further down; one that outlived
+    its worker has lost the JVM among its ancestors.
+    """
+    return not jvm_pids.isdisjoint(p.pid for p in process.parents()[:2])
+
+
+def leaked_threads(before: Snapshot, owned: Owned) -> list[threading.Thread]:
+    """Return new threads of this process; py4j's and pyspark's own do not count."""
+    new = [t for t in threading.enumerate() if t not in before.threads and t not in owned.threads]
+    return [t for t in new if not origin_of(t).startswith(_THIRD_PARTY_THREADS)]
+
+
+def origin_of(thread: threading.Thread) -> str:
+    """Return the module whose code the thread runs, with a dot at its end.
+
+    A subclass that overrides ``run`` tells by its class, another thread by its target. `InheritableThread` of
+    pyspark runs its caller's code and so tells nothing.
+    """
+    if "run" in vars(type(thread)) and type(thread) is not threading.Thread:
+        return type(thread).__module__ + "."
+    target: Any = getattr(thread, "_target", None)
+    if "copy_local_properties" in getattr(target, "__qualname__", ""):
+        return ""
+    owner = getattr(target, "__self__", None)
+    if owner is not None and not isinstance(owner, ModuleType):
+        return type(owner).__module__ + "."
+    return getattr(target, "__module__", None) or ""
+
+
+def leaked_ports(before: Snapshot, owned: Owned) -> list[tuple[str, int]]:
+    """Return addresses this process listens on since ``before``."""
+    return sorted(listening_ports() - before.ports - owned.ports - _py4j_callback_port())
+
+
+def listening_ports() -> set[tuple[str, int]]:
+    """Return the TCP addresses this process listens on."""
+    connections = psutil.Process().net_connections(kind="tcp")
+    return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def _py4j_callback_port() -> set[tuple[str, int]]:
+    """Return the address at which pyspark takes calls from the JVM, opened at the first ``foreachBatch``."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    server = gateway.get_callback_server() if gateway is not None else None
+    if server is None:
+        return set()
+    return {(server.get_listening_address(), server.get_listening_port())}
+
+
+def temporary_directories() -> set[Path]:
+    """Return ``tfspark-*`` in the temporary directory."""
+    return set(Path(tempfile.gettempdir()).glob(PREFIX + "*"))
+
+
+def running_jobs(spark_context: Any) -> list[str]:
+    """Return one line for each Spark job and each task of a classic session that still runs.
+
+    A task can outlive its cancelled job: Spark interrupts it and does not wait.
+    """
+    tracker = spark_context._jsc.sc().statusTracker()
+    jobs = [f"Spark job {job}" for job in tracker.getActiveJobIds()]
+    tasks = sum(info.numRunningTasks() for info in tracker.getExecutorInfos())
+    return jobs + ([f"{tasks} running Spark tasks"] if tasks else [])

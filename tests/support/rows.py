@@ -1,0 +1,86 @@
+"""Small DataFrames whose rows and partitions are known exactly.
+
+Row ``i`` of the whole DataFrame has id ``i``; `features_of` and `label_of` say what else is in it, so that a
+test can compare what arrived with what was sent without keeping a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+SCHEMA = "id bigint, features array<float>, label bigint"
+_BATCH_ROWS = 1000
+
+
+def features_of(ids: np.ndarray, num_features: int = 4) -> np.ndarray:
+    """Return the feature vectors of rows.
+
+    Shapes:
+        ids: (rows,) int64
+        returns: (rows, features) float32, in [0, 1)
+    """
+    cells = np.asarray(ids, np.int64)[:, None] * num_features + np.arange(num_features)
+    # Multiplying by the golden ratio spreads neighbours over the interval (Knuth, TAOCP 6.4).
+    return ((cells * 0.6180339887498949) % 1.0).astype(np.float32)
+
+
+def label_of(ids: np.ndarray, num_classes: int = 2) -> np.ndarray:
+    """Return the labels of rows: 1-D int64, ``id % num_classes``."""
+    return np.asarray(ids, np.int64) % num_classes
+
+
+def df_with_partitions(
+    spark: SparkSession, sizes: Sequence[int], *, num_features: int = 4, num_classes: int = 2
+) -> DataFrame:
+    """Return a DataFrame (id, features, label) whose partition ``p`` has exactly ``sizes[p]`` rows.
+
+    Ids count through the partitions in order. No shuffle is involved, so adaptive execution merges nothing,
+    and a recomputed partition has the same rows in the same order.
+    """
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"sizes must be a non-empty list of row counts >= 0. Received: sizes={list(sizes)}")
+    # A range of n rows in n partitions puts row p in partition p.
+    seeds = spark.range(0, len(sizes), 1, len(sizes))
+    return seeds.mapInArrow(_expand(list(sizes), num_features, num_classes), SCHEMA)
+
+
+def partition_sizes(df: DataFrame) -> list[int]:
+    """Return the number of rows in each partition, empty ones included."""
+
+    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pyspark import TaskContext
+
+        partition = TaskContext.get().partitionId()
+        rows = sum(batch.num_rows for batch in batches)
+        yield pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]})
+
+    counted = df.mapInArrow(count, "partition bigint, rows bigint").collect()
+    return [row.rows for row in sorted(counted)]
+
+
+def _expand(
+    sizes: list[int], num_features: int, num_classes: int
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    firsts = np.concatenate([[0], np.cumsum(sizes)])
+
+    def expand(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for partition in batch.column(0).to_pylist():
+                for first in range(firsts[partition], firsts[partition + 1], _BATCH_ROWS):
+                    last = min(first + _BATCH_ROWS, firsts[partition + 1])
+                    yield _batch(np.arange(first, last, dtype=np.int64), num_features, num_classes)
+
+    return expand
+
+
+def _batch(ids: np.ndarray, num_features: int, num_classes: int) -> pa.RecordBatch:
+    flat = pa.array(features_of(ids, num_features).ravel())
+    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * num_features)
+    features = pa.ListArray.from_arrays(offsets, flat)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(ids), features, pa.array(label_of(ids, num_classes))], names=["id", "features", "label"]
+    )

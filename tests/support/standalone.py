@@ -1,0 +1,182 @@
+"""A real Spark standalone cluster on this machine: master and workers, ephemeral ports, loopback only."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from support.driver import driver_conf, submit_arguments
+from support.environment import DRIVER_ID, LOOPBACK, make_spark_home, spark_environment, write_defaults
+from support.processes import Finished, describe, kill_all, poll_until, run_to_end, wait_until_ended
+
+START_S = 60.0
+STOP_S = 15.0
+_MASTER_URL = re.compile(r"Starting Spark master at (spark://\S+)")
+_REGISTERED = re.compile(r"Successfully registered with master")
+_MASTER_CLASS = "org.apache.spark.deploy.master.Master"
+_WORKER_CLASS = "org.apache.spark.deploy.worker.Worker"
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One daemon of the cluster and the file it logs to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_for_line(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """Wait until the log holds a line like ``pattern``; fail when the daemon ends or `START_S` pass."""
+        found: list[re.Match[str]] = []
+
+        def logged_or_ended() -> bool:
+            ended = self.process.poll() is not None
+            found.extend(pattern.finditer(self.log.read_text(errors="replace")))
+            return bool(found) or ended
+
+        poll_until(logged_or_ended, START_S)
+        if not found:
+            state = "ended" if self.process.poll() is not None else f"did not say so within {START_S:g} s"
+            raise RuntimeError(
+                f"expected {self.name} to log {pattern.pattern!r}; it {state}. Its log:\n"
+                + self.log.read_text(errors="replace")[-4000:]
+            )
+        return found[0]
+
+
+@dataclass
+class StandaloneCluster:
+    """A context manager: daemons run inside ``with``, and none is left after it.
+
+    Attributes:
+        directory: holds the daemons' logs, the workers' ``work`` directories and a Spark home.
+        master_url: ``spark://127.0.0.1:<port>``, once started.
+        daemons: the master first.
+    """
+
+    directory: Path
+    num_workers: int = 2
+    cores: int = 2
+    memory: str = "2g"
+    master_url: str = ""
+    daemons: list[Daemon] = field(default_factory=list)
+
+    @property
+    def master_pid(self) -> int:
+        """Process id of the master."""
+        return self.daemons[0].process.pid
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers, in the order of their start."""
+        return [daemon.process.pid for daemon in self.daemons[1:]]
+
+    @property
+    def spark_home(self) -> Path:
+        """The Spark home of the daemons."""
+        return self.directory / "spark"
+
+    def __enter__(self) -> StandaloneCluster:
+        make_spark_home(self.spark_home)
+        write_defaults(self.directory / "conf", {})
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self) -> None:
+        master = self._launch("master", _MASTER_CLASS)
+        self.master_url = master.wait_for_line(_MASTER_URL).group(1)
+        workers = [self._launch_worker(index) for index in range(self.num_workers)]
+        for worker in workers:
+            worker.wait_for_line(_REGISTERED)
+
+    def _launch_worker(self, index: int) -> Daemon:
+        return self._launch(
+            f"worker-{index}",
+            _WORKER_CLASS,
+            *("--cores", str(self.cores)),
+            *("--memory", self.memory),
+            *("--work-dir", str(self.directory / f"work-{index}")),
+            self.master_url,
+        )
+
+    def _launch(self, name: str, daemon_class: str, *args: str) -> Daemon:
+        log = self.directory / f"{name}.log"
+        addresses = ("--host", LOOPBACK, "--port", "0", "--webui-port", "0")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(self.spark_home / "bin" / "spark-class"), daemon_class, *addresses, *args],
+                env={**self._environment(), "SPARK_DAEMON_MEMORY": "256m"},
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        daemon = Daemon(name, process, log)
+        self.daemons.append(daemon)
+        return daemon
+
+    def _environment(self) -> dict[str, str]:
+        return spark_environment(self.spark_home, self.directory / "conf", self.directory / "local")
+
+    def submit(
+        self,
+        script: Path,
+        *args: str,
+        timeout_s: float,
+        conf: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        grace_s: float = 10.0,
+    ) -> Finished:
+        """Run ``spark-submit --master <this cluster> script args...`` and return how it ended.
+
+        Args and result are those of `support.driver.run_driver`; confs are given on the command line.
+        """
+        driver_id = uuid.uuid4().hex
+        with tempfile.TemporaryDirectory(prefix="submit-") as directory:
+            home = Path(directory)
+            confs = {"spark.executor.memory": "1g", **driver_conf(home, driver_id), **(conf or {})}
+            command = [str(self.spark_home / "bin" / "spark-submit"), "--master", self.master_url]
+            return run_to_end(
+                [*command, *submit_arguments(confs, Path(script).resolve(), args)],
+                env={**self._environment(), **(env or {})},
+                mark=(DRIVER_ID, driver_id),
+                cwd=home,
+                timeout_s=timeout_s,
+                grace_s=grace_s,
+            )
+
+    def stop(self) -> None:
+        """Stop the daemons, workers first; fail if an executor outlives its worker. Twice is harmless."""
+        executors = [p for daemon in self.daemons for p in _descendants(daemon.process.pid)]
+        for daemon in reversed(self.daemons):
+            daemon.process.terminate()
+        for daemon in self.daemons:
+            daemon.process.wait(STOP_S)
+        self.daemons.clear()
+        left = wait_until_ended(executors, STOP_S)
+        names = [describe(p) for p in left]
+        kill_all(left)
+        if names:
+            raise AssertionError(f"the standalone cluster left processes behind: {names}")
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
