@@ -1,0 +1,130 @@
+"""An experiment read from YAML: defaults, then the file, then ``--set`` options.
+
+Called on the driver by ``tfspark run`` before anything else starts; the `Experiment` goes to the run. Imports
+neither Spark nor TensorFlow, so that a mistake shows within a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from tfspark.errors import ConfigError
+from tfspark.experiment.config_problems import report_errors
+from tfspark.experiment.config_schema import (
+    Callbacks,
+    Checkpoint,
+    Cluster,
+    Data,
+    EarlyStopping,
+    Experiment,
+    Export,
+    Feature,
+    Label,
+    Model,
+    Optimizer,
+    Output,
+    ReduceLROnPlateau,
+    Source,
+    Train,
+)
+from tfspark.experiment.yaml_source import Document, Dumper, Key, override, read_document
+from tfspark.shipped import find_shipped
+
+__all__ = [
+    "Callbacks",
+    "Checkpoint",
+    "Cluster",
+    "Data",
+    "EarlyStopping",
+    "Experiment",
+    "Export",
+    "Feature",
+    "Label",
+    "Model",
+    "Optimizer",
+    "Output",
+    "ReduceLROnPlateau",
+    "Source",
+    "Train",
+    "load_config",
+    "resolved_yaml",
+]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment.
+
+    Args:
+        path: a YAML file; a shipped one is found by its name too, for example ``configs/mnist_cnn.yaml``.
+        overrides: ``a.b=value`` each, the value in YAML; the later of two wins.
+
+    Returns:
+        The experiment. Paths of data that exist below the working directory are absolute.
+
+    Raises:
+        ConfigError: lists every problem with its file and line, or its option.
+    """
+    document = read_document(find_shipped(str(path)))
+    override(document, overrides, takes_dots=_is_settings)
+    experiment = _validate(document)
+    if experiment is None or document.problems:
+        raise ConfigError(_message(document))
+    return experiment
+
+
+def resolved_yaml(experiment: Experiment) -> str:
+    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal one."""
+    values = experiment.model_dump(by_alias=True)
+    return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110))
+
+
+def _validate(document: Document) -> Experiment | None:
+    try:
+        experiment = Experiment.model_validate(document.values)
+    except ValidationError as error:
+        report_errors(error, document)
+        return None
+    return experiment.model_copy(update={"data": _with_absolute_paths(experiment.data)})
+
+
+def _is_settings(key: Key) -> bool:
+    """Whether the keys below `key` are names of Spark's, which have dots in them."""
+    return key == ("cluster", "spark") or (key[0] == "data" and key[-1] == "options")
+
+
+def _with_absolute_paths(data: Data) -> Data:
+    splits = {
+        name: split.model_copy(update={"path": _absolute(split.path)})
+        for name, split in (("validation", data.validation), ("test", data.test))
+        if isinstance(split, Source)
+    }
+    return data.model_copy(update={"path": _absolute(data.path), **splits})
+
+
+def _absolute(path: str | None) -> str | None:
+    """Make a path absolute if it is there, whatever a glob in it matches; leave it to Spark if it is not."""
+    if path is None or "://" in path:
+        return path
+    certain = re.split(r"[*?\[{]", path)[0]
+    here = path if certain == path else os.path.dirname(certain)
+    return str(Path.cwd() / path) if here and os.path.exists(here) else path
+
+
+def _message(document: Document) -> str:
+    problems = sorted(document.problems, key=lambda problem: _line(problem.place))
+    if len(problems) == 1:
+        return str(problems[0])
+    return "\n  ".join([f"{len(problems)} problems in {document.path}:", *map(str, problems)])
+
+
+def _line(place: str) -> tuple[bool, int]:
+    """Sort by line, options last and in the order given."""
+    line = place.rpartition(":")[2]
+    is_option = place.startswith("--set")
+    return is_option, 0 if is_option or not line.isdigit() else int(line)

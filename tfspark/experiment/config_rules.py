@@ -1,0 +1,209 @@
+"""Rules between the keys of an experiment: each is a function over the sections it looks at.
+
+`tfspark.experiment.config_schema` applies them to a whole experiment, `tfspark.experiment.config` to the
+sections that are valid by themselves when others are not, so that one run reports everything. Pure.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from tfspark.cluster.roles import local_batch_size
+from tfspark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tfspark.experiment.config_schema import Cluster, Data, Source, Train
+
+Broken = tuple[tuple[str, ...], str]
+"""The key a rule complains about, and what was expected and came."""
+
+
+class BrokenRulesError(ValueError):
+    """Rules between keys that an experiment breaks."""
+
+    def __init__(self, broken: list[Broken]):
+        """Keep what is broken beside the message."""
+        self.broken = broken
+        super().__init__("; ".join(f"{'.'.join(key)}: {text}" for key, text in broken))
+
+
+def broken_rules(sections: Mapping[str, Any]) -> list[Broken]:
+    """Apply every rule whose sections are at hand.
+
+    Args:
+        sections: name of a section -> the valid section.
+
+    Returns:
+        What is broken, in the order of the rules.
+    """
+    broken: list[Broken] = []
+    for rule in RULES:
+        wanted = list(inspect.signature(rule).parameters)
+        if all(name in sections for name in wanted):
+            broken.extend(rule(**{name: sections[name] for name in wanted}))
+    return broken
+
+
+def sources(data: Data) -> Iterator[Broken]:
+    """Every table of rows has one source, and what belongs to it."""
+    yield from _source(("data",), data, data)
+    for name in ("validation", "test"):
+        split = getattr(data, name)
+        if not isinstance(split, float):
+            yield from _source(("data", name), split, data)
+
+
+def fractions(data: Data) -> Iterator[Broken]:
+    """Rows are left to train on."""
+    if data.validation_fraction + data.test_fraction >= 1:
+        yield (
+            ("data", "test"),
+            "expected validation and test to be less than 1 together, so that rows are left to train on; got "
+            f"{data.validation_fraction} + {data.test_fraction}",
+        )
+
+
+def label_is_no_feature(data: Data) -> Iterator[Broken]:
+    """The model does not see the answer."""
+    if data.label is not None and data.label.column in data.features:
+        yield (
+            ("data", "label", "column"),
+            f"expected a column that is not among the features, got {data.label.column!r}, which is: the "
+            "model would see the answer; take it out of data.features",
+        )
+
+
+def classes_are_distinct(data: Data) -> Iterator[Broken]:
+    """A list of classes names each once."""
+    classes = data.label.classes if data.label else None
+    if isinstance(classes, tuple) and len(set(classes)) < len(classes):
+        twice = next(value for value in classes if classes.count(value) > 1)
+        yield ("data", "label", "classes"), f"expected every class once, got {twice!r} more than once"
+
+
+def scaled_numbers(data: Data) -> Iterator[Broken]:
+    """Truth values are not scaled."""
+    for column, feature in data.features.items():
+        if feature.scale is not None and feature.dtype == "bool":
+            yield (
+                ("data", "features", column, "scale"),
+                "expected a dtype of numbers to scale, got dtype bool",
+            )
+
+
+def some_worker(cluster: Cluster) -> Iterator[Broken]:
+    """At least one node trains."""
+    if cluster.num_workers < 1:
+        others = cluster.ps + int(cluster.evaluator)
+        yield (
+            ("cluster", "executors"),
+            f"expected more than {others}, for {cluster.ps} parameter servers, {int(cluster.evaluator)} "
+            f"evaluator and at least 1 worker; got {cluster.executors}; set it to {others + 1} or more",
+        )
+
+
+def batch_divides(data: Data, cluster: Cluster) -> Iterator[Broken]:
+    """Every worker takes the same share of the global batch."""
+    if cluster.num_workers < 1:
+        return
+    try:
+        local_batch_size(data.batch_size, cluster.num_workers)
+    except ConfigError as error:
+        yield ("data", "batch_size"), str(error)
+
+
+def tensorflow_reads_tfrecord(data: Data, cluster: Cluster) -> Iterator[Broken]:
+    """Workers that read files themselves read TFRecord."""
+    if cluster.input_mode != "tensorflow":
+        return
+    for source in (data.source, data.validation_source, data.test_source):
+        if source is not None and (source.path is None or source.format not in ("tfrecord", "tfrecords")):
+            came = f"format {source.format!r}" if source.path else "a table or a query"
+            yield (
+                ("cluster", "input_mode"),
+                "expected spark, since tensorflow reads TFRecord files at a path only; "
+                f"got tensorflow with {came}; set it to spark, or write the data as tfrecord",
+            )
+            return
+
+
+def monitored_rows(data: Data, train: Train) -> Iterator[Broken]:
+    """A callback that watches a validation metric has validation rows."""
+    for name in ("early_stopping", "reduce_lr_on_plateau"):
+        callback = getattr(train.callbacks, name)
+        if callback is not None and callback.monitor.startswith("val_") and not data.has_validation:
+            yield (
+                ("train", "callbacks", name, "monitor"),
+                "expected a metric of the training rows, since there are no validation rows; "
+                f"got {callback.monitor}; "
+                f"set data.validation, or watch {callback.monitor.removeprefix('val_')}",
+            )
+
+
+def weighted_classes(data: Data, train: Train) -> Iterator[Broken]:
+    """Weights belong to known classes."""
+    if train.class_weights is None:
+        return
+    key = ("train", "class_weights")
+    if data.label is None or data.label.classes is None:
+        yield (
+            key,
+            "expected null, since there are no classes to weigh; set data.label.classes or leave it out",
+        )
+    elif isinstance(train.class_weights, Mapping):
+        unknown = [value for value in train.class_weights if not _is_class(value, data.label.classes)]
+        if unknown:
+            yield key, f"expected labels among data.label.classes, got {', '.join(map(repr, unknown))}"
+
+
+def one_learning_rate(train: Train) -> Iterator[Broken]:
+    """The learning rate is said once."""
+    if train.learning_rate is not None and train.optimizer and "learning_rate" in train.optimizer.arguments:
+        yield (
+            ("train", "learning_rate"),
+            f"expected one learning rate, got {train.learning_rate} here and "
+            f"{train.optimizer.arguments['learning_rate']} in train.optimizer; keep one of the two",
+        )
+
+
+RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
+    sources,
+    fractions,
+    label_is_no_feature,
+    classes_are_distinct,
+    scaled_numbers,
+    some_worker,
+    batch_divides,
+    tensorflow_reads_tfrecord,
+    monitored_rows,
+    weighted_classes,
+    one_learning_rate,
+)
+
+
+def _source(key: tuple[str, ...], source: Source, outer: Source) -> Iterator[Broken]:
+    given = [name for name in ("path", "table", "sql") if getattr(source, name) is not None]
+    if len(given) != 1:
+        yield key, f"expected exactly one of path, table and sql, got {' and '.join(given) or 'none'}"
+    elif given == ["path"]:
+        if (source.format or outer.format) is None:
+            yield (
+                (*key, "path"),
+                "expected a format beside it, for example format: tfrecord or format: parquet",
+            )
+    else:
+        for name, value in (
+            ("format", source.format),
+            ("schema", source.schema_ddl),
+            ("options", source.options),
+        ):
+            if value:
+                yield (*key, name), f"expected only beside a path, got it beside {given[0]}; leave it out"
+
+
+def _is_class(value: object, classes: object) -> bool:
+    if isinstance(classes, int):
+        return isinstance(value, int) and 0 <= value < classes
+    return value in classes if isinstance(classes, tuple) else True

@@ -1,0 +1,58 @@
+"""Where the configurations and models that come with tfspark are.
+
+Used on the driver by everything that takes the path of one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tfspark.errors import ConfigError
+
+_KINDS = {"configs": ".yaml", "models": ".py"}
+
+
+def find_shipped(relative: str) -> Path:
+    """Find a file by its path, or one that comes with tfspark by its name there.
+
+    Args:
+        relative: any path; ``configs/x.yaml`` and ``models/x.py`` are also looked up in the installation.
+
+    Returns:
+        The path itself if there is such a file, else that of the shipped one.
+
+    Raises:
+        ConfigError: neither is there; lists what is shipped.
+    """
+    path = Path(relative)
+    if path.is_file():
+        return path
+    root = shipped_root()
+    if root is not None and path.parts[:1] in [(kind,) for kind in _KINDS] and (root / path).is_file():
+        return root / path
+    what = "a directory" if path.is_dir() else "no such file"
+    raise ConfigError(
+        f"{relative}: expected a file, got {what}; looked from {Path.cwd()}; shipped with tfspark: "
+        f"{', '.join(list_shipped()) or 'nothing'}"
+    )
+
+
+def list_shipped() -> list[str]:
+    """Return the names of the shipped files, as `find_shipped` takes them."""
+    root = shipped_root()
+    if root is None:
+        return []
+    return [
+        f"{kind}/{path.name}"
+        for kind, suffix in _KINDS.items()
+        for path in sorted((root / kind).glob(f"*{suffix}"))
+        if not path.name.startswith("_")
+    ]
+
+
+def shipped_root() -> Path | None:
+    """Return the directory that holds ``configs`` and ``models``: in the package, or a checkout's top."""
+    package = Path(__file__).resolve().parent
+    if (package / "_shipped").is_dir():
+        return package / "_shipped"
+    return package.parent if (package.parent / "pyproject.toml").is_file() else None
