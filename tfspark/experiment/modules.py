@@ -1,0 +1,149 @@
+"""Model modules: a Python file with `build_model`, loaded by its path.
+
+Called on the driver. The functions of a `ModelModule` travel to the executors by value, inside Spark's task
+closure: the file needs to be on the driver only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tfspark.errors import ConfigError
+from tfspark.shipped import find_shipped
+
+Function = Callable[..., Any]
+
+# Hook -> the positional arguments it is called with.
+HOOKS: dict[str, tuple[str, ...]] = {
+    "build_model": ("params",),
+    "features": ("batch",),
+    "callbacks": ("params",),
+    "export": ("model", "directory"),
+}
+
+
+@dataclass(frozen=True)
+class ModelModule:
+    """The functions of a model module.
+
+    Attributes:
+        path: the file.
+        name: the module's name in this process; no import statement finds it.
+        build_model: ``build_model(params)`` returns a compiled `keras.Model`.
+        features: ``features(batch)`` returns the batch as the model takes it; None: it is taken as it is.
+        callbacks: ``callbacks(params)`` returns more Keras callbacks; None: there are none.
+        export: ``export(model, directory)`` replaces the export; None: the ordinary one is used.
+    """
+
+    path: Path
+    name: str
+    build_model: Function
+    features: Function | None = None
+    callbacks: Function | None = None
+    export: Function | None = None
+
+
+def load_model_module(path: str | Path) -> ModelModule:
+    """Load a Python file, or a shipped one such as ``models/cnn.py``, and check its functions.
+
+    `build_model` is not called. From here on whatever Spark pickles of the module is pickled by value.
+
+    Raises:
+        ConfigError: there is no such file, it fails when it is run, or a function is missing or takes other
+            arguments.
+    """
+    file = find_shipped(str(path)).resolve()
+    module = _run(file)
+    try:
+        functions = _hooks(module, file)
+    except ConfigError:
+        del sys.modules[module.__name__]
+        raise
+    _pickle_by_value(module)
+    return ModelModule(path=file, name=module.__name__, **functions)
+
+
+def _run(file: Path) -> ModuleType:
+    # A name of its own for every load: two files of one name, or two versions of one file, do not meet.
+    stem = re.sub(r"\W", "_", file.stem)
+    name = f"tfspark_model_{stem}_{uuid.uuid4().hex}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file}: expected a Python file, whose name ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up by its name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ConfigError(
+            f"{file}: expected a Python file that can be imported; {_failure(error)}"
+        ) from error
+    return module
+
+
+def _failure(error: BaseException) -> str:
+    """Describe an error with its traceback, less the frames of the import machinery."""
+    text = "".join(traceback.format_exception(_without_importer(error)))
+    return f"it raised {type(error).__name__}:\n{text.rstrip()}"
+
+
+def _without_importer(error: BaseException) -> BaseException:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in (
+        __file__,
+        "<frozen importlib._bootstrap>",
+    ):
+        trace = trace.tb_next
+    while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
+        trace = trace.tb_next
+    return error.with_traceback(trace) if trace is not None else error
+
+
+def _hooks(module: ModuleType, file: Path) -> dict[str, Function]:
+    if not hasattr(module, "build_model"):
+        raise ConfigError(
+            f"{file}: expected a function build_model(params) that returns a compiled keras.Model, got none"
+        )
+    return {name: _hook(module, name, file) for name in HOOKS if getattr(module, name, None) is not None}
+
+
+def _hook(module: ModuleType, name: str, file: Path) -> Function:
+    function: Function = getattr(module, name)
+    signature = f"{name}({', '.join(HOOKS[name])})"
+    if not callable(function):
+        raise ConfigError(
+            f"{file}: expected a function {signature}, got {type(function).__name__} {function!r}"
+        )
+    if not _accepts(function, HOOKS[name]):
+        raise ConfigError(
+            f"{file}: expected {signature}, got {name}{inspect.signature(function)}; "
+            "let it take these positional arguments and no others without a default"
+        )
+    return function
+
+
+def _accepts(function: Function, arguments: Sequence[str]) -> bool:
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        return True
+    return True
+
+
+def _pickle_by_value(module: ModuleType) -> None:
+    from pyspark.cloudpickle import register_pickle_by_value  # only here: pyspark takes its time
+
+    register_pickle_by_value(module)
