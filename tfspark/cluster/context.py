@@ -1,0 +1,161 @@
+"""`TFContext`: what ``main_fun(args, ctx)`` is given in the trainer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from tfspark.cluster.roles import NodeSpec
+from tfspark.cluster.wire import ActionClient, Json
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+
+class TFContext:
+    """A node's view of its cluster.
+
+    Attributes:
+        node: this node's role and number.
+        nodes: all nodes of the cluster.
+        host: address of this executor.
+        control: connection to the driver.
+        token: the cluster's secret.
+        settings: plain values given by the driver.
+    """
+
+    def __init__(
+        self,
+        node: NodeSpec,
+        nodes: tuple[NodeSpec, ...],
+        host: str,
+        control: ActionClient,
+        token: str,
+        settings: Json,
+        port_fd: int | None,
+    ):
+        self.node = node
+        self.nodes = nodes
+        self.host = host
+        self.control = control
+        self.token = token
+        self.settings = settings
+        self._port_fd = port_fd
+        self._began = time.monotonic()
+        self.scratch_dir = tempfile.mkdtemp(prefix="tfspark-trainer-")
+
+    @classmethod
+    def from_orders(cls, header: Json, control: ActionClient) -> TFContext:
+        """Make the context from what the node task wrote."""
+        return cls(
+            NodeSpec(**header["node"]),
+            tuple(NodeSpec(**node) for node in header["nodes"]),
+            header["host"],
+            control,
+            header["token"],
+            header["settings"],
+            header["port_fd"],
+        )
+
+    # --- who am I ----------------------------------------------------------------------------------
+
+    @property
+    def role(self) -> str:
+        """TensorFlow's task type: ``worker``, ``ps`` or ``evaluator``."""
+        return self.node.role
+
+    job_name = role
+    """TensorFlowOnSpark's name for `role`."""
+
+    @property
+    def task_index(self) -> int:
+        """Number of this node among those of its role, from 0."""
+        return self.node.task_index
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is worker 0, which writes checkpoints and exports."""
+        return self.node.role == "worker" and self.node.task_index == 0
+
+    @property
+    def num_workers(self) -> int:
+        """Workers in the cluster."""
+        return sum(node.role == "worker" for node in self.nodes)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; the same on every node."""
+        return int(self.settings["seed"])
+
+    # --- TensorFlow --------------------------------------------------------------------------------
+
+    @cached_property
+    def strategy(self) -> tf.distribute.Strategy:
+        """The ``tf.distribute`` strategy of this node, made at first use.
+
+        On workers it is `MultiWorkerMirroredStrategy` and joins the cluster, so every worker must use it;
+        on an evaluator it is the default strategy of one process.
+        """
+        from tfspark.training.strategies import make_strategy
+
+        strategy = make_strategy(self)
+        self.release_port()
+        self.report("tensorflow", seconds=time.monotonic() - self._began)
+        return strategy
+
+    def dataset(self, stream: str = "train") -> tf.distribute.DistributedDataset:
+        """Return what the driver feeds to `stream`, ready for ``model.fit(ctx.dataset(), epochs=n)``.
+
+        Each iteration is one epoch. An element is ``(features, label, weight)``, or ``(features, weight)``
+        without a label:
+
+        Shapes:
+            features: ``(B, *shape)``, or a dict of such by column name when there are several.
+            label: ``(B, *shape)``.
+            weight: ``(B,)`` float32; 0 marks rows that only fill up a batch.
+
+        B is the global batch size divided by the number of workers. The first call waits for the driver's
+        ``train()``.
+        """
+        from tfspark.feed.dataset import distributed_dataset
+
+        return distributed_dataset(self, stream)
+
+    # --- reporting and saving ----------------------------------------------------------------------
+
+    @property
+    def checkpoint_dir(self) -> str:
+        """Directory for checkpoints, as given to `TFCluster.run`; a scratch directory if none was."""
+        directory = str(self.settings.get("checkpoint_dir") or os.path.join(self.scratch_dir, "checkpoints"))
+        if "://" not in directory:
+            os.makedirs(directory, exist_ok=True)
+        return directory
+
+    def report(self, event: str, /, **fields: Any) -> None:
+        """Tell the driver's observer something, for example ``ctx.report("step", loss=0.3)``."""
+        self.control.call("report", node=self.node.index, event=event, fields=fields)
+
+    def export(self, model: keras.Model, name: str = "export") -> None:
+        """Send the model to the run directory as ``<name>/model.keras`` and ``<name>/saved_model``.
+
+        Only the chief does; calling it on every worker is right. The driver needs ``log_dir``.
+        """
+        from tfspark.training.saving import upload_model
+
+        if self.is_chief:
+            upload_model(self, model, name, ("keras", "saved_model"))
+
+    def release_port(self) -> None:
+        """Give up the socket that kept TensorFlow's port free until its server listened."""
+        if self._port_fd is not None:
+            os.close(self._port_fd)
+            self._port_fd = None
+
+    def close(self) -> None:
+        """Remove the scratch directory."""
+        shutil.rmtree(self.scratch_dir, ignore_errors=True)

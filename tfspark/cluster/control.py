@@ -1,0 +1,306 @@
+"""The control plane: a Flight server in the driver through which nodes, trainers and feed tasks speak.
+
+It holds the `Registry` (who lives), the `FeedDirectory` (who has rows) and the list of jobs (what the
+trainers shall do next), all under one lock. Calls that wait for something are answered after at most
+`LONG_POLL_S`; the caller asks again until its own deadline.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from tfspark.cluster.registry import Registry
+from tfspark.cluster.roles import NodeSpec, tf_config
+from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json
+from tfspark.errors import DeadlineError
+from tfspark.feed.directory import FeedDirectory
+
+Observer = Callable[[str, Json], None]
+
+
+class ControlPlane(ActionServer):
+    """The driver's server; see the module's docstring.
+
+    Args:
+        host: address to listen on, the one Spark's driver uses.
+        token: the cluster's secret.
+        nodes: the plan.
+        registry: the book of nodes.
+        observer: called with (event, fields) for what a person may want to see.
+        artifact_dir: where uploads of the chief are kept; None refuses them.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        token: str,
+        nodes: tuple[NodeSpec, ...],
+        registry: Registry,
+        observer: Observer,
+        artifact_dir: Path | None,
+    ):
+        self.registry = registry
+        self.directory = FeedDirectory()
+        self._nodes = nodes
+        self._observer = observer
+        self._artifact_dir = artifact_dir
+        self._jobs: list[Json] = []
+        self._done: dict[tuple[int, int], Json] = {}
+        self._sums: dict[str, dict[int, Any]] = {}
+        self._changed = threading.Condition()
+        super().__init__(host, token)
+
+    # --- the driver's side -------------------------------------------------------------------------
+
+    def wait(self, reached: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Wait for a condition over the books; raise as soon as the cluster has failed.
+
+        Raises:
+            DeadlineError: `timeout_s` passed; the message names `what`.
+            TfsparkError: a node failed meanwhile.
+        """
+        waited = 0.0
+        with self._changed:
+            while not reached():
+                if self.registry.check():
+                    raise self.registry.error()
+                if waited >= timeout_s and not self.registry.failed:
+                    raise DeadlineError(f"waited {timeout_s:g} s for {what}")
+                step = 0.2
+                self._changed.wait_for(reached, step)
+                waited += step
+
+    def update(self, change: Callable[[], Any]) -> Any:
+        """Change the books under the lock and wake whoever waits."""
+        with self._changed:
+            value = change()
+            self._changed.notify_all()
+            return value
+
+    def post_job(self, kind: str, **fields: Any) -> int:
+        """Give the trainers their next job; return its number."""
+
+        def post() -> int:
+            job = {"job": len(self._jobs) + 1, "kind": kind, **fields}
+            self._jobs.append(job)
+            return int(job["job"])
+
+        return int(self.update(post))
+
+    def job_results(self, job: int) -> dict[int, Json]:
+        """Node index -> what it reported for a job; of those that have ended it."""
+        return {node: result for (number, node), result in self._done.items() if number == job}
+
+    # --- nodes -------------------------------------------------------------------------------------
+
+    def on_register(self, request: Json) -> Json:
+        """Take in a node."""
+        reply: Json = self.update(
+            lambda: self.registry.register(
+                request["node"], request["host"], request["port"], request["versions"]
+            )
+        )
+        if reply["action"] == "go":
+            spec = self.registry.nodes[request["node"]].spec
+            self._observer("registered", {"node": spec.name, "host": request["host"]})
+        return reply
+
+    def on_assignment(self, request: Json) -> Json:
+        """Give a registered node its ``TF_CONFIG`` once all have registered."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self.registry.missing() or self._stopping(), LONG_POLL_S)
+            stop = self.registry.heartbeat(request["node"], request["attempt"])
+            if stop or self.registry.missing():
+                return {"action": "stop" if stop else "wait"}
+            spec = self.registry.nodes[request["node"]].spec
+            return {"action": "go", "tf_config": tf_config(self._nodes, self.registry.addresses(), spec)}
+
+    def on_heartbeat(self, request: Json) -> Json:
+        """Hear a node, take its new log lines, tell it whether to stop."""
+        stop = self.update(lambda: self.registry.heartbeat(request["node"], request["attempt"]))
+        self._log(request)
+        return {"stop": stop}
+
+    def on_node_ended(self, request: Json) -> Json:
+        """Take a node's last word."""
+        self._log(request)
+        self.update(
+            lambda: self.registry.node_ended(
+                request["node"], request["attempt"], request["cause"], request["log_tail"]
+            )
+        )
+        return {}
+
+    def _log(self, request: Json) -> None:
+        if request["log"]:
+            name = self.registry.nodes[request["node"]].spec.name
+            self._observer("log", {"node": name, "lines": request["log"]})
+
+    def _stopping(self) -> bool:
+        return self.registry.stopping or self.registry.failed
+
+    # --- trainers ----------------------------------------------------------------------------------
+
+    def on_trainer_ended(self, request: Json) -> Json:
+        """Take the value a trainer returned."""
+        self.update(lambda: self.registry.trainer_ended(request["node"], request["result"]))
+        return {}
+
+    def on_trainer_failed(self, request: Json) -> Json:
+        """Take the exception that ended a trainer."""
+        self.update(
+            lambda: self.registry.trainer_failed(
+                request["node"], request["cause"], request["traceback"], request["kind"]
+            )
+        )
+        return {}
+
+    def on_report(self, request: Json) -> Json:
+        """Pass on what a trainer reports of its progress."""
+        name = self.registry.nodes[request["node"]].spec.name
+        self._observer(request["event"], {"node": name, **request["fields"]})
+        return {}
+
+    def on_next_job(self, request: Json) -> Json:
+        """Give a trainer the job after the one it has done."""
+        after = request["after"]
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._jobs) > after or self._stopping(), LONG_POLL_S)
+            return self._jobs[after] if len(self._jobs) > after else {"kind": "wait"}
+
+    def on_job_done(self, request: Json) -> Json:
+        """Take a trainer's result of a job."""
+        key = (request["job"], request["node"])
+        self.update(lambda: self._done.__setitem__(key, request["result"]))
+        return {}
+
+    def on_sum(self, request: Json) -> Json:
+        """Add up arrays of all ranks: metric states, which are sums themselves.
+
+        The call is repeated until every rank has given its part; each rank's part counts once.
+        """
+        with self._changed:
+            parts = self._sums.setdefault(request["key"], {})
+            parts[request["rank"]] = request["values"]
+            self._changed.notify_all()
+            complete = self._changed.wait_for(lambda: len(parts) == request["of"], LONG_POLL_S)
+            if not complete:
+                return {"status": "wait"}
+            total = [
+                np.sum([np.asarray(part[i], np.float64) for part in parts.values()], axis=0).tolist()
+                for i in range(len(request["values"]))
+            ]
+            return {"status": "ok", "values": total}
+
+    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Take an upload: files as a stream of (path, bytes) rows, kept below the artifact directory."""
+        del context, writer
+        name = json.loads(descriptor.command)["name"]
+        if self._artifact_dir is None:
+            raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
+        receive_files(reader, self._artifact_dir, name)
+        self.update(lambda: None)
+
+    # --- the feed ----------------------------------------------------------------------------------
+
+    def on_source_up(self, request: Json) -> Json:
+        """See `FeedDirectory.source_up`."""
+        with self._changed:
+            reply = self.directory.source_up(**request)
+            if reply["action"] == "wait":
+                self._changed.wait(LONG_POLL_S)
+            self._changed.notify_all()
+            return reply
+
+    def on_offer_sample(self, request: Json) -> Json:
+        """See `FeedDirectory.offer_sample`."""
+        reply: Json = self.update(lambda: self.directory.offer_sample(**request))
+        return reply
+
+    def on_source_alive(self, request: Json) -> Json:
+        """See `FeedDirectory.source_alive`; a failed cluster stops its sources."""
+        with self._changed:
+            reply = self.directory.source_alive(**request)
+            return {"stop": reply["stop"] or self._stopping()}
+
+    def on_partition_done(self, request: Json) -> Json:
+        """See `FeedDirectory.partition_done`."""
+        reply: Json = self.update(lambda: self.directory.partition_done(**request))
+        return reply
+
+    def on_describe(self, request: Json) -> Json:
+        """See `FeedDirectory.describe`."""
+        return self._poll(lambda: self.directory.describe(**request))
+
+    def on_lease(self, request: Json) -> Json:
+        """See `FeedDirectory.lease`; held leases are asked about without waiting."""
+        wait_s = 0.0 if request["held"] else LONG_POLL_S
+        return self._poll(lambda: self.directory.lease(**request), wait_s)
+
+    def on_release(self, request: Json) -> Json:
+        """See `FeedDirectory.release`."""
+        reply: Json = self.update(lambda: self.directory.release(**request))
+        return reply
+
+    def on_agree(self, request: Json) -> Json:
+        """See `FeedDirectory.agree`; a reader that ended waits here for news."""
+        with self._changed:
+            reply = self.directory.agree(**request)
+            self._changed.notify_all()
+            known = max(reply["steps"], request["steps"])
+            if request["ended"] and not reply["final"] and reply["steps"] <= request["steps"]:
+                self._changed.wait_for(
+                    lambda: self._agree_news(request, known) or self._stopping(), LONG_POLL_S
+                )
+            return self.directory.agree(**request)
+
+    def _agree_news(self, request: Json, known: int) -> bool:
+        reply = self.directory.agree(**request)
+        return bool(reply["final"] or reply["closed"] or reply["steps"] > known)
+
+    def _poll(self, ask: Callable[[], Json], wait_s: float = LONG_POLL_S) -> Json:
+        """Ask until the answer is not ``wait``, at most `wait_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: ask()["status"] != "wait" or self._stopping(), wait_s)
+            return ask()
+
+
+def receive_files(reader: Any, directory: Path, name: str) -> None:
+    """Write an uploaded artifact below `directory`, aside first and renamed when whole.
+
+    Raises:
+        ValueError: a path of the upload leads out of the directory.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or any(part in ("..", "/") for part in parts):
+        raise ValueError(f"expected an artifact name below the run directory, got {name!r}")
+    target = directory.joinpath(*parts)
+    aside = target.with_name(f".{target.name}.partial")
+    _remove(aside)
+    for chunk in reader:
+        for path, data in zip(chunk.data.column(0).to_pylist(), chunk.data.column(1), strict=True):
+            pieces = PurePosixPath(path).parts
+            if any(piece in ("..", "/") for piece in pieces):
+                raise ValueError(f"expected a path inside the artifact, got {path!r}")
+            file = aside.joinpath(*pieces)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab") as out:
+                out.write(data.as_buffer())
+    _remove(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside.rename(target)
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

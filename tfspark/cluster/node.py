@@ -1,0 +1,298 @@
+"""The node task: an ordinary Spark task that lives as long as its node does.
+
+Runs in Spark's Python worker on an executor; imports no TensorFlow. It registers with the control plane,
+starts the trainer (a fresh operating-system process that runs TensorFlow), passes on its log, tells the
+driver that it lives, and ends it when the driver says so. The trainer inherits no file descriptor but its
+pipes and the socket that keeps its port; it dies with this process, whatever kills that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.cluster.roles import NodeSpec
+from tfspark.cluster.wire import ActionClient, Json, local_address_towards
+
+HEARTBEAT_S = 1.0
+POLL_S = 0.1
+STOP_GRACE_S = 3.0
+DRIVER_SILENCE_S = 15.0
+"""A driver that does not answer for this long is gone; the node ends."""
+LOG_TAIL_LINES = 100
+LOG_LINES_PER_HEARTBEAT = 500
+TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
+
+NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
+NODE_RESULT_DDL = "node bigint, outcome string"
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Return the versions that driver and nodes must share, without importing the packages."""
+    tensorflow = next((v for name in TENSORFLOW_DISTRIBUTIONS if (v := _version(name))), None)
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tensorflow,
+        "keras": _version("keras"),
+        "tfspark": _version("tfspark"),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class NodeTask:
+    """What a node task needs to know; called by Spark with one row: the node's number.
+
+    Attributes:
+        location: the control plane.
+        token: the cluster's secret.
+        nodes: the plan of all nodes.
+        first_index: number of the first node of this Spark job.
+        settings: plain values for the trainer's context.
+        code: the user's function and its arguments, pickled by the driver; only the trainer unpickles it.
+    """
+
+    location: str
+    token: str
+    nodes: tuple[NodeSpec, ...]
+    first_index: int
+    settings: Json
+    code: bytes
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Run the node; yield one row: node, outcome."""
+        index = self.first_index + next(iter(batches)).column(0)[0].as_py()
+        spec = self.nodes[index]
+        with ActionClient(self.location, self.token) as control:
+            outcome = _Node(self, spec, control).run()
+        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [outcome]}, NODE_RESULT)
+
+
+class _Node:
+    """One life of a node."""
+
+    def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient):
+        self._task = task
+        self._spec = spec
+        self._control = control
+        self._host = local_address_towards(task.location)
+        self._attempt = 0
+        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+        self._unsent: deque[str] = deque(maxlen=20 * LOG_LINES_PER_HEARTBEAT)
+
+    def run(self) -> str:
+        with _reserved_port() as port:
+            reply = self._control.call(
+                "register",
+                node=self._spec.index,
+                host=self._host,
+                port=port.getsockname()[1],
+                versions=installed_versions(),
+            )
+            if reply["action"] == "stop":
+                return "refused"
+            self._attempt = reply["attempt"]
+            config = self._assignment()
+            cause = "" if config is None else self._supervise(config, port)
+        self._say_ended(cause)
+        return cause or "ended"
+
+    def _assignment(self) -> str | None:
+        """Wait until all nodes have registered; the driver sets the deadline and says stop."""
+        while True:
+            reply = self._control.call("assignment", node=self._spec.index, attempt=self._attempt)
+            if reply["action"] == "stop":
+                return None
+            if reply["action"] == "go":
+                return str(reply["tf_config"])
+
+    def _supervise(self, config: str, port: socket.socket) -> str:
+        """Run the trainer to its end; return what was wrong, empty if nothing."""
+        trainer = self._start(config, port)
+        log = threading.Thread(target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True)
+        log.start()
+        try:
+            told_to_stop = self._watch(trainer)
+        finally:
+            _end(trainer)
+            log.join(STOP_GRACE_S)
+        if told_to_stop or trainer.returncode == 0:
+            return ""
+        return describe_exit(trainer.returncode)
+
+    def _start(self, config: str, port: socket.socket) -> subprocess.Popen[bytes]:
+        trainer = subprocess.Popen(
+            [sys.executable, "-m", "tfspark.cluster.trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(port.fileno(),),
+            env=self._environment(config),
+        )
+        assert trainer.stdin is not None
+        header = {
+            "location": self._task.location,
+            "token": self._task.token,
+            "node": vars(self._spec),
+            "nodes": [vars(node) for node in self._task.nodes],
+            "attempt": self._attempt,
+            "host": self._host,
+            "settings": self._task.settings,
+            "port_fd": port.fileno(),
+        }
+        with contextlib.suppress(BrokenPipeError):  # It died at once; its exit code tells.
+            write_frames(trainer.stdin, json.dumps(header).encode(), self._task.code)
+        return trainer
+
+    def _environment(self, config: str) -> dict[str, str]:
+        environment = {
+            **os.environ,
+            "TF_CONFIG": config,
+            "TF_GRPC_REUSE_PORT": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        gpus = _assigned_gpus()
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
+        return environment
+
+    def _watch(self, trainer: subprocess.Popen[bytes]) -> bool:
+        """Wait for the trainer's end, beating every second; return whether the driver said stop."""
+        heard = next_beat = time.monotonic()
+        while True:
+            try:
+                trainer.wait(POLL_S)
+                return False
+            except subprocess.TimeoutExpired:
+                pass
+            now = time.monotonic()
+            if now < next_beat:
+                continue
+            next_beat = now + HEARTBEAT_S
+            try:
+                if self._beat():
+                    return True
+                heard = now
+            except flight.FlightError:
+                if now - heard > DRIVER_SILENCE_S:
+                    return True
+
+    def _beat(self) -> bool:
+        reply = self._control.call(
+            "heartbeat",
+            timeout_s=5.0,
+            node=self._spec.index,
+            attempt=self._attempt,
+            log=self._take_log(LOG_LINES_PER_HEARTBEAT),
+        )
+        return bool(reply["stop"])
+
+    def _say_ended(self, cause: str) -> None:
+        try:
+            self._control.call(
+                "node_ended",
+                timeout_s=5.0,
+                node=self._spec.index,
+                attempt=self._attempt,
+                cause=cause,
+                log=self._take_log(len(self._unsent)),
+                log_tail=list(self._tail),
+            )
+        except flight.FlightError:
+            return  # The driver is gone; nobody is left to be told.
+
+    def _read_log(self, trainer: subprocess.Popen[bytes]) -> None:
+        assert trainer.stdout is not None
+        with trainer.stdout as stream:
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip()
+                self._tail.append(line)
+                self._unsent.append(line)
+
+    def _take_log(self, limit: int) -> list[str]:
+        return [self._unsent.popleft() for _ in range(min(limit, len(self._unsent)))]
+
+
+def describe_exit(code: int) -> str:
+    """Say in words how a process ended that did not return 0."""
+    if code >= 0:
+        return f"its trainer process exited with code {code} without reporting an error"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = "; the kernel does so when memory runs out" if code == -signal.SIGKILL else ""
+    return f"its trainer process was killed by {name}{hint}"
+
+
+def write_frames(stream: Any, *frames: bytes) -> None:
+    """Write length-prefixed byte strings and flush."""
+    for frame in frames:
+        stream.write(struct.pack("<Q", len(frame)))
+        stream.write(frame)
+    stream.flush()
+
+
+def read_frame(stream: Any) -> bytes:
+    """Read what `write_frames` wrote, one frame."""
+    (length,) = struct.unpack("<Q", stream.read(8))
+    frame: bytes = stream.read(length)
+    return frame
+
+
+def _reserved_port() -> socket.socket:
+    """Bind a free port, without listening, for the trainer's TensorFlow server to share and take over.
+
+    TensorFlow binds with SO_REUSEPORT when ``TF_GRPC_REUSE_PORT`` is set, so the port stays ours from now
+    until it listens: no other process can slip in between.
+    """
+    port = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    port.bind(("", 0))
+    return port
+
+
+def _assigned_gpus() -> str | None:
+    """Return the GPU addresses Spark gave to this task; None when it was not asked for any."""
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    resources = task.resources() if task is not None else {}
+    return ",".join(resources["gpu"].addresses) if "gpu" in resources else None
+
+
+def _end(trainer: subprocess.Popen[bytes]) -> None:
+    """Make sure the trainer is over: ask by closing its lifeline, then kill."""
+    assert trainer.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        trainer.stdin.close()
+    try:
+        trainer.wait(STOP_GRACE_S)
+    except subprocess.TimeoutExpired:
+        trainer.kill()
+        trainer.wait()

@@ -1,0 +1,92 @@
+"""What is checked on the driver before anything is launched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import ConfigError, ReservationError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SLOTS_WAIT_S = 30.0
+SLOTS_POLL_S = 0.25
+
+
+def check_settings(spark: SparkSession) -> None:
+    """Refuse Spark settings under which nodes cannot live.
+
+    Raises:
+        ConfigError: dynamic allocation is on: Spark would take executors away from waiting nodes.
+    """
+    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise ConfigError(
+            "expected spark.dynamicAllocation.enabled=false, it is true: Spark would remove executors whose nodes "
+            "only wait for data; set it to false and give a fixed spark.executor.instances (or spark.cores.max)"
+        )
+
+
+def count_slots(spark: SparkSession) -> int | None:
+    """Return how many tasks the application's executors can run at once now; None on Spark Connect."""
+    try:
+        context = spark.sparkContext._jsc.sc()
+    except Exception:
+        return None
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    return int(context.maxNumConcurrentTasks(profile))
+
+
+def check_slots(
+    spark: SparkSession,
+    num_nodes: int,
+    num_feed_slots: int,
+    timeout_s: float,
+    count: Callable[[SparkSession], int | None] = count_slots,
+) -> None:
+    """Wait until there are enough task slots; executors may still be starting.
+
+    Args:
+        spark: the session.
+        num_nodes: slots the nodes hold as long as the cluster lives.
+        num_feed_slots: slots that must stay free for the tasks that feed.
+        timeout_s: how long to wait for executors; a local master never gets more, so it is not waited for.
+        count: counts the slots; None means that they cannot be counted and the reservation will tell.
+
+    Raises:
+        ReservationError: too few slots.
+    """
+    needed = num_nodes + num_feed_slots
+    until = time.monotonic() + min(timeout_s, SLOTS_WAIT_S)
+    while True:
+        slots = count(spark)
+        if slots is None or slots >= needed:
+            return
+        if time.monotonic() > until or _is_local(spark):
+            raise ReservationError(_too_few(num_nodes, num_feed_slots, slots, spark))
+        time.sleep(SLOTS_POLL_S)  # Spark tells nobody when an executor arrives.
+
+
+def _is_local(spark: SparkSession) -> bool:
+    master = str(spark.conf.get("spark.master", ""))
+    return master == "local" or master.startswith("local[")
+
+
+def _too_few(num_nodes: int, num_feed_slots: int, slots: int, spark: SparkSession) -> str:
+    needed = num_nodes + num_feed_slots
+    feeding = f" and at least {num_feed_slots} more to feed them" if num_feed_slots else ""
+    if _is_local(spark):
+        fix = f"use --master local[{needed}] or more"
+    else:
+        fix = "raise spark.executor.cores, spark.executor.instances or spark.cores.max, or lower spark.task.cpus"
+    return (
+        f"expected {needed} task slots ({num_nodes} nodes hold one each{feeding}), Spark has {slots}; "
+        f"{fix}, or lower num_executors"
+    )
+
+
+def driver_host(spark: SparkSession) -> str:
+    """Return the address executors reach the driver by, as Spark itself uses it."""
+    host: Any = spark.conf.get("spark.driver.host", None)
+    return str(host) if host else "127.0.0.1"

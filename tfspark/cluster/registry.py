@@ -1,0 +1,229 @@
+"""The driver's book of nodes: who registered, who lives, who failed and why. No sockets, no Spark."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfspark.cluster.roles import NodeSpec
+from tfspark.errors import DataError, NodeFailedError, ReservationError, TfsparkError
+
+Json = dict[str, Any]
+
+SETTLE_S = 1.5
+"""How long after the first failure report others may still come in that explain it better."""
+
+
+@dataclass
+class Failure:
+    """Why a node ended before its time.
+
+    Attributes:
+        node: its name.
+        host: where it ran.
+        cause: one line.
+        traceback: of the trainer, when it left one.
+        log_tail: the last lines of the trainer.
+        kind: ``exception`` of user code, ``data`` (a DataError), ``collective`` (TensorFlow lost a peer:
+            likely a consequence of another node's failure), ``killed``, ``lost``.
+        at: when it was reported, monotonic seconds.
+    """
+
+    node: str
+    host: str
+    cause: str
+    traceback: str
+    kind: str
+    at: float
+    log_tail: tuple[str, ...] = ()
+
+    def to_error(self) -> TfsparkError:
+        """Return the exception the driver raises."""
+        if self.kind == "data":
+            return DataError(self.cause)
+        return NodeFailedError(self.node, self.host, self.cause, self.traceback, self.log_tail)
+
+
+@dataclass
+class Node:
+    """What is known of one node."""
+
+    spec: NodeSpec
+    attempt: int = 0
+    host: str = ""
+    address: str = ""
+    versions: Json = field(default_factory=dict)
+    heard: float = 0.0
+    ended: bool = False
+    result: Any = None
+    succeeded: bool = False
+    failure: Failure | None = None
+
+
+class Registry:
+    """All nodes of one cluster.
+
+    Args:
+        nodes: the plan.
+        heartbeat_timeout_s: silence after which a node is lost.
+        versions: the driver's own, which every node must match.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[NodeSpec],
+        heartbeat_timeout_s: float,
+        versions: Mapping[str, str | None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.nodes = {spec.index: Node(spec) for spec in nodes}
+        self.stopping = False
+        self._timeout_s = heartbeat_timeout_s
+        self._versions = dict(versions)
+        self._clock = clock
+        self._fatal: Exception | None = None
+
+    # --- what nodes say ----------------------------------------------------------------------------
+
+    def register(self, index: int, host: str, port: int, versions: Mapping[str, str | None]) -> Json:
+        """Take in a node; reply with its attempt number, the fencing token of all it says later.
+
+        A second registration means that Spark started the node's task anew: its first life was lost.
+        """
+        node = self.nodes[index]
+        if self.stopping:
+            return {"action": "stop"}
+        if node.attempt:
+            self._fail(node, "lost", "Spark started its task again: the process that ran it was killed")
+            return {"action": "stop"}
+        wrong = describe_mismatch(self._versions, versions)
+        if wrong:
+            self.fail_cluster(ReservationError(f"{node.spec.name} on {host}: {wrong}"))
+            return {"action": "stop"}
+        node.attempt, node.host, node.address = 1, host, f"{host}:{port}"
+        node.heard = self._clock()
+        return {"action": "go", "attempt": node.attempt}
+
+    def heartbeat(self, index: int, attempt: int) -> bool:
+        """Hear a node; return whether it shall stop."""
+        node = self.nodes[index]
+        if attempt != node.attempt:
+            return True
+        node.heard = self._clock()
+        return self.stopping or self.failed
+
+    def trainer_ended(self, index: int, result: Any) -> None:
+        """Note that the node's trainer returned."""
+        node = self.nodes[index]
+        node.succeeded, node.result = True, result
+
+    def trainer_failed(self, index: int, cause: str, traceback: str, kind: str) -> None:
+        """Note the exception that ended the node's trainer."""
+        self._fail(self.nodes[index], kind, cause, traceback)
+
+    def node_ended(self, index: int, attempt: int, cause: str, log_tail: Sequence[str]) -> None:
+        """Note that the node task is over; `cause` is empty when its trainer ended in order."""
+        node = self.nodes[index]
+        if attempt != node.attempt:
+            return
+        node.ended = True
+        if cause and not self.stopping:
+            self._fail(node, "killed", cause)
+        if node.failure is not None:
+            node.failure.log_tail = tuple(log_tail)
+
+    def fail_cluster(self, error: Exception) -> None:
+        """Note a failure that belongs to no node."""
+        if self._fatal is None and not self.stopping:
+            self._fatal = error
+
+    # --- what the driver asks ----------------------------------------------------------------------
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything failed."""
+        return self._fatal is not None or any(node.failure for node in self.nodes.values())
+
+    def check(self) -> bool:
+        """Look for nodes that went silent; return whether the failure can be told by now."""
+        now = self._clock()
+        for node in self.nodes.values():
+            if node.attempt and not node.ended and now - node.heard > self._timeout_s:
+                silence = f"no heartbeat for {self._timeout_s:g} s"
+                self._fail(node, "lost", f"{silence}: its executor or host is gone, or the network is cut")
+        if self._fatal is not None:
+            return True
+        failures = self._failures()
+        if not failures:
+            return False
+        if now - failures[0].at > SETTLE_S:
+            return True
+        return failures[0].kind != "collective" and self._node_named(failures[0].node).ended
+
+    def error(self) -> Exception:
+        """Return the failure that explains the others best: the first that no lost peer explains."""
+        if self._fatal is not None:
+            return self._fatal
+        return min(self._failures(), key=lambda f: (f.kind == "collective", f.at)).to_error()
+
+    def missing(self) -> list[str]:
+        """Names of the nodes that have not registered."""
+        return [node.spec.name for node in self.nodes.values() if not node.attempt]
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether every node that ever registered is over."""
+        return all(node.ended or not node.attempt for node in self.nodes.values())
+
+    def all_succeeded(self, role: str) -> bool:
+        """Whether every trainer of a role returned."""
+        return all(node.succeeded for node in self.nodes.values() if node.spec.role == role)
+
+    def addresses(self) -> dict[int, str]:
+        """Node index -> address of its TensorFlow server."""
+        return {index: node.address for index, node in self.nodes.items()}
+
+    def _failures(self) -> list[Failure]:
+        found = [node.failure for node in self.nodes.values() if node.failure is not None]
+        return sorted(found, key=lambda failure: failure.at)
+
+    def _node_named(self, name: str) -> Node:
+        return next(node for node in self.nodes.values() if node.spec.name == name)
+
+    def _fail(self, node: Node, kind: str, cause: str, traceback: str = "") -> None:
+        if node.failure is None and not node.ended:
+            node.failure = Failure(
+                node.spec.name, node.host or "an unknown host", cause, traceback, kind, self._clock()
+            )
+
+
+def describe_mismatch(expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> str:
+    """Say which versions differ between driver and node; empty when all agree.
+
+    Python and TensorFlow must agree in major and minor number: code is pickled by one and run by the
+    other. A version the driver does not have is not compared.
+    """
+    wrong = [
+        f"{name} {found.get(name) or 'is missing'}, the driver has {version}"
+        for name, version in expected.items()
+        if version is not None and _minor(version) != _minor(found.get(name))
+    ]
+    if not wrong:
+        return ""
+    return (
+        f"expected the driver's versions, found {'; '.join(wrong)}; install the same major.minor versions on "
+        "every executor, or point spark.pyspark.python to an environment that has them"
+    )
+
+
+def _minor(version: str | None) -> str:
+    return ".".join((version or "").split(".")[:2])
+
+
+def count_roles(nodes: Sequence[NodeSpec]) -> dict[str, int]:
+    """Role -> number of nodes."""
+    return dict(Counter(node.role for node in nodes))

@@ -1,0 +1,92 @@
+"""Who is who in a cluster: pure arithmetic over the numbers given to `TFCluster.run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tfspark.errors import ConfigError
+
+Role = Literal["worker", "ps", "evaluator"]
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One node of the cluster.
+
+    Attributes:
+        index: position among all nodes, 0-based; node 0 is worker 0, the chief.
+        role: TensorFlow's task type.
+        task_index: position among the nodes of the same role, 0-based.
+    """
+
+    index: int
+    role: Role
+    task_index: int
+
+    @property
+    def name(self) -> str:
+        """How messages call the node, for example ``worker 1``."""
+        return f"{self.role} {self.task_index}"
+
+
+def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> tuple[NodeSpec, ...]:
+    """Divide `num_executors` nodes into roles: `num_ps` ps, at most one evaluator, the rest workers.
+
+    Raises:
+        ConfigError: no node would be left to be a worker.
+    """
+    if num_executors < 1 or num_ps < 0:
+        raise ConfigError(
+            f"expected num_executors >= 1 and num_ps >= 0, got num_executors={num_executors}, num_ps={num_ps}"
+        )
+    counts: dict[Role, int] = {
+        "worker": num_executors - num_ps - int(eval_node),
+        "ps": num_ps,
+        "evaluator": int(eval_node),
+    }
+    if counts["worker"] < 1:
+        raise ConfigError(
+            f"expected at least one worker among the nodes, but num_executors={num_executors} less "
+            f"num_ps={num_ps} and {counts['evaluator']} evaluator leaves {counts['worker']}; "
+            f"set num_executors to {num_ps + counts['evaluator'] + 1} or more"
+        )
+    roles = [(role, i) for role, count in counts.items() for i in range(count)]
+    return tuple(NodeSpec(index, role, i) for index, (role, i) in enumerate(roles))
+
+
+def tf_config(nodes: Sequence[NodeSpec], addresses: Mapping[int, str], me: NodeSpec) -> str:
+    """Compose ``TF_CONFIG`` for one node.
+
+    Args:
+        nodes: all nodes.
+        addresses: node index -> ``host:port`` of its TensorFlow server.
+        me: the node the text is for.
+
+    Returns:
+        JSON as TensorFlow's `TFConfigClusterResolver` reads it. The evaluator is not part of the cluster
+        it looks at, as TensorFlow demands.
+    """
+    cluster: dict[str, list[str]] = {}
+    for node in nodes:
+        if node.role != "evaluator":
+            cluster.setdefault(node.role, []).append(addresses[node.index])
+    return json.dumps({"cluster": cluster, "task": {"type": me.role, "index": me.task_index}})
+
+
+def local_batch_size(global_batch_size: int, num_workers: int) -> int:
+    """Return the rows each worker contributes to a step.
+
+    Raises:
+        ConfigError: the global batch does not divide among the workers.
+    """
+    if global_batch_size < num_workers or global_batch_size % num_workers:
+        below = global_batch_size // num_workers * num_workers
+        options = [str(n) for n in (below, below + num_workers) if n > 0]
+        raise ConfigError(
+            f"expected a global batch_size that divides among {num_workers} workers, got {global_batch_size}; "
+            f"use {' or '.join(options)}"
+        )
+    return global_batch_size // num_workers

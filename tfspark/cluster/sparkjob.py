@@ -1,0 +1,70 @@
+"""One Spark job in a thread of its own, which can be waited for and cancelled."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class SparkJob:
+    """Collects a small DataFrame in the background.
+
+    Args:
+        df: what to collect.
+        description: what Spark's UI shows.
+        on_error: called with the exception when the job fails of itself.
+    """
+
+    def __init__(self, df: DataFrame, description: str, on_error: Callable[[Exception], None] | None = None):
+        self._df = df
+        self._spark = df.sparkSession
+        self._tag = f"tfspark-{uuid.uuid4().hex}"
+        self._description = description
+        self._on_error = on_error
+        self._cancelled = False
+        self._rows: list[Any] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=description.replace(" ", "-"), daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._spark.addTag(self._tag)
+        try:
+            self._describe()
+            self._rows = self._df.collect()
+        except Exception as error:
+            self._error = error
+            if self._on_error is not None and not self._cancelled:
+                self._on_error(error)
+
+    def _describe(self) -> None:
+        if hasattr(self._spark, "_jsparkSession"):
+            self._spark.sparkContext.setJobDescription(self._description)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over, one way or the other."""
+        return not self._thread.is_alive()
+
+    def result(self) -> list[Any]:
+        """Return the rows of an ended job, or raise what Spark raised."""
+        if self._error is not None:
+            raise self._error
+        return self._rows
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the job's end."""
+        self._thread.join(timeout_s)
+
+    def cancel(self) -> None:
+        """End the job if it is not over; returns when its thread has ended."""
+        if self.ended:
+            return
+        self._cancelled = True
+        self._spark.interruptTag(self._tag)
+        self._thread.join(10.0)

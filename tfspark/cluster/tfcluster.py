@@ -1,0 +1,658 @@
+"""`TFCluster`: reserve executors as TensorFlow nodes, feed them, get the results. Runs on the driver."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pyspark import cloudpickle
+
+from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
+from tfspark.cluster.preflight import check_settings, check_slots, driver_host
+from tfspark.cluster.registry import Registry
+from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
+from tfspark.cluster.sparkjob import SparkJob
+from tfspark.cluster.wire import Json, new_token
+from tfspark.errors import ConfigError, DataError, DeadlineError, ReservationError, TfsparkError
+from tfspark.feed.columns import Column, Columns
+from tfspark.feed.reader import StreamSpec
+from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
+
+if TYPE_CHECKING:
+    from pyspark import RDD, SparkContext
+    from pyspark.sql import DataFrame, SparkSession
+
+    from tfspark.feed.files import TFRecordFiles
+
+logger = logging.getLogger("tfspark")
+
+ROWS_PER_WORKER = 32
+"""Default batch of one worker, as in Keras."""
+STOP_TIMEOUT_S = 10.0
+
+
+class InputMode(Enum):
+    """Who reads the data."""
+
+    TENSORFLOW = 0
+    """Each worker reads its share of TFRecord files through tf.data."""
+    SPARK = 1
+    """Spark reads; rows of a DataFrame are streamed to the workers."""
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How rows travel; the defaults suit most.
+
+    Attributes:
+        ordered: deal rows by their position in the DataFrame, so that every run with the same data, seed
+            and number of workers trains on the same batches. Off: whoever is free takes what is there.
+        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come.
+        chunk_bytes: size of one pull.
+        buffer_bytes: rows waiting in a feed task for a pull.
+    """
+
+    ordered: bool = False
+    shuffle_rows: int = 0
+    chunk_bytes: int = 4 << 20
+    buffer_bytes: int = 32 << 20
+
+
+class TFCluster:
+    """A running cluster; made by `run`, ended by `shutdown`. Also a context manager."""
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        nodes: tuple[NodeSpec, ...],
+        code: bytes,
+        settings: Json,
+        input_mode: InputMode,
+        observer: Observer | None,
+        log_dir: str | None,
+        heartbeat_timeout_s: float,
+    ):
+        self._spark = spark
+        self._nodes = nodes
+        self._settings = settings
+        self._input_mode = input_mode
+        self._observer = observer
+        self._log_dir = None if log_dir is None else Path(log_dir).absolute()
+        self._token = new_token()
+        self._stopped = False
+        self._closed_by_trainers = False
+        self._evaluations = itertools.count(1)
+        self._train_spec: StreamSpec | None = None
+        self._jobs: list[SparkJob] = []
+        registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
+        self._control = ControlPlane(
+            driver_host(spark), self._token, nodes, registry, self._observe, self._log_dir
+        )
+        self._code = code
+
+    # --- life --------------------------------------------------------------------------------------
+
+    @classmethod
+    def run(
+        cls,
+        spark: SparkSession | SparkContext,
+        main_fun: Callable[..., Any],
+        args: Any = None,
+        num_executors: int = 1,
+        num_ps: int = 0,
+        *,
+        input_mode: InputMode = InputMode.SPARK,
+        log_dir: str | None = None,
+        reservation_timeout: float = 600.0,
+        eval_node: bool = False,
+        seed: int = 0,
+        feed_timeout: float = 600.0,
+        heartbeat_timeout: float = 10.0,
+        optimizer: Mapping[str, Any] | None = None,
+        learning_rate: float | None = None,
+        callbacks: Mapping[str, Any] | None = None,
+        checkpoint_dir: str | None = None,
+        checkpoint_every_epochs: int = 0,
+        observer: Observer | None = None,
+    ) -> TFCluster:
+        """Reserve executors and start a TensorFlow process on each.
+
+        Args:
+            spark: the session, or a SparkContext.
+            main_fun: ``main_fun(args, ctx)``, run on every node; or a function that takes no context and
+                returns a compiled `keras.Model` (``build_model(args)`` or ``build_model()``), which
+                tfspark trains itself.
+            args: first argument of `main_fun`.
+            num_executors: nodes of all roles together; each holds one Spark task slot.
+            num_ps: how many of them are parameter servers.
+            input_mode: who reads the data.
+            log_dir: the run directory on the driver's machine: logs, checkpoints and exports go there.
+            reservation_timeout: seconds until every node must have registered.
+            eval_node: reserve one node as a side-car evaluator.
+            seed: seed of weights, shuffling and dropout, the same on every worker.
+            feed_timeout: seconds the feed may stand still in any place before that is an error.
+            heartbeat_timeout: seconds of silence after which a node is lost.
+            optimizer: a Keras optimizer instead of the one `build_model` compiled: ``{"name": "sgd", ...}``.
+            learning_rate: instead of the compiled one.
+            callbacks: ``early_stopping``, ``reduce_lr_on_plateau``, ``terminate_on_nan`` with their arguments.
+            checkpoint_dir: directory for `main_fun`'s own checkpoints, on storage all executors share.
+            checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
+            observer: called with (event, fields) for phases, steps, epochs and log lines.
+
+        Raises:
+            ConfigError: an argument or a Spark setting is wrong; nothing was started.
+            ReservationError: too few slots, other versions, or a node missing at the deadline.
+        """
+        session = _session_of(spark)
+        nodes = plan_nodes(num_executors, num_ps, eval_node)
+        if num_ps:
+            raise ConfigError(
+                f"expected num_ps=0, got {num_ps}: parameter servers are not supported yet; leave num_ps out to "
+                "train synchronously (MultiWorkerMirroredStrategy)"
+            )
+        settings = {
+            "wants_context": wants_context(main_fun),
+            "seed": seed,
+            "feed_timeout_s": feed_timeout,
+            "optimizer": None if optimizer is None else dict(optimizer),
+            "learning_rate": learning_rate,
+            "callbacks": dict(callbacks or {}),
+            "checkpoint_dir": checkpoint_dir,
+            "checkpoint_every_epochs": checkpoint_every_epochs,
+        }
+        code = pickled(main_fun, args)
+        check_settings(session)
+        check_slots(session, len(nodes), int(input_mode is InputMode.SPARK), reservation_timeout)
+        cluster = cls(session, nodes, code, settings, input_mode, observer, log_dir, heartbeat_timeout)
+        try:
+            cluster._launch(reservation_timeout)
+        except BaseException:
+            cluster.stop()
+            raise
+        return cluster
+
+    def _launch(self, timeout_s: float) -> None:
+        began = time.monotonic()
+        for role in ("worker", "ps", "evaluator"):
+            group = [node for node in self._nodes if node.role == role]
+            if group:
+                self._jobs.append(self._start_nodes(role, group))
+        try:
+            self._control.wait(lambda: not self._registry.missing(), timeout_s, "the nodes to register")
+        except DeadlineError:
+            missing = self._registry.missing()
+            raise ReservationError(
+                f"reserved {len(self._nodes) - len(missing)} of {len(self._nodes)} nodes after {timeout_s:g} s; "
+                f"missing {', '.join(missing)}; see whether other jobs hold the slots, raise "
+                "reservation_timeout, or lower num_executors"
+            ) from None
+        self._observe("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
+
+    def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
+        task = NodeTask(
+            self._control.location, self._token, self._nodes, group[0].index, self._settings, self._code
+        )
+        count = len(group)
+        nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
+        return SparkJob(
+            nodes, f"tfspark {role} nodes", lambda error: self._spark_failed(f"{role} nodes", error)
+        )
+
+    def shutdown(self, timeout: float = 600.0, export: Sequence[str] = ()) -> dict[str, Any]:
+        """End the cluster in order: let the trainers finish, export, collect what they returned.
+
+        Args:
+            timeout: seconds the trainers have to return after the last row.
+            export: with `build_model`: formats to export to ``log_dir/export``: ``keras``, ``saved_model``.
+
+        Returns:
+            ``"worker 0"`` and so on -> what the node's `main_fun` returned, or for `build_model` a summary:
+            ``history``, ``rows`` per epoch, ``iterations``, ``weights_sha256``.
+
+        Raises:
+            NodeFailedError: a node failed; the cluster is torn down all the same.
+            DeadlineError: a trainer did not return in time.
+        """
+        if export and self._log_dir is None:
+            raise ConfigError("expected log_dir to be set, to hold the export; pass it to TFCluster.run")
+        try:
+            self._close_streams()
+            self._control.post_job("close", export=list(export))
+            self._control.wait(self._trainers_done, timeout, "the trainers to return after the last row")
+            self._check_identical_weights()
+            self._control.wait(lambda: self._registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
+            return {n.spec.name: n.result for n in self._registry.nodes.values()}
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the cluster now, in whatever state it is; harmless when it has ended."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._control.update(lambda: setattr(self._registry, "stopping", True))
+        self._close_streams()
+        for job in self._jobs:
+            job.join(STOP_TIMEOUT_S / 2)
+        for job in self._jobs:
+            job.cancel()
+        self._control.close()
+
+    def __enter__(self) -> TFCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self._stopped:
+            self.shutdown()
+        else:
+            self.stop()
+
+    # --- feeding -----------------------------------------------------------------------------------
+
+    def train(
+        self,
+        data: DataFrame | RDD[Any] | TFRecordFiles,
+        num_epochs: int = 1,
+        *,
+        features: Sequence[str | Column] | None = None,
+        label: str | Column | None = "label",
+        num_classes: int | None = None,
+        class_weights: Mapping[int, float] | None = None,
+        batch_size: int | None = None,
+        validation: DataFrame | None = None,
+        feeding: Feeding | None = None,
+    ) -> dict[str, list[float]]:
+        """Feed a DataFrame `num_epochs` times and wait until it is trained.
+
+        Args:
+            data: rows to train on; in `InputMode.TENSORFLOW` the files to read.
+            num_epochs: how often.
+            features: feature columns; None: every column but the label. One is fed as a tensor, several
+                as a dict by name.
+            label: label column; None: the features are their own target.
+            num_classes: check that labels lie in [0, num_classes).
+            class_weights: class -> weight of its rows in the loss.
+            batch_size: rows of a step over all workers; default 32 for each worker.
+            validation: rows to evaluate after each epoch.
+            feeding: how rows travel.
+
+        Returns:
+            With `build_model`, metric name -> value per epoch; empty for a `main_fun`.
+
+        Raises:
+            DataError: a row is not what was declared; the message names partition and row.
+            NodeFailedError: a node failed.
+        """
+        if num_epochs < 1:
+            raise ConfigError(f"expected num_epochs >= 1, got {num_epochs}")
+        if self._input_mode is InputMode.TENSORFLOW:
+            return self._train_on_files(data, num_epochs, batch_size)
+        df = _as_dataframe(self._spark, data)
+        columns = _choose_columns(df, features, label, num_classes, class_weights)
+        spec = self._train_stream(columns, batch_size, feeding or Feeding())
+        first = self._num_passes
+        self._num_passes += num_epochs
+        job = self._post_training(first, num_epochs, spec, validation)
+        selected = _select(df, columns)
+        for _ in range(num_epochs):
+            self._feed_pass("train", selected, spec)
+            if validation is not None and not self._trained(job):
+                self._feed_pass("validation", _select(_as_dataframe(self._spark, validation), columns), spec)
+            if self._trained(job):
+                break
+        return self._training_result(job)
+
+    _num_passes = 0
+
+    def evaluate(
+        self, df: DataFrame, *, columns: Columns | None = None, batch_size: int | None = None
+    ) -> dict[str, float]:
+        """Evaluate the model on all rows of a DataFrame; every row counts once.
+
+        Needs `build_model`; the columns are those of `train` unless given.
+
+        Returns:
+            Metric name -> value.
+        """
+        del batch_size
+        spec = self._train_spec
+        if self._settings["wants_context"] or spec is None:
+            raise ConfigError(
+                "expected a cluster started with build_model and trained before evaluate(), this one "
+                "runs a main_fun or was not trained; evaluate in main_fun instead"
+            )
+        name = f"evaluate-{next(self._evaluations)}"
+        used = columns or spec.columns
+        self._open_stream(name, self._local_spec(name, used, spec), self._num_workers)
+        job = self._control.post_job("evaluate", stream=name)
+        self._feed_pass(
+            name, _select(_as_dataframe(self._spark, df), used), self._local_spec(name, used, spec)
+        )
+        self._control.wait(
+            lambda: len(self._control.job_results(job)) == self._num_workers,
+            self._feed_timeout_s,
+            f"the workers to evaluate {name!r}",
+        )
+        self._control.update(lambda: self._control.directory.close_stream(name))
+        return dict(next(iter(self._control.job_results(job).values())))
+
+    def _train_stream(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
+        """Open the stream ``train`` at the first call; later calls must not differ."""
+        size = batch_size or ROWS_PER_WORKER * self._num_workers
+        spec = StreamSpec(
+            name="train",
+            columns=columns,
+            batch_size=local_batch_size(size, self._num_workers),
+            num_readers=self._num_workers,
+            synchronous=True,
+            ordered=feeding.ordered,
+            shuffle_rows=feeding.shuffle_rows,
+            seed=int(self._settings["seed"]),
+            chunk_bytes=feeding.chunk_bytes,
+            timeout_s=self._feed_timeout_s,
+        )
+        if self._train_spec is None:
+            self._buffer_bytes = feeding.buffer_bytes
+            self._open_stream("train", spec, self._num_workers)
+            self._train_spec = spec
+        elif self._train_spec != spec:
+            raise ConfigError(
+                "expected the same columns, batch_size and feeding as at the first train(), got others; shut this "
+                "cluster down and run a new one"
+            )
+        return spec
+
+    _buffer_bytes = Feeding.buffer_bytes
+
+    def _local_spec(self, name: str, columns: Columns, spec: StreamSpec) -> StreamSpec:
+        """A stream whose readers need not keep step: for evaluation."""
+        changes = {
+            "name": name,
+            "columns": columns,
+            "synchronous": False,
+            "ordered": False,
+            "shuffle_rows": 0,
+        }
+        return StreamSpec(**{**vars(spec), **changes})
+
+    def _open_stream(self, name: str, spec: StreamSpec, num_readers: int) -> None:
+        description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
+        directory = self._control.directory
+        self._control.update(lambda: directory.open_stream(name, description, num_readers, spec.ordered))
+
+    def _post_training(self, first: int, epochs: int, spec: StreamSpec, validation: Any) -> int:
+        if self._settings["wants_context"]:
+            return 0
+        if validation is not None and first == 0:
+            columns = Columns(spec.columns.features, spec.columns.label, spec.columns.num_classes)
+            self._open_stream(
+                "validation", self._local_spec("validation", columns, spec), self._num_validators
+            )
+        has_evaluator = any(node.role == "evaluator" for node in self._nodes)
+        return self._control.post_job(
+            "train",
+            first_pass=first,
+            epochs=epochs,
+            validation=validation is not None and not has_evaluator,
+            side_car=validation is not None and has_evaluator,
+        )
+
+    def _feed_pass(self, stream: str, df: DataFrame, spec: StreamSpec) -> None:
+        """Run one Spark job that serves every row of the DataFrame once, and see that all arrived."""
+        directory = self._control.directory
+        index = self._control.update(lambda: directory.open_pass(stream))
+        num_readers = self._num_validators if stream == "validation" else self._num_workers
+        task = FeedTask(
+            location=self._control.location,
+            token=self._token,
+            stream=stream,
+            index=index,
+            num_readers=num_readers,
+            batch_rows=spec.batch_size,
+            ordered=spec.ordered and stream == "train",
+            buffer_bytes=self._buffer_bytes,
+            timeout_s=self._feed_timeout_s,
+        )
+        job = SparkJob(df.mapInArrow(task, FEED_RESULT_DDL), f"tfspark feed {stream} pass {index + 1}")
+        try:
+            self._control.wait(
+                lambda: job.ended or self._trainers_gone(), float("inf"), "the Spark job that feeds"
+            )
+            if not job.ended:
+                return
+            job.result()
+            served = self._control.update(lambda: directory.finish_pass(stream, index))
+            self._check_rows(stream, index, served, num_readers)
+        finally:
+            job.cancel()
+
+    def _check_rows(self, stream: str, index: int, served: int, num_readers: int) -> None:
+        """Nothing is lost: the readers together have received what Spark has served."""
+        directory = self._control.directory
+        if not directory.has_sample(stream):
+            raise DataError(
+                f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
+            )
+        self._control.wait(
+            lambda: len(directory.rows_received(stream, index)) == num_readers or self._trainers_gone(),
+            self._feed_timeout_s,
+            f"the workers to end epoch {index + 1} of {stream!r}",
+        )
+        received = directory.rows_received(stream, index)
+        if len(received) == num_readers and sum(received.values()) != served:
+            raise TfsparkError(
+                f"expected the workers to receive the {served} rows Spark served in epoch {index + 1} of "
+                f"{stream!r}, they received {sum(received.values())}; this is a defect of tfspark, please report it"
+            )
+        self._observe("fed", {"stream": stream, "pass": index + 1, "rows": served})
+
+    def _train_on_files(self, data: Any, num_epochs: int, batch_size: int | None) -> dict[str, list[float]]:
+        from tfspark.feed.files import TFRecordFiles
+
+        if not isinstance(data, TFRecordFiles):
+            raise ConfigError(
+                f"expected TFRecordFiles in InputMode.TENSORFLOW, got {type(data).__name__}; pass "
+                "TFRecordFiles(path, columns), or use InputMode.SPARK to feed a DataFrame"
+            )
+        size = local_batch_size(batch_size or ROWS_PER_WORKER * self._num_workers, self._num_workers)
+        plan = data.plan(self._num_workers, size)
+        description = {**plan, "kind": "files", "seed": self._settings["seed"]}
+        directory = self._control.directory
+        self._control.update(lambda: directory.open_stream("train", description, self._num_workers))
+        if self._settings["wants_context"]:
+            return {}
+        job = self._control.post_job(
+            "train", first_pass=0, epochs=num_epochs, validation=False, side_car=False
+        )
+        return self._training_result(job)
+
+    def _training_result(self, job: int) -> dict[str, list[float]]:
+        if self._settings["wants_context"]:
+            return {}
+        self._control.wait(lambda: self._trained(job), float("inf"), "the workers to train")
+        return dict(self._control.job_results(job)[0]["history"])
+
+    def _trained(self, job: int) -> bool:
+        """Whether every worker has ended the job, perhaps early; a `main_fun` ends by returning."""
+        if self._settings["wants_context"]:
+            return self._trainers_gone()
+        workers = [node.index for node in self._nodes if node.role == "worker"]
+        return all(index in self._control.job_results(job) for index in workers)
+
+    # --- state -------------------------------------------------------------------------------------
+
+    @property
+    def _registry(self) -> Registry:
+        return self._control.registry
+
+    @property
+    def _num_workers(self) -> int:
+        return sum(node.role == "worker" for node in self._nodes)
+
+    @property
+    def _num_validators(self) -> int:
+        has_evaluator = any(node.role == "evaluator" for node in self._nodes)
+        return 1 if has_evaluator else self._num_workers
+
+    @property
+    def _feed_timeout_s(self) -> float:
+        return float(self._settings["feed_timeout_s"])
+
+    def _trainers_gone(self) -> bool:
+        return self._registry.all_succeeded("worker")
+
+    def _trainers_done(self) -> bool:
+        return all(self._registry.all_succeeded(role) for role in ("worker", "evaluator"))
+
+    def _check_identical_weights(self) -> None:
+        """Synchronous training keeps all workers' weights equal; anything else is an error."""
+        digests = {
+            node.spec.name: node.result["weights_sha256"]
+            for node in self._registry.nodes.values()
+            if isinstance(node.result, dict) and "weights_sha256" in node.result
+        }
+        if len(set(digests.values())) > 1 and not self._settings["wants_context"]:
+            raise TfsparkError(
+                f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
+                "that is not synchronised (see docs/troubleshooting.md)"
+            )
+
+    def _close_streams(self) -> None:
+        directory = self._control.directory
+
+        def close() -> None:
+            for name in directory.stream_names:
+                directory.close_stream(name)
+
+        self._control.update(close)
+
+    def _spark_failed(self, what: str, error: Exception) -> None:
+        failure = ReservationError(f"the Spark job of the {what} failed: {error}")
+        self._control.update(lambda: self._registry.fail_cluster(failure))
+
+    def _observe(self, event: str, fields: Json) -> None:
+        if event == "log":
+            self._keep_log(fields["node"], fields["lines"])
+        logger.debug("%s %s", event, fields)
+        if self._observer is not None:
+            self._observer(event, fields)
+
+    def _keep_log(self, node: str, lines: Sequence[str]) -> None:
+        if self._log_dir is not None:
+            folder = self._log_dir / "logs"
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"{node.replace(' ', '-')}.log").open("a") as log:
+                log.writelines(f"{line}\n" for line in lines)
+
+
+def wants_context(main_fun: Callable[..., Any]) -> bool:
+    """Tell ``main_fun(args, ctx)`` from ``build_model(args)`` and ``build_model()``.
+
+    Raises:
+        ConfigError: the function takes neither none, one nor two arguments.
+    """
+    if not callable(main_fun):
+        raise ConfigError(
+            f"expected a function main_fun(args, ctx) or build_model(params), got {type(main_fun).__name__}"
+        )
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(main_fun).parameters.values()
+    required = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
+    if len(required) > 2:
+        names = ", ".join(p.name for p in required)
+        raise ConfigError(
+            f"expected main_fun(args, ctx), build_model(params) or build_model(), got a function of ({names})"
+        )
+    return len(required) == 2
+
+
+def pickled(main_fun: Callable[..., Any], args: Any) -> bytes:
+    """Pickle the user's function for the trainers.
+
+    Raises:
+        ConfigError: it, its arguments or something it refers to cannot be pickled.
+    """
+    try:
+        code: bytes = cloudpickle.dumps((main_fun, args))
+    except Exception as error:
+        raise ConfigError(
+            f"expected a function and arguments that can be pickled, got {error}; create models, sessions and "
+            "files inside the function instead of referring to ones of the driver"
+        ) from error
+    return code
+
+
+def _session_of(spark: Any) -> SparkSession:
+    from pyspark.sql import SparkSession
+
+    if hasattr(spark, "range") and hasattr(spark, "createDataFrame"):
+        session: SparkSession = spark
+        return session
+    return SparkSession.builder.config(conf=spark.getConf()).getOrCreate()
+
+
+def _as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
+    if hasattr(data, "mapInArrow"):
+        frame: DataFrame = data
+        return frame
+    if hasattr(data, "mapPartitions"):
+        return spark.createDataFrame(data)
+    raise ConfigError(
+        f"expected a Spark DataFrame or an RDD of Rows or tuples, got {type(data).__name__}; make one with "
+        "spark.createDataFrame(...) or spark.read"
+    )
+
+
+def _choose_columns(
+    df: DataFrame,
+    features: Sequence[str | Column] | None,
+    label: str | Column | None,
+    num_classes: int | None,
+    class_weights: Mapping[int, float] | None,
+) -> Columns:
+    """Resolve names against the DataFrame.
+
+    Raises:
+        ConfigError: a column is not there; the message names the nearest.
+    """
+    label_column = Column(label) if isinstance(label, str) else label
+    if features is None:
+        features = [name for name in df.columns if label_column is None or name != label_column.name]
+    columns = Columns(
+        tuple(Column(item) if isinstance(item, str) else item for item in features),
+        label_column,
+        num_classes,
+        tuple((class_weights or {}).items()),
+    )
+    check_columns(columns, df.columns)
+    return columns
+
+
+def check_columns(columns: Columns, available: Sequence[str]) -> None:
+    """Refuse columns that the data does not have."""
+    import difflib
+
+    for name in columns.names:
+        if name not in available:
+            near = difflib.get_close_matches(name, available, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"expected a column {name!r}, the data has {sorted(available)}; {hint}name the feature and label "
+                "columns as the data does"
+            )
+
+
+def _select(df: DataFrame, columns: Columns) -> DataFrame:
+    check_columns(columns, df.columns)
+    return df.select(*[df[f"`{name}`"] for name in columns.names])

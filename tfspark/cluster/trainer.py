@@ -1,0 +1,117 @@
+"""The trainer: the only process that runs TensorFlow. Started by the node task, one per attempt.
+
+It reads its orders from standard input, which then stays open as its lifeline: when the node task goes, for
+whatever reason, the pipe closes and the trainer ends. On Linux the kernel kills it as well, in case no
+Python thread can run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from tfspark.cluster.context import TFContext
+from tfspark.cluster.node import read_frame
+from tfspark.cluster.wire import ActionClient
+from tfspark.errors import DataError
+
+PR_SET_PDEATHSIG = 1
+COLLECTIVE_ERRORS = ("UnavailableError", "AbortedError", "CancelledError", "InternalError")
+"""TensorFlow's errors that mostly mean: a peer is gone."""
+
+
+def main() -> int:
+    """Run the user's function on this node; return the exit code."""
+    orders = sys.stdin.buffer
+    _die_with_parent()
+    header = json.loads(read_frame(orders))
+    code = read_frame(orders)
+    with ActionClient(header["location"], header["token"]) as control:
+        context = TFContext.from_orders(header, control)
+        _watch_lifeline(orders, context)
+        try:
+            function, args = pickle.loads(code)
+            result = run_user_function(function, args, context)
+            control.call("trainer_ended", node=context.node.index, result=_as_json(result))
+        except BaseException as error:
+            traceback.print_exc()
+            control.call(
+                "trainer_failed",
+                node=context.node.index,
+                cause=_cause(error),
+                traceback=traceback.format_exc(),
+                kind=_kind(error),
+            )
+            return 1
+        finally:
+            context.close()
+    return 0
+
+
+def run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
+    """Call ``main_fun(args, ctx)``, or train the model that ``build_model`` returns."""
+    if context.settings["wants_context"]:
+        return function(args, context)
+    from tfspark.training.loop import run_jobs
+
+    return run_jobs(function, args, context)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _watch_lifeline(orders: BinaryIO, context: TFContext) -> None:
+    """End this process when the node task closes the pipe or dies."""
+
+    def watch() -> None:
+        orders.read(1)
+        shutil.rmtree(context.scratch_dir, ignore_errors=True)
+        os._exit(0)
+
+    threading.Thread(target=watch, name="tfspark-lifeline", daemon=True).start()
+
+
+def _as_json(result: Any) -> Any:
+    try:
+        json.dumps(result)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"main_fun returned a value that cannot travel to the driver ({error}); expected JSON: "
+            "numbers, strings, lists, dicts; convert arrays with .tolist(), save models with ctx.export"
+        ) from None
+    return result
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _kind(error: BaseException) -> str:
+    """Tell bad data and lost peers from errors of the user's code."""
+    if isinstance(error, DataError):
+        return "data"
+    chain = f"{type(error).__name__} {error}"
+    if type(error).__name__ in COLLECTIVE_ERRORS:
+        return "collective"
+    return "data" if "tfspark.errors.DataError" in chain else "exception"
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # TensorFlow's servers and threads have no orderly end; everything of ours is closed by now.
+    os._exit(code)

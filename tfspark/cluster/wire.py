@@ -1,0 +1,149 @@
+"""The one wire protocol: JSON actions over Arrow Flight, authenticated by the cluster's token.
+
+Both planes use it. A call is a Flight ``DoAction`` whose type is the name of the action and whose body and
+reply are JSON objects; bulk data travels by ``DoGet`` and ``DoPut``. Every call carries the cluster's random
+token in the ``authorization`` header; a call without it is refused before its body is read. Nothing that
+arrives is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import socket
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+Json = dict[str, Any]
+
+CALL_TIMEOUT_S = 30.0
+LONG_POLL_S = 1.0
+"""How long a server may hold a call that waits for something; the caller asks again."""
+
+_HEADER = "authorization"
+
+
+def new_token() -> str:
+    """Make the random secret of one cluster, 256 bits."""
+    return secrets.token_hex(32)
+
+
+class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuse every call that does not carry the token."""
+
+    def __init__(self, token: str):
+        super().__init__()
+        self._expected = f"Bearer {token}".encode()
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        del info
+        given = headers.get(_HEADER, [""])[0]
+        given_bytes = given if isinstance(given, bytes) else given.encode()
+        if not hmac.compare_digest(given_bytes, self._expected):
+            raise flight.FlightUnauthenticatedError("this call does not carry the cluster's token")
+
+
+class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Flight server on an ephemeral port of `host` that dispatches actions to ``on_<action>`` methods.
+
+    Handlers take the request as a dict and return a dict; they run on gRPC's threads. Serving begins with
+    construction; `close` ends it and may be called twice.
+    """
+
+    def __init__(self, host: str, token: str):
+        self.host = host
+        self._closed = False
+        super().__init__(f"grpc://{_bracketed(host)}:0", middleware={"token": _TokenCheck(token)})
+
+    @property
+    def location(self) -> str:
+        """The address clients connect to."""
+        return f"grpc://{_bracketed(self.host)}:{self.port}"
+
+    def do_action(self, context: Any, action: Any) -> Iterator[flight.Result]:
+        """Answer one action."""
+        del context
+        handler = getattr(self, f"on_{action.type}", None)
+        if handler is None:
+            raise flight.FlightServerError(f"unknown action {action.type!r}")
+        reply = handler(json.loads(action.body.to_pybytes() or b"{}"))
+        return iter([flight.Result(pa.py_buffer(json.dumps(reply).encode()))])
+
+    def close(self) -> None:
+        """Stop serving; returns when calls under way have ended."""
+        if not self._closed:
+            self._closed = True
+            self.shutdown()
+
+
+class ActionClient:
+    """Client of an `ActionServer`; usable from several threads."""
+
+    def __init__(self, location: str, token: str):
+        self.location = location
+        self._headers = [(_HEADER.encode(), f"Bearer {token}".encode())]
+        self._client = flight.connect(location)
+
+    def call(self, action: str, timeout_s: float = CALL_TIMEOUT_S, **request: Any) -> Json:
+        """Send one action and return its reply.
+
+        Raises:
+            pyarrow.flight.FlightError: the server is gone, refused the call or failed.
+        """
+        body = json.dumps(request).encode()
+        results = list(self._client.do_action(flight.Action(action, body), self._options(timeout_s)))
+        reply: Json = json.loads(results[0].body.to_pybytes())
+        return reply
+
+    def get(self, ticket: Json, timeout_s: float = CALL_TIMEOUT_S) -> pa.Table:
+        """Fetch the table a ticket names."""
+        reader = self._client.do_get(flight.Ticket(json.dumps(ticket).encode()), self._options(timeout_s))
+        return reader.read_all()
+
+    def put(
+        self, header: Json, schema: pa.Schema, batches: Iterator[pa.RecordBatch], timeout_s: float
+    ) -> None:
+        """Send a stream of record batches under a JSON header."""
+        descriptor = flight.FlightDescriptor.for_command(json.dumps(header).encode())
+        writer, _ = self._client.do_put(descriptor, schema, self._options(timeout_s))
+        with writer:
+            for batch in batches:
+                writer.write_batch(batch)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def __enter__(self) -> ActionClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _options(self, timeout_s: float) -> flight.FlightCallOptions:
+        return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
+
+
+def local_address_towards(location: str) -> str:
+    """Return this machine's address on the interface that leads to `location`.
+
+    A node or feed server binds to it: the interface Spark's driver is reached by, never all of them. No
+    packet is sent: connecting a datagram socket only chooses the route.
+    """
+    host, _, port = location.removeprefix("grpc://").rpartition(":")
+    host = host.strip("[]")
+    family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

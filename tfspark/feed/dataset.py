@@ -1,0 +1,170 @@
+"""From the feed's batches to a ``tf.distribute`` dataset. Runs in the trainer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspark.cluster.wire import Json
+from tfspark.errors import DataError, DeadlineError
+from tfspark.feed.batching import Rows
+from tfspark.feed.columns import Column, Columns, to_numpy
+from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
+from tfspark.feed.source import decode_sample
+from tfspark.training.keras_corrections import FEED_ATTRIBUTE
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+
+class Feed:
+    """All passes of one stream, as this node reads them.
+
+    Args:
+        context: the node.
+        spec: the stream.
+        sample: one row, whose shapes and types are those of the stream.
+    """
+
+    def __init__(self, context: TFContext, spec: StreamSpec, sample: Rows):
+        self.spec = spec
+        self.sample = sample
+        self.rows_per_pass: list[int] = []
+        self.next_index = 0
+        self._context = context
+        self._opened: PassReader | None = None
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows of a step over all workers."""
+        return self.spec.batch_size * self.spec.num_readers
+
+    def open_pass(self) -> PassReader:
+        """Begin to read the next pass."""
+        self._opened = PassReader(
+            self._context.control,
+            self._context.token,
+            self.spec,
+            self.next_index,
+            self._context.task_index,
+            self._context.host,
+            self.sample,
+        )
+        self.next_index += 1
+        return self._opened
+
+    def batches(self) -> Iterator[Rows]:
+        """Yield the batches of the pass that was opened, or of the next."""
+        reading = self._opened or self.open_pass()
+        self._opened = None
+        try:
+            yield from reading
+        finally:
+            reading.close()
+            self.rows_per_pass.append(reading.rows)
+
+
+def open_feed(context: TFContext, stream: str) -> Feed:
+    """Wait until the driver feeds `stream` and its first row is known.
+
+    Raises:
+        DeadlineError: the driver did not feed within ``feed_timeout_s``.
+    """
+    described = describe_stream(context, stream)
+    spec = StreamSpec.from_json(described["description"])
+    if described["sample"] is None:
+        raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
+    rows = to_numpy(decode_sample(described["sample"]), spec.columns)
+    return Feed(context, spec, {**rows, WEIGHT: np.ones(1, np.float32)})
+
+
+def describe_stream(context: TFContext, stream: str) -> Json:
+    """Ask the driver for a stream's description until it is there."""
+    timeout_s = float(context.settings["feed_timeout_s"])
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        reply = context.control.call("describe", stream=stream)
+        if reply["status"] == "ok":
+            return reply
+    raise DeadlineError(
+        f"waited feed_timeout_s={timeout_s:g} s for the first row of {stream!r}; call cluster.train(df) on the "
+        "driver, or raise feed_timeout_s if the DataFrame takes that long to compute"
+    )
+
+
+def distributed_dataset(context: TFContext, stream: str) -> tf.distribute.DistributedDataset:
+    """Return `stream` as a dataset distributed over the workers; see `TFContext.dataset`."""
+    described = describe_stream(context, stream)
+    if described["description"]["kind"] == "files":
+        from tfspark.feed.files import files_dataset
+
+        return files_dataset(context, described["description"])
+    return distribute(context.strategy, open_feed(context, stream))
+
+
+def distribute(strategy: tf.distribute.Strategy, feed: Feed) -> tf.distribute.DistributedDataset:
+    """Wrap a feed for a strategy, one batch of ``spec.batch_size`` rows per worker and step.
+
+    The feed's readers agree on the number of steps, so TensorFlow's own agreement (a collective per step)
+    is left out for this dataset.
+    """
+
+    def of_worker(input_context: Any) -> tf.data.Dataset:
+        local_replicas = input_context.num_replicas_in_sync // input_context.num_input_pipelines
+        return local_dataset(feed, local_replicas)
+
+    return distribute_from_function(strategy, of_worker, feed)
+
+
+def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:
+    """Distribute per-worker datasets that have equally many batches on every worker."""
+    extended = strategy.extended
+    before = getattr(extended, "experimental_enable_get_next_as_optional", None)
+    if before is not None:
+        extended.experimental_enable_get_next_as_optional = False
+    try:
+        dataset = strategy.distribute_datasets_from_function(of_worker)
+    finally:
+        if before is not None:
+            extended.experimental_enable_get_next_as_optional = before
+    setattr(dataset, FEED_ATTRIBUTE, feed)
+    return dataset
+
+
+def local_dataset(feed: Feed, local_replicas: int = 1) -> tf.data.Dataset:
+    """Return this worker's part of the feed as a ``tf.data.Dataset``.
+
+    A worker with several devices takes one batch per device and step.
+    """
+    spec = feed.spec
+    size = spec.batch_size if spec.synchronous else None
+    signature = {
+        name: tf.TensorSpec((size, *values.shape[1:]), _tensor_dtype(values))
+        for name, values in feed.sample.items()
+    }
+    dataset = tf.data.Dataset.from_generator(feed.batches, output_signature=signature)
+    if local_replicas > 1:
+        dataset = dataset.unbatch().batch(spec.batch_size // local_replicas, drop_remainder=True)
+    mapped = dataset.map(lambda batch: to_element(batch, spec.columns), num_parallel_calls=1)
+    return mapped.prefetch(2)
+
+
+def to_element(batch: dict[str, tf.Tensor], columns: Columns) -> tuple[Any, ...]:
+    """Turn a batch by column name into ``(features, label, weight)`` as Keras takes it."""
+    features = {column.name: _scaled(batch[column.name], column) for column in columns.features}
+    x = features if len(features) > 1 else features[columns.features[0].name]
+    if columns.label is None:
+        return x, x, batch[WEIGHT]
+    return x, _scaled(batch[columns.label.name], columns.label), batch[WEIGHT]
+
+
+def _scaled(values: tf.Tensor, column: Column) -> tf.Tensor:
+    return values if column.scale is None else tf.cast(values, tf.float32) / column.scale
+
+
+def _tensor_dtype(values: np.ndarray[Any, Any]) -> tf.DType:
+    return tf.string if values.dtype == object else tf.as_dtype(values.dtype)

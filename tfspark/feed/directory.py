@@ -1,0 +1,251 @@
+"""The feed directory: which source has rows, who reads it, when an epoch is over.
+
+Lives in the driver. Feed tasks announce their partition as a *source*, readers in the trainers *lease*
+sources, and at the end of a pass all readers agree on the number of steps. State and decisions only: no
+sockets, no Spark. Every method is called under one lock by the control plane, which wakes waiting calls
+after each change; replies are plain dicts because they travel as JSON.
+
+A *stream* is what one call of ``TFCluster.train`` or ``evaluate`` feeds; a *pass* is one run over it (an
+epoch, counted from 0).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfspark.errors import DataError
+from tfspark.feed.ranges import Ranges
+
+Json = dict[str, Any]
+
+SOURCE_SILENCE_S = 5.0
+"""A source that has not been heard of for this long is taken for dead."""
+
+
+@dataclass
+class Source:
+    """One attempt of one feed task, serving one partition."""
+
+    id: str
+    partition: int
+    location: str
+    host: str
+    heard: float
+    readers: set[int] = field(default_factory=set)
+    lost: bool = False
+
+
+@dataclass
+class FeedPass:
+    """One run over a stream."""
+
+    sources: dict[int, Source] = field(default_factory=dict)
+    done: dict[int, int] = field(default_factory=dict)
+    delivered: dict[int, Ranges] = field(default_factory=dict)
+    final: bool = False
+    announced: dict[int, int] = field(default_factory=dict)
+    ended: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass
+class Stream:
+    """What is fed, to how many readers, and how far it is."""
+
+    description: Json
+    num_readers: int
+    ordered: bool
+    passes: list[FeedPass] = field(default_factory=list)
+    sample: str | None = None
+    closed: bool = False
+
+
+class FeedDirectory:
+    """The driver's book of streams, sources, leases and agreements."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._streams: dict[str, Stream] = {}
+        self._by_id: dict[str, tuple[Stream, FeedPass, Source]] = {}
+        self._clock = clock
+
+    # --- the driver's side -------------------------------------------------------------------------
+
+    def open_stream(self, name: str, description: Json, num_readers: int, ordered: bool = False) -> None:
+        """Declare a stream before its first pass."""
+        self._streams[name] = Stream(description, num_readers, ordered)
+
+    @property
+    def stream_names(self) -> list[str]:
+        """All streams ever opened."""
+        return list(self._streams)
+
+    def open_pass(self, stream: str) -> int:
+        """Begin the next pass and return its number."""
+        passes = self._streams[stream].passes
+        passes.append(FeedPass())
+        return len(passes) - 1
+
+    def finish_pass(self, stream: str, index: int) -> int:
+        """Say that Spark has finished every partition of the pass; return the rows it served."""
+        feed_pass = self._streams[stream].passes[index]
+        feed_pass.final = True
+        return sum(feed_pass.done.values())
+
+    def close_stream(self, stream: str) -> None:
+        """Say that no further pass will come; readers and sources still at work are told to stop."""
+        self._streams[stream].closed = True
+
+    def rows_received(self, stream: str, index: int) -> dict[int, int]:
+        """Return reader -> rows it received, of the readers that have ended the pass."""
+        return dict(self._streams[stream].passes[index].ended)
+
+    def has_sample(self, stream: str) -> bool:
+        """Tell whether any row of the stream has been seen."""
+        return self._streams[stream].sample is not None
+
+    # --- the feed task's side ----------------------------------------------------------------------
+
+    def source_up(self, stream: str, index: int, partition: int, location: str, host: str) -> Json:
+        """Take in a source, or tell it to wait, or that its work is not needed.
+
+        A second attempt of a partition waits until every reader of the first has told what it received,
+        and then serves only the rest.
+        """
+        book = self._streams[stream]
+        feed_pass = book.passes[index]
+        if book.closed or partition in feed_pass.done:
+            return {"action": "stop", "rows": feed_pass.done.get(partition, 0)}
+        earlier = feed_pass.sources.get(partition)
+        if earlier is not None and not self._superseded(earlier):
+            return {"action": "wait"}
+        source = Source(uuid.uuid4().hex, partition, location, host, self._clock())
+        feed_pass.sources[partition] = source
+        self._by_id[source.id] = (book, feed_pass, source)
+        delivered = feed_pass.delivered.get(partition, Ranges())
+        return {
+            "action": "serve",
+            "source": source.id,
+            "skip": delivered.to_json(),
+            "want_sample": book.sample is None,
+        }
+
+    def offer_sample(self, stream: str, sample: str) -> Json:
+        """Keep the first row of the stream: the trainers read shapes and types from it."""
+        book = self._streams[stream]
+        if book.sample is None:
+            book.sample = sample
+        return {}
+
+    def source_alive(self, source: str) -> Json:
+        """Hear a source's heartbeat; tell it whether to go on."""
+        if source not in self._by_id:
+            return {"stop": True}
+        book, _, entry = self._by_id[source]
+        entry.heard = self._clock()
+        return {"stop": book.closed or entry.lost}
+
+    def partition_done(self, stream: str, index: int, partition: int, rows: int) -> Json:
+        """Note that a partition was served to its end and acknowledged."""
+        self._streams[stream].passes[index].done[partition] = rows
+        return {}
+
+    # --- the reader's side -------------------------------------------------------------------------
+
+    def describe(self, stream: str) -> Json:
+        """Return the stream's description and its first row, or ``wait``."""
+        book = self._streams.get(stream)
+        if book is None:
+            return {"status": "wait"}
+        needs_sample = bool(book.description.get("needs_sample"))
+        if needs_sample and book.sample is None and not book.closed:
+            return {"status": "wait"}
+        return {"status": "ok", "description": book.description, "sample": book.sample}
+
+    def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
+        """Give a reader a source, or ``wait``, or ``end`` when the pass has no more rows.
+
+        Args:
+            stream: name of the stream.
+            index: number of the pass.
+            rank: the reader.
+            host: the reader's host; sources of the same host come first, then those with fewest readers.
+            held: sources the reader has already.
+            after: for an ordered stream, the last partition the reader has finished; -1 at the start.
+        """
+        book = self._streams[stream]
+        if index >= len(book.passes):
+            return {"status": "closed" if book.closed else "wait", "passes": len(book.passes)}
+        if book.closed:
+            return {"status": "closed", "passes": len(book.passes)}
+        feed_pass = book.passes[index]
+        source = (
+            self._next_in_order(feed_pass, after)
+            if book.ordered
+            else self._best_source(feed_pass, host, held)
+        )
+        if source is not None:
+            source.readers.add(rank)
+            return {
+                "status": "source",
+                "source": source.id,
+                "location": source.location,
+                "partition": source.partition,
+            }
+        return {"status": "end" if feed_pass.final else "wait"}
+
+    def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
+        """End a lease: note what the reader received of the source, and whether the source was lost."""
+        _, feed_pass, entry = self._by_id[source]
+        feed_pass.delivered.setdefault(entry.partition, Ranges()).add_all(delivered)
+        entry.readers.discard(rank)
+        if gone and entry.partition not in feed_pass.done:
+            entry.lost = True
+        return {}
+
+    def agree(self, stream: str, index: int, rank: int, steps: int, ended: bool, rows: int) -> Json:
+        """Announce the steps a reader is sure of; learn the steps the pass will have.
+
+        Readers announce while they are blocked and when they have ended. ``steps`` of the reply is a
+        number every reader must reach; it is final once all have ended. Raises when a reader goes back.
+        """
+        feed_pass = self._streams[stream].passes[index]
+        if steps < feed_pass.announced.get(rank, 0):
+            raise DataError(f"reader {rank} announced {steps} steps after {feed_pass.announced[rank]}")
+        feed_pass.announced[rank] = steps
+        if ended:
+            feed_pass.ended[rank] = rows
+        book = self._streams[stream]
+        return {
+            "steps": max(feed_pass.announced.values()),
+            "final": len(feed_pass.ended) == book.num_readers,
+            "closed": book.closed,
+        }
+
+    # --- choices -----------------------------------------------------------------------------------
+
+    def _superseded(self, source: Source) -> bool:
+        silent = self._clock() - source.heard > SOURCE_SILENCE_S
+        source.lost = source.lost or silent
+        return source.lost and not source.readers
+
+    @staticmethod
+    def _best_source(feed_pass: FeedPass, host: str, held: list[str]) -> Source | None:
+        open_sources = [
+            source
+            for source in feed_pass.sources.values()
+            if source.partition not in feed_pass.done and not source.lost and source.id not in held
+        ]
+        if not open_sources:
+            return None
+        return min(open_sources, key=lambda s: (len(s.readers) > 0, s.host != host, len(s.readers)))
+
+    @staticmethod
+    def _next_in_order(feed_pass: FeedPass, after: int) -> Source | None:
+        partition = after + 1
+        while partition in feed_pass.done:
+            partition += 1
+        source = feed_pass.sources.get(partition)
+        return None if source is None or source.lost else source

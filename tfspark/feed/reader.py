@@ -1,0 +1,404 @@
+"""The trainer's end of the feed: pulls chunks, makes batches, agrees on the end of the pass.
+
+One thread per pass pulls, converts and batches; the training thread takes batches from a bounded queue. In
+synchronous training all readers of a stream give out the same number of batches: a reader that has run out
+of rows fills up with copies of real rows at weight 0.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.cluster.wire import ActionClient, Json
+from tfspark.errors import DataError, DeadlineError, TfsparkError
+from tfspark.feed.batching import Batcher, Rows, num_rows, pad, take
+from tfspark.feed.columns import Columns, row_weights, to_numpy
+from tfspark.feed.ranges import Ranges
+from tfspark.feed.source import CHUNK
+
+WEIGHT = "__weight__"
+"""Key of each row's weight in a batch: 0 for padding, otherwise its class's weight or 1."""
+
+BLOCKED_S = 0.05
+PREFETCH_BATCHES = 4
+"""Batches waiting for the training thread; more would be hoarded while other workers starve."""
+MAX_LEASES = 4
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """What a reader needs to know about a stream; made on the driver, sent as JSON.
+
+    Attributes:
+        name: the stream.
+        columns: what is fed.
+        batch_size: rows of a batch of one reader.
+        num_readers: how many readers share the stream.
+        synchronous: all readers give out equally many batches of equal size (padded with weight 0).
+        ordered: rows are dealt by position, so that a pass is the same in every run.
+        shuffle_rows: rows of the shuffle window of each reader; 0: as they come.
+        seed: seed of the shuffle.
+        chunk_bytes: size of one pull.
+        timeout_s: how long the reader bears that no row comes.
+    """
+
+    name: str
+    columns: Columns
+    batch_size: int
+    num_readers: int
+    synchronous: bool
+    ordered: bool
+    shuffle_rows: int
+    seed: int
+    chunk_bytes: int
+    timeout_s: float
+
+    def to_json(self) -> Json:
+        """Return a form that survives JSON."""
+        return {**vars(self), "columns": self.columns.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Json) -> StreamSpec:
+        """Rebuild what `to_json` gave."""
+        known = {key: data[key] for key in cls.__dataclass_fields__}
+        return cls(**{**known, "columns": Columns.from_json(data["columns"])})
+
+
+@dataclass
+class Lease:
+    """A source this reader pulls from."""
+
+    source: str
+    partition: int
+    client: ActionClient
+    sequence: int = 0
+    acknowledged: bool = True
+    delivered: Ranges = field(default_factory=Ranges)
+
+
+class PassReader:
+    """Reads one pass of a stream; iterate it for batches.
+
+    Args:
+        control: connection to the control plane.
+        token: the cluster's secret, for the sources.
+        spec: the stream.
+        index: number of the pass.
+        rank: this reader.
+        host: this machine, for sources of the same host.
+        filler: rows to pad with when the pass brings this reader none of its own.
+    """
+
+    def __init__(
+        self,
+        control: ActionClient,
+        token: str,
+        spec: StreamSpec,
+        index: int,
+        rank: int,
+        host: str,
+        filler: Rows,
+    ):
+        self._control = control
+        self._token = token
+        self._spec = spec
+        self._index = index
+        self._rank = rank
+        self._host = host
+        self._filler = filler
+        seeds = np.random.default_rng([spec.seed, index, rank])
+        self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, seeds)
+        self._leases: list[Lease] = []
+        self._clients: dict[str, ActionClient] = {}
+        self._last_partition = -1
+        self._rows = 0
+        self._formed = 0
+        self._queue: deque[Rows] = deque()
+        self._ended = False
+        self._stopped = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(
+            target=self._run, name=f"tfspark-reader-{spec.name}-{index}", daemon=True
+        )
+        self._thread.start()
+
+    # --- the training thread's side ----------------------------------------------------------------
+
+    def has_step(self, step: int) -> bool:
+        """Wait until it is known whether the pass has a batch number `step` (from 0); tell it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._formed > step or self._ended)
+            self._raise_error()
+            return self._formed > step
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Yield batches until the pass ends."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._queue) or self._ended)
+                if not self._queue:
+                    self._raise_error()
+                    return
+                batch = self._queue.popleft()
+                self._changed.notify_all()
+            yield batch
+
+    @property
+    def rows(self) -> int:
+        """Rows received so far, padding not counted."""
+        return self._rows
+
+    def close(self) -> None:
+        """Stop reading, whatever is left."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # --- the reading thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:
+            self._error = error
+        finally:
+            for client in self._clients.values():
+                client.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _read(self) -> None:
+        for chunk, lease in self._chunks():
+            for batch in self._converted(chunk, lease):
+                self._rows += num_rows(batch)
+                self._filler = take(batch, [0])
+                self._batcher.add(batch)
+            for rows in self._batcher.full_batches():
+                self._put(rows)
+        for rows in self._batcher.rest():
+            self._put(self._padded(rows) if self._spec.synchronous else rows)
+        self._agree_on_end()
+
+    def _padded(self, rows: Rows) -> Rows:
+        filler = {**rows, WEIGHT: np.zeros_like(rows[WEIGHT])}
+        return pad(rows, self._spec.batch_size, filler)
+
+    def _agree_on_end(self) -> None:
+        """Give out weightless batches until all readers have given out equally many."""
+        weightless = {**self._filler, WEIGHT: np.zeros(1, np.float32)}
+        waited = _Deadline(self._spec.timeout_s, "the other workers to end the epoch")
+        steps_own = self._formed
+        while not self._stopped:
+            reply = self._agree(steps_own, ended=True)
+            if self._spec.synchronous and self._formed < reply["steps"]:
+                self._put(pad(weightless, self._spec.batch_size, weightless))
+                waited.restart()
+            elif reply["final"] or reply["closed"] or not self._spec.synchronous:
+                return
+            else:
+                waited.check()
+
+    def _agree(self, steps: int, ended: bool) -> Json:
+        spec = self._spec
+        return self._control.call(
+            "agree",
+            stream=spec.name,
+            index=self._index,
+            rank=self._rank,
+            steps=steps,
+            ended=ended,
+            rows=self._rows,
+        )
+
+    def _put(self, batch: Rows) -> None:
+        """Queue a batch; while the queue is full, let nobody wait for what this reader holds."""
+        with self._changed:
+            self._queue.append(batch)
+            self._formed += 1
+            self._changed.notify_all()
+            if self._changed.wait_for(self._has_space, BLOCKED_S):
+                return
+        self._settle()
+        with self._changed:
+            self._changed.wait_for(self._has_space)
+
+    def _has_space(self) -> bool:
+        return self._stopped or len(self._queue) < PREFETCH_BATCHES
+
+    def _settle(self) -> None:
+        """Acknowledge what was received and announce the steps it makes."""
+        for lease in self._leases:
+            self._acknowledge(lease)
+        if self._spec.synchronous:
+            self._agree(self._formed + self._batcher.num_rows // self._spec.batch_size, ended=False)
+
+    def _acknowledge(self, lease: Lease) -> None:
+        if lease.acknowledged:
+            return
+        try:
+            lease.client.call("acknowledge", reader=self._rank, sequence=lease.sequence)
+            lease.acknowledged = True
+        except flight.FlightError:
+            return  # The source is gone; the next pull finds out and reports it.
+
+    def _converted(self, chunk: pa.Table, lease: Lease) -> Iterator[Rows]:
+        columns = self._spec.columns
+        first_rows = [first for first, _ in json.loads(chunk.schema.metadata[CHUNK])["ranges"]]
+        for batch, first_row in zip(chunk.to_batches(), first_rows, strict=False):
+            try:
+                rows = to_numpy(batch, columns)
+            except DataError as error:
+                raise DataError(_located(str(error), lease.partition, first_row)) from None
+            self._check_shapes(rows, lease.partition)
+            rows[WEIGHT] = self._weights(rows, batch.num_rows)
+            yield rows
+
+    def _weights(self, rows: Rows, count: int) -> Any:
+        columns = self._spec.columns
+        if columns.label is None or not columns.class_weights:
+            return np.ones(count, np.float32)
+        return row_weights(rows[columns.label.name], columns.class_weights)
+
+    def _check_shapes(self, rows: Rows, partition: int) -> None:
+        for name, values in rows.items():
+            expected = self._filler[name].shape[1:]
+            if values.shape[1:] != expected:
+                raise DataError(
+                    f"partition {partition}: column {name!r} has values of shape {list(values.shape[1:])}, those "
+                    f"before it {list(expected)}; expected arrays of one shape; pad or filter them before feeding"
+                )
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    def _chunks(self) -> Iterator[tuple[pa.Table, Lease]]:
+        """Yield chunks until the pass has no more rows for this reader."""
+        idle = _Deadline(self._spec.timeout_s, f"rows of epoch {self._index + 1} of {self._spec.name!r}")
+        while not self._stopped:
+            if not self._leases and not self._lease():
+                if self._over:
+                    return
+                idle.check()
+                continue
+            lease = self._leases[0]
+            status, chunk = self._pull(lease)
+            if status == "chunk":
+                idle.restart()
+                yield chunk, lease
+            elif status == "wait":
+                self._try_another()
+                idle.check()
+            else:
+                self._release(lease, gone=status == "gone")
+
+    @property
+    def _over(self) -> bool:
+        return self._end_status in ("end", "closed")
+
+    _end_status = ""
+
+    def _lease(self) -> bool:
+        reply = self._control.call(
+            "lease",
+            stream=self._spec.name,
+            index=self._index,
+            rank=self._rank,
+            host=self._host,
+            held=[lease.source for lease in self._leases],
+            after=self._last_partition,
+        )
+        self._end_status = reply["status"]
+        if reply["status"] == "closed" and self._index >= reply["passes"]:
+            raise TfsparkError(
+                f"epoch {self._index + 1} of {self._spec.name!r} was asked for, but the driver fed "
+                f"{reply['passes']}; pass num_epochs={self._index + 1} to train(), or train fewer epochs"
+            )
+        if reply["status"] != "source":
+            return False
+        client = self._client(reply["location"])
+        self._leases.append(Lease(reply["source"], reply["partition"], client))
+        return True
+
+    def _client(self, location: str) -> ActionClient:
+        if location not in self._clients:
+            self._clients[location] = ActionClient(location, self._token)
+        return self._clients[location]
+
+    def _pull(self, lease: Lease) -> tuple[str, pa.Table]:
+        ticket = {
+            "reader": self._rank,
+            "acknowledged": lease.sequence,
+            "max_bytes": self._spec.chunk_bytes,
+        }
+        try:
+            table = lease.client.get(ticket)
+        except flight.FlightError:
+            return "gone", None
+        chunk = json.loads(table.schema.metadata[CHUNK])
+        lease.acknowledged = chunk["status"] != "chunk"
+        lease.sequence = chunk["sequence"]
+        lease.delivered.add_all(chunk["ranges"])
+        return chunk["status"], table
+
+    def _try_another(self) -> None:
+        """The source has no row ready: lease a further one, or turn to the next of those held."""
+        if not self._spec.ordered and len(self._leases) < MAX_LEASES:
+            self._lease()
+        self._leases.append(self._leases.pop(0))
+
+    def _release(self, lease: Lease, gone: bool) -> None:
+        self._leases.remove(lease)
+        self._clients.pop(lease.client.location).close()
+        if not gone:
+            self._last_partition = lease.partition
+        self._control.call(
+            "release",
+            source=lease.source,
+            rank=self._rank,
+            delivered=lease.delivered.to_json(),
+            gone=gone,
+        )
+
+
+class _Deadline:
+    """A named wait that must not last; restarted by progress."""
+
+    def __init__(self, timeout_s: float, what: str):
+        self._timeout_s = timeout_s
+        self._what = what
+        self.restart()
+
+    def restart(self) -> None:
+        self._until = time.monotonic() + self._timeout_s
+
+    def check(self) -> None:
+        if time.monotonic() > self._until:
+            raise DeadlineError(
+                f"waited feed_timeout_s={self._timeout_s:g} s for {self._what} and none came; see whether the "
+                "Spark job that feeds is running (it needs a free slot), or raise feed_timeout_s"
+            )
+
+
+def _located(message: str, partition: int, first_row: int) -> str:
+    """Turn ``row 3: ...`` of a batch into ``partition 2, row 503: ...``."""
+    head, separator, rest = message.partition(":")
+    number = head.removeprefix("row ")
+    if separator and number.isdigit():
+        return f"partition {partition}, row {first_row + int(number)}:{rest}"
+    return f"partition {partition}: {message}"

@@ -1,0 +1,388 @@
+"""The feed task: serves one partition's rows to whoever leases it.
+
+Runs in Spark's Python worker, an ordinary Spark task. It imports neither TensorFlow nor pandas. Spark's
+iterator fills a buffer bounded in bytes; readers pull chunks out of it over Arrow Flight, and each pull
+acknowledges the chunk before. The task ends when every chunk is acknowledged.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.cluster.wire import LONG_POLL_S, ActionClient, ActionServer, Json, local_address_towards
+from tfspark.errors import DeadlineError
+from tfspark.feed.ranges import Ranges
+
+HEARTBEAT_S = 1.0
+PULL_WAIT_S = 0.2
+CHUNK = b"tfspark.chunk"
+"""Key of a pulled table's schema metadata under which the chunk's identity travels."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of the partition, for one queue."""
+
+    first_row: int
+    batch: pa.RecordBatch
+
+
+def stripes(
+    first_row: int, num_rows: int, stripe_rows: int, num_readers: int, offset: int
+) -> Iterator[tuple[int, int, int]]:
+    """Divide rows among readers by their position alone: stripe ``s`` belongs to reader ``(s + offset) % n``.
+
+    Args:
+        first_row: position of the first row in its partition.
+        num_rows: how many rows follow.
+        stripe_rows: rows per stripe, a worker's batch.
+        num_readers: n.
+        offset: rotation, the partition's number, so that short partitions do not all go to reader 0.
+
+    Yields:
+        (reader, start, length), start counted from `first_row`.
+    """
+    start = 0
+    while start < num_rows:
+        stripe, within = divmod(first_row + start, stripe_rows)
+        length = min(stripe_rows - within, num_rows - start)
+        yield (stripe + offset) % num_readers, start, length
+        start += length
+
+
+class ChunkBuffer:
+    """A partition's rows between Spark's iterator and the readers; bounded in bytes; thread-safe.
+
+    Args:
+        limit_bytes: `offer` blocks while more than this is waiting to be pulled.
+        timeout_s: how long `offer` and `wait_served` bear without any pull.
+        num_readers: readers of the stream.
+        batch_rows: rows of one reader's batch; the least that is worth a pull.
+        stripe_rows: if set, rows are dealt to readers by position (see `stripes`); None: first come.
+        offset: rotation of the stripes.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        timeout_s: float,
+        num_readers: int,
+        batch_rows: int,
+        stripe_rows: int | None = None,
+        offset: int = 0,
+    ):
+        self._limit = limit_bytes
+        self._timeout_s = timeout_s
+        self._num_readers = num_readers
+        self._batch_rows = batch_rows
+        self._stripe_rows = stripe_rows
+        self._offset = offset
+        num_queues = 1 if stripe_rows is None else num_readers
+        self._queues: list[deque[Piece]] = [deque() for _ in range(num_queues)]
+        self._bytes = 0
+        self._rows = 0
+        self._pulls = 0
+        self._unacknowledged: dict[int, int] = {}
+        self._finished = False
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def offer(self, first_row: int, batch: pa.RecordBatch) -> bool:
+        """Put rows in, waiting for space. Returns False when the buffer was stopped."""
+        with self._changed:
+            self._wait_while_pulled(lambda: self._bytes < self._limit or self._stopped)
+            for queue, start, length in self._dealt(first_row, batch.num_rows):
+                self._queues[queue].append(Piece(first_row + start, batch.slice(start, length)))
+            self._bytes += batch.nbytes
+            self._rows += batch.num_rows
+            self._changed.notify_all()
+            return not self._stopped
+
+    def finish(self) -> None:
+        """Say that the partition has no more rows."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Give up: the stream was closed."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
+    def pull(
+        self, reader: int, acknowledged: int, max_bytes: int, wait_s: float
+    ) -> tuple[str, list[Piece], int]:
+        """Take the next chunk for a reader, acknowledging what it had before.
+
+        Returns:
+            (status, pieces, sequence number to acknowledge): ``chunk``; ``wait`` when nothing came within
+            `wait_s`; ``end`` when the partition is served and acknowledged, or stopped.
+        """
+        with self._changed:
+            self._acknowledge(reader, acknowledged)
+            self._pulls += 1
+            queue = self._queues[0 if self._stripe_rows is None else reader]
+            self._changed.wait_for(lambda: bool(queue) or self._over_for(reader), wait_s)
+            if queue and not self._stopped:
+                pieces = self._take(queue, self._grant_rows(queue, max_bytes))
+                sequence = acknowledged + 1
+                self._unacknowledged[reader] = sequence
+                self._changed.notify_all()
+                return "chunk", pieces, sequence
+            return ("end" if self._over_for(reader) else "wait"), [], acknowledged
+
+    def acknowledge(self, reader: int, sequence: int) -> None:
+        """Note that a chunk has arrived."""
+        with self._changed:
+            self._acknowledge(reader, sequence)
+
+    def wait_served(self) -> None:
+        """Wait until every row is acknowledged or the buffer was stopped."""
+        with self._changed:
+            self._wait_while_pulled(self._over)
+
+    def _wait_while_pulled(self, reached: Callable[[], bool]) -> None:
+        """Wait for a condition as long as pulls come; the deadline counts from the last of them."""
+        while not reached():
+            pulls = self._pulls
+            if not self._changed.wait_for(
+                lambda seen=pulls: reached() or self._pulls != seen, self._timeout_s
+            ):
+                raise DeadlineError(
+                    f"no trainer took a row within feed_timeout_s={self._timeout_s:g} s though {self._rows} rows "
+                    "were waiting; raise feed_timeout_s if a training step may take that long"
+                )
+
+    def _over(self) -> bool:
+        empty = not any(self._queues) and not self._unacknowledged
+        return self._stopped or (self._finished and empty)
+
+    def _over_for(self, reader: int) -> bool:
+        """With dealt rows a reader is done with its own; otherwise it may still get what another lost."""
+        if self._stripe_rows is None:
+            return self._over()
+        own_end = self._finished and not self._queues[reader] and reader not in self._unacknowledged
+        return self._stopped or own_end
+
+    def _acknowledge(self, reader: int, sequence: int) -> None:
+        if self._unacknowledged.get(reader) == sequence:
+            del self._unacknowledged[reader]
+            self._changed.notify_all()
+
+    def _dealt(self, first_row: int, num_rows: int) -> Iterator[tuple[int, int, int]]:
+        if self._stripe_rows is None:
+            return iter([(0, 0, num_rows)])
+        return stripes(first_row, num_rows, self._stripe_rows, self._num_readers, self._offset)
+
+    def _grant_rows(self, queue: deque[Piece], max_bytes: int) -> int:
+        """Return how many rows one pull may take: a chunk of bytes, less towards the partition's end.
+
+        Once Spark has delivered everything, a pull takes at most the (n + 1)-th part of what is left, so
+        that the readers end together (guided self-scheduling: Polychronopoulos and Kuck, 1987).
+        """
+        head = queue[0].batch
+        by_bytes = max(1, int(max_bytes * head.num_rows / max(head.nbytes, 1)))
+        if not self._finished or self._stripe_rows is not None:
+            return max(by_bytes, self._batch_rows)
+        fair = self._rows // (self._num_readers + 1)
+        return max(min(by_bytes, fair), self._batch_rows)
+
+    def _take(self, queue: deque[Piece], count: int) -> list[Piece]:
+        taken: list[Piece] = []
+        while queue and count:
+            piece = queue.popleft()
+            if piece.batch.num_rows > count:
+                rest = Piece(piece.first_row + count, piece.batch.slice(count))
+                queue.appendleft(rest)
+                piece = Piece(piece.first_row, piece.batch.slice(0, count))
+            taken.append(piece)
+            count -= piece.batch.num_rows
+            self._rows -= piece.batch.num_rows
+            self._bytes -= piece.batch.nbytes
+        if not any(self._queues):
+            self._bytes = 0
+        return taken
+
+
+class SourceServer(ActionServer):
+    """Serves one `ChunkBuffer` over Flight."""
+
+    def __init__(self, host: str, token: str, buffer: ChunkBuffer, schema: pa.Schema):
+        self._buffer = buffer
+        self._schema = schema
+        super().__init__(host, token)
+
+    def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
+        """Answer one pull."""
+        del context
+        request = json.loads(ticket.ticket)
+        status, pieces, sequence = self._buffer.pull(
+            request["reader"], request["acknowledged"], request["max_bytes"], PULL_WAIT_S
+        )
+        ranges = [[piece.first_row, piece.first_row + piece.batch.num_rows] for piece in pieces]
+        chunk = json.dumps({"status": status, "sequence": sequence, "ranges": ranges})
+        table = pa.Table.from_batches([piece.batch for piece in pieces], self._schema)
+        return flight.RecordBatchStream(table.replace_schema_metadata({CHUNK: chunk}))
+
+    def on_acknowledge(self, request: Json) -> Json:
+        """Take an acknowledgement that comes without a pull."""
+        self._buffer.acknowledge(request["reader"], request["sequence"])
+        return {}
+
+
+@dataclass(frozen=True)
+class FeedTask:
+    """What a feed task needs to know; called by Spark with the partition's batches.
+
+    Attributes:
+        location: the control plane.
+        token: the cluster's secret.
+        stream: name of the stream.
+        index: number of the pass.
+        num_readers: readers of the stream.
+        batch_rows: rows of one reader's batch.
+        ordered: deal rows by position instead of first come, first served.
+        buffer_bytes: bound of the buffer between Spark and the readers.
+        timeout_s: how long the feed may stand still before that is an error.
+    """
+
+    location: str
+    token: str
+    stream: str
+    index: int
+    num_readers: int
+    batch_rows: int
+    ordered: bool
+    buffer_bytes: int
+    timeout_s: float
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Serve the partition; yield one row: partition, rows."""
+        from pyspark import TaskContext
+
+        task = TaskContext.get()
+        partition = task.partitionId() if task is not None else 0
+        with ActionClient(self.location, self.token) as control:
+            rows = self._serve(control, partition, batches)
+            control.call(
+                "partition_done", stream=self.stream, index=self.index, partition=partition, rows=rows
+            )
+        yield pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+
+    def _serve(self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
+        first = next((batch for batch in batches if batch.num_rows), None)
+        if first is None:
+            return 0
+        buffer = ChunkBuffer(
+            self.buffer_bytes,
+            self.timeout_s,
+            self.num_readers,
+            self.batch_rows,
+            self.batch_rows if self.ordered else None,
+            partition,
+        )
+        server = SourceServer(local_address_towards(self.location), self.token, buffer, first.schema)
+        try:
+            reply = self._announce(control, partition, server)
+            if reply["action"] == "stop":
+                return int(reply["rows"])
+            if reply["want_sample"]:
+                control.call("offer_sample", stream=self.stream, sample=encode_sample(first.slice(0, 1)))
+            with _heartbeats(control, reply["source"], buffer):
+                rows = _fill(buffer, first, batches, Ranges(reply["skip"]))
+                buffer.wait_served()
+                return rows
+        finally:
+            server.close()
+
+    def _announce(self, control: ActionClient, partition: int, server: SourceServer) -> Json:
+        """Register the source; a second attempt is held until it is known what the first delivered."""
+        waited = 0.0
+        while waited < self.timeout_s:
+            reply = control.call(
+                "source_up",
+                stream=self.stream,
+                index=self.index,
+                partition=partition,
+                location=server.location,
+                host=server.host,
+            )
+            if reply["action"] != "wait":
+                return reply
+            waited += LONG_POLL_S
+        raise DeadlineError(
+            f"partition {partition}: waited feed_timeout_s={self.timeout_s:g} s for an earlier attempt of this "
+            "task to end; it still serves"
+        )
+
+
+FEED_RESULT = pa.schema([("partition", pa.int64()), ("rows", pa.int64())])
+FEED_RESULT_DDL = "partition bigint, rows bigint"
+
+
+def encode_sample(batch: pa.RecordBatch) -> str:
+    """Encode one row with its schema for a JSON message."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def decode_sample(text: str) -> pa.RecordBatch:
+    """Decode what `encode_sample` gave."""
+    table = pa.ipc.open_stream(base64.b64decode(text)).read_all()
+    return table.combine_chunks().to_batches()[0]
+
+
+def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], skip: Ranges) -> int:
+    """Move Spark's rows into the buffer, less those delivered already; return how many Spark gave."""
+    row = 0
+    batch: pa.RecordBatch | None = first
+    while batch is not None:
+        for start, end in skip.missing(row, row + batch.num_rows):
+            if not buffer.offer(start, batch.slice(start - row, end - start)):
+                return row
+        row += batch.num_rows
+        batch = next(rest, None)
+    buffer.finish()
+    return row
+
+
+@contextmanager
+def _heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iterator[None]:
+    """Tell the driver once a second that the source lives; stop the buffer when the driver says so."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_S):
+            try:
+                stop = control.call("source_alive", source=source)["stop"]
+            except flight.FlightError:
+                stop = True
+            if stop:
+                buffer.stop()
+                return
+
+    thread = threading.Thread(target=beat, name="tfspark-source-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

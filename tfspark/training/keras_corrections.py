@@ -1,0 +1,149 @@
+"""Corrections that let Keras 3 ``model.fit`` train under many workers; applied in trainers only.
+
+Each is narrow, and installed only where Keras still behaves as described; `tests/training` has a test per
+fault that fails when upstream has mended it.
+
+1. ``reduce_per_replica`` averages a scalar along axis 0, which a scalar does not have (keras-team/keras
+   #20585). Corrected: the mean over replicas, axis None.
+2. ``_maybe_symbolic_build`` takes a batch out of the data to learn its shapes, and reduces the tuple of
+   per-replica values as one tensor (same issue). Corrected: shapes come from the dataset's element spec;
+   no row is consumed.
+3. Keras learns that an epoch is over from an ``OutOfRange`` raised inside the compiled step, of which the
+   parts that need no data have run by then: ``optimizer.iterations`` counts one step too many per epoch.
+   It also fixes the length of all epochs by the first. Corrected for datasets of tfspark, which know before
+   each step whether there is another.
+4. Moving statistics of BatchNormalization are created without aggregation: each replica keeps its own.
+   Corrected: averaged over the replicas at the end of each epoch, before evaluation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src import tree
+from keras.src.backend.tensorflow import trainer as keras_trainer
+
+FEED_ATTRIBUTE = "_tfspark_feed"
+"""Attribute of a distributed dataset that holds its feed: ``open_pass() -> has_step(n) -> bool``."""
+
+
+def apply_corrections() -> None:
+    """Install all corrections once; later calls change nothing."""
+    if not getattr(keras_trainer, "_tfspark_corrected", False):
+        keras_trainer._tfspark_corrected = True
+        keras_trainer.reduce_per_replica = _reduce_scalars_without_axis(keras_trainer.reduce_per_replica)
+        keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
+        trainer = keras_trainer.TensorFlowTrainer
+        trainer._maybe_symbolic_build = _build_from_element_spec(trainer._maybe_symbolic_build)
+        trainer.fit = _fit_with_synchronised_state(trainer.fit)
+
+
+def _reduce_scalars_without_axis(original: Any) -> Any:
+    @functools.wraps(original)
+    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
+        if reduction in ("auto", "mean") and keras_trainer._collective_all_reduce_multi_worker(strategy):
+            return tree.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+        return original(values, strategy, reduction)
+
+    return reduce_per_replica
+
+
+def _build_from_element_spec(original: Any) -> Any:
+    @functools.wraps(original)
+    def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> Any:
+        dataset = getattr(iterator, "_distributed_dataset", None)
+        strategy = self._distribute_strategy
+        if dataset is None or not keras_trainer._collective_all_reduce_multi_worker(strategy):
+            return original(self, iterator=iterator, data_batch=data_batch)
+        batch = tree.map_structure(_zeros_like_spec, dataset.element_spec)
+        with strategy.scope():
+            self._symbolic_build(data_batch=batch)
+        return None
+
+    return _maybe_symbolic_build
+
+
+def _zeros_like_spec(spec: Any) -> tf.Tensor:
+    local = spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
+    shape = [1 if size is None else size for size in local.shape]
+    return tf.zeros(shape, local.dtype) if local.dtype != tf.string else tf.fill(shape, "")
+
+
+def _feed_epoch_iterator(base: Any) -> Any:
+    class FeedEpochIterator(base):  # type: ignore[misc]
+        """Keras's epoch iterator that asks the feed before each step whether there is one."""
+
+        def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
+            feed = getattr(self._distributed_dataset, FEED_ATTRIBUTE, None)
+            if feed is None or self.steps_per_epoch:
+                yield from super()._enumerate_iterator()
+                return
+            reading = feed.open_pass()
+            iterator = iter(self._get_iterator())
+            step, stride = 0, self.steps_per_execution
+            while reading.has_step(step):
+                yield step, step + stride - 1, iterator
+                step += stride
+
+    return FeedEpochIterator
+
+
+def _fit_with_synchronised_state(original: Any) -> Any:
+    @functools.wraps(original)
+    def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [SynchroniseState(), *(callbacks or [])]
+        return original(self, *args, callbacks=callbacks, **kwargs)
+
+    return fit
+
+
+class SynchroniseState(keras.callbacks.Callback):  # type: ignore[misc]
+    """Average the moving statistics of all replicas at the end of each epoch, before evaluation."""
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Average before ``fit`` evaluates."""
+        synchronise_state(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Average before other callbacks look at the model."""
+        synchronise_state(self.model)
+
+
+def synchronise_state(model: keras.Model) -> None:
+    """Replace the floating non-trainable weights by their mean over all replicas.
+
+    Every worker must call it at the same point; outside of a multi-worker strategy it does nothing.
+    """
+    strategy = model.distribute_strategy
+    variables = [
+        variable.value
+        for variable in model.non_trainable_variables
+        if keras.backend.is_float_dtype(variable.dtype)
+    ]
+    if variables and keras_trainer._collective_all_reduce_multi_worker(strategy):
+        _averaging(strategy, model, variables)()
+
+
+def _averaging(strategy: Any, model: keras.Model, variables: list[Any]) -> Any:
+    """Return the compiled average of a model's state, made at first use and kept on the model."""
+    known = getattr(model, "_tfspark_average_state", None)
+    if known is not None:
+        return known
+
+    def average() -> None:
+        context = tf.distribute.get_replica_context()
+        means = context.all_reduce("MEAN", [tf.identity(variable) for variable in variables])
+        for variable, mean in zip(variables, means, strict=True):
+            variable.assign(mean)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def run() -> None:
+        strategy.run(average)
+
+    object.__setattr__(model, "_tfspark_average_state", run)
+    return run

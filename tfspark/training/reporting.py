@@ -1,0 +1,56 @@
+"""What a trainer tells the driver of its progress."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+STEP_INTERVAL_S = 0.5
+
+
+class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
+    """Report steps (twice a second) and epochs; the chief only.
+
+    Args:
+        context: the node.
+        batch_size: rows of a step over all workers.
+    """
+
+    def __init__(self, context: TFContext, batch_size: int):
+        super().__init__()
+        self._context = context
+        self._batch_size = batch_size
+        self._reported = 0.0
+        self._began = 0.0
+        self._epoch = 0
+        self._steps = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Start the epoch's clock."""
+        self._began, self._epoch, self._steps = time.monotonic(), epoch, 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Report where the epoch is."""
+        self._steps += 1
+        now = time.monotonic()
+        if self._context.is_chief and now - self._reported >= STEP_INTERVAL_S:
+            self._reported = now
+            self._context.report("step", **self._progress(logs), epoch=self._epoch + 1)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Report the epoch's metrics."""
+        if self._context.is_chief:
+            self._context.report("epoch", **self._progress(logs), epoch=epoch + 1)
+
+    def _progress(self, logs: Any) -> dict[str, Any]:
+        return {
+            "steps": self._steps,
+            "rows": self._steps * self._batch_size,
+            "seconds": time.monotonic() - self._began,
+            "metrics": {name: float(value) for name, value in (logs or {}).items()},
+        }

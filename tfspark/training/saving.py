@@ -1,0 +1,81 @@
+"""Checkpoints and exported models: written by the chief, sent to the driver's run directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+UPLOAD_SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
+UPLOAD_CHUNK_BYTES = 4 << 20
+UPLOAD_TIMEOUT_S = 600.0
+
+
+class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
+    """Save weights and optimizer state after every so many epochs.
+
+    A checkpoint is a ``.keras`` file named ``checkpoints/epoch-0003.keras`` in the run directory, written
+    aside there and renamed when it is whole.
+    """
+
+    def __init__(self, context: TFContext):
+        super().__init__()
+        self._context = context
+        self._every = int(context.settings.get("checkpoint_every_epochs") or 0)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Save if it is time to."""
+        if self._context.is_chief and self._every and (epoch + 1) % self._every == 0:
+            name = f"epoch-{epoch + 1:04d}.keras"
+            path = os.path.join(self._context.scratch_dir, name)
+            self.model.save(path)
+            upload(self._context, Path(path), f"checkpoints/{name}")
+            os.unlink(path)
+            self._context.report("checkpoint", epoch=epoch + 1, name=name)
+
+
+def upload_model(context: TFContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
+    """Save the model in the formats asked for and send it to ``<run directory>/<name>/``.
+
+    Args:
+        context: the node.
+        model: a built model.
+        name: folder in the run directory.
+        formats: of ``keras`` (``model.keras``) and ``saved_model`` (``saved_model/``).
+    """
+    folder = Path(context.scratch_dir, "export")
+    folder.mkdir(parents=True)
+    try:
+        if "keras" in formats:
+            model.save(folder / "model.keras")
+        if "saved_model" in formats:
+            model.export(str(folder / "saved_model"), verbose=False)
+        upload(context, folder, name)
+    finally:
+        shutil.rmtree(folder)
+
+
+def upload(context: TFContext, path: Path, name: str) -> None:
+    """Send a file or a folder to the driver's run directory."""
+    context.control.put({"name": name}, UPLOAD_SCHEMA, _chunks(path), UPLOAD_TIMEOUT_S)
+
+
+def _chunks(path: Path) -> Iterator[pa.RecordBatch]:
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        relative = "" if file == path else file.relative_to(path).as_posix()
+        with file.open("rb") as stream:
+            data = stream.read(UPLOAD_CHUNK_BYTES)
+            while True:
+                yield pa.record_batch([[relative], [data]], schema=UPLOAD_SCHEMA)
+                data = stream.read(UPLOAD_CHUNK_BYTES)
+                if not data:
+                    break
