@@ -13,6 +13,7 @@ import pyarrow as pa
 from tfspark.errors import DataError
 from tfspark.tfrecord.flatten import flatten
 from tfspark.tfrecord.framing import HEADER, OVERHEAD, Bytes, Ints, frame_gaps
+from tfspark.tfrecord.schema import kind_of
 from tfspark.tfrecord.varint import encode_varints, put_varints, varint_widths
 from tfspark.tfrecord.wire import Kind
 
@@ -176,7 +177,13 @@ def _varint(value: int) -> bytes:
 
 
 def check_encodable(schema: pa.Schema) -> None:
-    """Refuse a schema that has two columns of one name, which an Example cannot hold apart."""
+    """Refuse a schema that an Example cannot hold.
+
+    Raises:
+        DataError: a column has a type that no feature holds, or two have the same name.
+    """
+    for field in schema:
+        kind_of(field.name, field.type)
     doubled = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if doubled:
         raise DataError(

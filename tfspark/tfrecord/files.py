@@ -46,8 +46,7 @@ class InputFile:
 
 def resolve(path: str) -> tuple[Any, str]:
     """Return the file system of a path or URI, and the path within it."""
-    if path.startswith("file:"):
-        path = unquote(re.sub(r"^file:(//[^/]*)?", "", path))
+    path = _without_file_scheme(path)
     if "://" not in path:
         return fs.LocalFileSystem(), os.path.abspath(path)
     try:
@@ -58,6 +57,13 @@ def resolve(path: str) -> tuple[Any, str]:
             "see the supported schemes of pyarrow.fs.FileSystem.from_uri"
         ) from error
     return system, inner
+
+
+def _without_file_scheme(path: str) -> str:
+    """Turn a ``file:`` URI into the local path it stands for."""
+    if not path.startswith("file:"):
+        return path
+    return unquote(re.sub(r"^file:(//[^/]*)?", "", path))
 
 
 def paths_of(options: Mapping[str, str]) -> list[str]:
@@ -101,6 +107,7 @@ _Entry = tuple[str, int, tuple[tuple[str, str | None], ...]]
 
 def _expand(path: str) -> list[_Entry]:
     """List the files behind one path."""
+    path = _without_file_scheme(path)
     system, inner = resolve(path)
     info = system.get_file_info(inner) if not _MAGIC.search(path) or "://" not in path else None
     if info is not None and info.type == fs.FileType.File:

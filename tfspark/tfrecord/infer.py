@@ -14,7 +14,7 @@ from tfspark.errors import DataError
 from tfspark.tfrecord.damage import Damage
 from tfspark.tfrecord.files import InputFile, list_files, open_input, partition_fields
 from tfspark.tfrecord.framing import HEADER, OVERHEAD, read_header
-from tfspark.tfrecord.records import BAD_HEADER, read_blocks
+from tfspark.tfrecord.records import BAD_HEADER, read_blocks, truncated
 from tfspark.tfrecord.schema import Observed
 from tfspark.tfrecord.wire import WireError, parse_example
 
@@ -100,15 +100,21 @@ def _count_headers(path: str) -> int:
     """Hop from header to header."""
     size, at, count = os.path.getsize(path), 0, 0
     damage = Damage(path)
-    with open(path, "rb") as stream:
+    with open(path, "rb", buffering=HEADER) as stream:
         while at < size:
             stream.seek(at)
-            raw = stream.read(HEADER)
-            length = read_header(raw) if len(raw) == HEADER else None
-            if length is None:
-                damage.hit(at, BAD_HEADER)
-            at += (length or 0) + OVERHEAD
-            count += 1
-    if at > size:
-        damage.hit(size, f"expected a file of at least {at} bytes; it is truncated: write or copy it again")
+            needed = _record_size(stream.read(HEADER), at, damage)
+            if at + needed > size:
+                damage.hit(at, truncated(needed, size - at))
+            at, count = at + needed, count + 1
     return count
+
+
+def _record_size(raw: bytes, at: int, damage: Damage) -> int:
+    """Return the bytes of the record whose header this is, or what a header needs when it is cut off."""
+    if len(raw) < HEADER:
+        return HEADER
+    length = read_header(raw)
+    if length is None:
+        damage.hit(at, BAD_HEADER)
+    return (length or 0) + OVERHEAD

@@ -219,7 +219,8 @@ def _gather_equal(data: bytes, starts: Ints, size: int) -> Bytes:
     steps = np.diff(starts)
     if len(starts) > 1 and steps[0] > 0 and bool((steps == steps[0]).all()):
         shape, strides = (len(starts), size), (int(steps[0]), 1)
-        return np.lib.stride_tricks.as_strided(view[int(starts[0]) :], shape, strides).reshape(-1)
+        matrix = np.lib.stride_tricks.as_strided(view[int(starts[0]) :], shape, strides)
+        return np.ascontiguousarray(matrix).reshape(-1)
     if size <= 32:
         index: Ints = starts[:, None] + np.arange(size)
         return view.take(index).reshape(-1)

@@ -136,10 +136,7 @@ def _advance(window: Window, found: Scan, end: int | None, damage: Damage) -> bo
         return True
     window.slide(found.next, found.needed)
     if window.data and window.at_end and len(window.data) < found.needed:
-        reason = (
-            f"expected a record of at least {found.needed} bytes; {len(window.data)} are left in the file"
-        )
-        damage.hit(window.offset, f"{reason}; the file is truncated: write or copy it again")
+        damage.hit(window.offset, truncated(found.needed, len(window.data)))
         return False
     return True
 
@@ -148,6 +145,12 @@ BAD_HEADER = (
     "expected a record header whose length matches its crc32c; it does not match; the file is damaged "
     "or is no TFRecord file (compressed? set option compression): write or copy it again"
 )
+
+
+def truncated(needed: int, came: int) -> str:
+    """Return the reason for a last record that is not whole."""
+    expected = f"expected a record of at least {needed} bytes; came {came} before the end of the file"
+    return f"{expected}; it is truncated: write or copy it again"
 
 
 def _check_successor(window: Window, damage: Damage) -> None:

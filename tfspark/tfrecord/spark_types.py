@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
-from pyspark.sql.types import ArrayType, DataType, DecimalType, StructType, UserDefinedType
+from pyspark.sql.types import ArrayType, DataType, DecimalType, StringType, StructType, UserDefinedType
 
 from tfspark.tfrecord.schema import VECTOR, unsupported
 
@@ -15,7 +15,6 @@ _ARROW = {
     "long": pa.int64(),
     "float": pa.float32(),
     "double": pa.float64(),
-    "string": pa.string(),
     "binary": pa.binary(),
     "date": pa.date32(),
     "timestamp": pa.timestamp("us", tz="UTC"),
@@ -43,6 +42,8 @@ def _arrow(name: str, dtype: DataType) -> pa.DataType:
         return pa.decimal128(dtype.precision, dtype.scale)
     if isinstance(dtype, UserDefinedType) and type(dtype).__name__ == "VectorUDT":
         return VECTOR
+    if isinstance(dtype, StringType):  # CHAR, VARCHAR and collations too
+        return pa.string()
     if dtype.typeName() in _ARROW:
         return _ARROW[dtype.typeName()]
     raise unsupported(name, dtype.simpleString())

@@ -6,7 +6,6 @@ Pure; `lockstep` decodes with it, `encode` encodes.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfspark.tfrecord.framing import Bytes, Ints
 
@@ -30,17 +29,13 @@ def decode_varints(payload: Bytes, lengths: Ints) -> tuple[Ints, Ints, Ints]:
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     lasts = np.flatnonzero(is_last)
     counts = np.diff(np.searchsorted(lasts, bounds))
-    firsts = np.concatenate([[0], lasts[:-1] + 1])[: len(lasts)]
-    bad = _malformed_rows(is_last, bounds, lasts, lasts - firsts + 1)
-    return (_join(payload, firsts, lasts - firsts + 1) if not len(bad) else firsts), counts, bad
-
-
-def _malformed_rows(is_last: NDArray[np.bool_], bounds: Ints, lasts: Ints, widths: Ints) -> Ints:
-    """Return the rows that end within a varint or hold one that is too long."""
-    filled = np.flatnonzero(np.diff(bounds) > 0)
+    rows = np.searchsorted(bounds, lasts, side="right") - 1
+    firsts = np.maximum(np.concatenate([[0], lasts + 1])[:-1], bounds[rows])
+    widths = lasts - firsts + 1
+    filled = np.flatnonzero(lengths > 0)
     cut = filled[~is_last[bounds[filled + 1] - 1]]
-    long = np.searchsorted(bounds, lasts[widths > MAX_BYTES], side="right") - 1
-    return np.union1d(cut, long)
+    bad = np.union1d(cut, rows[widths > MAX_BYTES])
+    return (_join(payload, firsts, widths) if not len(bad) else firsts), counts, bad
 
 
 def _join(payload: Bytes, firsts: Ints, widths: Ints) -> Ints:
