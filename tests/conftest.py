@@ -20,10 +20,17 @@ from support.standalone import StandaloneCluster
 
 pytest_plugins = ["pytester"]
 _TEMPORARY = pytest.StashKey[str]()
+# Warnings are errors. These are raised inside other packages and cannot be avoided by their callers.
+_THIRD_PARTY_WARNINGS = [
+    # TensorFlow 2.21's EagerTensor.__array__ lacks NumPy 2's `copy`; Keras meets it when it loads or exports.
+    r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:keras\.",
+]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment that every process of this run inherits."""
+    for line in _THIRD_PARTY_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
     # pytest's own tmp_path stays where it would be, and is kept after a failure.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     # A temporary directory of its own: the guard sees this run's leftovers, not those of another one.
