@@ -100,14 +100,13 @@ def _failure(error: BaseException) -> str:
 
 def _without_importer(error: BaseException) -> BaseException:
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in (
-        __file__,
-        "<frozen importlib._bootstrap>",
-    ):
+    while trace is not None and _is_importer(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
-    while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
-        trace = trace.tb_next
-    return error.with_traceback(trace) if trace is not None else error
+    return error.with_traceback(trace)
+
+
+def _is_importer(filename: str) -> bool:
+    return filename == __file__ or filename.startswith("<frozen importlib")
 
 
 def _hooks(module: ModuleType, file: Path) -> dict[str, Function]:
