@@ -1,0 +1,142 @@
+"""Curves, the confusion matrix and the final table."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from tfspark.errors import DataError
+from tfspark.experiment.report import (
+    confusion_matrix,
+    epoch_curves,
+    final_table,
+    read_events,
+    write_confusion_matrix,
+    write_curves,
+)
+
+
+def epoch(number: int, **metrics: float) -> dict[str, object]:
+    return {
+        "event": "epoch",
+        "epoch": number,
+        "time": 1e9,
+        "seconds": 1.0,
+        "rows": 9,
+        "rows_per_s": 9.0,
+        **metrics,
+    }
+
+
+def write_events(run_dir: Path, *events: dict[str, object]) -> Path:
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    return run_dir
+
+
+def size_of_png(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", header[16:])
+    return width, height
+
+
+def test_write_curves_when_validated_draws_one_picture_per_metric(tmp_path: Path) -> None:
+    events = [epoch(n, loss=1 / n, accuracy=0.5, val_loss=2 / n, val_accuracy=0.4) for n in (1, 2, 3)]
+    pictures = write_curves(write_events(tmp_path, *events, {"event": "test", "loss": 1.0}))
+    assert [picture.name for picture in pictures] == ["loss.png", "accuracy.png"]
+    assert all(size_of_png(picture) > (600, 400) for picture in pictures)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 200])
+def test_write_curves_when_epochs_few_or_many_draws(tmp_path: Path, epochs: int) -> None:
+    events = [epoch(n, loss=1 / n) for n in range(1, epochs + 1)]
+    assert len(write_curves(write_events(tmp_path, *events))) == 1
+
+
+def test_write_curves_when_no_epoch_finished_draws_nothing(tmp_path: Path) -> None:
+    assert write_curves(write_events(tmp_path, {"event": "start"})) == []
+
+
+def test_write_curves_when_the_loss_is_nowhere_finite_draws_nothing_for_it(tmp_path: Path) -> None:
+    assert write_curves(write_events(tmp_path, epoch(1, loss=math.nan), epoch(2, loss=math.inf))) == []
+
+
+def test_epoch_curves_when_epoch_repeated_after_restart_takes_the_last_attempt() -> None:
+    curves = epoch_curves([epoch(1, loss=3), epoch(2, loss=9), epoch(2, loss=2)])
+    assert [(c.label, c.epochs, c.values) for c in curves["loss"]] == [("train", (1, 2), (3, 2))]
+
+
+def test_epoch_curves_when_validated_every_other_epoch_leaves_gaps() -> None:
+    curves = epoch_curves([epoch(1, loss=3), epoch(2, loss=2, val_loss=4)])
+    assert [(c.label, c.epochs) for c in curves["loss"]] == [("train", (1, 2)), ("validation", (2,))]
+
+
+def test_epoch_curves_when_an_evaluator_validates_joins_its_events() -> None:
+    curves = epoch_curves([epoch(1, loss=3), {"event": "validation", "epoch": 1, "time": 1.0, "val_loss": 4}])
+    assert [(c.label, c.values) for c in curves["loss"]] == [("train", (3,)), ("validation", (4,))]
+
+
+def test_read_events_when_last_line_cut_off_keeps_the_others(tmp_path: Path) -> None:
+    write_events(tmp_path, epoch(1, loss=1))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "ep')
+    assert len(read_events(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("line", ["{nonsense", "3"])
+def test_read_events_when_a_line_is_damaged_names_it(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"event": "epoch"}}\n{line}\n{{"event": "test"}}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: expected a JSON object"):
+        read_events(tmp_path)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 10, 50, 200])
+def test_write_confusion_matrix_when_classes_few_or_many_draws_a_picture_of_bounded_size(
+    tmp_path: Path, num_classes: int
+) -> None:
+    matrix = np.random.default_rng(0).integers(0, 1000, (num_classes, num_classes))
+    path = write_confusion_matrix(tmp_path, matrix, [f"class {i}" for i in range(num_classes)])
+    assert path == tmp_path / "confusion_matrix.png"
+    assert max(size_of_png(path)) < 2_000
+
+
+def test_write_confusion_matrix_when_a_class_or_all_rows_are_missing_draws(tmp_path: Path) -> None:
+    write_confusion_matrix(tmp_path, np.array([[3, 0], [0, 0]]), ["a", "b"])
+    write_confusion_matrix(tmp_path, np.zeros((2, 2), np.int64), ["a", "b"])
+
+
+def test_write_confusion_matrix_when_names_are_not_as_many_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a matrix of 3 x 3 for 3 class names, got"):
+        write_confusion_matrix(tmp_path, np.zeros((2, 2), np.int64), ["a", "b", "c"])
+
+
+def test_confusion_matrix_when_counted_has_true_classes_in_rows() -> None:
+    matrix = confusion_matrix(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
+    np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 0, 0], [0, 0, 1]])
+
+
+def test_final_table_when_no_validation_leaves_its_column_out() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(final_table({"loss": 0.25, "accuracy": 0.9}, None, {"accuracy": 0.875}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [word in text for word in ("train", "validation", "test", "0.2500", "0.8750", "-")] == [
+        True, False, True, True, True, True,
+    ]  # fmt: skip
+
+
+def test_report_when_imported_leaves_pyplot_alone() -> None:
+    code = (
+        "import sys, tfspark.experiment.report;"
+        "print([name for name in ('matplotlib.pyplot', 'tensorflow', 'pyspark') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,145 @@
+"""The pictures of a report, by matplotlib's objects alone: no pyplot, no display, no global state.
+
+Called by `tfspark.experiment.report`, which brings the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Blue and orange of Okabe and Ito, which readers with colour-blindness tell apart.
+COLORS = {"train": "#0072B2", "validation": "#D55E00"}
+DOTS_PER_INCH = 120
+FEW_EPOCHS = 40  # so many points can be told apart
+LEAST_FONT = 5.5  # points
+LONGEST_NAME = 24  # characters
+CHARACTER = 0.62  # width of a character, as a share of the font's size
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the epochs.
+
+    Attributes:
+        label: ``train`` or ``validation``.
+        epochs: 1-based, ascending.
+        values: one for each epoch.
+    """
+
+    label: str
+    epochs: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def draw_curves(path: Path, title: str, curves: Sequence[Curve]) -> Path:
+    """Draw one metric's curves and save them as PNG."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        _draw_curve(axes, curve)
+    _set_epochs(axes, curves)
+    axes.set_xlabel("epoch")
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def draw_confusion_matrix(path: Path, matrix: npt.NDArray[np.int64], class_names: Sequence[str]) -> Path:
+    """Draw a confusion matrix and save it as PNG.
+
+    The colour is the share of the true class; the count stands in the cell where it fits.
+    """
+    n = len(class_names)
+    side = min(max(0.5 * n, 3.5), 12.0)
+    cell = 72 * side / n  # in points, as font sizes are
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, cax=axes.inset_axes((1.03, 0, 0.04, 1)), label="share of the true class")
+    _write_counts(axes, matrix, shares, cell)
+    _name_classes(axes, class_names, cell)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(_accuracy(matrix), loc="left", fontweight="bold")
+    return _save(figure, path)
+
+
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    marker = "o" if len(curve.epochs) <= FEW_EPOCHS else ""
+    axes.plot(
+        curve.epochs,
+        curve.values,
+        marker=marker,
+        markersize=4 if len(curve.epochs) > 1 else 8,
+        linewidth=1.8,
+        color=COLORS.get(curve.label),
+        label=curve.label,
+    )
+
+
+def _set_epochs(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Put whole epochs on the axis, also when there is only one."""
+    epochs = [epoch for curve in curves for epoch in curve.epochs]
+    if epochs:
+        margin = max(0.5, 0.02 * (max(epochs) - min(epochs)))
+        axes.set_xlim(min(epochs) - margin, max(epochs) + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _write_counts(
+    axes: Axes, matrix: npt.NDArray[np.int64], shares: npt.NDArray[np.float64], cell: float
+) -> None:
+    """Write the counts above 0, unless they would be too small to read."""
+    size = min(13.0, 0.8 * cell / (CHARACTER * max(len(str(matrix.max())), 2)))
+    if size < LEAST_FONT:
+        return
+    for row, column in np.argwhere(matrix):
+        color = "white" if shares[row, column] > 0.5 else "#222222"
+        count = str(matrix[row, column])
+        axes.text(column, row, count, ha="center", va="center", color=color, fontsize=size)
+
+
+def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
+    """Name the classes beside their cells; where they are too many, every second, every third and so on."""
+    n = len(class_names)
+    size = min(10.0, max(0.8 * cell, 7.0))
+    step = math.ceil(1.2 * size / cell)
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in class_names]
+    is_wide = CHARACTER * size * max(map(len, short)) > 0.9 * cell * step
+    axes.set_xticks(range(0, n, step), short[::step], fontsize=size, rotation=90 if is_wide else 0)
+    axes.set_yticks(range(0, n, step), short[::step], fontsize=size)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    if step == 1:
+        axes.set_xticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=0.6)
+        axes.tick_params(which="minor", length=0)
+
+
+def _accuracy(matrix: npt.NDArray[np.int64]) -> str:
+    rows = int(matrix.sum())
+    if rows == 0:
+        return "No rows"
+    return f"Accuracy {np.trace(matrix) / rows:.4f} on {rows:,} rows"
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.15)
+    return path

@@ -1,0 +1,157 @@
+"""What a run has to show: curves, the confusion matrix, the final table.
+
+Called on the driver at the end of a run, or later on its directory: reads ``metrics.jsonl`` and writes pictures
+beside it. Imports neither Spark nor TensorFlow, and leaves matplotlib's global state alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from tfspark.errors import DataError
+from tfspark.experiment.plots import Curve, draw_confusion_matrix, draw_curves
+
+Matrix = npt.NDArray[np.int64]
+
+METRICS_FILE = "metrics.jsonl"
+# Numbers of an epoch that are no metric of the model.
+_BOOKKEEPING = frozenset({"epoch", "seconds", "rows", "rows_per_s", "learning_rate", "time"})
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """Read the events of a run, oldest first.
+
+    Raises:
+        DataError: a line other than the last is not a JSON object; the last may be cut off by a crash.
+    """
+    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    events = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        elif line.strip() and number < len(lines):
+            raise DataError(f"{run_dir / METRICS_FILE}:{number}: expected a JSON object, got {line[:80]!r}")
+    return events
+
+
+def epoch_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:
+    """Collect the metrics of the epochs.
+
+    Returns:
+        Metric -> its curves, training first. An epoch that was trained again after a restart counts as its
+        last attempt; values that are not finite are left out.
+    """
+    epochs: dict[int, dict[str, float]] = {}
+    for event in events:
+        if event.get("event") in ("epoch", "validation"):
+            epochs.setdefault(event["epoch"], {}).update(_metrics(event))
+    ordered = sorted(epochs.items())
+    names = list(dict.fromkeys(name for _, metrics in ordered for name in metrics))
+    return {
+        metric: [
+            _curve(label, name, ordered)
+            for label, name in (("train", metric), ("validation", f"val_{metric}"))
+            if name in names
+        ]
+        for metric in dict.fromkeys(name.removeprefix("val_") for name in names)
+    }
+
+
+def write_curves(run_dir: Path) -> list[Path]:
+    """Draw ``<metric>.png`` for every metric of the run's epochs.
+
+    Returns:
+        The pictures; none for a run that finished no epoch.
+    """
+    curves = epoch_curves(read_events(run_dir))
+    return [draw_curves(run_dir / f"{metric}.png", _title(metric), drawn) for metric, drawn in curves.items()]
+
+
+def write_confusion_matrix(run_dir: Path, matrix: Matrix, class_names: Sequence[str]) -> Path:
+    """Draw ``confusion_matrix.png``.
+
+    Args:
+        run_dir: where it goes.
+        matrix: rows by their true and their predicted class.
+        class_names: in the order of the matrix.
+
+    Shapes:
+        matrix: (classes, classes) integers; axis 0 true, axis 1 predicted.
+
+    Raises:
+        DataError: the matrix is not square, or the names are not as many.
+    """
+    n = len(class_names)
+    if matrix.shape != (n, n):
+        raise DataError(f"expected a matrix of {n} x {n} for {n} class names, got {matrix.shape}")
+    return draw_confusion_matrix(run_dir / "confusion_matrix.png", matrix, class_names)
+
+
+def confusion_matrix(true: npt.NDArray[Any], predicted: npt.NDArray[Any], num_classes: int) -> Matrix:
+    """Count rows by their true and their predicted class.
+
+    Shapes:
+        true, predicted: (rows,) integers in [0, num_classes).
+        returns: (num_classes, num_classes) int64; axis 0 true, axis 1 predicted.
+    """
+    pairs = true.astype(np.int64) * num_classes + predicted.astype(np.int64)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def final_table(
+    train: Mapping[str, float],
+    validation: Mapping[str, float] | None = None,
+    test: Mapping[str, float] | None = None,
+) -> Table:
+    """Set the last metrics side by side.
+
+    Args:
+        train: metric -> value on the training rows.
+        validation: the same on the validation rows; None: there are none.
+        test: the same on the test rows; None: there are none.
+    """
+    columns = {"train": train, "validation": validation, "test": test}
+    given = {name: values for name, values in columns.items() if values is not None}
+    table = Table(title="Result", title_justify="left")
+    table.add_column("metric")
+    for name in given:
+        table.add_column(name, justify="right")
+    for metric in dict.fromkeys(metric for values in given.values() for metric in values):
+        table.add_row(metric, *(_number(values.get(metric)) for values in given.values()))
+    return table
+
+
+def _metrics(event: Mapping[str, Any]) -> dict[str, float]:
+    """Return what an event says of the model: its other numbers are about the run."""
+    return {
+        name: float(value)
+        for name, value in event.items()
+        if name not in _BOOKKEEPING and isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def _curve(label: str, name: str, epochs: Sequence[tuple[int, Mapping[str, float]]]) -> Curve:
+    points = [(epoch, metrics[name]) for epoch, metrics in epochs if name in metrics]
+    return Curve(label, tuple(epoch for epoch, _ in points), tuple(value for _, value in points))
+
+
+def _title(metric: str) -> str:
+    return metric.replace("_", " ").capitalize()
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
