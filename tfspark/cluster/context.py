@@ -6,7 +6,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.roles import NodeSpec
@@ -15,6 +18,21 @@ from tfspark.cluster.wire import ActionClient, Json
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Optional functions of a model module, used by tfspark's own loop.
+
+    Attributes:
+        features: ``features(batch)``: column name -> tensor ``(B, *shape)``, to what the model takes.
+        callbacks: ``callbacks(params)``: more Keras callbacks, the same on every worker.
+        export: ``export(model, directory)``: writes the trained model instead of the usual formats.
+    """
+
+    features: Callable[[Any], Any] | None = None
+    callbacks: Callable[[Any], Any] | None = None
+    export: Callable[[Any, str], None] | None = None
 
 
 class TFContext:
@@ -27,6 +45,7 @@ class TFContext:
         control: connection to the driver.
         token: the cluster's secret.
         settings: plain values given by the driver.
+        hooks: functions of the model module.
     """
 
     def __init__(
@@ -45,6 +64,7 @@ class TFContext:
         self.control = control
         self.token = token
         self.settings = settings
+        self.hooks = Hooks()
         self._port_fd = port_fd
         self._began = time.monotonic()
         self.scratch_dir = tempfile.mkdtemp(prefix="tfspark-trainer-")
@@ -105,14 +125,14 @@ class TFContext:
 
         strategy = make_strategy(self)
         self.release_port()
-        self.report("tensorflow", seconds=time.monotonic() - self._began)
+        self.report("tensorflow", seconds=self.age_s)
         return strategy
 
     def dataset(self, stream: str = "train") -> tf.distribute.DistributedDataset:
         """Return what the driver feeds to `stream`, ready for ``model.fit(ctx.dataset(), epochs=n)``.
 
-        Each iteration is one epoch. An element is ``(features, label, weight)``, or ``(features, weight)``
-        without a label:
+        Each iteration is one epoch. An element is ``(features, label, weight)``; without a label column
+        the features are the label:
 
         Shapes:
             features: ``(B, *shape)``, or a dict of such by column name when there are several.
@@ -149,6 +169,17 @@ class TFContext:
 
         if self.is_chief:
             upload_model(self, model, name, ("keras", "saved_model"))
+
+    def download(self, name: str, target: Path) -> None:
+        """Fetch a file that the chief has sent to the run directory."""
+        table = self.control.get({"artifact": name}, timeout_s=float(self.settings["feed_timeout_s"]))
+        with target.open("wb") as out:
+            out.writelines(table.column("data").to_pylist())
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since this trainer started."""
+        return time.monotonic() - self._began
 
     def release_port(self) -> None:
         """Give up the socket that kept TensorFlow's port free until its server listened."""

@@ -8,18 +8,23 @@ trainers shall do next), all under one lock. Calls that wait for something are a
 from __future__ import annotations
 
 import json
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
 
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, tf_config
 from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json
 from tfspark.errors import DeadlineError
 from tfspark.feed.directory import FeedDirectory
+
+FILE_CHUNK_BYTES = 4 << 20
 
 Observer = Callable[[str, Json], None]
 
@@ -207,6 +212,18 @@ class ControlPlane(ActionServer):
         receive_files(reader, self._artifact_dir, name)
         self.update(lambda: None)
 
+    def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
+        """Give out a file that was uploaded before."""
+        del context
+        name = json.loads(ticket.ticket)["artifact"]
+        if self._artifact_dir is None:
+            raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
+        file = self._artifact_dir.joinpath(*safe_parts(name))
+        schema = pa.schema([("data", pa.binary())])
+        return flight.RecordBatchStream(
+            pa.RecordBatchReader.from_batches(schema, _file_batches(file, schema))
+        )
+
     # --- the feed ----------------------------------------------------------------------------------
 
     def on_source_up(self, request: Json) -> Json:
@@ -277,18 +294,12 @@ def receive_files(reader: Any, directory: Path, name: str) -> None:
     Raises:
         ValueError: a path of the upload leads out of the directory.
     """
-    parts = PurePosixPath(name).parts
-    if not parts or any(part in ("..", "/") for part in parts):
-        raise ValueError(f"expected an artifact name below the run directory, got {name!r}")
-    target = directory.joinpath(*parts)
+    target = directory.joinpath(*safe_parts(name))
     aside = target.with_name(f".{target.name}.partial")
     _remove(aside)
     for chunk in reader:
         for path, data in zip(chunk.data.column(0).to_pylist(), chunk.data.column(1), strict=True):
-            pieces = PurePosixPath(path).parts
-            if any(piece in ("..", "/") for piece in pieces):
-                raise ValueError(f"expected a path inside the artifact, got {path!r}")
-            file = aside.joinpath(*pieces)
+            file = aside.joinpath(*safe_parts(path)) if path else aside
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as out:
                 out.write(data.as_buffer())
@@ -297,9 +308,21 @@ def receive_files(reader: Any, directory: Path, name: str) -> None:
     aside.rename(target)
 
 
-def _remove(path: Path) -> None:
-    import shutil
+def safe_parts(name: str) -> tuple[str, ...]:
+    """Split a relative path, refusing one that leads out of its directory."""
+    parts = PurePosixPath(name).parts
+    if not parts or any(part in ("..", "/") for part in parts):
+        raise ValueError(f"expected a path below the run directory, got {name!r}")
+    return parts
 
+
+def _file_batches(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with file.open("rb") as stream:
+        while data := stream.read(FILE_CHUNK_BYTES):
+            yield pa.record_batch([[data]], schema=schema)
+
+
+def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:

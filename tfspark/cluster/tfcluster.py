@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pyspark import cloudpickle
 
+from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
 from tfspark.cluster.preflight import check_settings, check_slots, driver_host
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
+from tfspark.cluster.sidecar import SideCar
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.wire import Json, new_token
 from tfspark.errors import ConfigError, DataError, DeadlineError, ReservationError, TfsparkError
-from tfspark.feed.columns import Column, Columns
+from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.reader import StreamSpec
 from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
 
@@ -92,6 +94,11 @@ class TFCluster:
         self._closed_by_trainers = False
         self._evaluations = itertools.count(1)
         self._train_spec: StreamSpec | None = None
+        self._buffer_bytes = Feeding.buffer_bytes
+        self._num_passes = 0
+        self._rows_in_files = 0
+        self._side_car: SideCar | None = None
+        self._num_side_car = 0
         self._jobs: list[SparkJob] = []
         registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
         self._control = ControlPlane(
@@ -122,6 +129,7 @@ class TFCluster:
         callbacks: Mapping[str, Any] | None = None,
         checkpoint_dir: str | None = None,
         checkpoint_every_epochs: int = 0,
+        hooks: Hooks | None = None,
         observer: Observer | None = None,
     ) -> TFCluster:
         """Reserve executors and start a TensorFlow process on each.
@@ -146,6 +154,7 @@ class TFCluster:
             callbacks: ``early_stopping``, ``reduce_lr_on_plateau``, ``terminate_on_nan`` with their arguments.
             checkpoint_dir: directory for `main_fun`'s own checkpoints, on storage all executors share.
             checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
+            hooks: more functions of the model module, with `build_model` only.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
         Raises:
@@ -159,6 +168,8 @@ class TFCluster:
                 f"expected num_ps=0, got {num_ps}: parameter servers are not supported yet; leave num_ps out to "
                 "train synchronously (MultiWorkerMirroredStrategy)"
             )
+        if eval_node and log_dir is None:
+            raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
         settings = {
             "wants_context": wants_context(main_fun),
             "seed": seed,
@@ -169,7 +180,7 @@ class TFCluster:
             "checkpoint_dir": checkpoint_dir,
             "checkpoint_every_epochs": checkpoint_every_epochs,
         }
-        code = pickled(main_fun, args)
+        code = pickled(main_fun, args, hooks or Hooks())
         check_settings(session)
         check_slots(session, len(nodes), int(input_mode is InputMode.SPARK), reservation_timeout)
         cluster = cls(session, nodes, code, settings, input_mode, observer, log_dir, heartbeat_timeout)
@@ -269,6 +280,7 @@ class TFCluster:
         label: str | Column | None = "label",
         num_classes: int | None = None,
         class_weights: Mapping[int, float] | None = None,
+        columns: Columns | None = None,
         batch_size: int | None = None,
         validation: DataFrame | None = None,
         feeding: Feeding | None = None,
@@ -283,6 +295,7 @@ class TFCluster:
             label: label column; None: the features are their own target.
             num_classes: check that labels lie in [0, num_classes).
             class_weights: class -> weight of its rows in the loss.
+            columns: all of the four above in one.
             batch_size: rows of a step over all workers; default 32 for each worker.
             validation: rows to evaluate after each epoch.
             feeding: how rows travel.
@@ -299,33 +312,34 @@ class TFCluster:
         if self._input_mode is InputMode.TENSORFLOW:
             return self._train_on_files(data, num_epochs, batch_size)
         df = _as_dataframe(self._spark, data)
-        columns = _choose_columns(df, features, label, num_classes, class_weights)
+        columns = columns or _choose_columns(df, features, label, num_classes, class_weights)
         spec = self._train_stream(columns, batch_size, feeding or Feeding())
         first = self._num_passes
         self._num_passes += num_epochs
-        job = self._post_training(first, num_epochs, spec, validation)
+        checked = None if validation is None else _select(_as_dataframe(self._spark, validation), columns)
+        job = self._post_training(first, num_epochs, spec, checked)
         selected = _select(df, columns)
         for _ in range(num_epochs):
             self._feed_pass("train", selected, spec)
-            if validation is not None and not self._trained(job):
-                self._feed_pass("validation", _select(_as_dataframe(self._spark, validation), columns), spec)
+            if checked is not None and self._side_car is None and not self._trained(job):
+                self._feed_pass("validation", checked, spec)
             if self._trained(job):
                 break
         return self._training_result(job)
 
-    _num_passes = 0
-
-    def evaluate(
-        self, df: DataFrame, *, columns: Columns | None = None, batch_size: int | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, df: DataFrame, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate the model on all rows of a DataFrame; every row counts once.
 
-        Needs `build_model`; the columns are those of `train` unless given.
+        Needs `build_model` and a `train` before; the columns are the same.
+
+        Args:
+            df: rows.
+            num_classes: count the predicted classes, too.
 
         Returns:
-            Metric name -> value.
+            Metric name -> value; with `num_classes` also ``confusion_matrix``: rows are the true classes,
+            columns the predicted ones, ``num_classes`` x ``num_classes`` counts.
         """
-        del batch_size
         spec = self._train_spec
         if self._settings["wants_context"] or spec is None:
             raise ConfigError(
@@ -333,12 +347,11 @@ class TFCluster:
                 "runs a main_fun or was not trained; evaluate in main_fun instead"
             )
         name = f"evaluate-{next(self._evaluations)}"
-        used = columns or spec.columns
-        self._open_stream(name, self._local_spec(name, used, spec), self._num_workers)
-        job = self._control.post_job("evaluate", stream=name)
-        self._feed_pass(
-            name, _select(_as_dataframe(self._spark, df), used), self._local_spec(name, used, spec)
-        )
+        columns = replace(spec.columns, class_weights=())
+        local = self._local_spec(name, columns, spec)
+        self._open_stream(name, local, self._num_workers)
+        job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
+        self._feed_pass(name, _select(_as_dataframe(self._spark, df), columns), local)
         self._control.wait(
             lambda: len(self._control.job_results(job)) == self._num_workers,
             self._feed_timeout_s,
@@ -349,19 +362,7 @@ class TFCluster:
 
     def _train_stream(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
         """Open the stream ``train`` at the first call; later calls must not differ."""
-        size = batch_size or ROWS_PER_WORKER * self._num_workers
-        spec = StreamSpec(
-            name="train",
-            columns=columns,
-            batch_size=local_batch_size(size, self._num_workers),
-            num_readers=self._num_workers,
-            synchronous=True,
-            ordered=feeding.ordered,
-            shuffle_rows=feeding.shuffle_rows,
-            seed=int(self._settings["seed"]),
-            chunk_bytes=feeding.chunk_bytes,
-            timeout_s=self._feed_timeout_s,
-        )
+        spec = self._stream_spec(columns, batch_size, feeding)
         if self._train_spec is None:
             self._buffer_bytes = feeding.buffer_bytes
             self._open_stream("train", spec, self._num_workers)
@@ -373,7 +374,20 @@ class TFCluster:
             )
         return spec
 
-    _buffer_bytes = Feeding.buffer_bytes
+    def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
+        size = batch_size or ROWS_PER_WORKER * self._num_workers
+        return StreamSpec(
+            name="train",
+            columns=columns,
+            batch_size=local_batch_size(size, self._num_workers),
+            num_readers=self._num_workers,
+            synchronous=True,
+            ordered=feeding.ordered,
+            shuffle_rows=feeding.shuffle_rows,
+            seed=int(self._settings["seed"]),
+            chunk_bytes=feeding.chunk_bytes,
+            timeout_s=self._feed_timeout_s,
+        )
 
     def _local_spec(self, name: str, columns: Columns, spec: StreamSpec) -> StreamSpec:
         """A stream whose readers need not keep step: for evaluation."""
@@ -395,17 +409,30 @@ class TFCluster:
         if self._settings["wants_context"]:
             return 0
         if validation is not None and first == 0:
-            columns = Columns(spec.columns.features, spec.columns.label, spec.columns.num_classes)
+            columns = replace(spec.columns, class_weights=())
             self._open_stream(
                 "validation", self._local_spec("validation", columns, spec), self._num_validators
             )
-        has_evaluator = any(node.role == "evaluator" for node in self._nodes)
+        if validation is not None and self._has_evaluator:
+            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation, spec))
         return self._control.post_job(
             "train",
             first_pass=first,
             epochs=epochs,
-            validation=validation is not None and not has_evaluator,
-            side_car=validation is not None and has_evaluator,
+            validation=validation is not None and self._side_car is None,
+            side_car=self._side_car is not None,
+        )
+
+    def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame, spec: StreamSpec) -> None:
+        """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
+        evaluator = next(node.index for node in self._nodes if node.role == "evaluator")
+        job = self._control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
+        self._num_side_car += 1
+        self._feed_pass("validation", validation, spec)
+        self._control.wait(
+            lambda: evaluator in self._control.job_results(job),
+            self._feed_timeout_s,
+            f"the evaluator to evaluate epoch {epoch}",
         )
 
     def _feed_pass(self, stream: str, df: DataFrame, spec: StreamSpec) -> None:
@@ -465,8 +492,10 @@ class TFCluster:
                 f"expected TFRecordFiles in InputMode.TENSORFLOW, got {type(data).__name__}; pass "
                 "TFRecordFiles(path, columns), or use InputMode.SPARK to feed a DataFrame"
             )
-        size = local_batch_size(batch_size or ROWS_PER_WORKER * self._num_workers, self._num_workers)
-        plan = data.plan(self._num_workers, size)
+        spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
+        plan = data.plan(self._num_workers, spec.batch_size)
+        self._train_spec = spec
+        self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._settings["seed"]}
         directory = self._control.directory
         self._control.update(lambda: directory.open_stream("train", description, self._num_workers))
@@ -481,6 +510,11 @@ class TFCluster:
         if self._settings["wants_context"]:
             return {}
         self._control.wait(lambda: self._trained(job), float("inf"), "the workers to train")
+        if self._side_car is not None and not self._side_car.finish(self._feed_timeout_s):
+            raise DeadlineError(
+                f"waited {self._feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
+            )
+        self._side_car = None
         return dict(self._control.job_results(job)[0]["history"])
 
     def _trained(self, job: int) -> bool:
@@ -502,8 +536,11 @@ class TFCluster:
 
     @property
     def _num_validators(self) -> int:
-        has_evaluator = any(node.role == "evaluator" for node in self._nodes)
-        return 1 if has_evaluator else self._num_workers
+        return 1 if self._has_evaluator else self._num_workers
+
+    @property
+    def _has_evaluator(self) -> bool:
+        return any(node.role == "evaluator" for node in self._nodes)
 
     @property
     def _feed_timeout_s(self) -> float:
@@ -544,9 +581,19 @@ class TFCluster:
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":
             self._keep_log(fields["node"], fields["lines"])
+        if event == "epoch":
+            fields = {**fields, "rows_fed": self._rows_of_epoch(fields["epoch"])}
+        if event == "weights" and self._side_car is not None:
+            self._side_car.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
         if self._observer is not None:
             self._observer(event, fields)
+
+    def _rows_of_epoch(self, epoch: int) -> int:
+        """Rows all workers together had in an epoch, padding not counted."""
+        if self._input_mode is InputMode.TENSORFLOW:
+            return self._rows_in_files
+        return sum(self._control.directory.rows_received("train", epoch - 1).values())
 
     def _keep_log(self, node: str, lines: Sequence[str]) -> None:
         if self._log_dir is not None:
@@ -577,14 +624,14 @@ def wants_context(main_fun: Callable[..., Any]) -> bool:
     return len(required) == 2
 
 
-def pickled(main_fun: Callable[..., Any], args: Any) -> bytes:
+def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:
     """Pickle the user's function for the trainers.
 
     Raises:
         ConfigError: it, its arguments or something it refers to cannot be pickled.
     """
     try:
-        code: bytes = cloudpickle.dumps((main_fun, args))
+        code: bytes = cloudpickle.dumps((main_fun, args, hooks))
     except Exception as error:
         raise ConfigError(
             f"expected a function and arguments that can be pickled, got {error}; create models, sessions and "
@@ -637,20 +684,6 @@ def _choose_columns(
     )
     check_columns(columns, df.columns)
     return columns
-
-
-def check_columns(columns: Columns, available: Sequence[str]) -> None:
-    """Refuse columns that the data does not have."""
-    import difflib
-
-    for name in columns.names:
-        if name not in available:
-            near = difflib.get_close_matches(name, available, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"expected a column {name!r}, the data has {sorted(available)}; {hint}name the feature and label "
-                "columns as the data does"
-            )
 
 
 def _select(df: DataFrame, columns: Columns) -> DataFrame:

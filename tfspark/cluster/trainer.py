@@ -39,7 +39,7 @@ def main() -> int:
         context = TFContext.from_orders(header, control)
         _watch_lifeline(orders, context)
         try:
-            function, args = pickle.loads(code)
+            function, args, context.hooks = pickle.loads(code)
             result = run_user_function(function, args, context)
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
         except BaseException as error:

@@ -6,8 +6,9 @@ path is columnar: buffers are viewed, never walked row by row (strings excepted:
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,22 @@ class Columns:
             num_classes=data["num_classes"],
             class_weights=tuple((int(c), float(w)) for c, w in data["class_weights"]),
         )
+
+
+def check_columns(columns: Columns, available: Sequence[str]) -> None:
+    """Refuse columns that the data does not have.
+
+    Raises:
+        ConfigError: a column is missing; the message names the nearest.
+    """
+    for name in columns.names:
+        if name not in available:
+            near = difflib.get_close_matches(name, available, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"expected a column {name!r}, the data has {sorted(available)}; {hint}name the feature and label "
+                "columns as the data does"
+            )
 
 
 def to_numpy(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:

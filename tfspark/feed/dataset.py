@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +35,7 @@ class Feed:
         self.sample = sample
         self.rows_per_pass: list[int] = []
         self.next_index = 0
+        self.features_hook = context.hooks.features
         self._context = context
         self._opened: PassReader | None = None
 
@@ -149,14 +150,19 @@ def local_dataset(feed: Feed, local_replicas: int = 1) -> tf.data.Dataset:
     dataset = tf.data.Dataset.from_generator(feed.batches, output_signature=signature)
     if local_replicas > 1:
         dataset = dataset.unbatch().batch(spec.batch_size // local_replicas, drop_remainder=True)
-    mapped = dataset.map(lambda batch: to_element(batch, spec.columns), num_parallel_calls=1)
-    return mapped.prefetch(2)
+    hook = feed.features_hook
+    return dataset.map(lambda batch: to_element(batch, spec.columns, hook), num_parallel_calls=1).prefetch(2)
 
 
-def to_element(batch: dict[str, tf.Tensor], columns: Columns) -> tuple[Any, ...]:
+def to_element(
+    batch: dict[str, tf.Tensor], columns: Columns, features_hook: Callable[[Any], Any] | None = None
+) -> tuple[Any, ...]:
     """Turn a batch by column name into ``(features, label, weight)`` as Keras takes it."""
     features = {column.name: _scaled(batch[column.name], column) for column in columns.features}
-    x = features if len(features) > 1 else features[columns.features[0].name]
+    if features_hook is not None:
+        x = features_hook(features)
+    else:
+        x = features if len(features) > 1 else features[columns.features[0].name]
     if columns.label is None:
         return x, x, batch[WEIGHT]
     return x, _scaled(batch[columns.label.name], columns.label), batch[WEIGHT]

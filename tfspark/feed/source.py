@@ -160,14 +160,14 @@ class ChunkBuffer:
     def _wait_while_pulled(self, reached: Callable[[], bool]) -> None:
         """Wait for a condition as long as pulls come; the deadline counts from the last of them."""
         while not reached():
-            pulls = self._pulls
-            if not self._changed.wait_for(
-                lambda seen=pulls: reached() or self._pulls != seen, self._timeout_s
-            ):
+            if not self._changed.wait_for(self._pulled_since(self._pulls, reached), self._timeout_s):
                 raise DeadlineError(
                     f"no trainer took a row within feed_timeout_s={self._timeout_s:g} s though {self._rows} rows "
                     "were waiting; raise feed_timeout_s if a training step may take that long"
                 )
+
+    def _pulled_since(self, pulls: int, reached: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: reached() or self._pulls != pulls
 
     def _over(self) -> bool:
         empty = not any(self._queues) and not self._unacknowledged

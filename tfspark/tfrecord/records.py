@@ -25,7 +25,7 @@ from tfspark.tfrecord.framing import (
     stored_checksums,
 )
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 4 << 20  # fastest of 0.25 to 16 MB: a chunk and its batch stay in cache
 BLOCK_ROWS = 16_384
 
 
@@ -66,26 +66,33 @@ class Block:
 class Window:
     """A window that slides over a stream; `data` begins at `offset` of the stream."""
 
-    def __init__(self, stream: IO[bytes], offset: int, damage: Damage):
-        """Stand at `offset` of a stream, with nothing read yet."""
+    def __init__(self, stream: IO[bytes], offset: int, end: int | None, damage: Damage):
+        """Stand at `offset` of a stream, with nothing read yet; nothing much is wanted behind `end`."""
+        self.end = end
         self.stream = stream
         self.data = b""
         self.offset = offset
         self.at_end = False
         self._damage = damage
 
-    def slide(self, num_bytes: int, needed: int = 0, more: int = CHUNK_BYTES) -> None:
-        """Drop bytes from the front, then read `more`, or until `needed` are there, or to the stream's
-        end."""
+    def slide(self, num_bytes: int, needed: int = HEADER, more: int | None = None) -> None:
+        """Drop bytes from the front, then read a chunk (or `more`), and on until `needed` are there."""
         parts = [self.data[num_bytes:]]
         self.offset += num_bytes
-        missing = max(more, needed - len(parts[0]))
+        wanted = self._chunk(len(parts[0])) if more is None else more
+        missing = max(wanted, needed - len(parts[0]))
         while missing > 0 and not self.at_end:
             part = self._read(min(missing, CHUNK_BYTES))
             self.at_end = not part
             parts.append(part)
             missing -= len(part)
         self.data = b"".join(parts)
+
+    def _chunk(self, num_kept: int) -> int:
+        """Return how much to read at a time: up to the end of the split, beyond it only what a record needs."""
+        if self.end is None:
+            return CHUNK_BYTES
+        return max(0, min(CHUNK_BYTES, self.end - self.offset - num_kept))
 
     def _read(self, num_bytes: int) -> bytes:
         try:
@@ -108,7 +115,7 @@ def read_blocks(stream: IO[bytes], damage: Damage, start: int = 0, end: int | No
     Raises:
         DataError: a record is damaged or truncated and `damage` says to fail.
     """
-    window = Window(stream, start, damage)
+    window = Window(stream, start, end, damage)
     window.slide(0)
     if start:
         _resync(window, end)

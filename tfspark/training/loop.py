@@ -24,7 +24,7 @@ from tfspark.feed.dataset import distributed_dataset, local_dataset, open_feed
 from tfspark.training.callbacks import make_callbacks
 from tfspark.training.keras_corrections import SynchroniseState
 from tfspark.training.reporting import ReportProgress
-from tfspark.training.saving import Checkpoints, upload_model
+from tfspark.training.saving import Checkpoints, ShareWeights, upload_model
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -46,8 +46,10 @@ def run_jobs(build_model: BuildModel, params: Any, context: TFContext) -> Json:
             continue
         if job["kind"] == "close":
             return session.close(job)
-        result = session.train(job) if job["kind"] == "train" else session.evaluate(job["stream"])
         done = job["job"]
+        if job["kind"] == "side_car":
+            continue
+        result = session.train(job) if job["kind"] == "train" else session.test(job)
         context.control.call("job_done", job=done, node=context.node.index, result=result)
 
 
@@ -62,6 +64,7 @@ class TrainingSession:
 
     def __init__(self, build_model: BuildModel, params: Any, context: TFContext):
         self.context = context
+        self.params = params
         keras.utils.set_random_seed(context.seed)
         with context.strategy.scope():
             self.model = call_build_model(build_model, params)
@@ -81,8 +84,12 @@ class TrainingSession:
         ours: list[keras.callbacks.Callback] = [SynchroniseState()]
         if job["validation"]:
             ours.append(Validation(self))
+        if job["side_car"]:
+            ours.append(ShareWeights(self.context))
         ours.append(ReportProgress(self.context, feed.global_batch_size))
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
+        if self.context.hooks.callbacks is not None:
+            ours.extend(self.context.hooks.callbacks(self.params))
         ours.append(self.checkpoints)
         fitted = self.model.fit(
             dataset,
@@ -98,12 +105,19 @@ class TrainingSession:
             self.history.setdefault(name, []).extend(values)
         return {"history": history, "rows": self.rows}
 
-    def evaluate(self, stream: str, index: int = 0) -> dict[str, float]:
+    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""
         self.copy_weights()
         feed = open_feed(self.context, stream)
         feed.next_index = index
-        return self._evaluator.evaluate(local_dataset(feed), f"{stream}-{index}")
+        return self._evaluator.evaluate(local_dataset(feed), f"{stream}-{index}", num_classes)
+
+    def test(self, job: Json) -> Json:
+        """Evaluate a stream once; count predicted classes if the job asks for it."""
+        results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
+        if job["num_classes"]:
+            results["confusion_matrix"] = self._evaluator.confusion_matrix
+        return results
 
     def validate(self) -> dict[str, float]:
         """Evaluate the next pass of the stream ``validation``."""
@@ -157,20 +171,41 @@ class LocalEvaluator:
         self._context = context
         self._num_ranks = num_ranks
         self._step = tf.function(model.test_step, reduce_retracing=True)
+        self.confusion_matrix: list[list[int]] = []
 
-    def evaluate(self, dataset: tf.data.Dataset, key: str) -> dict[str, float]:
-        """Return the metrics over all ranks' rows; `key` names this evaluation, alike on all ranks."""
+    def evaluate(
+        self, dataset: tf.data.Dataset, key: str, num_classes: int | None = None
+    ) -> dict[str, float]:
+        """Return the metrics over all ranks' rows.
+
+        Args:
+            dataset: this rank's rows.
+            key: names this evaluation, alike on all ranks.
+            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, too.
+        """
         model = self._model
         # The metrics' variables come into being with the first batch, which this rank may not have.
         self._step(_zeros_of(dataset))
         model.reset_metrics()
+        counts = np.zeros((num_classes or 0, num_classes or 0))
         for element in dataset:
             self._step(element)
+            if num_classes:
+                np.add.at(counts, self._classes(element, num_classes), 1)
         states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
-        total = sum_over_ranks(self._context, key, states, self._num_ranks)
+        *total, counts = sum_over_ranks(self._context, key, [*states, counts], self._num_ranks)
+        self.confusion_matrix = np.asarray(counts, np.int64).tolist()
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
         return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+    def _classes(self, element: Any, num_classes: int) -> tuple[Any, Any]:
+        """Return the true and the predicted class of each row; one output of one unit is a yes or no."""
+        x, y = element[:2]
+        outputs = np.asarray(self._model(x, training=False))
+        if outputs.shape[-1] == 1 and num_classes == 2:
+            return np.asarray(y).reshape(-1).astype(int), (outputs.reshape(-1) > 0.5).astype(int)
+        return np.asarray(y).reshape(-1).astype(int), outputs.argmax(-1).reshape(-1)
 
 
 def _zeros_of(dataset: tf.data.Dataset) -> Any:

@@ -42,8 +42,27 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("checkpoint", epoch=epoch + 1, name=name)
 
 
+class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
+    """Send the chief's weights to the driver after every epoch, for the evaluator to fetch."""
+
+    def __init__(self, context: TFContext):
+        super().__init__()
+        self._context = context
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Send the weights and say so."""
+        if self._context.is_chief:
+            name = f"side-car/epoch-{epoch + 1:04d}.weights.h5"
+            path = Path(self._context.scratch_dir, "side-car.weights.h5")
+            self.model.save_weights(path)
+            upload(self._context, path, name)
+            self._context.report("weights", epoch=epoch + 1, name=name)
+
+
 def upload_model(context: TFContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
     """Save the model in the formats asked for and send it to ``<run directory>/<name>/``.
+
+    The model module's `export` hook, if there is one, writes into the same folder.
 
     Args:
         context: the node.
@@ -54,6 +73,8 @@ def upload_model(context: TFContext, model: keras.Model, name: str, formats: tup
     folder = Path(context.scratch_dir, "export")
     folder.mkdir(parents=True)
     try:
+        if context.hooks.export is not None:
+            context.hooks.export(model, str(folder))
         if "keras" in formats:
             model.save(folder / "model.keras")
         if "saved_model" in formats:

@@ -1,0 +1,87 @@
+"""The ``tfspark`` command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tfspark.errors import ConfigError, TfsparkError
+
+app = typer.Typer(
+    name="tfspark",
+    help="Train Keras models across a Spark cluster, where the data already is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+INTERRUPTED = 130
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(help="A YAML experiment, e.g. configs/mnist_cnn.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=5.")
+    ] = None,
+    worker_logs: Annotated[bool, typer.Option(help="Print what the workers write.")] = False,
+) -> None:
+    """Run an experiment: train, evaluate, export, report."""
+    with _in_words():
+        from tfspark.experiment.config import load_config
+
+        experiment = load_config(config, set_ or [])  # Mistakes show before anything heavy is imported.
+        from tfspark.experiment.run import run_experiment
+
+        run_experiment(experiment, show_worker_logs=worker_logs)
+
+
+@app.command(name="prepare-data")
+def prepare_data(
+    names: Annotated[list[str], typer.Argument(help="Names of data sets, e.g. mnist_5k.")],
+    root: Annotated[Path, typer.Option(help="Directory of all data sets.")] = Path("data"),
+) -> None:
+    """Fetch real data sets and write them as TFRecord files."""
+    with _in_words():
+        from tfspark.experiment.datasets import prepare
+
+        for name in names:
+            typer.echo(str(prepare(name, root)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command.
+
+    Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 interrupted.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    app(args=arguments)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Show errors of tfspark as one message, not as a traceback, and end with an exit code."""
+    try:
+        yield
+    except TfsparkError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: all processes of the run were ended")
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

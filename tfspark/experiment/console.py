@@ -1,0 +1,98 @@
+"""What a person sees of a run: a line per phase, a progress bar on a terminal, the same as plain lines in a file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class RunConsole:
+    """Shows a run; thread-safe, because events come from several nodes.
+
+    Args:
+        console: where a person looks.
+        log: the plain log file.
+        num_epochs: epochs the run will have at most.
+        show_worker_logs: print every line the workers write.
+    """
+
+    def __init__(self, console: Console, log: TextIO, num_epochs: int, show_worker_logs: bool = False):
+        self._console = console
+        self._log = log
+        self._num_epochs = num_epochs
+        self._show_worker_logs = show_worker_logs
+        self._rows_per_epoch: int | None = None
+        self._lock = threading.Lock()
+        self._bar: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Show the progress bar while the cluster works."""
+        with self._progress:
+            yield
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Say how long a phase took, when it is over."""
+        began = time.monotonic()
+        yield
+        self.line(f"{name:<24} {time.monotonic() - began:6.1f} s")
+
+    def line(self, text: str) -> None:
+        """Print a line, here and in the log."""
+        with self._lock:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._write(text)
+
+    def step(self, fields: Mapping[str, Any]) -> None:
+        """Move the progress bar."""
+        rate = fields["rows"] / fields["seconds"] if fields["seconds"] else 0.0
+        text = (
+            f"epoch {fields['epoch']}/{self._num_epochs}  step {fields['steps']}  {rate:,.0f} rows/s  "
+            f"{format_metrics(fields['metrics'])}"
+        )
+        with self._lock:
+            self._write(text)
+            if self._bar is None:
+                self._bar = self._progress.add_task(text, total=self._rows_per_epoch)
+            done = min(fields["rows"], self._rows_per_epoch or 0)
+            self._progress.update(self._bar, description=text, completed=done, total=self._rows_per_epoch)
+
+    def epoch(self, fields: Mapping[str, Any], rows: int) -> None:
+        """Print an epoch's line."""
+        self._rows_per_epoch = rows
+        seconds = fields["seconds"]
+        self.line(
+            f"epoch {fields['epoch']}/{self._num_epochs}{'':<11} {seconds:6.1f} s  {rows / seconds:,.0f} rows/s  "
+            f"{format_metrics(fields['metrics'])}"
+        )
+
+    def worker_lines(self, node: str, lines: list[str]) -> None:
+        """Print what a worker wrote, if that is wanted."""
+        if self._show_worker_logs:
+            for text in lines:
+                self.line(f"[{node}] {text}")
+
+    def _write(self, text: str) -> None:
+        self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        self._log.flush()
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Write metrics on one line, the loss first."""
+    ordered = sorted(metrics.items(), key=lambda item: (item[0].startswith("val_"), item[0] != "loss"))
+    return "  ".join(f"{name} {value:.4f}" for name, value in ordered)

@@ -1,0 +1,237 @@
+"""The rows of an experiment: read by Spark, labels made classes, divided into train, validation and test."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from tfspark.errors import ConfigError, DataError
+from tfspark.experiment.config import Data, Experiment, Source
+from tfspark.feed.columns import Column, Columns, check_columns
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column as SparkColumn
+    from pyspark.sql import DataFrame, SparkSession
+
+MAX_CLASSES = 10_000
+_POSITION = "__position"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What an experiment trains and is judged on.
+
+    Attributes:
+        train: training rows.
+        validation: rows evaluated after each epoch; None: there are none.
+        test: rows evaluated at the end; None: there are none.
+        columns: what is fed.
+        class_names: names of the classes in order; empty when the label is no class.
+    """
+
+    train: DataFrame
+    validation: DataFrame | None
+    test: DataFrame | None
+    columns: Columns
+    class_names: tuple[str, ...]
+
+
+def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
+    """Read, classify and divide the rows of an experiment.
+
+    Raises:
+        ConfigError: a path, a table or a column is not there.
+        DataError: no rows, or too many classes.
+    """
+    data = experiment.data
+    whole = read_source(spark, data.source)
+    columns = columns_of(data)
+    check_columns(columns, whole.columns)
+    classes = _classes(whole, data)
+    columns = _with_class_count(columns, classes)
+    prepared = _select(whole, columns, classes)
+    parts = _divide(prepared, data, experiment.seed)
+    validation = _own_rows(spark, data.validation_source, columns, classes) or parts[1]
+    test = _own_rows(spark, data.test_source, columns, classes) or parts[2]
+    columns = replace(columns, class_weights=_class_weights(parts[0], experiment, classes))
+    return Rows(parts[0], validation, test, columns, tuple(str(value) for value in classes))
+
+
+def read_source(spark: SparkSession, source: Source) -> DataFrame:
+    """Read what a source names.
+
+    Raises:
+        ConfigError: it is not there or Spark cannot read it; the message carries Spark's own words.
+    """
+    if source.path is not None and not path_exists(source.path):
+        raise ConfigError(
+            f"expected files at data path {source.path!r}, there are none (working directory {os.getcwd()}); "
+            "correct data.path; `tfspark prepare-data` lists the data sets that tfspark can fetch"
+        )
+    try:
+        return _read(spark, source)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:
+        wanted = source.path or source.table or source.sql
+        raise ConfigError(f"expected Spark to read {wanted!r}, it said: {_first_lines(error)}") from None
+
+
+def path_exists(path: str) -> bool:
+    """Tell whether a local path or glob is there; what is on other file systems is left to Spark."""
+    if "://" in path or path.startswith(("hdfs:", "s3:", "s3a:", "gs:")):
+        return True
+    return bool(glob.glob(path.removeprefix("file:")))
+
+
+def _read(spark: SparkSession, source: Source) -> DataFrame:
+    from tfspark.tfrecord import register
+
+    if source.sql is not None:
+        return spark.sql(source.sql)
+    if source.table is not None:
+        return spark.table(source.table)
+    register(spark)
+    reader = spark.read.format(source.format or "tfrecord").options(**source.options)
+    if source.schema_ddl is not None:
+        reader = reader.schema(source.schema_ddl)
+    return reader.load(source.path)
+
+
+def _first_lines(error: Exception) -> str:
+    return str(error).split("JVM stacktrace")[0].strip()[:1500]
+
+
+def columns_of(data: Data) -> Columns:
+    """Return the columns an experiment feeds."""
+    features = tuple(
+        Column(name, feature.shape, feature.dtype, feature.scale) for name, feature in data.features.items()
+    )
+    return Columns(features, None if data.label is None else Column(data.label.column))
+
+
+def _with_class_count(columns: Columns, classes: tuple[Any, ...]) -> Columns:
+    return replace(columns, num_classes=len(classes)) if classes else columns
+
+
+def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
+    """Return the label's values in the order of the classes; empty when the label is no class."""
+    if data.label is None or data.label.classes is None:
+        return ()
+    declared = data.label.classes
+    if isinstance(declared, int):
+        return tuple(range(declared))
+    if declared != "infer":
+        return tuple(declared)
+    found = df.select(data.label.column).distinct().limit(MAX_CLASSES + 1).collect()
+    values = sorted(row[0] for row in found if row[0] is not None)
+    if not 2 <= len(values) <= MAX_CLASSES:
+        raise DataError(
+            f"expected 2 to {MAX_CLASSES} different labels in column {data.label.column!r}, found "
+            f"{'more' if len(values) > MAX_CLASSES else len(values)}; name the classes in data.label.classes, or "
+            "leave classes out for a regression"
+        )
+    return tuple(values)
+
+
+def _select(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
+    check_columns(columns, df.columns)
+    chosen = [df[f"`{column.name}`"] for column in columns.features]
+    if columns.label is not None:
+        chosen.append(_class_index(df[f"`{columns.label.name}`"], columns.label.name, classes))
+    return df.select(*chosen)
+
+
+def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> SparkColumn:
+    """Replace a label by its class number; integers from 0 on are class numbers already."""
+    from pyspark.sql import functions as sf
+
+    if not classes or classes == tuple(range(len(classes))):
+        return label.alias(name)
+    known = ", ".join(str(value) for value in classes[:20])
+    text = sf.concat(
+        sf.lit(f"label {name!r} is "),
+        sf.coalesce(sf.concat(sf.lit("'"), label.cast("string"), sf.lit("'")), sf.lit("null")),
+        sf.lit(
+            f", expected one of the {len(classes)} classes {known}; correct the data or data.label.classes"
+        ),
+    )
+    number = sf.array_position(sf.array(*[sf.lit(value) for value in classes]), label) - 1
+    return sf.when(number >= 0, number).otherwise(sf.raise_error(text)).cast("long").alias(name)
+
+
+def _own_rows(
+    spark: SparkSession, source: Source | None, columns: Columns, classes: tuple[Any, ...]
+) -> DataFrame | None:
+    return None if source is None else _select(read_source(spark, source), columns, classes)
+
+
+def _divide(df: DataFrame, data: Data, seed: int) -> tuple[DataFrame, DataFrame | None, DataFrame | None]:
+    """Divide the rows exactly: the last fractions, after a shuffle, are for validation and test."""
+    if not (data.shuffle or data.validation_fraction or data.test_fraction):
+        return df, None, None
+    placed = _placed(df, seed if data.shuffle else None)
+    total = placed.count()
+    num_test = round(total * data.test_fraction)
+    num_validation = round(total * data.validation_fraction)
+    num_train = total - num_validation - num_test
+    if total and not num_train:
+        raise DataError(f"expected rows to train on, the {total} rows all go to validation and test")
+    first, second = _positions(placed, [num_train, num_train + num_validation])
+    position = placed[_POSITION]
+    train = placed.where(position < first).drop(_POSITION)
+    validation = placed.where((position >= first) & (position < second)).drop(_POSITION)
+    test = placed.where(position >= second).drop(_POSITION)
+    return train, validation if num_validation else None, test if num_test else None
+
+
+def _placed(df: DataFrame, seed: int | None) -> DataFrame:
+    """Give every row a position that grows in the order of the rows, and keep the result.
+
+    Kept (in memory, on disk where that runs out) because every epoch reads it, and because each row must
+    be in the same part whenever it is computed.
+    """
+    from pyspark.sql import functions as sf
+    from pyspark.storagelevel import StorageLevel
+
+    if seed is not None:
+        df = df.withColumn(_POSITION, sf.rand(seed)).orderBy(_POSITION)
+    return df.withColumn(_POSITION, sf.monotonically_increasing_id()).persist(StorageLevel.MEMORY_AND_DISK)
+
+
+def _positions(placed: DataFrame, counts: list[int]) -> list[int]:
+    """Return the position behind the first `count` rows, for each count.
+
+    Spark numbers the rows of partition p from ``p << 33``; with the sizes of the partitions the row at any
+    count is known without moving a row.
+    """
+    from pyspark.sql import functions as sf
+
+    partition = sf.shiftright(placed[_POSITION], 33).alias("partition")
+    sizes = {row[0]: row[1] for row in placed.groupBy(partition).count().collect()}
+    return [_position_after(sizes, count) for count in counts]
+
+
+def _position_after(sizes: dict[int, int], count: int) -> int:
+    for partition, size in sorted(sizes.items()):
+        if count <= size:
+            return (int(partition) << 33) + count
+        count -= size
+    return 1 << 62
+
+
+def _class_weights(
+    train: DataFrame, experiment: Experiment, classes: tuple[Any, ...]
+) -> tuple[tuple[int, float], ...]:
+    """Return class -> weight; ``balanced`` is rows / (classes * rows of the class), as scikit-learn defines it."""
+    wanted = experiment.train.class_weights
+    if wanted is None or experiment.data.label is None:
+        return ()
+    if wanted != "balanced":
+        return tuple((classes.index(label), float(weight)) for label, weight in wanted.items())
+    counts = {int(row[0]): row[1] for row in train.groupBy(experiment.data.label.column).count().collect()}
+    total = reduce(int.__add__, counts.values(), 0)
+    return tuple((label, total / (len(classes) * count)) for label, count in sorted(counts.items()))

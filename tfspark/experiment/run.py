@@ -1,0 +1,313 @@
+"""One experiment from its configuration to its report. Runs on the driver; called by the command line."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from tfspark.cluster.context import Hooks
+from tfspark.cluster.roles import local_batch_size
+from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
+from tfspark.errors import ConfigError
+from tfspark.experiment.config import Experiment, resolved_yaml
+from tfspark.experiment.console import RunConsole
+from tfspark.experiment.datasets import DATASETS, prepare
+from tfspark.experiment.modules import ModelModule, load_model_module
+from tfspark.experiment.report import final_table, write_confusion_matrix, write_curves
+from tfspark.experiment.rows import Rows, load_rows, path_exists
+from tfspark.experiment.rundir import RunDirectory
+from tfspark.experiment.session import spark_session
+from tfspark.feed.files import TFRecordFiles
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SHUFFLE_BATCHES = 16
+"""Each worker mixes the rows of this many batches anew in every epoch."""
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        directory: the run directory.
+        train: metrics of the last epoch.
+        validation: validation metrics of the last epoch; None: no validation rows.
+        test: metrics on the test rows; None: no test rows.
+        seconds: phase -> how long it took.
+    """
+
+    directory: Path
+    train: dict[str, float]
+    validation: dict[str, float] | None
+    test: dict[str, float] | None
+    seconds: dict[str, float]
+
+
+@dataclass
+class _Watch:
+    """Turns the cluster's events into lines, metrics and curves."""
+
+    console: RunConsole
+    directory: RunDirectory
+    keep_checkpoints: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    tensorflow_up: set[str] = field(default_factory=set)
+    pending: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        handler = getattr(self, f"_on_{event}", None)
+        if handler is not None:
+            handler(fields)
+
+    def _on_reserved(self, fields: Mapping[str, Any]) -> None:
+        self.seconds["reservation"] = fields["seconds"]
+        self.console.line(f"{'reservation':<24} {fields['seconds']:6.1f} s  {fields['nodes']} nodes")
+
+    def _on_tensorflow(self, fields: Mapping[str, Any]) -> None:
+        self.seconds["tensorflow"] = max(fields["seconds"], self.seconds.get("tensorflow", 0.0))
+        self.console.line(f"{'TensorFlow up':<24} {fields['seconds']:6.1f} s  {fields['node']}")
+
+    def _on_step(self, fields: Mapping[str, Any]) -> None:
+        self.console.step(fields)
+
+    def _on_epoch(self, fields: Mapping[str, Any]) -> None:
+        seconds = fields["seconds"]
+        self.seconds[f"epoch {fields['epoch']}"] = seconds
+        self.console.epoch(fields, fields["rows_fed"])
+        self.directory.add_metrics(
+            "epoch",
+            epoch=fields["epoch"],
+            seconds=seconds,
+            rows=fields["rows_fed"],
+            rows_per_s=fields["rows_fed"] / seconds,
+            **fields["metrics"],
+        )
+        self.directory.add_scalars(fields["epoch"], fields["metrics"])
+
+    def _on_validation(self, fields: Mapping[str, Any]) -> None:
+        self.directory.add_metrics("validation", epoch=fields["epoch"], **fields["metrics"])
+        self.directory.add_scalars(fields["epoch"], fields["metrics"])
+
+    def _on_checkpoint(self, fields: Mapping[str, Any]) -> None:
+        kept = sorted((self.directory.path / "checkpoints").glob("epoch-*.keras"))
+        for old in kept[: -self.keep_checkpoints]:
+            old.unlink()
+
+    def _on_log(self, fields: Mapping[str, Any]) -> None:
+        self.console.worker_lines(fields["node"], fields["lines"])
+
+
+def run_experiment(
+    experiment: Experiment, console: Console | None = None, show_worker_logs: bool = False
+) -> Outcome:
+    """Train, evaluate, export and report an experiment.
+
+    Raises:
+        ConfigError: something is wrong before anything starts.
+        DataError: rows are not what was declared.
+        NodeFailedError: a node failed; the message carries its traceback and log.
+    """
+    console = console or Console()
+    module = load_model_module(experiment.model.module)
+    fetch_known_data(experiment, console)
+    directory = RunDirectory(Path(experiment.output.dir), experiment.name)
+    directory.write_text("config.yaml", resolved_yaml(experiment))
+    directory.write_versions()
+    with (directory.path / "run.log").open("a") as log:
+        shown = RunConsole(console, log, experiment.train.epochs, show_worker_logs)
+        try:
+            return _run(experiment, module, directory, shown, console)
+        finally:
+            directory.close()
+
+
+def fetch_known_data(experiment: Experiment, console: Console) -> None:
+    """Prepare a data set tfspark knows when the experiment names its directory and it is not there."""
+    paths = [
+        experiment.data.path,
+        *(_split_path(s) for s in (experiment.data.validation, experiment.data.test)),
+    ]
+    for path in paths:
+        parts = Path(path or "").parts
+        known = [i for i in range(len(parts) - 1) if parts[i] == "data" and parts[i + 1] in DATASETS]
+        if path is not None and known and not path_exists(path):
+            name = parts[known[-1] + 1]
+            console.print(f"fetching the data set {name}", highlight=False)
+            prepare(name, Path(*parts[: known[-1] + 1]))
+
+
+def _split_path(split: Any) -> str | None:
+    return getattr(split, "path", None)
+
+
+def _run(
+    experiment: Experiment,
+    module: ModelModule,
+    directory: RunDirectory,
+    shown: RunConsole,
+    console: Console,
+) -> Outcome:
+    watch = _Watch(shown, directory, experiment.checkpoint.keep)
+    began = time.monotonic()
+    with spark_session(experiment.name, experiment.cluster) as spark:
+        watch.seconds["session"] = time.monotonic() - began
+        shown.line(
+            f"{'Spark session':<24} {watch.seconds['session']:6.1f} s  {spark.conf.get('spark.master')}"
+        )
+        results = _train(experiment, module, directory, shown, watch, spark)
+    outcome = _report(experiment, directory, results, watch.seconds)
+    console.print(final_table(outcome.train, outcome.validation, outcome.test))
+    shown.line(f"results in {directory.path}")
+    return outcome
+
+
+@dataclass
+class _Results:
+    history: dict[str, list[float]]
+    test: dict[str, float] | None
+    confusion: list[list[int]] | None
+    class_names: tuple[str, ...]
+    nodes: dict[str, Any]
+
+
+def _train(
+    experiment: Experiment,
+    module: ModelModule,
+    directory: RunDirectory,
+    shown: RunConsole,
+    watch: _Watch,
+    spark: SparkSession,
+) -> _Results:
+    began = time.monotonic()
+    rows = load_rows(spark, experiment)
+    watch.seconds["data"] = time.monotonic() - began
+    shown.line(f"{'data':<24} {watch.seconds['data']:6.1f} s")
+    cluster = TFCluster.run(
+        spark,
+        module.build_model,
+        model_params(experiment, rows),
+        **_settings(experiment, module, directory, watch),
+    )
+    with cluster, shown.live():
+        history = _fit(cluster, experiment, rows)
+        test, confusion = _test(cluster, rows, watch, shown)
+        began = time.monotonic()
+        nodes = cluster.shutdown(export=experiment.export.formats)
+        watch.seconds["export and stop"] = time.monotonic() - began
+        shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
+    return _Results(history, test, confusion, rows.class_names, nodes)
+
+
+def _settings(
+    experiment: Experiment, module: ModelModule, directory: RunDirectory, watch: _Watch
+) -> dict[str, Any]:
+    cluster, train = experiment.cluster, experiment.train
+    optimizer = train.optimizer
+    return {
+        "num_executors": cluster.executors,
+        "num_ps": cluster.ps,
+        "eval_node": cluster.evaluator,
+        "input_mode": InputMode.TENSORFLOW if cluster.input_mode == "tensorflow" else InputMode.SPARK,
+        "reservation_timeout": cluster.reservation_timeout_s,
+        "feed_timeout": cluster.feed_timeout_s,
+        "log_dir": str(directory.path),
+        "seed": experiment.seed,
+        "optimizer": None if optimizer is None else {"name": optimizer.name, **optimizer.arguments},
+        "learning_rate": train.learning_rate,
+        "callbacks": train.callbacks.model_dump(exclude_none=True),
+        "checkpoint_every_epochs": experiment.checkpoint.every_epochs,
+        "hooks": Hooks(module.features, module.callbacks, module.export),
+        "observer": watch,
+    }
+
+
+def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
+    """Return ``model.params`` with ``input_shape`` and ``num_classes`` as the data section has them.
+
+    Raises:
+        ConfigError: the params say otherwise.
+    """
+    params = dict(experiment.model.params)
+    features = rows.columns.features
+    known: dict[str, Any] = {}
+    if len(features) == 1 and features[0].shape is not None:
+        known["input_shape"] = list(features[0].shape)
+    if rows.columns.num_classes is not None:
+        known["num_classes"] = rows.columns.num_classes
+    for key, value in known.items():
+        if params.setdefault(key, value) != value:
+            raise ConfigError(
+                f"expected model.params.{key} to be {value}, as the data section says, got {params[key]}; leave it out"
+            )
+    return params
+
+
+def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, list[float]]:
+    data, train = experiment.data, experiment.train
+    window = SHUFFLE_BATCHES * local_batch_size(data.batch_size, experiment.cluster.num_workers)
+    if experiment.cluster.input_mode == "tensorflow":
+        files = TFRecordFiles(str(data.path), rows.columns, window if data.shuffle else 0)
+        return cluster.train(files, train.epochs, batch_size=data.batch_size)
+    return cluster.train(
+        rows.train,
+        train.epochs,
+        columns=rows.columns,
+        batch_size=data.batch_size,
+        validation=rows.validation,
+        feeding=Feeding(shuffle_rows=window if data.shuffle else 0),
+    )
+
+
+def _test(
+    cluster: TFCluster, rows: Rows, watch: _Watch, shown: RunConsole
+) -> tuple[dict[str, float] | None, list[list[int]] | None]:
+    if rows.test is None:
+        return None, None
+    began = time.monotonic()
+    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=rows.columns.num_classes)
+    confusion = metrics.pop("confusion_matrix", None)
+    watch.seconds["test"] = time.monotonic() - began
+    shown.line(f"{'test':<24} {watch.seconds['test']:6.1f} s")
+    return metrics, confusion
+
+
+def _report(
+    experiment: Experiment, directory: RunDirectory, results: _Results, seconds: dict[str, float]
+) -> Outcome:
+    last = {name: values[-1] for name, values in results.history.items()}
+    train = {name: value for name, value in last.items() if not name.startswith("val_")}
+    validation = {name[4:]: value for name, value in last.items() if name.startswith("val_")} or None
+    if results.test is not None:
+        directory.add_metrics("test", **results.test)
+    write_curves(directory.path)
+    if results.confusion is not None:
+        matrix = np.asarray(results.confusion, np.int64)
+        write_confusion_matrix(directory.path, matrix, results.class_names)
+    outcome = Outcome(directory.path, train, validation, results.test, seconds)
+    directory.write_json(
+        "results.json",
+        {
+            "name": experiment.name,
+            "train": _finite(train),
+            "validation": None if validation is None else _finite(validation),
+            "test": None if results.test is None else _finite(results.test),
+            "confusion_matrix": results.confusion,
+            "seconds": seconds,
+            "nodes": results.nodes,
+        },
+    )
+    return outcome
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

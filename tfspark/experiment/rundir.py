@@ -1,0 +1,94 @@
+"""The run directory: the one place that knows what is kept of a run and where.
+
+``runs/<name>-<timestamp>/`` holds ``config.yaml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``run.log``,
+``logs/`` (one file per node), ``tensorboard/``, ``checkpoints/``, ``export/``, ``results.json`` and pictures.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tfspark.errors import ConfigError
+
+PACKAGES = ("tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pandas")
+
+
+class RunDirectory:
+    """One run's directory; made at once, never one that exists.
+
+    Args:
+        parent: directory of all runs.
+        name: the experiment's name.
+
+    Raises:
+        ConfigError: it exists already or cannot be written.
+    """
+
+    def __init__(self, parent: Path, name: str):
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.path = (parent / f"{name}-{stamp}").absolute()
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"expected to make a new run directory, {self.path} exists; wait a second or set output.dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"expected to make the run directory {self.path}: {error.strerror}; set output.dir to a directory "
+                "that you may write to"
+            ) from None
+        self._summaries: Any = None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file."""
+        (self.path / name).write_text(text)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file."""
+        self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def write_versions(self) -> None:
+        """Write which versions ran."""
+        found = {"python": platform.python_version(), "platform": platform.platform(), "argv": sys.argv}
+        self.write_json("versions.json", {**found, **_package_versions()})
+
+    def add_metrics(self, event: str, **fields: Any) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+
+    def add_scalars(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Add an epoch's metrics to the TensorBoard logs."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        if self._summaries is None:
+            self._summaries = EventFileWriter(str(self.path / "tensorboard"))
+        values = [Summary.Value(tag=f"epoch_{name}", simple_value=v) for name, v in metrics.items()]
+        self._summaries.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        """Flush the TensorBoard logs."""
+        if self._summaries is not None:
+            self._summaries.close()
+            self._summaries = None
+
+
+def _package_versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,238 @@
+"""`InputMode.TENSORFLOW`: each worker reads its share of TFRecord files through tf.data.
+
+`TFRecordFiles` is used on the driver, which divides the records among the workers; `files_dataset` runs in the
+trainers and is pure tf.data. TensorFlow is imported only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tfspark.cluster.wire import Json
+from tfspark.errors import DataError
+from tfspark.feed.columns import Columns, check_columns, to_numpy
+from tfspark.tfrecord import InputFile, count_records, feature_specs, list_files, read_schema
+from tfspark.tfrecord.damage import Damage
+from tfspark.tfrecord.decode import decode_block
+from tfspark.tfrecord.files import open_input
+from tfspark.tfrecord.records import read_blocks
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfspark.cluster.context import TFContext
+
+COUNTING_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive records of one file."""
+
+    path: str
+    compression: str
+    skip: int
+    take: int
+
+
+@dataclass(frozen=True)
+class TFRecordFiles:
+    """TFRecord files that every executor can read under the same path.
+
+    Attributes:
+        path: a file, a directory or a glob, or several of them.
+        columns: which features are used and how.
+        shuffle_rows: rows of each worker's shuffle window.
+    """
+
+    path: str | Sequence[str]
+    columns: Columns
+    shuffle_rows: int = 0
+
+    def plan(self, num_workers: int, local_batch_size: int) -> Json:
+        """Divide the records among the workers: equal numbers, give or take one, in file order.
+
+        Raises:
+            DataError: no such file, no record in any, a damaged file.
+            ConfigError: a column is not in the files.
+        """
+        files = list_files(self.path)
+        schema = read_schema(self.path)
+        check_columns(self.columns, schema.names)
+        shares = divide(files, _count(files), num_workers)
+        rows = [sum(piece.take for piece in share) for share in shares]
+        return {
+            "columns": self.columns.to_json(),
+            "features": [vars(spec) for spec in feature_specs(schema) if spec.name in self.columns.names],
+            "shapes": self._shapes(files, schema),
+            "shares": [[vars(piece) for piece in share] for share in shares],
+            "filler": vars(Slice(files[0].path, files[0].compression, 0, 1)),
+            "batch_size": local_batch_size,
+            "num_readers": num_workers,
+            "steps": -(-max(rows) // local_batch_size),
+            "shuffle_rows": self.shuffle_rows,
+        }
+
+    def _shapes(self, files: Sequence[InputFile], schema: pa.Schema) -> dict[str, list[int]]:
+        """Column name -> shape of one row, as the first record has it."""
+        wanted = pa.schema([schema.field(name) for name in self.columns.names])
+        file = next(file for file in files if file.num_bytes)
+        damage = Damage(file.path)
+        with open_input(file) as stream:
+            block = next(iter(read_blocks(stream, damage)))
+        rows = to_numpy(decode_block(block, wanted, damage).slice(0, 1), self.columns)
+        return {name: list(values.shape[1:]) for name, values in rows.items()}
+
+
+def _count(files: Sequence[InputFile]) -> list[int]:
+    with ThreadPoolExecutor(COUNTING_THREADS, thread_name_prefix="tfspark-count") as pool:
+        return list(pool.map(count_records, [file.path for file in files]))
+
+
+def divide(files: Sequence[InputFile], counts: Sequence[int], num_workers: int) -> list[list[Slice]]:
+    """Cut the sequence of all records into `num_workers` runs of equal length, give or take one.
+
+    Args:
+        files: in reading order.
+        counts: records of each file.
+        num_workers: how many shares.
+
+    Returns:
+        Worker -> slices of files. Every record is in exactly one.
+
+    Raises:
+        DataError: there is no record at all.
+    """
+    total = sum(counts)
+    if not total:
+        raise DataError(f"expected records, came none in {len(files)} files; see whether the path is right")
+    bounds = [total * worker // num_workers for worker in range(num_workers + 1)]
+    return [list(_between(files, counts, first, end)) for first, end in pairwise(bounds)]
+
+
+def _between(files: Sequence[InputFile], counts: Sequence[int], first: int, end: int) -> Iterable[Slice]:
+    start = 0
+    for file, count in zip(files, counts, strict=True):
+        skip, stop = max(first - start, 0), min(end - start, count)
+        if skip < stop:
+            yield Slice(file.path, file.compression, skip, stop - skip)
+        start += count
+
+
+@dataclass
+class FilesFeed:
+    """A plan as the training loop sees it: the number of steps is known beforehand."""
+
+    num_steps: int
+    rows: int
+    global_batch_size: int
+    next_index: int = 0
+    rows_per_pass: list[int] = field(default_factory=list)
+
+    def open_pass(self) -> FilesFeed:
+        """Begin the next epoch."""
+        self.next_index += 1
+        self.rows_per_pass.append(self.rows)
+        return self
+
+    def has_step(self, step: int) -> bool:
+        """Tell whether an epoch has a step of this number, from 0."""
+        return step < self.num_steps
+
+
+def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDataset:
+    """Return this worker's share as a distributed dataset; runs in the trainer."""
+    from tfspark.feed.dataset import distribute_from_function
+
+    share = plan["shares"][context.task_index]
+    rows = sum(piece["take"] for piece in share)
+    feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"])
+    return distribute_from_function(
+        context.strategy, lambda _: share_dataset(plan, context.task_index, context.hooks.features), feed
+    )
+
+
+def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.Dataset:
+    """Read one worker's share: batches of equal size, the last filled up with weight 0, equally many for all."""
+
+    from tfspark.feed.dataset import to_element
+    from tfspark.feed.reader import WEIGHT
+
+    size, columns = plan["batch_size"], Columns.from_json(plan["columns"])
+    real = _records([_slice(piece) for piece in plan["shares"][rank]])
+    if plan["shuffle_rows"]:
+        real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
+    filler = _records([_slice(plan["filler"])]).repeat()
+    weighted = real.map(lambda record: (record, 1.0)).concatenate(filler.map(lambda record: (record, 0.0)))
+    batches = weighted.take(plan["steps"] * size).batch(size, drop_remainder=True)
+
+    def parse(records: tf.Tensor, weights: tf.Tensor) -> Any:
+        rows = _parse(records, plan, columns)
+        return to_element({**rows, WEIGHT: weights * _class_weight(rows, columns)}, columns, features_hook)
+
+    return batches.map(parse, num_parallel_calls=2).prefetch(2)
+
+
+def _slice(piece: Json) -> Slice:
+    return Slice(**piece)
+
+
+def _records(slices: Sequence[Slice]) -> tf.data.Dataset:
+    import tensorflow as tf
+
+    records = tf.data.Dataset.from_tensor_slices(tf.constant([], tf.string))
+    for piece in slices:
+        kind = "GZIP" if piece.compression else ""
+        file = tf.data.TFRecordDataset(piece.path, compression_type=kind)
+        records = records.concatenate(file.skip(piece.skip).take(piece.take))
+    return records
+
+
+def _parse(records: tf.Tensor, plan: Json, columns: Columns) -> dict[str, tf.Tensor]:
+    """Parse serialized Examples; shapes were taken from the first record and must hold for all."""
+    import tensorflow as tf
+
+    dtypes = {"int64": tf.int64, "float": tf.float32, "bytes": tf.string}
+    by_name = {column.name: column for column in columns.all}
+    specs = {}
+    for feature in plan["features"]:
+        is_raw = feature["kind"] == "bytes" and by_name[feature["name"]].dtype is not None
+        shape = [] if is_raw else plan["shapes"][feature["name"]]
+        specs[feature["name"]] = tf.io.FixedLenFeature(shape, dtypes[feature["kind"]])
+    parsed = tf.io.parse_example(records, specs)
+    return {name: _as_declared(parsed[name], by_name[name], plan, columns) for name in parsed}
+
+
+def _as_declared(values: tf.Tensor, column: Any, plan: Json, columns: Columns) -> tf.Tensor:
+    import tensorflow as tf
+
+    if column.dtype is not None:
+        dtype = tf.as_dtype(column.dtype)
+        values = tf.io.decode_raw(values, dtype) if values.dtype == tf.string else tf.cast(values, dtype)
+        values = tf.reshape(values, [plan["batch_size"], *plan["shapes"][column.name]])
+    if column == columns.label and columns.num_classes is not None:
+        message = f"label {column.name!r} is outside of the classes 0 to {columns.num_classes - 1}"
+        inside = tf.debugging.Assert(
+            tf.reduce_all((values >= 0) & (values < columns.num_classes)), [message, values], summarize=8
+        )
+        with tf.control_dependencies([inside]):
+            values = tf.identity(values)
+    return values
+
+
+def _class_weight(rows: dict[str, tf.Tensor], columns: Columns) -> Any:
+    import tensorflow as tf
+
+    if columns.label is None or not columns.class_weights:
+        return 1.0
+    labels = tf.reshape(tf.cast(rows[columns.label.name], tf.int64), [-1])
+    weights = tf.ones_like(labels, tf.float32)
+    for label, weight in columns.class_weights:
+        weights = tf.where(labels == label, tf.constant(weight, tf.float32), weights)
+    return weights

@@ -1,0 +1,59 @@
+"""The side-car evaluator: evaluates each new checkpoint while the workers train on. Runs in its trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from tfspark.cluster.wire import Json
+from tfspark.feed.dataset import local_dataset, open_feed
+from tfspark.training.loop import BuildModel, LocalEvaluator, call_build_model
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+
+def run_evaluator(build_model: BuildModel, params: Any, context: TFContext) -> Json:
+    """Evaluate what the driver says until it says close.
+
+    For every epoch the chief sends its weights to the driver, the driver feeds the validation rows to this
+    node alone, and this node reports ``val_*``.
+
+    Returns:
+        ``{"epochs": [...], "history": {"val_loss": [...], ...}}``.
+    """
+    keras.utils.set_random_seed(context.seed)
+    model = call_build_model(build_model, params)
+    evaluator = LocalEvaluator(model, context, num_ranks=1)
+    epochs: list[int] = []
+    history: dict[str, list[float]] = {}
+    context.report("tensorflow", seconds=context.age_s)
+    done = 0
+    while True:
+        job = context.control.call("next_job", after=done)
+        if job["kind"] == "wait":
+            continue
+        if job["kind"] == "close":
+            return {"epochs": epochs, "history": history}
+        if job["kind"] == "side_car":
+            results = _evaluate(model, evaluator, context, job)
+            epochs.append(job["epoch"])
+            for name, value in results.items():
+                history.setdefault(name, []).append(value)
+            context.report("validation", epoch=job["epoch"], metrics=results)
+            context.control.call("job_done", job=job["job"], node=context.node.index, result=results)
+        done = job["job"]
+
+
+def _evaluate(
+    model: keras.Model, evaluator: LocalEvaluator, context: TFContext, job: Json
+) -> dict[str, float]:
+    file = Path(context.scratch_dir, "weights.weights.h5")
+    context.download(job["weights"], file)
+    model.load_weights(file)
+    feed = open_feed(context, "validation")
+    feed.next_index = job["index"]
+    results = evaluator.evaluate(local_dataset(feed), f"side-car-{job['index']}")
+    return {f"val_{name}": value for name, value in results.items()}
