@@ -143,7 +143,7 @@ def test_plan_without_splitting_gives_one_partition_per_file() -> None:
 
 @pytest.mark.parametrize(
     ("total", "given", "expected"),
-    [(1 << 40, None, 128 << 20), (10, None, 4 << 20), (1 << 30, None, 32 << 20), (10, 7, 7), (10, 0, 0)],
+    [(1 << 40, None, 128 << 20), (10, None, 32 << 20), (2 << 30, None, 64 << 20), (10, 7, 7), (10, 0, 0)],
 )
 def test_split_size_follows_the_size_of_the_dataset(total: int, given: int | None, expected: int) -> None:
     assert split_size([InputFile("/f", total, "")], given) == expected
