@@ -30,10 +30,8 @@ sys.path.insert(0, str(ROOT))
 from tfspark.tfrecord import register  # noqa: E402
 from tfspark.tfrecord.damage import Damage  # noqa: E402
 from tfspark.tfrecord.decode import decode_block  # noqa: E402
-from tfspark.tfrecord.encode import encode_batch  # noqa: E402
+from tfspark.tfrecord.encode import encode_batch, pieces  # noqa: E402
 from tfspark.tfrecord.records import read_blocks  # noqa: E402
-
-PIECE_ROWS = 1300  # what the data source hands to the codec at a time, for rows of this size
 
 
 def float_rows(rows: int) -> pa.RecordBatch:
@@ -74,8 +72,9 @@ def rate(rows: int, repeat: int, action: Callable[[], object]) -> float:
 
 def encode_all(batch: pa.RecordBatch) -> bytes:
     stream = io.BytesIO()
-    for start in range(0, batch.num_rows, PIECE_ROWS):
-        stream.write(encode_batch(batch.slice(start, PIECE_ROWS)))
+    for start in range(0, batch.num_rows, 10_000):  # what Spark hands over at a time
+        for piece in pieces(batch.slice(start, 10_000)):
+            stream.write(encode_batch(piece))
     return stream.getvalue()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from tfspark.tfrecord.batches import read_batches
 from tfspark.tfrecord.files import InputFile, list_files
 from tfspark.tfrecord.infer import count_records, read_schema
 from tfspark.tfrecord.schema import FeatureSpec, arrow_feature_specs
@@ -22,6 +23,7 @@ __all__ = [
     "count_records",
     "feature_specs",
     "list_files",
+    "read_batches",
     "read_schema",
     "register",
 ]

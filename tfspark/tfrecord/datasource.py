@@ -20,19 +20,15 @@ from pyspark.sql.datasource import (
 )
 from pyspark.sql.types import StructType
 
+from tfspark.tfrecord.batches import read_slice
 from tfspark.tfrecord.commit import Job, abort_job, commit_job, open_output
-from tfspark.tfrecord.damage import Damage
-from tfspark.tfrecord.decode import decode_block
-from tfspark.tfrecord.encode import check_encodable, encode_batch
-from tfspark.tfrecord.files import InputFile, list_files, open_input, paths_of
+from tfspark.tfrecord.encode import check_encodable, encode_batch, pieces
+from tfspark.tfrecord.files import list_files, paths_of
 from tfspark.tfrecord.infer import infer_schema
 from tfspark.tfrecord.options import Options, parse_options
-from tfspark.tfrecord.records import read_blocks
 from tfspark.tfrecord.schema import kind_of
 from tfspark.tfrecord.spark_types import arrow_schema, ddl
 from tfspark.tfrecord.splits import Slice, plan_splits, split_size
-
-_PIECE_BYTES = 4 << 20  # a batch is encoded in pieces of about so many bytes
 
 
 class TFRecordDataSource(DataSource):  # type: ignore[misc]
@@ -100,31 +96,6 @@ class TFRecordReader(DataSourceReader):  # type: ignore[misc]
             yield from read_slice(piece, self.columns, self.options.mode)
 
 
-def read_slice(piece: Slice, schema: pa.Schema, mode: str) -> Iterator[pa.RecordBatch]:
-    """Decode the records of one slice; partition columns come from the directories."""
-    damage = Damage(piece.file.path, mode)
-    from_path = dict(piece.file.partition)
-    features = pa.schema([field for field in schema if field.name not in from_path])
-    with open_input(piece.file, piece.start) as stream:
-        for block in read_blocks(stream, damage, piece.start, piece.end):
-            batch = decode_block(block, features, damage)
-            yield _with_partition(batch, piece.file, schema) if from_path else batch
-    damage.report()
-
-
-def _with_partition(batch: pa.RecordBatch, file: InputFile, schema: pa.Schema) -> pa.RecordBatch:
-    """Add the partition columns to a batch, in the order of the schema."""
-    values = dict(file.partition)
-    columns = []
-    for field in schema:
-        if field.name in values:
-            value = pa.array([values[field.name]], pa.string()).cast(field.type)[0]
-            columns.append(pa.repeat(value, batch.num_rows))
-        else:
-            columns.append(batch.column(field.name))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
 @dataclass(frozen=True)
 class _Written(WriterCommitMessage):  # type: ignore[misc]
     """What one task attempt wrote: the name of its file, or nothing."""
@@ -157,21 +128,14 @@ class TFRecordWriter(DataSourceArrowWriter):  # type: ignore[misc]
 
 def write_file(job: Job, name: str, batches: Iterator[pa.RecordBatch]) -> _Written:
     """Encode batches into one new file."""
-    pieces = (piece for batch in batches for piece in _pieces(batch))
-    first = next(pieces, None)
+    parts = (part for batch in batches for part in pieces(batch))
+    first = next(parts, None)
     if first is None:
         return _Written(None, 0)
     num_records = first.num_rows
     with open_output(job, name) as stream:
         stream.write(encode_batch(first))
-        for piece in pieces:
-            stream.write(encode_batch(piece))
-            num_records += piece.num_rows
+        for part in parts:
+            stream.write(encode_batch(part))
+            num_records += part.num_rows
     return _Written(name, num_records)
-
-
-def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a batch into pieces of bounded size."""
-    size = max(1, batch.num_rows * _PIECE_BYTES // max(1, batch.nbytes))
-    for start in range(0, batch.num_rows, size):
-        yield batch.slice(start, size)

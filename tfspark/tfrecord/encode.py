@@ -5,7 +5,9 @@ length, key and payload is scattered to its place in all records at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from tfspark.tfrecord.varint import encode_varints, put_varints, varint_widths
 from tfspark.tfrecord.wire import Kind
 
 _ENTRY, _KEY, _VALUE, _ITEM = b"\x0a", b"\x0a", b"\x12", b"\x0a"
+_PIECE_BYTES = 4 << 20
 _SCATTER_BYTES = 48  # payloads up to this mean size are scattered byte by byte, larger ones copied row by row
 
 
@@ -41,19 +44,19 @@ class _Feature:
     sizes: Ints
     packed: bool
 
-    @property
+    @cached_property
     def list_sizes(self) -> Ints:
         """Bytes of each row's list message."""
         if not self.packed:
             return self.sizes
         return np.where(self.sizes > 0, 1 + varint_widths(self.sizes) + self.sizes, 0)
 
-    @property
+    @cached_property
     def feature_sizes(self) -> Ints:
         """Bytes of each row's Feature message."""
         return _field_sizes(self.list_sizes)
 
-    @property
+    @cached_property
     def entry_sizes(self) -> Ints:
         """Bytes of each row's map entry message."""
         return len(self.head) + varint_widths(self.feature_sizes) + self.feature_sizes
@@ -62,6 +65,13 @@ class _Feature:
 def _field_sizes(sizes: Ints) -> Ints:
     """Bytes of a message as a field: tag, length and contents."""
     return 1 + varint_widths(sizes) + sizes
+
+
+def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch into slices of about 4 MB: what `encode_batch` holds at a time, in cache."""
+    size = max(1, batch.num_rows * _PIECE_BYTES // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, size):
+        yield batch.slice(start, size)
 
 
 def encode_batch(batch: pa.RecordBatch) -> Bytes:
@@ -93,15 +103,14 @@ def encode_batch(batch: pa.RecordBatch) -> Bytes:
 def _feature(name: str, column: pa.Array) -> _Feature:
     """Prepare a column: its list contents and their sizes."""
     kind, values, counts, rows = flatten(name, column)
-    if kind is Kind.BYTES:
-        body, item_sizes = _items(values)
-    elif kind is Kind.FLOAT:
-        body, item_sizes = values.astype("<f4", copy=False).view(np.uint8), np.full(len(values), 4)
+    if kind is Kind.FLOAT:
+        body, sizes = values.astype("<f4", copy=False).view(np.uint8), 4 * counts
     else:
-        body, item_sizes = encode_varints(values)
+        body, item_sizes = _items(values) if kind is Kind.BYTES else encode_varints(values)
+        sizes = _sum_groups(item_sizes, counts)
     key = name.encode()
     head = _KEY + _varint(len(key)) + key + _VALUE
-    return _Feature(rows, head, kind, body, _sum_groups(item_sizes, counts), kind is not Kind.BYTES)
+    return _Feature(rows, head, kind, body, sizes, kind is not Kind.BYTES)
 
 
 def _items(values: pa.Array) -> tuple[Bytes, Ints]:

@@ -20,6 +20,8 @@ from tfspark.tfrecord.wire import Kind
 _TAG_1, _TAG_2 = 0x0A, 0x12  # field 1 and 2, length-delimited
 _KIND_TAGS = {kind: kind << 3 | 2 for kind in Kind}
 
+_INDEX_BYTES = 32  # pieces up to this mean size are gathered byte by byte, larger ones copied one by one
+
 Layout = tuple[tuple[bytes, Kind], ...]
 Bools = NDArray[np.bool_]
 
@@ -210,6 +212,10 @@ def gather(data: bytes, starts: Ints, lengths: Ints) -> Bytes:
     size = int(lengths[0])
     if bool((lengths == size).all()):
         return _gather_equal(data, starts, size)
+    total = int(lengths.sum())
+    if total <= _INDEX_BYTES * len(starts):
+        shift = starts - np.cumsum(lengths) + lengths
+        return np.frombuffer(data, np.uint8).take(np.repeat(shift, lengths) + np.arange(total))
     return _join(data, starts.tolist(), (starts + lengths).tolist())
 
 
@@ -221,7 +227,7 @@ def _gather_equal(data: bytes, starts: Ints, size: int) -> Bytes:
         shape, strides = (len(starts), size), (int(steps[0]), 1)
         matrix = np.lib.stride_tricks.as_strided(view[int(starts[0]) :], shape, strides)
         return np.ascontiguousarray(matrix).reshape(-1)
-    if size <= 32:
+    if size <= _INDEX_BYTES:
         index: Ints = starts[:, None] + np.arange(size)
         return view.take(index).reshape(-1)
     return _join(data, starts.tolist(), (starts + size).tolist())

@@ -65,6 +65,9 @@ def varint_widths(values: Ints) -> Ints:
 def put_varints(out: Bytes, at: Ints, values: Ints) -> Ints:
     """Write each value as a varint at its own offset of `out`; return the offsets behind them."""
     widths, unsigned = varint_widths(values), values.view(np.uint64)
+    if len(values) and int(unsigned.max()) < 0x80:
+        out[at] = values
+        return at + 1
     for place in range(int(widths.max(initial=0))):
         rows = np.flatnonzero(widths > place)
         group = (unsigned[rows] >> np.uint64(7 * place)).astype(np.uint8) & np.uint8(0x7F)

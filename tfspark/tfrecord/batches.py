@@ -1,0 +1,55 @@
+"""Read files as record batches: what a task of the data source does, usable without Spark.
+
+Whoever feeds a trainer from TFRecord files can call it in its own process and save the way through Spark's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from tfspark.tfrecord.damage import FAILFAST, Damage
+from tfspark.tfrecord.decode import decode_block
+from tfspark.tfrecord.files import InputFile, open_input
+from tfspark.tfrecord.records import read_blocks
+from tfspark.tfrecord.splits import Slice
+
+
+def read_batches(file: InputFile, schema: pa.Schema, mode: str = FAILFAST) -> Iterator[pa.RecordBatch]:
+    """Yield a whole file as record batches of bounded size.
+
+    Args:
+        file: as `list_files` gives it.
+        schema: the columns to decode, partition columns among them.
+        mode: ``FAILFAST`` or ``DROPMALFORMED``.
+
+    Raises:
+        DataError: a record is damaged or does not fit, in mode ``FAILFAST``.
+    """
+    return read_slice(Slice(file), schema, mode)
+
+
+def read_slice(piece: Slice, schema: pa.Schema, mode: str) -> Iterator[pa.RecordBatch]:
+    """Decode the records of one slice; partition columns come from the directories."""
+    damage = Damage(piece.file.path, mode)
+    from_path = dict(piece.file.partition)
+    features = pa.schema([field for field in schema if field.name not in from_path])
+    with open_input(piece.file, piece.start) as stream:
+        for block in read_blocks(stream, damage, piece.start, piece.end):
+            batch = decode_block(block, features, damage)
+            yield _with_partition(batch, piece.file, schema) if from_path else batch
+    damage.report()
+
+
+def _with_partition(batch: pa.RecordBatch, file: InputFile, schema: pa.Schema) -> pa.RecordBatch:
+    """Add the partition columns to a batch, in the order of the schema."""
+    values = dict(file.partition)
+    columns = []
+    for field in schema:
+        if field.name in values:
+            value = pa.array([values[field.name]], pa.string()).cast(field.type)[0]
+            columns.append(pa.repeat(value, batch.num_rows))
+        else:
+            columns.append(batch.column(field.name))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
