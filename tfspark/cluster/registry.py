@@ -130,9 +130,9 @@ class Registry:
         node = self.nodes[index]
         if attempt != node.attempt:
             return
-        node.ended = True
         if cause and not self.stopping:
             self._fail(node, "killed", cause)
+        node.ended = True
         if node.failure is not None:
             node.failure.log_tail = tuple(log_tail)
 
