@@ -310,8 +310,9 @@ def receive_files(reader: Any, directory: Path, name: str) -> None:
 
 def safe_parts(name: str) -> tuple[str, ...]:
     """Split a relative path, refusing one that leads out of its directory."""
-    parts = PurePosixPath(name).parts
-    if not parts or any(part in ("..", "/") for part in parts):
+    path = PurePosixPath(name)
+    parts = path.parts
+    if not parts or path.is_absolute() or ".." in parts:
         raise ValueError(f"expected a path below the run directory, got {name!r}")
     return parts
 
