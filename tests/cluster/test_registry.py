@@ -1,0 +1,224 @@
+"""The driver's book of nodes, under a clock of the test's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from tfspark.cluster.registry import SETTLE_S, Registry, count_roles, describe_mismatch
+from tfspark.cluster.roles import plan_nodes
+from tfspark.errors import DataError, NodeFailedError, ReservationError
+
+VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
+TIMEOUT_S = 10.0
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(clock: Clock) -> Registry:
+    """Two workers, both registered."""
+    registry = new_registry(clock)
+    for index in range(2):
+        assert register(registry, index) == {"action": "go", "attempt": 1}
+    return registry
+
+
+def new_registry(clock: Clock) -> Registry:
+    return Registry(plan_nodes(2), TIMEOUT_S, VERSIONS, clock)
+
+
+def register(registry: Registry, index: int, **versions: str | None) -> dict[str, object]:
+    return registry.register(index, f"host-{index}", 7000 + index, {**VERSIONS, **versions})
+
+
+def test_missing_when_one_has_registered_names_the_other(clock: Clock) -> None:
+    registry = new_registry(clock)
+    register(registry, 0)
+
+    assert registry.missing() == ["worker 1"]
+
+
+def test_addresses_when_all_have_registered_are_known(registry: Registry) -> None:
+    assert registry.missing() == []
+    assert registry.addresses() == {0: "host-0:7000", 1: "host-1:7001"}
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "said"),
+    [
+        pytest.param("python", "3.12.1", "python 3.12.1, the driver has 3.11.9", id="python's minor number"),
+        pytest.param("tensorflow", "2.16.2", "tensorflow 2.16.2, the driver has 2.21.0", id="tensorflow"),
+        pytest.param("keras", None, "keras is missing, the driver has 3.15.0", id="not installed there"),
+    ],
+)
+def test_register_when_versions_differ_names_both(
+    clock: Clock, name: str, found: str | None, said: str
+) -> None:
+    registry = new_registry(clock)
+
+    assert register(registry, 1, **{name: found}) == {"action": "stop"}
+
+    assert registry.check()
+    error = registry.error()
+    assert isinstance(error, ReservationError)
+    assert "worker 1 on host-1" in str(error)
+    assert said in str(error)
+    assert "install the same major.minor versions" in str(error)
+
+
+def test_describe_mismatch_when_only_patch_levels_differ_is_empty() -> None:
+    assert describe_mismatch(VERSIONS, {**VERSIONS, "python": "3.11.2", "keras": "3.15.7"}) == ""
+
+
+def test_describe_mismatch_when_the_driver_lacks_a_package_does_not_compare_it() -> None:
+    assert describe_mismatch({**VERSIONS, "tensorflow": None}, VERSIONS) == ""
+
+
+def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Registry) -> None:
+    assert register(registry, 1) == {"action": "stop"}
+
+    assert not registry.check(), "others may still tell what ended it"
+    error = after_settling(registry)
+    assert isinstance(error, NodeFailedError)
+    assert (error.node, error.host) == ("worker 1", "host-1")
+    assert "the process that ran it was killed" in error.cause
+
+
+def test_register_when_stopping_is_refused_without_a_failure(registry: Registry) -> None:
+    registry.stopping = True
+
+    assert register(registry, 1) == {"action": "stop"}
+    assert not registry.failed
+
+
+def test_check_when_a_node_is_silent_tells_for_how_long(registry: Registry, clock: Clock) -> None:
+    clock.now += TIMEOUT_S - 1
+    assert registry.heartbeat(0, 1) is False
+    assert not registry.check()
+    clock.now += 2
+
+    registry.check()
+
+    error = after_settling(registry)
+    assert isinstance(error, NodeFailedError)
+    assert error.node == "worker 1"
+    assert "no heartbeat for 10 s" in error.cause
+
+
+def test_check_when_a_node_has_ended_does_not_wait_for_its_heartbeat(
+    registry: Registry, clock: Clock
+) -> None:
+    for index in range(2):
+        registry.trainer_ended(index, {"loss": 0.5})
+        registry.node_ended(index, 1, "", [])
+    clock.now += 10 * TIMEOUT_S
+
+    assert not registry.check()
+    assert registry.all_ended
+    assert registry.all_succeeded("worker")
+
+
+def test_heartbeat_when_a_peer_has_failed_tells_to_stop(registry: Registry) -> None:
+    registry.trainer_failed(0, "ValueError: no", "Traceback ...", "exception")
+
+    assert registry.heartbeat(1, 1) is True
+
+
+def test_heartbeat_of_another_attempt_is_told_to_stop(registry: Registry) -> None:
+    assert registry.heartbeat(1, 7) is True
+
+
+def test_node_ended_of_another_attempt_is_refused(registry: Registry) -> None:
+    registry.node_ended(1, 7, "killed by SIGKILL", [])
+
+    assert not registry.failed
+
+
+def test_node_ended_when_stopping_is_no_failure(registry: Registry) -> None:
+    registry.stopping = True
+
+    registry.node_ended(1, 1, "its trainer process was killed by SIGTERM", [])
+
+    assert not registry.failed
+
+
+def test_error_when_the_failed_node_has_ended_is_told_at_once_with_its_log(registry: Registry) -> None:
+    registry.trainer_failed(1, "ValueError: no", "Traceback: the user's code", "exception")
+    registry.node_ended(1, 1, "its trainer process exited with code 1", ["line 1", "line 2"])
+
+    assert registry.check()
+    error = registry.error()
+    assert isinstance(error, NodeFailedError)
+    assert error.cause == "ValueError: no"
+    assert error.log_tail == ("line 1", "line 2")
+    assert "Traceback: the user's code" in str(error)
+
+
+def test_error_when_peers_fail_first_in_a_collective_is_the_killed_node(
+    registry: Registry, clock: Clock
+) -> None:
+    registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", "collective")
+    registry.node_ended(0, 1, "its trainer process exited with code 1", [])
+    assert not registry.check(), "a lost peer explains it and may still be reported"
+    clock.now += 0.5
+    registry.node_ended(1, 1, "its trainer process was killed by SIGKILL", ["last words"])
+
+    error = after_settling(registry)
+    assert isinstance(error, NodeFailedError)
+    assert error.node == "worker 1"
+    assert "SIGKILL" in error.cause
+    assert error.log_tail == ("last words",)
+
+
+def test_error_when_nothing_else_explains_a_collective_error_is_that(registry: Registry) -> None:
+    registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", "collective")
+
+    assert "UnavailableError" in str(after_settling(registry))
+
+
+def test_error_when_two_fail_of_themselves_is_the_first(registry: Registry, clock: Clock) -> None:
+    registry.trainer_failed(1, "ValueError: first", "Traceback", "exception")
+    clock.now += 0.1
+    registry.trainer_failed(0, "ValueError: second", "Traceback", "exception")
+
+    assert "ValueError: first" in str(after_settling(registry))
+
+
+def test_error_when_rows_are_not_as_declared_is_a_data_error(registry: Registry) -> None:
+    registry.trainer_failed(0, "partition 2, row 7: column 'x' is null", "Traceback", "data")
+
+    error = after_settling(registry)
+    assert isinstance(error, DataError)
+    assert str(error) == "partition 2, row 7: column 'x' is null"
+
+
+def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) -> None:
+    registry.fail_cluster(ReservationError("the Spark job failed"))
+
+    assert registry.check()
+    assert str(registry.error()) == "the Spark job failed"
+
+
+def test_count_roles_when_mixed_counts_each() -> None:
+    assert count_roles(plan_nodes(4, num_ps=1, eval_node=True)) == {"worker": 2, "ps": 1, "evaluator": 1}
+
+
+def after_settling(registry: Registry) -> Exception:
+    clock = registry._clock
+    assert isinstance(clock, Clock)
+    clock.now += SETTLE_S + 0.1
+    assert registry.check()
+    return registry.error()
