@@ -198,7 +198,11 @@ def _placed(df: DataFrame, seed: int | None) -> DataFrame:
     from pyspark.storagelevel import StorageLevel
 
     if seed is not None:
-        df = df.withColumn(_POSITION, sf.rand(seed)).orderBy(_POSITION)
+        # As many partitions as the input has, so that they stay of a size that suits Spark, but enough for
+        # all slots. (Adaptive execution does not merge the small ones of a result that is kept.)
+        count = max(df.rdd.getNumPartitions(), df.sparkSession.sparkContext.defaultParallelism)
+        mixed = df.withColumn(_POSITION, sf.rand(seed))
+        df = mixed.repartitionByRange(count, _POSITION).sortWithinPartitions(_POSITION)
     return df.withColumn(_POSITION, sf.monotonically_increasing_id()).persist(StorageLevel.MEMORY_AND_DISK)
 
 

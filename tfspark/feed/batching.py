@@ -41,8 +41,10 @@ def pad(rows: Rows, batch_size: int, filler: Rows) -> Rows:
 class Batcher:
     """Collect pieces, give out batches of `batch_size` rows, optionally shuffled within a window.
 
-    Rows leave in the order they came, or, with ``window > batch_size``, each window of rows is permuted by
-    `rng` before it is cut. Every row comes out exactly once.
+    Without a window rows leave in the order they came. With one, a pool of `window` rows is kept full: each
+    batch is drawn from it at random and replaced by the rows that came next, as tf.data's ``shuffle`` does.
+    All workers hold equally much when the rows run out, so none is left with work the others lack. Every row
+    comes out exactly once.
     """
 
     def __init__(self, batch_size: int, window: int = 0, rng: np.random.Generator | None = None):
@@ -50,14 +52,14 @@ class Batcher:
         self._window = window if rng is not None and window > batch_size else 0
         self._rng = rng
         self._waiting: deque[Rows] = deque()
-        self._mixed: deque[Rows] = deque()
         self._num_waiting = 0
-        self._num_mixed = 0
+        self._pool: Rows = {}
+        self._num_pooled = 0
 
     @property
     def num_rows(self) -> int:
         """Rows held."""
-        return self._num_waiting + self._num_mixed
+        return self._num_waiting + self._num_pooled
 
     def add(self, rows: Rows) -> None:
         """Take in a piece of any size."""
@@ -66,30 +68,57 @@ class Batcher:
 
     def full_batches(self) -> Iterator[Rows]:
         """Give out what is complete."""
-        while self._num_waiting >= max(self._window, 1):
-            self._mix(min(self._num_waiting, self._window or self._num_waiting))
-            while self._num_mixed >= self._batch_size:
-                yield self._pop(self._batch_size)
+        if self._window:
+            self._fill_pool()
+        while self._num_pooled == self._window and self._num_waiting >= self._batch_size:
+            rows = self._next(self._batch_size)
+            yield self._swapped(rows) if self._window else rows
 
     def rest(self) -> Iterator[Rows]:
         """Give out everything that is left, the last batch perhaps short."""
-        if self._num_waiting:
-            self._mix(self._num_waiting)
-        while self._num_mixed:
-            yield self._pop(min(self._batch_size, self._num_mixed))
+        rows = self._drained()
+        for start in range(0, num_rows(rows) if rows else 0, self._batch_size):
+            yield take(rows, slice(start, start + self._batch_size))
 
-    def _mix(self, count: int) -> None:
-        """Move `count` rows from waiting to mixed, permuted when there is a window."""
-        rows = concatenate(_pop_rows(self._waiting, count))
+    def _next(self, count: int) -> Rows:
         self._num_waiting -= count
-        if self._window and self._rng is not None:
-            rows = take(rows, self._rng.permutation(count))
-        self._mixed.append(rows)
-        self._num_mixed += count
+        return concatenate(_pop_rows(self._waiting, count))
 
-    def _pop(self, count: int) -> Rows:
-        self._num_mixed -= count
-        return concatenate(_pop_rows(self._mixed, count))
+    def _fill_pool(self) -> None:
+        count = min(self._window - self._num_pooled, self._num_waiting)
+        if not count:
+            return
+        rows = self._next(count)
+        if not self._pool:
+            self._pool = {
+                name: np.empty((self._window, *values.shape[1:]), values.dtype)
+                for name, values in rows.items()
+            }
+        for name, values in rows.items():
+            self._pool[name][self._num_pooled : self._num_pooled + count] = values
+        self._num_pooled += count
+
+    def _swapped(self, rows: Rows) -> Rows:
+        """Draw a batch from the pool and put `rows` in its place."""
+        assert self._rng is not None
+        slots = self._rng.choice(self._window, self._batch_size, replace=False, shuffle=False)
+        drawn = take(self._pool, slots)
+        for name, values in rows.items():
+            self._pool[name][slots] = values
+        return drawn
+
+    def _drained(self) -> Rows:
+        """Take out all that is held, mixed if there is a window."""
+        pieces = [take(self._pool, slice(self._num_pooled))] if self._num_pooled else []
+        if self._num_waiting:
+            pieces.append(self._next(self._num_waiting))
+        self._num_pooled = 0
+        if not pieces:
+            return {}
+        rows = concatenate(pieces)
+        if not self._window or self._rng is None:
+            return rows
+        return take(rows, self._rng.permutation(num_rows(rows)))
 
 
 def _pop_rows(pieces: deque[Rows], count: int) -> list[Rows]:
