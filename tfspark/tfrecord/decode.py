@@ -14,14 +14,12 @@ import pyarrow as pa
 from tfspark.tfrecord.columns import Ragged, to_column
 from tfspark.tfrecord.damage import BadRecords, Damage
 from tfspark.tfrecord.framing import Bytes, Ints
-from tfspark.tfrecord.lockstep import Layout, Span, gather, merge_layouts, walk
+from tfspark.tfrecord.lockstep import Span, gather, walk
 from tfspark.tfrecord.records import Block
 from tfspark.tfrecord.schema import kind_of
 from tfspark.tfrecord.varint import decode_varints
-from tfspark.tfrecord.wire import Feature, Kind, WireError, parse_example, parse_layout
+from tfspark.tfrecord.wire import Feature, Kind, WireError, parse_example
 
-_SAMPLE_ROWS = 8  # records whose key orders are merged into one layout
-_MAX_LAYOUTS = 6  # a block with more orders of keys than that is not worth more lockstep rounds
 _MIN_LANES = 8  # fewer records than that are parsed faster one by one
 
 
@@ -96,21 +94,15 @@ def _refuse_kind(kind: Kind, feature: Ragged, field: pa.Field) -> None:
 
 
 def _parts(block: Block, wanted: frozenset[bytes]) -> Iterable[_Part]:
-    """Decode in lockstep as many rows as possible, layout by layout, then the rest one by one."""
-    view = np.frombuffer(block.data, np.uint8)
+    """Decode in lockstep as many rows as possible, then the rest one by one."""
     left = np.arange(len(block))
-    for _ in range(_MAX_LAYOUTS):
-        if len(left) < _MIN_LANES:
-            break
-        layout = _layout(block, left[: max(1, min(_SAMPLE_ROWS, len(left)))])
-        understood, spans = walk(view, block.starts[left], block.lengths[left], layout, wanted)
-        if not understood.any():
-            break
-        rows = left[understood]
-        if len(rows) < len(left):
-            _, spans = walk(view, block.starts[rows], block.lengths[rows], layout, wanted)
-        yield _lockstep_part(block.data, rows, spans)
-        left = left[~understood]
+    if len(left) >= _MIN_LANES:
+        understood, spans = walk(block.data, block.starts, block.lengths, wanted)
+        rows, left = left[understood], left[~understood]
+        if len(left) and len(rows):
+            _, spans = walk(block.data, block.starts[rows], block.lengths[rows], wanted)
+        if len(rows):
+            yield _lockstep_part(block.data, rows, spans)
     if len(left):
         yield from _one_by_one(block, left, wanted)
 
@@ -120,17 +112,6 @@ def _lockstep_part(data: bytes, rows: Ints, spans: dict[bytes, Span]) -> _Part:
         return _Part(rows, {key: (span.kind, _ragged(data, span)) for key, span in spans.items()})
     except BadRecords as bad:
         raise BadRecords(rows[bad.rows], bad.reason) from None
-
-
-def _layout(block: Block, rows: Ints) -> Layout:
-    """Merge the key orders of some rows; rows that do not parse are left for later."""
-    layouts = []
-    for row in rows.tolist():
-        try:
-            layouts.append(parse_layout(block.record(row)))
-        except WireError:
-            continue
-    return merge_layouts(layouts)
 
 
 def _ragged(data: bytes, span: Span) -> Ragged:

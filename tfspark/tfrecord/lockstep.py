@@ -1,14 +1,15 @@
 """Walk many serialized Examples at once: one NumPy step moves through the same field of all of them.
 
-The records of a dataset have the same keys in the same order, so all of a block can be parsed in lockstep:
-every record is a *lane* with its own offset; each step reads a tag, a length or a key in all lanes. A key
-that a lane does not have at its turn is taken as missing there. A lane that does not come out exactly at
-its end was not understood: `decode` leaves it to the complete parser in `wire`. So this module may refuse a
-legal record, and never misreads one."""
+Every record is a *lane* with its own offset; each step reads a tag, a length or a key in all lanes. First the map
+entries are listed, by rounds: the first entry of every lane, the second, and so on, whatever the order of the keys.
+Then each key that is asked for is parsed in all lanes that have it. A lane that is not exactly as expected is left to
+the complete parser in `wire`: this module may refuse a legal record, and never misreads one. It does not look into
+entries that are not asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +19,9 @@ from tfspark.tfrecord.framing import Bytes, Ints
 from tfspark.tfrecord.wire import Kind
 
 _TAG_1, _TAG_2 = 0x0A, 0x12  # field 1 and 2, length-delimited
-_KIND_TAGS = {kind: kind << 3 | 2 for kind in Kind}
-
+_KINDS = {kind << 3 | 2: kind for kind in Kind}
 _INDEX_BYTES = 32  # pieces up to this mean size are gathered byte by byte, larger ones copied one by one
 
-Layout = tuple[tuple[bytes, Kind], ...]
 Bools = NDArray[np.bool_]
 
 
@@ -45,79 +44,109 @@ class Span:
     lengths: Ints
 
 
-def merge_layouts(layouts: Iterable[Layout]) -> Layout:
-    """Merge the key orders of several records into one order that has them all, if they agree."""
-    keys: list[bytes] = []
-    kinds: dict[bytes, Kind] = {}
-    for layout in layouts:
-        place = 0
-        for key, kind in layout:
-            if key not in kinds:
-                keys.insert(place, key)
-            kinds.setdefault(key, kind)
-            place = keys.index(key) + 1
-    return tuple((key, kinds[key]) for key in keys)
+@dataclass(frozen=True)
+class _Entries:
+    """The map entries of one key: their lane, where the Feature field begins, and where the entry ends."""
+
+    lanes: Ints
+    starts: Ints
+    ends: Ints
 
 
 def walk(
-    view: Bytes, starts: Ints, lengths: Ints, layout: Layout, wanted: frozenset[bytes]
+    data: bytes, starts: Ints, lengths: Ints, wanted: frozenset[bytes]
 ) -> tuple[Bools, dict[bytes, Span]]:
-    """Parse all lanes by one layout.
+    """Parse all lanes.
 
     Args:
-        view: the buffer.
+        data: the buffer.
         starts: offset of each record.
         lengths: bytes of each record.
-        layout: keys in their order on the wire, with their kinds; keys may be missing in a lane.
         wanted: keys whose payload is asked for; the others are stepped over.
 
     Returns:
         Which lanes were understood, and the span of each wanted key. Only the lanes understood may be used.
     """
-    lanes = _Lanes(view, starts)
+    lanes = _Lanes(np.frombuffer(data, np.uint8), starts)
     lanes.expect(_TAG_1)
     ends = lanes.length_end()
     understood = lanes.good & (ends == starts + lengths)
     spans: dict[bytes, Span] = {}
-    for key, kind in layout:
-        here, sound, span = _entry(lanes, ends, key, kind, key in wanted)
-        understood &= sound | ~here
+    for key, entries in _entries(data, lanes, ends, understood, wanted).items():
+        span = _feature(lanes.view, entries, understood)
         if span is not None:
             spans[key] = span
-    return understood & (lanes.at == ends), spans
+    return understood, spans
 
 
-def _entry(
-    lanes: _Lanes, ends: Ints, key: bytes, kind: Kind, wanted: bool
-) -> tuple[Bools, Bools, Span | None]:
-    """Step over one map entry in the lanes that have it; return those lanes, the sound ones and the span."""
-    before = lanes.at
-    lanes.good = before < ends
-    lanes.expect(_TAG_1)
-    entry_ends = lanes.length_end()
-    lanes.expect(_TAG_1)
-    lanes.expect_bytes(_varint(len(key)) + key)
-    here = lanes.good
-    lanes.good = here & (entry_ends <= ends)
-    span = _feature(lanes, entry_ends, kind, here) if wanted else None
-    lanes.at = np.where(here, entry_ends, before)
-    return here, lanes.good, span
+def _entries(
+    data: bytes, lanes: _Lanes, ends: Ints, understood: Bools, wanted: frozenset[bytes]
+) -> dict[bytes, _Entries]:
+    """List the entries of the wanted keys; clears `understood` where an entry is not as expected."""
+    found: dict[bytes, list[_Entries]] = {}
+    active, at = np.flatnonzero(understood & (lanes.at < ends)), lanes.at
+    at = at[active]
+    while len(active):
+        part = _Lanes(lanes.view, at)
+        part.expect(_TAG_1)
+        entry_ends = part.length_end()
+        part.expect(_TAG_1)
+        key_ends = part.length_end()
+        part.check((entry_ends <= ends[active]) & (key_ends <= entry_ends))
+        understood[active[~part.good]] = False
+        sound = np.flatnonzero(part.good)
+        for key, same in _by_key(data, lanes.view, part.at[sound], key_ends[sound]):
+            if key in wanted:
+                members = sound[same]
+                entry = _Entries(active[members], key_ends[members], entry_ends[members])
+                found.setdefault(key, []).append(entry)
+        going_on = part.good & (entry_ends < ends[active])
+        active, at = active[going_on], entry_ends[going_on]
+    return {key: _merge(rounds, understood) for key, rounds in found.items()}
 
 
-def _feature(lanes: _Lanes, ends: Ints, kind: Kind, here: Bools) -> Span:
-    """Step through a Feature that must fill its map entry, down to the payload of its list."""
+def _by_key(data: bytes, view: Bytes, starts: Ints, ends: Ints) -> Iterator[tuple[bytes, Ints]]:
+    """Group lanes by the key that stands between their offsets."""
+    left = np.arange(len(starts))
+    while len(left):
+        key = data[int(starts[left[0]]) : int(ends[left[0]])]
+        index = starts[left, None] + np.arange(len(key))
+        same = (view.take(index, mode="clip") == np.frombuffer(key, np.uint8)).all(axis=1)
+        same &= ends[left] - starts[left] == len(key)
+        yield key, left[same]
+        left = left[~same]
+
+
+def _merge(rounds: Sequence[_Entries], understood: Bools) -> _Entries:
+    """Join what the rounds found of one key, in the order of the lanes; a lane that has it twice is given up."""
+    if len(rounds) == 1:
+        return rounds[0]
+    lanes, starts, ends = (
+        np.concatenate([getattr(entries, name) for entries in rounds]) for name in ("lanes", "starts", "ends")
+    )
+    order = np.argsort(lanes, kind="stable")
+    lanes = lanes[order]
+    understood[lanes[1:][lanes[1:] == lanes[:-1]]] = False
+    return _Entries(lanes, starts[order], ends[order])
+
+
+def _feature(view: Bytes, entries: _Entries, understood: Bools) -> Span | None:
+    """Parse a Feature that must fill its map entry, down to the payload of its list; the kind is that of the
+    first lane."""
+    lanes, ends = _Lanes(view, entries.starts), entries.ends
     lanes.expect(_TAG_2)
     lanes.check(lanes.length_end() == ends)
-    lanes.expect(_KIND_TAGS[kind])
+    kind = _KINDS.get(int(view.take(lanes.at[0], mode="clip")))
+    if kind is None:
+        understood[entries.lanes] = False
+        return None
+    lanes.expect(kind << 3 | 2)
     lanes.check(lanes.length_end() == ends)
-    pieces = _elements(lanes, ends) if kind is Kind.BYTES else [_packed(lanes, ends)]
-    order = np.concatenate([piece[0] for piece in pieces])
-    starts = np.concatenate([piece[1] for piece in pieces])
-    lengths = np.concatenate([piece[2] for piece in pieces])
-    if len(pieces) > 1:
-        by_lane = np.argsort(order, kind="stable")
-        order, starts, lengths = order[by_lane], starts[by_lane], lengths[by_lane]
-    return Span(kind, here, order, starts, lengths)
+    rows, starts, lengths = _elements(lanes, ends) if kind is Kind.BYTES else _packed(lanes, ends)
+    understood[entries.lanes[~lanes.good]] = False
+    here = np.zeros(len(understood), np.bool_)
+    here[entries.lanes] = True
+    return Span(kind, here, entries.lanes[rows], starts, lengths)
 
 
 Piece = tuple[Ints, Ints, Ints]
@@ -136,24 +165,32 @@ def _packed(lanes: _Lanes, ends: Ints) -> Piece:
     return rows, starts[rows], (ends - starts)[rows]
 
 
-def _elements(lanes: _Lanes, ends: Ints) -> list[Piece]:
+def _elements(lanes: _Lanes, ends: Ints) -> Piece:
     """Read the elements of lists of bytes, one of each lane per round."""
     pieces: list[Piece] = []
-    while True:
-        active = lanes.good & (lanes.at < ends)
-        rows = np.flatnonzero(active)
-        if not len(rows) and pieces:
-            return pieces
+    rows = np.flatnonzero(lanes.good & (lanes.at < ends))
+    while len(rows):
         part = _Lanes(lanes.view, lanes.at[rows])
         part.expect(_TAG_1)
         element_ends = part.length_end()
         part.check(element_ends <= ends[rows])
-        lanes.good[rows] = part.good
         keep = part.good
-        pieces.append((rows[keep], part.at[keep], (element_ends - part.at)[keep]))
+        lanes.good[rows] = keep
         lanes.at[rows] = element_ends
-        if not len(rows):
-            return pieces
+        pieces.append((rows[keep], part.at[keep], (element_ends - part.at)[keep]))
+        rows = rows[keep & (element_ends < ends[rows])]
+    return _in_lane_order(pieces)
+
+
+def _in_lane_order(pieces: Sequence[Piece]) -> Piece:
+    """Join the pieces of all rounds; those of one lane stay in their order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if not pieces:
+        return (np.empty(0, np.int64),) * 3
+    rows, starts, lengths = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+    order = np.argsort(rows, kind="stable")
+    return rows[order], starts[order], lengths[order]
 
 
 class _Lanes:
@@ -172,13 +209,6 @@ class _Lanes:
         self.check(self.view.take(self.at, mode="clip") == byte)
         self.at = self.at + 1
 
-    def expect_bytes(self, literal: bytes) -> None:
-        """Require several bytes and step over them."""
-        index = self.at[:, None] + np.arange(len(literal))
-        came = self.view.take(index, mode="clip")
-        self.check((came == np.frombuffer(literal, np.uint8)).all(axis=1))
-        self.at = self.at + len(literal)
-
     def length_end(self) -> Ints:
         """Read a length of up to 35 bits, step behind it, and return where what it measures ends."""
         byte = self.view.take(self.at, mode="clip")
@@ -194,15 +224,6 @@ class _Lanes:
             more = more & (byte >= 0x80)
         self.check(~more)
         return self.at + value
-
-
-def _varint(value: int) -> bytes:
-    """Encode a small length."""
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
 
 
 def gather(data: bytes, starts: Ints, lengths: Ints) -> Bytes:

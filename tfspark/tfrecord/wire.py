@@ -105,12 +105,6 @@ def parse_example(data: bytes, wanted: frozenset[bytes] | None = None) -> dict[b
     return found
 
 
-def parse_layout(data: bytes) -> tuple[tuple[bytes, Kind], ...]:
-    """Return the keys of an Example in their order, with their kinds, without a look at the values."""
-    kinds = [(key, _merge_lists(messages)[0]) for key, messages in _entries(data)]
-    return tuple((key, kind) for key, kind in kinds if kind is not None)
-
-
 def _entries(data: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """Yield the key and the Feature messages of each map entry."""
     for number, _, features in fields(data):
