@@ -201,9 +201,10 @@ def _is_bytes(arrow_type: pa.DataType) -> bool:
     return bool(is_text or is_binary or pa.types.is_fixed_size_binary(arrow_type))
 
 
-def _refuse_nulls(array: pa.Array, name: str, what: str = "is null") -> None:
+def _refuse_nulls(array: pa.Array, name: str, what: str = "is null", per_row: int = 1) -> None:
+    """Refuse nulls in an array that has `per_row` entries for each row."""
     if array.null_count:
-        row = pc.index(pc.is_null(array), True).as_py()
+        row = pc.index(pc.is_null(array), True).as_py() // per_row
         raise DataError(
             f"row {row}: column {name!r} {what}; expected a value in every row; "
             f"drop such rows (df.dropna(subset=[{name!r}])) or fill them before feeding"
@@ -236,8 +237,9 @@ def _nested_to_numpy(array: pa.Array, name: str) -> Array:
     """Flatten lists of lists of numbers into one dense array, checking that each level is regular."""
     sizes = [len(array)]
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type) or _is_fixed_list(array.type):
-        _refuse_nulls(array, name, "is null" if len(sizes) == 1 else "holds a null array")
-        sizes.append(_uniform_length(pc.list_value_length(array), name, "values"))
+        per_row = math.prod(sizes[1:])
+        _refuse_nulls(array, name, "is null" if len(sizes) == 1 else "holds a null array", per_row)
+        sizes.append(_uniform_length(pc.list_value_length(array), name, "values", per_row))
         array = array.flatten()
     _refuse_null_values(array, name, sizes)
     return _primitive_to_numpy(array, name).reshape(sizes)
@@ -271,16 +273,16 @@ def _primitive_to_numpy(array: pa.Array, name: str) -> Array:
     return values
 
 
-def _uniform_length(lengths: pa.Array, name: str, unit: str) -> int:
+def _uniform_length(lengths: pa.Array, name: str, unit: str, per_row: int = 1) -> int:
     if not len(lengths):
         return 0
     expected = lengths[0].as_py()
     irregular = pc.not_equal(lengths, expected)
     if pc.any(irregular).as_py():
-        row = pc.index(irregular, True).as_py()
+        position = pc.index(irregular, True).as_py()
         raise DataError(
-            f"row {row}: column {name!r} has {lengths[row].as_py()} {unit}, the rows before it have {expected}; "
-            "expected arrays of one length; pad or filter them before feeding"
+            f"row {position // per_row}: column {name!r} has {lengths[position].as_py()} {unit} where those before "
+            f"have {expected}; expected arrays of one length; pad or filter them before feeding"
         )
     return int(expected)
 
@@ -289,7 +291,7 @@ def _shaped(values: Array, column: Column) -> Array:
     if column.shape is None or values.shape[1:] == column.shape:
         return values
     found = math.prod(values.shape[1:])
-    if found != math.prod(column.shape):
+    if len(values) and found != math.prod(column.shape):
         raise DataError(
             f"row 0: column {column.name!r} has {found} values per row, the declared shape {list(column.shape)} "
             f"needs {math.prod(column.shape)}; correct the shape or the data"
