@@ -1,0 +1,113 @@
+"""From pieces of any size to batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfspark.feed.batching import Batcher, Rows, concatenate, num_rows, pad, take
+
+SIZES = st.lists(st.integers(0, 25), max_size=15)
+
+
+def rows_from(first: int, count: int) -> Rows:
+    ids = np.arange(first, first + count)
+    return {"id": ids, "pair": np.stack([ids, -ids], axis=1)}
+
+
+def batches_of(
+    sizes: Sequence[int], batch_size: int, window: int = 0, seed: int | None = None
+) -> list[list[int]]:
+    """Push pieces of these sizes through a `Batcher`; return the ids of each batch."""
+    batcher = Batcher(batch_size, window, None if seed is None else np.random.default_rng(seed))
+    batches, first = [], 0
+    for size in sizes:
+        batcher.add(rows_from(first, size))
+        first += size
+        batches += list(batcher.full_batches())
+    batches += list(batcher.rest())
+    assert batcher.num_rows == 0
+    for batch in batches:
+        np.testing.assert_array_equal(batch["pair"], np.stack([batch["id"], -batch["id"]], axis=1))
+    return [batch["id"].tolist() for batch in batches]
+
+
+@settings(deadline=None)
+@given(sizes=SIZES, batch_size=st.integers(1, 12), window=st.integers(0, 40), seed=st.none() | st.just(7))
+def test_batcher_for_any_pieces_gives_every_row_once_in_full_batches(
+    sizes: list[int], batch_size: int, window: int, seed: int | None
+) -> None:
+    batches = batches_of(sizes, batch_size, window, seed)
+    assert sorted(chain(*batches)) == list(range(sum(sizes)))
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+    assert all(0 < len(batch) <= batch_size for batch in batches[-1:])
+
+
+@settings(deadline=None)
+@given(sizes=SIZES, batch_size=st.integers(1, 12), window=st.integers(0, 12))
+def test_batcher_without_a_window_keeps_the_order(sizes: list[int], batch_size: int, window: int) -> None:
+    effective = window if window <= batch_size else 0
+    assert list(chain(*batches_of(sizes, batch_size, effective, seed=1))) == list(range(sum(sizes)))
+
+
+@settings(deadline=None)
+@given(sizes=SIZES, cuts=st.randoms(use_true_random=False), batch_size=st.integers(1, 8))
+def test_batcher_with_the_same_seed_gives_the_same_batches_however_the_rows_are_cut(
+    sizes: list[int], cuts: object, batch_size: int
+) -> None:
+    total = sum(sizes)
+    edges = sorted(cuts.randint(0, total) for _ in range(5))  # type: ignore[attr-defined]
+    others = np.diff([0, *edges, total]).tolist()
+    window = 3 * batch_size
+    assert batches_of(sizes, batch_size, window, seed=5) == batches_of(others, batch_size, window, seed=5)
+
+
+def test_batcher_with_a_window_permutes_and_differs_by_seed() -> None:
+    first = list(chain(*batches_of([100] * 3, 10, 50, seed=1)))
+    other = list(chain(*batches_of([100] * 3, 10, 50, seed=2)))
+    assert first != list(range(300))
+    assert first != other
+
+
+@settings(deadline=None)
+@given(sizes=SIZES, batch_size=st.integers(1, 6), window=st.integers(7, 20))
+def test_batcher_with_a_window_gives_no_row_before_the_window_reaches_it(
+    sizes: list[int], batch_size: int, window: int
+) -> None:
+    for index, batch in enumerate(batches_of(sizes, batch_size, window, seed=3)):
+        assert max(batch) < window + (index + 1) * batch_size
+
+
+def test_batcher_holds_no_more_than_is_needed_for_a_batch() -> None:
+    batcher = Batcher(4)
+    batcher.add(rows_from(0, 10))
+    assert [num_rows(batch) for batch in batcher.full_batches()] == [4, 4]
+    assert batcher.num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("have", "fillers", "expected", "reason"),
+    [
+        (4, 2, [0, 1, 2, 3], "a full batch stays as it is"),
+        (3, 2, [0, 1, 2, 90], "one row is missing"),
+        (1, 2, [0, 90, 91, 90], "fillers are used in turn"),
+    ],
+)
+def test_pad_when_rows_are_missing_repeats_the_filler(
+    have: int, fillers: int, expected: list[int], reason: str
+) -> None:
+    padded = pad(rows_from(0, have), 4, rows_from(90, fillers))
+    assert padded["id"].tolist() == expected, reason
+    assert padded["pair"].shape == (4, 2)
+
+
+def test_take_with_a_slice_gives_views_and_concatenate_of_one_piece_is_the_piece() -> None:
+    rows = rows_from(0, 6)
+    part = take(rows, slice(2, 4))
+    assert np.shares_memory(part["pair"], rows["pair"])
+    assert concatenate([part]) is part

@@ -1,0 +1,347 @@
+"""From Arrow arrays to NumPy arrays, and every way in which a value can be wrong."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tfspark.errors import ConfigError, DataError
+from tfspark.feed.columns import Column, Columns, check_columns, column_to_numpy, row_weights, to_numpy
+
+INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+NUMERICS = [*INTEGERS, "float16", "float32", "float64"]
+
+
+def converted(array: pa.Array, **column: Any) -> np.ndarray:
+    return column_to_numpy(array, Column("c", **column))
+
+
+def message_of(array: pa.Array, **column: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        converted(array, **column)
+    return str(caught.value)
+
+
+def pairs(values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
+    return pa.array(values, pa.list_(kind or pa.float32()))
+
+
+# --- what comes out --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", NUMERICS)
+def test_numbers_when_converted_keep_dtype_and_share_memory(dtype: str) -> None:
+    values = np.arange(5).astype(dtype)
+    array = pa.array(values)
+    found = converted(array)
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, values)
+    assert found.ctypes.data == array.buffers()[1].address, "a view, not a copy"
+
+
+TABLE: list[tuple[str, pa.Array, dict[str, Any], Any, str]] = [
+    ("booleans", pa.array([True, False, True]), {}, [True, False, True], "bool"),
+    ("booleans as floats", pa.array([True, False]), {"dtype": "float32"}, [1.0, 0.0], "float32"),
+    (
+        "decimals",
+        pa.array([decimal.Decimal("1.25"), decimal.Decimal("-3.50")], pa.decimal128(5, 2)),
+        {},
+        [1.25, -3.5],
+        "float64",
+    ),
+    (
+        "wide decimals",
+        pa.array([decimal.Decimal("1.25")], pa.decimal256(40, 2)),
+        {"dtype": "float32"},
+        [1.25],
+        "float32",
+    ),
+    ("another dtype", pa.array([1, 2], pa.int32()), {"dtype": "float64"}, [1.0, 2.0], "float64"),
+    ("lists", pairs([[1, 2], [3, 4]]), {}, [[1, 2], [3, 4]], "float32"),
+    ("large lists", pa.array([[1, 2]], pa.large_list(pa.int64())), {}, [[1, 2]], "int64"),
+    ("fixed lists", pa.array([[1, 2], [3, 4]], pa.list_(pa.int8(), 2)), {}, [[1, 2], [3, 4]], "int8"),
+    (
+        "lists of lists",
+        pa.array([[[1, 2]], [[3, 4]]], pa.list_(pa.list_(pa.int64()))),
+        {},
+        [[[1, 2]], [[3, 4]]],
+        "int64",
+    ),
+    (
+        "fixed lists in lists",
+        pa.array([[[1, 2], [5, 6]], [[3, 4], [7, 8]]], pa.list_(pa.list_(pa.int64(), 2))),
+        {},
+        [[[1, 2], [5, 6]], [[3, 4], [7, 8]]],
+        "int64",
+    ),
+    ("lists of booleans", pa.array([[True], [False]]), {}, [[True], [False]], "bool"),
+    ("lists without values", pairs([[], []]), {}, [[], []], "float32"),
+    ("a declared shape", pairs([[1, 2, 3, 4]]), {"shape": (2, 2)}, [[[1, 2], [3, 4]]], "float32"),
+    ("a scalar as a vector", pa.array([1, 2]), {"shape": (1,)}, [[1], [2]], "int64"),
+    ("a vector as a scalar", pairs([[1], [2]]), {"shape": ()}, [1, 2], "float32"),
+    ("strings", pa.array(["a", "é", ""]), {}, [b"a", "é".encode(), b""], "object"),
+    ("large strings", pa.array(["a"], pa.large_string()), {}, [b"a"], "object"),
+    ("binaries", pa.array([b"\x00\xff", b""]), {}, [b"\x00\xff", b""], "object"),
+    ("fixed binaries", pa.array([b"ab", b"cd"], pa.binary(2)), {}, [b"ab", b"cd"], "object"),
+    ("raw bytes", pa.array([b"\x01\x02", b"\x03\x04"]), {"dtype": "uint8"}, [[1, 2], [3, 4]], "uint8"),
+    (
+        "raw values of two bytes",
+        pa.array([b"\x01\x00\x00\x01", b"\x02\x00\x03\x00"]),
+        {"dtype": "int16"},
+        [[1, 256], [2, 3]],
+        "int16",
+    ),
+    (
+        "raw values with a shape",
+        pa.array([bytes(range(4))], pa.large_binary()),
+        {"dtype": "uint8", "shape": (2, 2, 1)},
+        [[[[0], [1]], [[2], [3]]]],
+        "uint8",
+    ),
+    (
+        "raw values of fixed width",
+        pa.array([b"\x01\x00", b"\x02\x00"], pa.binary(2)),
+        {"dtype": "uint16"},
+        [[1], [2]],
+        "uint16",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("array", "column", "expected", "dtype"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE]
+)
+def test_column_when_converted_has_the_values_and_the_dtype(
+    array: pa.Array, column: dict[str, Any], expected: Any, dtype: str
+) -> None:
+    found = converted(array, **column)
+    assert found.dtype == np.dtype(dtype)
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "column", "expected", "dtype"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE]
+)
+def test_column_when_a_slice_of_a_longer_array_has_only_its_own_rows(
+    array: pa.Array, column: dict[str, Any], expected: Any, dtype: str
+) -> None:
+    longer = pa.concat_arrays([array, array, array])
+    found = converted(longer.slice(len(array), len(array)), **column)
+    assert found.tolist() == expected
+    assert found.dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("column", [{}, {"shape": (3,)}])
+def test_lists_without_any_row_become_an_empty_array(column: dict[str, Any]) -> None:
+    assert len(converted(pairs([]), **column)) == 0
+
+
+def test_raw_values_of_no_aligned_address_are_read_all_the_same() -> None:
+    array = pa.array([b"x", np.arange(3, dtype="<f8").tobytes()]).slice(1)
+    assert converted(array, dtype="float64").tolist() == [[0.0, 1.0, 2.0]]
+
+
+def test_null_behind_the_slice_does_not_count() -> None:
+    assert converted(pa.array([None, 1, 2, None]).slice(1, 2)).tolist() == [1, 2]
+    nested = pairs([None, [1, 2], [3, None]]).slice(1, 1)
+    assert converted(nested).tolist() == [[1, 2]]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> np.ndarray:
+    """Draw an array of rows of one shape, up to three axes per row."""
+    shape = draw(st.lists(st.integers(1, 4), max_size=3))
+    rows = draw(st.integers(1, 6))
+    dtype = draw(st.sampled_from([*NUMERICS, "bool"]))
+    count = rows * int(np.prod(shape, dtype=int))
+    values = draw(st.lists(st.integers(0, 100), min_size=count, max_size=count))
+    return np.array(values).astype(dtype).reshape(rows, *shape)
+
+
+def arrow_of(values: np.ndarray, kinds: list[str]) -> pa.Array:
+    """Nest a tensor into Arrow lists; `kinds` says which kind of list each axis becomes."""
+    array = pa.array(values.ravel())
+    for size, kind in zip(reversed(values.shape[1:]), kinds, strict=False):
+        offsets = np.arange(0, len(array) + 1, size)
+        if kind == "fixed":
+            array = pa.FixedSizeListArray.from_arrays(array, size)
+        elif kind == "large":
+            array = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), array)
+        else:
+            array = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), array)
+    return array
+
+
+@settings(deadline=None)
+@given(
+    values=tensors(),
+    kinds=st.lists(st.sampled_from(["fixed", "large", "plain"]), min_size=3, max_size=3),
+    cut=st.tuples(st.integers(0, 5), st.integers(1, 6)),
+)
+def test_tensor_when_sent_through_arrow_lists_comes_back_equal(
+    values: np.ndarray, kinds: list[str], cut: tuple[int, int]
+) -> None:
+    first, count = min(cut[0], len(values) - 1), cut[1]
+    found = converted(arrow_of(values, kinds).slice(first, count))
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, values[first : first + count])
+
+
+@settings(deadline=None)
+@given(values=tensors(), first=st.integers(0, 5))
+def test_tensor_when_sent_as_raw_bytes_comes_back_equal(values: np.ndarray, first: int) -> None:
+    first = min(first, len(values) - 1)
+    array = pa.array([row.tobytes() for row in values]).slice(first)
+    found = converted(array, dtype=values.dtype.name, shape=values.shape[1:])
+    np.testing.assert_array_equal(found, values[first:])
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+NESTED = pa.list_(pa.list_(pa.int64()))
+DEEP = pa.list_(NESTED)
+REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
+    ("null number", pa.array([1, 2, None]), {}, 2, "is null"),
+    ("nothing but nulls", pa.nulls(2), {}, 0, "is null"),
+    ("null string", pa.array(["a", None]), {}, 1, "is null"),
+    ("null raw value", pa.array([b"a", None]), {"dtype": "uint8"}, 1, "is null"),
+    ("null list", pairs([[1], [2], None]), {}, 2, "is null"),
+    ("null fixed list", pa.array([[1], None], pa.list_(pa.int8(), 1)), {}, 1, "is null"),
+    ("null in a list", pairs([[1, 2], [3, None], [5, 6]]), {}, 1, "holds a null inside its array"),
+    ("null list in a list", pa.array([[[1], [2]], [[3], None]], NESTED), {}, 1, "holds a null array"),
+    ("null deep inside", pa.array([[[1], [2]], [[3], [4]], [[5], [None]]], NESTED), {}, 2, "null inside"),
+    ("unequal lengths", pairs([[1, 2], [1, 2], [3]]), {}, 2, "has 1 values where those before have 2"),
+    ("unequal inner lengths", pa.array([[[1], [2]], [[3], [4, 5]]], NESTED), {}, 1, "has 2 values"),
+    ("unequal within one row", pa.array([[[1], [2, 3]], [[3], [4]]], NESTED), {}, 0, "has 2 values"),
+    (
+        "unequal two levels down",
+        pa.array([[[[1], [2]]], [[[3], [4]]], [[[5], []]]], DEEP),
+        {},
+        2,
+        "has 0 values",
+    ),
+    ("unequal raw lengths", pa.array([b"ab", b"a"]), {"dtype": "uint8"}, 1, "has 1 bytes"),
+    (
+        "raw bytes that are no multiple",
+        pa.array([b"abc"]),
+        {"dtype": "int16"},
+        0,
+        "no multiple of the 2 bytes",
+    ),
+    ("wrong shape", pairs([[1, 2, 3]]), {"shape": (2, 2)}, 0, "has 3 values per row"),
+    ("a list where a scalar is declared", pairs([[1, 2]]), {"shape": ()}, 0, "has 2 values per row"),
+    ("structs", pa.array([{"a": 1}]), {}, 0, "cannot be fed"),
+    ("maps", pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), {}, 0, "cannot be fed"),
+    ("dates", pa.array([datetime.date(2020, 1, 1)]), {}, 0, "cannot be fed"),
+    ("lists of strings", pa.array([["a"]]), {}, 0, "cannot be fed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("array", "column", "row", "says"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
+def test_column_when_a_value_is_wrong_names_its_row(
+    array: pa.Array, column: dict[str, Any], row: int, says: str
+) -> None:
+    message = message_of(array, **column)
+    assert message.startswith(f"row {row}: column 'c' "), message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("array", "column", "row", "says"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
+)
+def test_column_when_a_value_is_wrong_in_a_slice_counts_from_the_slice(
+    array: pa.Array, column: dict[str, Any], row: int, says: str
+) -> None:
+    longer = pa.concat_arrays([array, array])
+    message = message_of(longer.slice(len(array)), **column)
+    assert message.startswith(f"row {row}: "), message
+    assert says in message
+
+
+# --- labels, weights, columns ----------------------------------------------------------------------
+
+
+def labelled(labels: pa.Array, num_classes: int | None = 3) -> dict[str, np.ndarray]:
+    columns = Columns((Column("x"),), Column("y"), num_classes)
+    x = pa.array(np.zeros(len(labels), np.float32))
+    return to_numpy(pa.RecordBatch.from_arrays([labels, x], names=["y", "x"]), columns)
+
+
+@pytest.mark.parametrize(
+    ("labels", "row", "says"),
+    [
+        (pa.array([0, 1, 3]), 2, "is 3, expected a class from 0 to 2"),
+        (pa.array([0, -1, 3]), 1, "is -1, expected a class from 0 to 2"),
+        (pa.array([[0], [5]]), 1, "is 5, expected a class from 0 to 2"),
+        (pa.array([0.0, 1.0]), 0, "has type float64, expected integer classes"),
+        (pa.array(["a", "b"]), 0, "has type object, expected integer classes"),
+    ],
+)
+def test_label_out_of_its_classes_is_refused_with_row_and_value(
+    labels: pa.Array, row: int, says: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        labelled(labels)
+    assert str(caught.value).startswith(f"row {row}: label 'y' ")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [pa.array([0, 2]), pa.array([True, False]), pa.array([2], pa.uint8())])
+def test_label_within_its_classes_is_converted(labels: pa.Array) -> None:
+    assert labelled(labels)["y"].tolist() == labels.to_pylist()
+
+
+def test_label_without_num_classes_is_not_checked() -> None:
+    assert labelled(pa.array([-7.5]), num_classes=None)["y"].tolist() == [-7.5]
+
+
+def test_row_weights_for_named_classes_are_theirs_and_1_for_others() -> None:
+    weights = row_weights(np.array([[0], [1], [2], [1]]), ((1, 0.5), (2, 3.0)))
+    assert weights.tolist() == [1.0, 0.5, 3.0, 0.5]
+    assert weights.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Column("a", shape=(2, 0)), "expected a shape of sizes >= 1, got [2, 0]"),
+        (lambda: Column("a", scale=0.0), "expected a finite scale other than 0, got 0.0"),
+        (lambda: Column("a", scale=float("nan")), "expected a finite scale other than 0, got nan"),
+        (lambda: Column("a", dtype="floaty"), "expected a numeric dtype"),
+        (lambda: Column("a", dtype="datetime64[s]"), "expected a numeric dtype"),
+        (lambda: Column("a", dtype="O"), "expected a numeric dtype"),
+        (lambda: Columns(()), "expected at least one feature column"),
+        (lambda: Columns((Column("a"),), Column("a")), "expected every column once, got ['a', 'a']"),
+    ],
+)
+def test_columns_that_no_tensor_can_have_are_refused(make: Any, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+def test_columns_when_sent_as_json_come_back_equal() -> None:
+    columns = Columns(
+        (Column("a", shape=(2, 3), dtype="uint8", scale=255.0), Column("b", shape=())),
+        Column("y"),
+        num_classes=2,
+        class_weights=((0, 1.5),),
+    )
+    assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
+    unlabelled = Columns((Column("a"),))
+    assert Columns.from_json(json.loads(json.dumps(unlabelled.to_json()))) == unlabelled
+
+
+def test_column_that_the_data_lacks_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"expected a column 'imagee'.*did you mean 'image'"):
+        check_columns(Columns((Column("imagee"),)), ["image", "label"])
