@@ -247,7 +247,7 @@ class PassReader:
         for lease in self._leases:
             self._acknowledge(lease)
         if self._spec.synchronous:
-            self._agree(self._formed + self._batcher.num_rows // self._spec.batch_size, ended=False)
+            self._agree(self._rows // self._spec.batch_size, ended=False)
 
     def _acknowledge(self, lease: Lease) -> None:
         if lease.acknowledged:
