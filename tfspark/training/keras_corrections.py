@@ -1,7 +1,7 @@
 """Corrections that let Keras 3 ``model.fit`` train under many workers; applied in trainers only.
 
-Each is narrow, and installed only where Keras still behaves as described; `tests/training` has a test per
-fault that fails when upstream has mended it.
+Each is narrow, and installed only while the faulty lines are found in Keras's source; `tests/training` has a
+test per fault that fails when upstream has mended it.
 
 1. ``reduce_per_replica`` averages a scalar along axis 0, which a scalar does not have (keras-team/keras
    #20585). Corrected: the mean over replicas, axis None.
@@ -19,26 +19,51 @@ fault that fails when upstream has mended it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.src import tree
 from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.trainers.epoch_iterator import EpochIterator
 
 FEED_ATTRIBUTE = "_tfspark_feed"
 """Attribute of a distributed dataset that holds its feed: ``open_pass() -> has_step(n) -> bool``."""
 
 
-def apply_corrections() -> None:
-    """Install all corrections once; later calls change nothing."""
-    if not getattr(keras_trainer, "_tfspark_corrected", False):
-        keras_trainer._tfspark_corrected = True
+def present_faults() -> set[str]:
+    """Return which of the faults the installed Keras has, by the lines that make them."""
+    trainer = keras_trainer.TensorFlowTrainer
+    found = {
+        "reduce": 'strategy.reduce("MEAN", v, axis=0)' in inspect.getsource(keras_trainer.reduce_per_replica),
+        "build": "maybe_distributed_data_batch = next(it)"
+        in inspect.getsource(trainer._maybe_symbolic_build),
+        "epochs": "self._num_batches = self._steps_seen" in inspect.getsource(EpochIterator),
+        "state": "aggregation=" not in inspect.getsource(keras.layers.BatchNormalization.build),
+    }
+    return {fault for fault, is_there in found.items() if is_there}
+
+
+def apply_corrections(leave_out: Collection[str] = ()) -> None:
+    """Correct the faults the installed Keras has, once; later calls change nothing.
+
+    Args:
+        leave_out: names of faults to leave as they are, for the tests that watch upstream.
+    """
+    if getattr(keras_trainer, "_tfspark_corrected", False):
+        return
+    faults = present_faults() - set(leave_out)
+    keras_trainer._tfspark_corrected = True
+    trainer = keras_trainer.TensorFlowTrainer
+    if "reduce" in faults:
         keras_trainer.reduce_per_replica = _reduce_scalars_without_axis(keras_trainer.reduce_per_replica)
-        keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
-        trainer = keras_trainer.TensorFlowTrainer
+    if "build" in faults:
         trainer._maybe_symbolic_build = _build_from_element_spec(trainer._maybe_symbolic_build)
+    if "epochs" in faults:
+        keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
+    if "state" in faults:
         trainer.fit = _fit_with_synchronised_state(trainer.fit)
 
 
