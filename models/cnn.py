@@ -55,26 +55,29 @@ class Params:
             ValueError: names the parameter, its range and the value received.
         """
         object.__setattr__(self, "input_shape", _image_shape(self.input_shape))
-        _require(
-            self.architecture in ARCHITECTURES, "architecture", f"one of {', '.join(ARCHITECTURES)}", self
+        self._require(
+            "architecture", self.architecture in list(ARCHITECTURES), f"one of {', '.join(ARCHITECTURES)}"
         )
-        _require(_is_whole(self.num_classes, 2), "num_classes", "a whole number, 2 or more", self)
-        _require(_is_whole(self.filters, 1), "filters", "a whole number, 1 or more", self)
-        _require(_is_number(self.shift) and 0 <= self.shift < 1, "shift", "a number in [0, 1)", self)
-        _require(_is_number(self.dropout) and 0 <= self.dropout < 1, "dropout", "a number in [0, 1)", self)
-        _require(
-            _is_number(self.weight_decay) and self.weight_decay >= 0,
-            "weight_decay",
-            "a number, 0 or more",
-            self,
+        self._require("num_classes", _is_whole(self.num_classes, 2), "a whole number, 2 or more")
+        self._require("filters", _is_whole(self.filters, 1), "a whole number, 1 or more")
+        self._require("shift", _is_number(self.shift) and 0 <= self.shift < 1, "a number in [0, 1)")
+        self._require("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "a number in [0, 1)")
+        self._require(
+            "weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "a number, 0 or more"
         )
-        _require(
-            _is_number(self.learning_rate) and self.learning_rate > 0,
-            "learning_rate",
-            "a number above 0",
-            self,
+        self._require(
+            "learning_rate", _is_number(self.learning_rate) and self.learning_rate > 0, "a number above 0"
         )
-        _require_size(self)
+        least = LEAST_SIZE[self.architecture]
+        if min(self.input_shape[:2]) < least:
+            raise ValueError(
+                f"{self.architecture} needs images of at least {least} x {least} pixels. "
+                f"Received: input_shape={self.input_shape!r}"
+            )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}. Received: {name}={getattr(self, name)!r}")
 
 
 def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
@@ -104,19 +107,29 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
 
 def lenet(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
     """Two convolutions, each pooled, and a hidden layer: LeNet-5's plan (LeCun et al., 1998) with ReLU."""
-    x = conv(x, p.filters, 5, p)
-    x = layers.MaxPooling2D()(x)  # (batch, height/2, width/2, filters)
-    x = conv(x, 2 * p.filters, 5, p)
-    x = layers.MaxPooling2D()(x)  # (batch, height/4, width/4, 2 filters)
-    x = layers.Flatten()(x)
-    x = layers.Dense(128, activation="relu", kernel_regularizer=l2(p))(x)
-    return layers.Dropout(p.dropout)(x)
+    x = conv(x, p.filters, 5, p, padding="valid")  # (batch, height - 4, width - 4, filters)
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    x = conv(x, 2 * p.filters, 5, p, padding="valid")  # again 4 less, with 2 filters
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    return head(x, 128, p)
 
 
-ARCHITECTURES: dict[str, Callable[[keras.KerasTensor, Params], keras.KerasTensor]] = {"lenet": lenet}
+def simple(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
+    """Two small convolutions, each pooled, and a hidden layer: for small images and quick tries."""
+    x = conv(x, p.filters, 3, p)
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    x = conv(x, 2 * p.filters, 3, p)
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    return head(x, 64, p)
+
+
+ARCHITECTURES: dict[str, Callable[[keras.KerasTensor, Params], keras.KerasTensor]] = {
+    "lenet": lenet,
+    "simple": simple,
+}
 
 # The least height and width with a pixel left after the last pooling.
-LEAST_SIZE = {"lenet": 4}
+LEAST_SIZE = {"lenet": 16, "simple": 4}
 
 
 def augment(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
@@ -124,9 +137,18 @@ def augment(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
     return layers.RandomTranslation(p.shift, p.shift, fill_mode="constant")(x) if p.shift else x
 
 
-def conv(x: keras.KerasTensor, filters: int, kernel: int, p: Params) -> keras.KerasTensor:
-    """Convolve and rectify; height and width stay."""
-    return layers.Conv2D(filters, kernel, padding="same", activation="relu", kernel_regularizer=l2(p))(x)
+def conv(
+    x: keras.KerasTensor, filters: int, kernel: int, p: Params, padding: str = "same"
+) -> keras.KerasTensor:
+    """Convolve and rectify; with the padding "same", height and width stay."""
+    return layers.Conv2D(filters, kernel, padding=padding, activation="relu", kernel_regularizer=l2(p))(x)
+
+
+def head(x: keras.KerasTensor, units: int, p: Params) -> keras.KerasTensor:
+    """Flatten to one hidden layer."""
+    x = layers.Flatten()(x)  # (batch, height * width * channels)
+    x = layers.Dense(units, activation="relu", kernel_regularizer=l2(p))(x)
+    return layers.Dropout(p.dropout)(x)
 
 
 def l2(p: Params) -> keras.regularizers.Regularizer | None:
@@ -151,20 +173,6 @@ def _unknown(name: object, known: list[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
     return f"unknown model parameter {name!r}: {hint}"
-
-
-def _require(holds: bool, name: str, expected: str, p: Params) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}. Received: {name}={getattr(p, name)!r}")
-
-
-def _require_size(p: Params) -> None:
-    least = LEAST_SIZE[p.architecture]
-    if min(p.input_shape[:2]) < least:
-        raise ValueError(
-            f"{p.architecture} needs images of at least {least} x {least} pixels. "
-            f"Received: input_shape={p.input_shape!r}"
-        )
 
 
 def _image_shape(value: object) -> tuple[int, int, int]:

@@ -83,6 +83,13 @@ def test_model_when_trained_on_a_few_images_learns_them() -> None:
     keras.utils.set_random_seed(0)
     images = np.random.default_rng(0).random((20, 12, 12, 1), np.float32)
     labels = np.arange(20) % 4
-    model = cnn.build_model({"input_shape": (12, 12, 1), "num_classes": 4, "dropout": 0, "filters": 8})
+    params = {
+        "architecture": "simple",
+        "input_shape": (12, 12, 1),
+        "num_classes": 4,
+        "dropout": 0,
+        "filters": 8,
+    }
+    model = cnn.build_model(params)
     model.fit(images, labels, epochs=60, batch_size=20, verbose=0)
     assert model.evaluate(images, labels, verbose=0)[1] > 0.9

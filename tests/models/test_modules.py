@@ -64,7 +64,7 @@ def test_load_model_module_when_loaded_twice_keeps_both_apart(module_file: Path)
 
 @pytest.mark.parametrize(
     ("path", "params"),
-    [("good", {"width": 1}), ("models/cnn.py", {"input_shape": (8, 8, 1), "num_classes": 3})],
+    [("good", {"width": 1}), ("models/cnn.py", {"input_shape": (16, 16, 1), "num_classes": 3})],
 )
 def test_functions_when_unpickled_where_the_file_is_not_still_work(
     path: str, params: dict[str, object], module_file: Path, tmp_path: Path
