@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,51 @@ def run(
         run_experiment(experiment, show_worker_logs=worker_logs)
 
 
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="A model module: a Python file with build_model(params).")],
+    data: Annotated[str, typer.Option(help="Path of the rows.")],
+    features: Annotated[list[str], typer.Option(help="A feature column; repeat for several.")],
+    label: Annotated[str | None, typer.Option(help="The label column.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Number of classes, a list of them, or infer.")] = None,
+    format_: Annotated[str, typer.Option("--format", help="Format of the rows.")] = "tfrecord",
+    epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Rows per step over all workers.")] = 64,
+    executors: Annotated[int, typer.Option(help="Nodes; each holds one of Spark's task slots.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other key of an experiment: --set data.test=0.2.")
+    ] = None,
+    worker_logs: Annotated[bool, typer.Option(help="Print what the workers write.")] = False,
+) -> None:
+    """Train a model module without a YAML file; made for spark-submit."""
+    with _in_words():
+        from tfspark.experiment.config import config_from_options
+
+        options = [
+            f"name={Path(model).stem}",
+            f"model.module={model}",
+            f"data.path={data}",
+            f"data.format={format_}",
+            f"data.batch_size={batch_size}",
+            f"cluster.executors={executors}",
+            f"train.epochs={epochs}",
+            *(f"data.features.{name}={{}}" for name in features),
+            *([] if label is None else [f"data.label.column={label}"]),
+            *([] if classes is None else [f"data.label.classes={classes}"]),
+            *(set_ or []),
+        ]
+        experiment = config_from_options(options)
+        from tfspark.experiment.run import run_experiment
+
+        run_experiment(experiment, show_worker_logs=worker_logs)
+
+
+@app.command(name="submit-script")
+def submit_script() -> None:
+    """Print the path of the script to give to spark-submit."""
+    typer.echo(str(Path(__file__).with_name("submit.py")))
+
+
 @app.command(name="prepare-data")
 def prepare_data(
     names: Annotated[list[str], typer.Argument(help="Names of data sets, e.g. mnist_5k.")],
@@ -62,6 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    # A model module is loaded on the driver, too; TensorFlow's greetings would drown the lines of the run.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app(args=arguments)
 
 

@@ -33,7 +33,7 @@ from tfspark.experiment.config_schema import (
     Source,
     Train,
 )
-from tfspark.experiment.yaml_source import Document, Dumper, Key, override, read_document
+from tfspark.experiment.yaml_source import Document, Dumper, Key, override, parse_document, read_document
 from tfspark.shipped import find_shipped
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "ReduceLROnPlateau",
     "Source",
     "Train",
+    "config_from_options",
     "load_config",
     "resolved_yaml",
 ]
@@ -70,7 +71,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     Raises:
         ConfigError: lists every problem with its file and line, or its option.
     """
-    document = read_document(find_shipped(str(path)))
+    return _finished(read_document(find_shipped(str(path))), overrides)
+
+
+def config_from_options(options: Sequence[str]) -> Experiment:
+    """Make an experiment of ``a.b=value`` options alone, without a file; see `load_config`."""
+    return _finished(parse_document("{}", "the command line"), options)
+
+
+def _finished(document: Document, overrides: Sequence[str]) -> Experiment:
     override(document, overrides, takes_dots=_is_settings)
     experiment = _validate(document)
     if experiment is None or document.problems:
