@@ -273,17 +273,20 @@ class FeedTask:
     timeout_s: float
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Serve the partition; yield one row: partition, rows."""
+        """Serve the partition of this Spark task; yield one row: partition, rows."""
         from pyspark import TaskContext
 
         task = TaskContext.get()
-        partition = task.partitionId() if task is not None else 0
+        yield self.serve(task.partitionId() if task is not None else 0, batches)
+
+    def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
+        """Serve a partition to its end; return one row: partition, rows."""
         with ActionClient(self.location, self.token) as control:
             rows = self._serve(control, partition, batches)
             control.call(
                 "partition_done", stream=self.stream, index=self.index, partition=partition, rows=rows
             )
-        yield pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+        return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
 
     def _serve(self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
         first = next((batch for batch in batches if batch.num_rows), None)
