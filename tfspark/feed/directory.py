@@ -44,6 +44,7 @@ class FeedPass:
     """One run over a stream."""
 
     sources: dict[int, Source] = field(default_factory=dict)
+    counted: dict[int, int] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
     delivered: dict[int, Ranges] = field(default_factory=dict)
     final: bool = False
@@ -139,12 +140,19 @@ class FeedDirectory:
             book.sample = sample
         return {}
 
-    def source_alive(self, source: str) -> Json:
-        """Hear a source's heartbeat; tell it whether to go on."""
+    def source_alive(self, source: str, rows: int | None = None) -> Json:
+        """Hear a source's heartbeat; tell it whether to go on.
+
+        Args:
+            source: who speaks.
+            rows: how many its partition has, as soon as Spark has given the last; before, None.
+        """
         if source not in self._by_id:
             return {"stop": True}
-        book, _, entry = self._by_id[source]
+        book, feed_pass, entry = self._by_id[source]
         entry.heard = self._clock()
+        if rows is not None:
+            feed_pass.counted[entry.partition] = rows
         return {"stop": book.closed or entry.lost}
 
     def partition_done(self, stream: str, index: int, partition: int, rows: int) -> Json:
@@ -193,6 +201,7 @@ class FeedDirectory:
                 "source": source.id,
                 "location": source.location,
                 "partition": source.partition,
+                "rows_before": self._rows_before(feed_pass, source.partition) if book.ordered else 0,
             }
         return {"status": "end" if feed_pass.final else "wait"}
 
@@ -241,6 +250,12 @@ class FeedDirectory:
         if not open_sources:
             return None
         return min(open_sources, key=lambda s: (len(s.readers) > 0, s.host != host, len(s.readers)))
+
+    @staticmethod
+    def _rows_before(feed_pass: FeedPass, partition: int) -> int:
+        """Return the rows of all partitions before this one: a reader who has seen their end may ask."""
+        known = feed_pass.counted | feed_pass.done
+        return sum(known[earlier] for earlier in range(partition))
 
     @staticmethod
     def _next_in_order(feed_pass: FeedPass, after: int) -> Source | None:

@@ -81,6 +81,7 @@ class Lease:
     source: str
     partition: int
     client: ActionClient
+    rows_before: int
     sequence: int = 0
     acknowledged: bool = True
     delivered: Ranges = field(default_factory=Ranges)
@@ -305,7 +306,7 @@ class PassReader:
                 self._try_another()
                 idle.check()
             else:
-                self._release(lease, gone=status == "gone")
+                self._release(lease, status)
 
     @property
     def _over(self) -> bool:
@@ -332,7 +333,7 @@ class PassReader:
         if reply["status"] != "source":
             return False
         client = self._client(reply["location"])
-        self._leases.append(Lease(reply["source"], reply["partition"], client))
+        self._leases.append(Lease(reply["source"], reply["partition"], client, reply["rows_before"]))
         return True
 
     def _client(self, location: str) -> ActionClient:
@@ -345,6 +346,7 @@ class PassReader:
             "reader": self._rank,
             "acknowledged": lease.sequence,
             "max_bytes": self._spec.chunk_bytes,
+            "rows_before": lease.rows_before,
         }
         try:
             table = lease.client.get(ticket)
@@ -362,17 +364,17 @@ class PassReader:
             self._lease()
         self._leases.append(self._leases.pop(0))
 
-    def _release(self, lease: Lease, gone: bool) -> None:
+    def _release(self, lease: Lease, status: str) -> None:
         self._leases.remove(lease)
         self._clients.pop(lease.client.location).close()
-        if not gone:
+        if status == "end":
             self._last_partition = lease.partition
         self._control.call(
             "release",
             source=lease.source,
             rank=self._rank,
             delivered=lease.delivered.to_json(),
-            gone=gone,
+            gone=status == "gone",
         )
 
 

@@ -38,16 +38,15 @@ class Piece:
 
 
 def stripes(
-    first_row: int, num_rows: int, stripe_rows: int, num_readers: int, offset: int
+    first_row: int, num_rows: int, stripe_rows: int, num_readers: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Divide rows among readers by their position alone: stripe ``s`` belongs to reader ``(s + offset) % n``.
+    """Divide rows among readers by their position alone: stripe ``s`` belongs to reader ``s % n``.
 
     Args:
-        first_row: position of the first row in its partition.
+        first_row: position of the first row in the whole pass.
         num_rows: how many rows follow.
         stripe_rows: rows per stripe, a worker's batch.
         num_readers: n.
-        offset: rotation, the partition's number, so that short partitions do not all go to reader 0.
 
     Yields:
         (reader, start, length), start counted from `first_row`.
@@ -56,7 +55,7 @@ def stripes(
     while start < num_rows:
         stripe, within = divmod(first_row + start, stripe_rows)
         length = min(stripe_rows - within, num_rows - start)
-        yield (stripe + offset) % num_readers, start, length
+        yield stripe % num_readers, start, length
         start += length
 
 
@@ -68,8 +67,8 @@ class ChunkBuffer:
         timeout_s: how long `offer` and `wait_served` bear without any pull.
         num_readers: readers of the stream.
         batch_rows: rows of one reader's batch; the least that is worth a pull.
-        stripe_rows: if set, rows are dealt to readers by position (see `stripes`); None: first come.
-        offset: rotation of the stripes.
+        stripe_rows: if set, rows are dealt to readers by position (see `stripes`) once the first pull has
+            told how many rows the partitions before this one have; None: first come.
     """
 
     def __init__(
@@ -79,14 +78,14 @@ class ChunkBuffer:
         num_readers: int,
         batch_rows: int,
         stripe_rows: int | None = None,
-        offset: int = 0,
     ):
         self._limit = limit_bytes
         self._timeout_s = timeout_s
         self._num_readers = num_readers
         self._batch_rows = batch_rows
         self._stripe_rows = stripe_rows
-        self._offset = offset
+        self._rows_before: int | None = None
+        self._undealt: deque[Piece] = deque()
         num_queues = 1 if stripe_rows is None else num_readers
         self._queues: list[deque[Piece]] = [deque() for _ in range(num_queues)]
         self._bytes = 0
@@ -101,8 +100,8 @@ class ChunkBuffer:
         """Put rows in, waiting for space. Returns False when the buffer was stopped."""
         with self._changed:
             self._wait_while_pulled(lambda: self._bytes < self._limit or self._stopped)
-            for queue, start, length in self._dealt(first_row, batch.num_rows):
-                self._queues[queue].append(Piece(first_row + start, batch.slice(start, length)))
+            self._undealt.append(Piece(first_row, batch))
+            self._deal()
             self._bytes += batch.nbytes
             self._rows += batch.num_rows
             self._changed.notify_all()
@@ -126,16 +125,25 @@ class ChunkBuffer:
         return self._stopped
 
     def pull(
-        self, reader: int, acknowledged: int, max_bytes: int, wait_s: float
+        self, reader: int, acknowledged: int, max_bytes: int, wait_s: float, rows_before: int = 0
     ) -> tuple[str, list[Piece], int]:
         """Take the next chunk for a reader, acknowledging what it had before.
 
+        Args:
+            reader: who pulls.
+            acknowledged: sequence number of the chunk it had before; 0: none.
+            max_bytes: size of the chunk, about.
+            wait_s: how long to wait for rows.
+            rows_before: rows of the partitions before this one; the same in every call.
+
         Returns:
             (status, pieces, sequence number to acknowledge): ``chunk``; ``wait`` when nothing came within
-            `wait_s`; ``end`` when the partition is served and acknowledged, or stopped.
+            `wait_s`; ``end`` when the partition is served and acknowledged; ``stopped``.
         """
         with self._changed:
             self._acknowledge(reader, acknowledged)
+            self._rows_before = rows_before
+            self._deal()
             self._pulls += 1
             queue = self._queues[0 if self._stripe_rows is None else reader]
             self._changed.wait_for(lambda: bool(queue) or self._over_for(reader), wait_s)
@@ -145,6 +153,8 @@ class ChunkBuffer:
                 self._unacknowledged[reader] = sequence
                 self._changed.notify_all()
                 return "chunk", pieces, sequence
+            if self._stopped and not self._served():
+                return "stopped", [], acknowledged
             return ("end" if self._over_for(reader) else "wait"), [], acknowledged
 
     def acknowledge(self, reader: int, sequence: int) -> None:
@@ -152,10 +162,11 @@ class ChunkBuffer:
         with self._changed:
             self._acknowledge(reader, sequence)
 
-    def wait_served(self) -> None:
-        """Wait until every row is acknowledged or the buffer was stopped."""
+    def wait_served(self) -> bool:
+        """Wait until every row is acknowledged or the buffer was stopped; tell whether the former."""
         with self._changed:
             self._wait_while_pulled(self._over)
+            return self._served()
 
     def _wait_while_pulled(self, reached: Callable[[], bool]) -> None:
         """Wait for a condition as long as pulls come; the deadline counts from the last of them."""
@@ -170,8 +181,11 @@ class ChunkBuffer:
         return lambda: reached() or self._pulls != pulls
 
     def _over(self) -> bool:
-        empty = not any(self._queues) and not self._unacknowledged
-        return self._stopped or (self._finished and empty)
+        return self._stopped or self._served()
+
+    def _served(self) -> bool:
+        empty = not self._undealt and not any(self._queues) and not self._unacknowledged
+        return self._finished and empty
 
     def _over_for(self, reader: int) -> bool:
         """With dealt rows a reader is done with its own; otherwise it may still get what another lost."""
@@ -185,10 +199,21 @@ class ChunkBuffer:
             del self._unacknowledged[reader]
             self._changed.notify_all()
 
-    def _dealt(self, first_row: int, num_rows: int) -> Iterator[tuple[int, int, int]]:
+    def _deal(self) -> None:
+        """Move what was offered into the readers' queues, as soon as it is known whose it is."""
         if self._stripe_rows is None:
-            return iter([(0, 0, num_rows)])
-        return stripes(first_row, num_rows, self._stripe_rows, self._num_readers, self._offset)
+            self._queues[0].extend(self._undealt)
+        elif self._rows_before is not None:
+            for piece in self._undealt:
+                first = self._rows_before + piece.first_row
+                for reader, start, length in stripes(
+                    first, piece.batch.num_rows, self._stripe_rows, self._num_readers
+                ):
+                    part = Piece(piece.first_row + start, piece.batch.slice(start, length))
+                    self._queues[reader].append(part)
+        else:
+            return
+        self._undealt.clear()
 
     def _grant_rows(self, queue: deque[Piece], max_bytes: int) -> int:
         """Return how many rows one pull may take: a chunk of bytes, less towards the partition's end.
@@ -215,7 +240,7 @@ class ChunkBuffer:
             count -= piece.batch.num_rows
             self._rows -= piece.batch.num_rows
             self._bytes -= piece.batch.nbytes
-        if not any(self._queues):
+        if not self._undealt and not any(self._queues):
             self._bytes = 0
         return taken
 
@@ -233,7 +258,11 @@ class SourceServer(ActionServer):
         del context
         request = json.loads(ticket.ticket)
         status, pieces, sequence = self._buffer.pull(
-            request["reader"], request["acknowledged"], request["max_bytes"], PULL_WAIT_S
+            request["reader"],
+            request["acknowledged"],
+            request["max_bytes"],
+            PULL_WAIT_S,
+            request["rows_before"],
         )
         ranges = [[piece.first_row, piece.first_row + piece.batch.num_rows] for piece in pieces]
         chunk = json.dumps({"status": status, "sequence": sequence, "ranges": ranges})
@@ -298,7 +327,6 @@ class FeedTask:
             self.num_readers,
             self.batch_rows,
             self.batch_rows if self.ordered else None,
-            partition,
         )
         server = SourceServer(local_address_towards(self.location), self.token, buffer, first.schema)
         try:
@@ -309,6 +337,9 @@ class FeedTask:
                 control.call("offer_sample", stream=self.stream, sample=encode_sample(first.slice(0, 1)))
             with _heartbeats(control, reply["source"], buffer):
                 rows = _fill(buffer, first, batches, Ranges(reply["skip"]))
+                if not buffer.stopped:
+                    control.call("source_alive", source=reply["source"], rows=rows)
+                    buffer.finish()
                 buffer.wait_served()
                 return rows
         finally:
@@ -363,7 +394,6 @@ def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBa
                 return row
         row += batch.num_rows
         batch = next(rest, None)
-    buffer.finish()
     return row
 
 
