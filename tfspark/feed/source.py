@@ -101,8 +101,8 @@ class ChunkBuffer:
         with self._changed:
             self._wait_while_pulled(lambda: self._bytes < self._limit or self._stopped)
             self._undealt.append(Piece(first_row, batch))
-            self._deal()
             self._bytes += batch.nbytes
+            self._deal()
             self._rows += batch.num_rows
             self._changed.notify_all()
             return not self._stopped
@@ -205,12 +205,14 @@ class ChunkBuffer:
             self._queues[0].extend(self._undealt)
         elif self._rows_before is not None:
             for piece in self._undealt:
+                self._bytes -= piece.batch.nbytes
                 first = self._rows_before + piece.first_row
                 for reader, start, length in stripes(
                     first, piece.batch.num_rows, self._stripe_rows, self._num_readers
                 ):
                     part = Piece(piece.first_row + start, piece.batch.slice(start, length))
                     self._queues[reader].append(part)
+                    self._bytes += part.batch.nbytes
         else:
             return
         self._undealt.clear()
@@ -232,16 +234,15 @@ class ChunkBuffer:
         taken: list[Piece] = []
         while queue and count:
             piece = queue.popleft()
+            self._bytes -= piece.batch.nbytes
             if piece.batch.num_rows > count:
                 rest = Piece(piece.first_row + count, piece.batch.slice(count))
                 queue.appendleft(rest)
+                self._bytes += rest.batch.nbytes
                 piece = Piece(piece.first_row, piece.batch.slice(0, count))
             taken.append(piece)
             count -= piece.batch.num_rows
             self._rows -= piece.batch.num_rows
-            self._bytes -= piece.batch.nbytes
-        if not self._undealt and not any(self._queues):
-            self._bytes = 0
         return taken
 
 
