@@ -1,0 +1,182 @@
+"""A whole feed over real Flight on loopback, with threads for Spark's tasks and for the trainers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfspark.cluster.control import ControlPlane
+from tfspark.cluster.registry import Registry
+from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.wire import ActionClient, new_token
+from tfspark.feed.batching import Rows
+from tfspark.feed.columns import Column, Columns, to_numpy
+from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
+from tfspark.feed.source import FeedTask
+
+HOST = "127.0.0.1"
+PATIENCE_S = 10.0
+"""How long a test waits for something that comes at once when all is well."""
+
+COLUMNS = Columns((Column("id"), Column("x")), Column("y"))
+SPEC = StreamSpec(
+    name="train",
+    columns=COLUMNS,
+    batch_size=4,
+    num_readers=2,
+    synchronous=True,
+    ordered=False,
+    shuffle_rows=0,
+    seed=0,
+    chunk_bytes=256,
+    timeout_s=PATIENCE_S,
+)
+
+
+def rows_from(first: int, count: int) -> pa.RecordBatch:
+    """Make rows whose id is their number and whose other columns follow from it."""
+    ids = np.arange(first, first + count)
+    x = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(ids, 3).astype(np.float32)), 3)
+    return pa.RecordBatch.from_arrays([pa.array(ids), x, pa.array(ids % 3)], names=["id", "x", "y"])
+
+
+def partitions_of(sizes: Sequence[int], batch_rows: int = 10) -> list[list[pa.RecordBatch]]:
+    """Make partitions of these sizes; ids count through them."""
+    firsts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+    return [
+        [rows_from(first + start, min(batch_rows, size - start)) for start in range(0, size, batch_rows)]
+        for first, size in zip(firsts, sizes, strict=False)
+    ]
+
+
+@dataclass
+class Taken:
+    """What one trainer took out of one pass."""
+
+    batches: list[Rows] = field(default_factory=list)
+    rows: int = 0
+
+    def ids(self) -> list[int]:
+        """Return the ids of real rows, in order."""
+        return [int(i) for batch in self.batches for i in batch["id"][batch[WEIGHT] > 0]]
+
+    def steps(self) -> list[list[int]]:
+        """Return the ids of real rows, batch by batch."""
+        return [batch["id"][batch[WEIGHT] > 0].tolist() for batch in self.batches]
+
+
+class Loopback:
+    """A control plane with one stream; a context manager."""
+
+    def __init__(self, spec: StreamSpec):
+        self.spec = spec
+        self.token = new_token()
+        nodes = plan_nodes(spec.num_readers)
+        registry = Registry(nodes, PATIENCE_S, {})
+        self.control = ControlPlane(HOST, self.token, nodes, registry, lambda event, fields: None, None)
+        self.directory = self.control.directory
+        description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
+        self.control.update(
+            lambda: self.directory.open_stream(spec.name, description, spec.num_readers, spec.ordered)
+        )
+
+    def __enter__(self) -> Loopback:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.control.close()
+
+    def task(self, index: int, **changes: Any) -> FeedTask:
+        """Make the feed task of a pass."""
+        task = FeedTask(
+            location=self.control.location,
+            token=self.token,
+            stream=self.spec.name,
+            index=index,
+            num_readers=self.spec.num_readers,
+            batch_rows=self.spec.batch_size,
+            ordered=self.spec.ordered,
+            buffer_bytes=2048,
+            timeout_s=self.spec.timeout_s,
+        )
+        return replace(task, **changes)
+
+    def open_pass(self) -> int:
+        """Begin the next pass."""
+        return int(self.control.update(lambda: self.directory.open_pass(self.spec.name)))
+
+    def feed(self, index: int, partitions: Sequence[Iterable[pa.RecordBatch]], slots: int) -> int:
+        """Do what Spark does: run one task per partition, `slots` at a time; return the rows served."""
+        task = self.task(index)
+        with ThreadPoolExecutor(slots) as pool:
+            done = [pool.submit(task.serve, number, iter(rows)) for number, rows in enumerate(partitions)]
+            for future in done:
+                future.result()
+        return int(self.control.update(lambda: self.directory.finish_pass(self.spec.name, index)))
+
+    def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
+        """Open a pass as a trainer does."""
+        sample = {**to_numpy(rows_from(0, 1), self.spec.columns), WEIGHT: np.ones(1, np.float32)}
+        return PassReader(control, self.token, self.spec, index, rank, HOST, sample)
+
+    def take(self, rank: int, index: int, after_batch: Callable[[int], None]) -> Taken:
+        """Read a pass to its end; `after_batch` is called with the number of each batch."""
+        taken = Taken()
+        with ActionClient(self.control.location, self.token) as control:
+            reader = self.reader(control, rank, index)
+            try:
+                for number, batch in enumerate(reader):
+                    taken.batches.append(batch)
+                    after_batch(number)
+            finally:
+                reader.close()
+            taken.rows = reader.rows
+        return taken
+
+
+def in_step(
+    together: int, pauses: dict[int, Callable[[int], float]], num_readers: int
+) -> Iterator[Callable[[int], None]]:
+    """Yield for each trainer what it does after a batch: pause, then wait for the others' same step.
+
+    The barrier stands for the collective of a training step: whoever ends a step early waits for the rest.
+    With ``together=1`` everyone goes on alone.
+    """
+    barrier = threading.Barrier(together)
+
+    def make(rank: int) -> Callable[[int], None]:
+        def step(number: int) -> None:
+            if rank in pauses:
+                time.sleep(pauses[rank](number))
+            barrier.wait(PATIENCE_S)
+
+        return step
+
+    return (make(rank) for rank in range(num_readers))
+
+
+def run_pass(
+    loop: Loopback,
+    partitions: Sequence[Iterable[pa.RecordBatch]],
+    slots: int = 2,
+    pauses: dict[int, Callable[[int], float]] | None = None,
+) -> list[Taken]:
+    """Feed one pass and read it with all trainers; return what each took."""
+    index = loop.open_pass()
+    readers = loop.spec.num_readers
+    steps = list(in_step(readers if loop.spec.synchronous else 1, pauses or {}, readers))
+    with ThreadPoolExecutor(readers) as pool:
+        taken: list[Future[Taken]] = [
+            pool.submit(loop.take, rank, index, step) for rank, step in enumerate(steps)
+        ]
+        served = loop.feed(index, partitions, slots)
+        found = [future.result() for future in taken]
+    assert served == sum(one.rows for one in found)
+    return found
