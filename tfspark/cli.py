@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -108,8 +107,6 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    # A model module is loaded on the driver, too; TensorFlow's greetings would drown the lines of the run.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app(args=arguments)
 
 

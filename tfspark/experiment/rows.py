@@ -174,13 +174,14 @@ def _divide(df: DataFrame, data: Data, seed: int) -> tuple[DataFrame, DataFrame 
     if not (data.shuffle or data.validation_fraction or data.test_fraction):
         return df, None, None
     placed = _placed(df, seed if data.shuffle else None)
-    total = placed.count()
+    sizes = _partition_sizes(placed)
+    total = sum(sizes.values())
     num_test = round(total * data.test_fraction)
     num_validation = round(total * data.validation_fraction)
     num_train = total - num_validation - num_test
     if total and not num_train:
         raise DataError(f"expected rows to train on, the {total} rows all go to validation and test")
-    first, second = _positions(placed, [num_train, num_train + num_validation])
+    first, second = _position_after(sizes, num_train), _position_after(sizes, num_train + num_validation)
     position = placed[_POSITION]
     train = placed.where(position < first).drop(_POSITION)
     validation = placed.where((position >= first) & (position < second)).drop(_POSITION)
@@ -206,20 +207,16 @@ def _placed(df: DataFrame, seed: int | None) -> DataFrame:
     return df.withColumn(_POSITION, sf.monotonically_increasing_id()).persist(StorageLevel.MEMORY_AND_DISK)
 
 
-def _positions(placed: DataFrame, counts: list[int]) -> list[int]:
-    """Return the position behind the first `count` rows, for each count.
-
-    Spark numbers the rows of partition p from ``p << 33``; with the sizes of the partitions the row at any
-    count is known without moving a row.
-    """
+def _partition_sizes(placed: DataFrame) -> dict[int, int]:
+    """Return partition -> number of its rows; Spark numbers the rows of partition p from ``p << 33``."""
     from pyspark.sql import functions as sf
 
     partition = sf.shiftright(placed[_POSITION], 33).alias("partition")
-    sizes = {row[0]: row[1] for row in placed.groupBy(partition).count().collect()}
-    return [_position_after(sizes, count) for count in counts]
+    return {row[0]: row[1] for row in placed.groupBy(partition).count().collect()}
 
 
 def _position_after(sizes: dict[int, int], count: int) -> int:
+    """Return the position behind the first `count` rows; no row is moved to find it."""
     for partition, size in sorted(sizes.items()):
         if count <= size:
             return (int(partition) << 33) + count

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +120,8 @@ def run_experiment(
         NodeFailedError: a node failed; the message carries its traceback and log.
     """
     console = console or Console()
-    module = load_model_module(experiment.model.module)
+    with _quiet_tensorflow():
+        module = load_model_module(experiment.model.module)
     fetch_known_data(experiment, console)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
     directory.write_text("config.yaml", resolved_yaml(experiment))
@@ -129,6 +132,18 @@ def run_experiment(
             return _run(experiment, module, directory, shown, console)
         finally:
             directory.close()
+
+
+@contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """A model module may import TensorFlow on the driver; its greetings would drown the lines of the run."""
+    before = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = before or "3"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
 
 def fetch_known_data(experiment: Experiment, console: Console) -> None:
