@@ -315,14 +315,14 @@ class TFCluster:
         columns = columns or _choose_columns(df, features, label, num_classes, class_weights)
         spec = self._train_stream(columns, batch_size, feeding or Feeding())
         first = self._num_passes
-        self._num_passes += num_epochs
         checked = None if validation is None else _select(_as_dataframe(self._spark, validation), columns)
         job = self._post_training(first, num_epochs, spec, checked)
         selected = _select(df, columns)
         for _ in range(num_epochs):
-            self._feed_pass("train", selected, spec)
+            self._num_passes += 1  # Those that were begun: training may stop before num_epochs.
+            self._feed_pass("train", selected, spec, job)
             if checked is not None and self._side_car is None and not self._trained(job):
-                self._feed_pass("validation", checked, spec)
+                self._feed_pass("validation", checked, spec, job)
             if self._trained(job):
                 break
         return self._training_result(job)
@@ -351,7 +351,7 @@ class TFCluster:
         local = self._local_spec(name, columns, spec)
         self._open_stream(name, local, self._num_workers)
         job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
-        self._feed_pass(name, _select(_as_dataframe(self._spark, df), columns), local)
+        self._feed_pass(name, _select(_as_dataframe(self._spark, df), columns), local, job)
         self._control.wait(
             lambda: len(self._control.job_results(job)) == self._num_workers,
             self._feed_timeout_s,
@@ -411,7 +411,7 @@ class TFCluster:
         if validation is not None and first == 0:
             columns = replace(spec.columns, class_weights=())
             self._open_stream(
-                "validation", self._local_spec("validation", columns, spec), self._num_validators
+                "validation", self._local_spec("validation", columns, spec), len(self._readers("validation"))
             )
         if validation is not None and self._has_evaluator:
             self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation, spec))
@@ -428,43 +428,55 @@ class TFCluster:
         evaluator = next(node.index for node in self._nodes if node.role == "evaluator")
         job = self._control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
         self._num_side_car += 1
-        self._feed_pass("validation", validation, spec)
+        self._feed_pass("validation", validation, spec, job)
         self._control.wait(
             lambda: evaluator in self._control.job_results(job),
             self._feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
 
-    def _feed_pass(self, stream: str, df: DataFrame, spec: StreamSpec) -> None:
-        """Run one Spark job that serves every row of the DataFrame once, and see that all arrived."""
+    def _feed_pass(self, stream: str, df: DataFrame, spec: StreamSpec, job: int) -> None:
+        """Run one Spark job that serves every row of the DataFrame once, and see that all arrived.
+
+        Args:
+            stream: what is fed.
+            df: the rows.
+            spec: the stream `train`'s.
+            job: what the trainers need the rows for; if they end it early, the rest is not fed.
+        """
         directory = self._control.directory
         index = self._control.update(lambda: directory.open_pass(stream))
-        num_readers = self._num_validators if stream == "validation" else self._num_workers
+        readers = [node.index for node in self._readers(stream)]
         task = FeedTask(
             location=self._control.location,
             token=self._token,
             stream=stream,
             index=index,
-            num_readers=num_readers,
+            num_readers=len(readers),
             batch_rows=spec.batch_size,
             ordered=spec.ordered and stream == "train",
             buffer_bytes=self._buffer_bytes,
             timeout_s=self._feed_timeout_s,
         )
-        job = SparkJob(df.mapInArrow(task, FEED_RESULT_DDL), f"tfspark feed {stream} pass {index + 1}")
-        try:
-            self._control.wait(
-                lambda: job.ended or self._trainers_gone(), float("inf"), "the Spark job that feeds"
-            )
-            if not job.ended:
-                return
-            job.result()
-            served = self._control.update(lambda: directory.finish_pass(stream, index))
-            self._check_rows(stream, index, served, num_readers)
-        finally:
-            job.cancel()
+        feeding = SparkJob(df.mapInArrow(task, FEED_RESULT_DDL), f"tfspark feed {stream} pass {index + 1}")
 
-    def _check_rows(self, stream: str, index: int, served: int, num_readers: int) -> None:
+        def unwanted() -> bool:
+            all_read = len(directory.rows_received(stream, index)) == len(readers)
+            return not all_read and self._ended(job, readers)
+
+        try:
+            self._control.wait(lambda: feeding.ended or unwanted(), float("inf"), "the Spark job that feeds")
+            if not feeding.ended:
+                return
+            feeding.result()
+            served = self._control.update(lambda: directory.finish_pass(stream, index))
+            self._check_rows(stream, index, served, len(readers), unwanted)
+        finally:
+            feeding.cancel()
+
+    def _check_rows(
+        self, stream: str, index: int, served: int, num_readers: int, unwanted: Callable[[], bool]
+    ) -> None:
         """Nothing is lost: the readers together have received what Spark has served."""
         directory = self._control.directory
         if not directory.has_sample(stream):
@@ -472,7 +484,7 @@ class TFCluster:
                 f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
             )
         self._control.wait(
-            lambda: len(directory.rows_received(stream, index)) == num_readers or self._trainers_gone(),
+            lambda: len(directory.rows_received(stream, index)) == num_readers or unwanted(),
             self._feed_timeout_s,
             f"the workers to end epoch {index + 1} of {stream!r}",
         )
@@ -518,11 +530,20 @@ class TFCluster:
         return dict(self._control.job_results(job)[0]["history"])
 
     def _trained(self, job: int) -> bool:
-        """Whether every worker has ended the job, perhaps early; a `main_fun` ends by returning."""
+        """Whether every worker has ended the job, perhaps early."""
+        return self._ended(job, [node.index for node in self._readers("train")])
+
+    def _ended(self, job: int, nodes: Sequence[int]) -> bool:
+        """Whether these nodes have ended the job; a `main_fun` ends it by returning."""
         if self._settings["wants_context"]:
             return self._trainers_gone()
-        workers = [node.index for node in self._nodes if node.role == "worker"]
-        return all(index in self._control.job_results(job) for index in workers)
+        results = self._control.job_results(job)
+        return all(index in results for index in nodes)
+
+    def _readers(self, stream: str) -> list[NodeSpec]:
+        """The nodes that read a stream."""
+        role = "evaluator" if stream == "validation" and self._has_evaluator else "worker"
+        return [node for node in self._nodes if node.role == role]
 
     # --- state -------------------------------------------------------------------------------------
 
@@ -533,10 +554,6 @@ class TFCluster:
     @property
     def _num_workers(self) -> int:
         return sum(node.role == "worker" for node in self._nodes)
-
-    @property
-    def _num_validators(self) -> int:
-        return 1 if self._has_evaluator else self._num_workers
 
     @property
     def _has_evaluator(self) -> bool:

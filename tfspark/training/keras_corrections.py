@@ -82,7 +82,9 @@ def _build_from_element_spec(original: Any) -> Any:
     def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> Any:
         dataset = getattr(iterator, "_distributed_dataset", None)
         strategy = self._distribute_strategy
-        if dataset is None or not keras_trainer._collective_all_reduce_multi_worker(strategy):
+        is_fed = getattr(dataset, FEED_ATTRIBUTE, None) is not None  # By one worker alone, too.
+        is_ours = is_fed or keras_trainer._collective_all_reduce_multi_worker(strategy)
+        if dataset is None or not is_ours:
             return original(self, iterator=iterator, data_batch=data_batch)
         batch = tree.map_structure(_zeros_like_spec, dataset.element_spec)
         with strategy.scope():

@@ -150,6 +150,8 @@ class Validation(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Evaluate; the callbacks after this one see the results."""
+        if self.model.stop_training:
+            return  # Stopped within the epoch: the driver feeds no validation rows to it.
         results = self._session.validate()
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in results.items()})
