@@ -205,9 +205,8 @@ class PassReader:
         """Give out weightless batches until all readers have given out equally many."""
         weightless = {**self._filler, WEIGHT: np.zeros(1, np.float32)}
         waited = _Deadline(self._spec.timeout_s, "the other workers to end the epoch")
-        steps_own = self._formed
         while not self._stopped:
-            reply = self._agree(steps_own, ended=True)
+            reply = self._agree(self._formed, ended=True)
             if self._spec.synchronous and self._formed < reply["steps"]:
                 self._put(pad(weightless, self._spec.batch_size, weightless))
                 waited.restart()
@@ -248,7 +247,7 @@ class PassReader:
         for lease in self._leases:
             self._acknowledge(lease)
         if self._spec.synchronous:
-            self._agree(self._rows // self._spec.batch_size, ended=False)
+            self._agree(max(self._formed, self._rows // self._spec.batch_size), ended=False)
 
     def _acknowledge(self, lease: Lease) -> None:
         if lease.acknowledged:
