@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.wire import LONG_POLL_S, ActionClient, ActionServer, Json, local_address_towards
+from tfspark.cluster.wire import ActionClient, ActionServer, Json, local_address_towards
 from tfspark.errors import DeadlineError
 from tfspark.feed.ranges import Ranges
 
@@ -348,8 +349,8 @@ class FeedTask:
 
     def _announce(self, control: ActionClient, partition: int, server: SourceServer) -> Json:
         """Register the source; a second attempt is held until it is known what the first delivered."""
-        waited = 0.0
-        while waited < self.timeout_s:
+        until = time.monotonic() + self.timeout_s
+        while time.monotonic() < until:
             reply = control.call(
                 "source_up",
                 stream=self.stream,
@@ -360,7 +361,6 @@ class FeedTask:
             )
             if reply["action"] != "wait":
                 return reply
-            waited += LONG_POLL_S
         raise DeadlineError(
             f"partition {partition}: waited feed_timeout_s={self.timeout_s:g} s for an earlier attempt of this "
             "task to end; it still serves"
