@@ -467,6 +467,8 @@ class TFCluster:
         try:
             self._control.wait(lambda: feeding.ended or unwanted(), float("inf"), "the Spark job that feeds")
             if not feeding.ended:
+                self._control.update(lambda: directory.abandon_pass(stream, index))
+                feeding.join(STOP_TIMEOUT_S / 2)
                 return
             feeding.result()
             served = self._control.update(lambda: directory.finish_pass(stream, index))

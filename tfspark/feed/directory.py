@@ -48,6 +48,7 @@ class FeedPass:
     done: dict[int, int] = field(default_factory=dict)
     delivered: dict[int, Ranges] = field(default_factory=dict)
     final: bool = False
+    abandoned: bool = False
     announced: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
 
@@ -95,6 +96,10 @@ class FeedDirectory:
         feed_pass.final = True
         return sum(feed_pass.done.values())
 
+    def abandon_pass(self, stream: str, index: int) -> None:
+        """Say that nobody will read the rest of the pass; its sources are told to stop."""
+        self._streams[stream].passes[index].abandoned = True
+
     def close_stream(self, stream: str) -> None:
         """Say that no further pass will come; readers and sources still at work are told to stop."""
         self._streams[stream].closed = True
@@ -117,7 +122,7 @@ class FeedDirectory:
         """
         book = self._streams[stream]
         feed_pass = book.passes[index]
-        if book.closed or partition in feed_pass.done:
+        if book.closed or feed_pass.abandoned or partition in feed_pass.done:
             return {"action": "stop", "rows": feed_pass.done.get(partition, 0)}
         earlier = feed_pass.sources.get(partition)
         if earlier is not None and not self._superseded(earlier):
@@ -153,7 +158,7 @@ class FeedDirectory:
         entry.heard = self._clock()
         if rows is not None:
             feed_pass.counted[entry.partition] = rows
-        return {"stop": book.closed or entry.lost}
+        return {"stop": book.closed or feed_pass.abandoned or entry.lost}
 
     def partition_done(self, stream: str, index: int, partition: int, rows: int) -> Json:
         """Note that a partition was served to its end and acknowledged."""
@@ -189,6 +194,10 @@ class FeedDirectory:
         if book.closed:
             return {"status": "closed", "passes": len(book.passes)}
         feed_pass = book.passes[index]
+        # What the reader does not hold was granted by an answer that it never got.
+        for unknown in feed_pass.sources.values():
+            if unknown.id not in held:
+                unknown.readers.discard(rank)
         source = (
             self._next_in_order(feed_pass, after)
             if book.ordered
