@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -120,9 +122,8 @@ def run_experiment(
         NodeFailedError: a node failed; the message carries its traceback and log.
     """
     console = console or Console()
-    with _quiet_tensorflow():
+    with _quiet_stderr():
         module = load_model_module(experiment.model.module)
-    fetch_known_data(experiment, console)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
     directory.write_text("config.yaml", resolved_yaml(experiment))
     directory.write_versions()
@@ -135,18 +136,28 @@ def run_experiment(
 
 
 @contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
-    """A model module may import TensorFlow on the driver; its greetings would drown the lines of the run."""
-    before = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = before or "3"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+def _quiet_stderr() -> Iterator[None]:
+    """Keep what is written to standard error, also by C++, and show it only if something fails.
+
+    A model module may import TensorFlow on the driver, whose greetings no setting silences; they would drown
+    the lines of the run.
+    """
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(saved, kept.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
-def fetch_known_data(experiment: Experiment, console: Console) -> None:
+def fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:
     """Prepare a data set tfspark knows when the experiment names its directory and it is not there."""
     paths = [
         experiment.data.path,
@@ -157,8 +168,8 @@ def fetch_known_data(experiment: Experiment, console: Console) -> None:
         known = [i for i in range(len(parts) - 1) if parts[i] == "data" and parts[i + 1] in DATASETS]
         if path is not None and known and not path_exists(path):
             name = parts[known[-1] + 1]
-            console.print(f"fetching the data set {name}", highlight=False)
-            prepare(name, Path(*parts[: known[-1] + 1]))
+            with shown.phase(f"fetched {name}"):
+                prepare(name, Path(*parts[: known[-1] + 1]), spark)
 
 
 def _split_path(split: Any) -> str | None:
@@ -179,6 +190,7 @@ def _run(
         shown.line(
             f"{'Spark session':<24} {watch.seconds['session']:6.1f} s  {spark.conf.get('spark.master')}"
         )
+        fetch_known_data(experiment, spark, shown)
         results = _train(experiment, module, directory, shown, watch, spark)
     outcome = _report(experiment, directory, results, watch.seconds)
     console.print(final_table(outcome.train, outcome.validation, outcome.test))

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfspark.errors import ConfigError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 LOOPBACK = "127.0.0.1"
+LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 
 
 def is_submitted() -> bool:
@@ -55,8 +57,12 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
 
 
 def _loopback(builder: SparkSession.Builder) -> SparkSession.Builder:
-    """A cluster within this machine listens on this machine only."""
+    """A cluster within this machine listens on this machine only, and says only what went wrong."""
     os.environ.setdefault("SPARK_LOCAL_IP", LOOPBACK)
+    if "SPARK_CONF_DIR" not in os.environ:
+        builder = builder.config(
+            "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={LOG_SETTINGS}"
+        )
     return (
         builder.config("spark.driver.host", LOOPBACK)
         .config("spark.driver.bindAddress", LOOPBACK)
