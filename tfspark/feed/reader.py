@@ -243,20 +243,25 @@ class PassReader:
         return self._stopped or len(self._queue) < PREFETCH_BATCHES
 
     def _settle(self) -> None:
-        """Acknowledge what was received and announce the steps it makes."""
-        for lease in self._leases:
-            self._acknowledge(lease)
+        """Acknowledge what was received, let go of the leases and announce the steps it makes.
+
+        A source that dies meanwhile is replaced only when each of its readers has said what it received.
+        """
+        for lease in list(self._leases):
+            self._release(lease, "left" if self._acknowledge(lease) else "gone")
         if self._spec.synchronous:
             self._agree(max(self._formed, self._rows // self._spec.batch_size), ended=False)
 
-    def _acknowledge(self, lease: Lease) -> None:
+    def _acknowledge(self, lease: Lease) -> bool:
+        """Acknowledge the last chunk; tell whether the source is still there."""
         if lease.acknowledged:
-            return
+            return True
         try:
             lease.client.call("acknowledge", reader=self._rank, sequence=lease.sequence)
-            lease.acknowledged = True
         except flight.FlightError:
-            return  # The source is gone; the next pull finds out and reports it.
+            return False
+        lease.acknowledged = True
+        return True
 
     def _converted(self, chunk: pa.Table, lease: Lease) -> Iterator[Rows]:
         columns = self._spec.columns
