@@ -116,10 +116,21 @@ class Loopback:
         """Do what Spark does: run one task per partition, `slots` at a time; return the rows served."""
         task = self.task(index)
         with ThreadPoolExecutor(slots) as pool:
-            done = [pool.submit(task.serve, number, iter(rows)) for number, rows in enumerate(partitions)]
+            done = [
+                pool.submit(attempt_until_served, task, number, rows)
+                for number, rows in enumerate(partitions)
+            ]
             for future in done:
                 future.result()
+        return self.finish_pass(index)
+
+    def finish_pass(self, index: int) -> int:
+        """Say that Spark is through with the pass; return the rows served."""
         return int(self.control.update(lambda: self.directory.finish_pass(self.spec.name, index)))
+
+    def close_stream(self) -> None:
+        """Say that no further pass comes."""
+        self.control.update(lambda: self.directory.close_stream(self.spec.name))
 
     def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
         """Open a pass as a trainer does."""
@@ -139,6 +150,37 @@ class Loopback:
                 reader.close()
             taken.rows = reader.rows
         return taken
+
+
+MAX_ATTEMPTS = 4
+"""As Spark's spark.task.maxFailures."""
+
+
+def attempt_until_served(task: FeedTask, partition: int, rows: Iterable[pa.RecordBatch]) -> int:
+    """Run a task as Spark does: again when it fails; return the number of attempts it took."""
+    for attempt in range(1, MAX_ATTEMPTS):
+        try:
+            task.serve(partition, iter(rows))
+        except Exception:
+            continue
+        return attempt
+    task.serve(partition, iter(rows))
+    return MAX_ATTEMPTS
+
+
+class Dying:
+    """Rows of a partition whose task dies at given batches, one in each attempt."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], dies_at: Sequence[int]):
+        self._batches = batches
+        self._dies_at = list(dies_at)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        dies_at = self._dies_at.pop(0) if self._dies_at else len(self._batches) + 1
+        for number, batch in enumerate(self._batches):
+            if number == dies_at:
+                raise ConnectionError("the task was killed")
+            yield batch
 
 
 def in_step(

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
 import pytest
-from loopback import SPEC, Loopback, Taken, partitions_of, run_pass
+from loopback import (
+    HOST,
+    PATIENCE_S,
+    SPEC,
+    Dying,
+    Loopback,
+    Taken,
+    attempt_until_served,
+    partitions_of,
+    rows_from,
+    run_pass,
+)
+from support.processes import poll_until
 
+from tfspark.cluster.wire import ActionClient
+from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.reader import WEIGHT, StreamSpec
+from tfspark.feed.source import ChunkBuffer, SourceServer
 
 
 def check_pass(taken: list[Taken], rows: int, spec: StreamSpec) -> None:
@@ -53,3 +77,382 @@ def test_pass_over_any_layout_gives_each_row_once_in_equally_many_batches(
     spec = replace(SPEC, num_readers=num_readers, ordered=ordered)
     with Loopback(spec) as loop:
         check_pass(run_pass(loop, partitions_of(sizes)), sum(sizes), spec)
+
+
+@pytest.mark.parametrize("shuffle_rows", [0, 20])
+def test_pass_over_any_layout_in_a_second_pass_gives_each_row_once_again(shuffle_rows: int) -> None:
+    spec = replace(SPEC, shuffle_rows=shuffle_rows, num_readers=3)
+    with Loopback(spec) as loop:
+        for sizes in ([50, 3, 0, 30], [83], [1] * 5):
+            check_pass(run_pass(loop, partitions_of(sizes)), sum(sizes), spec)
+
+
+def test_pass_without_synchronous_steps_gives_each_row_once_and_pads_nothing() -> None:
+    spec = replace(SPEC, synchronous=False, num_readers=3)
+    with Loopback(spec) as loop:
+        taken = run_pass(loop, partitions_of([41, 0, 2]))
+    check_pass(taken, 43, spec)
+    assert sum(len(batch["id"]) for one in taken for batch in one.batches) == 43
+
+
+# --- trainers of unequal speed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+@pytest.mark.parametrize("sizes", [[160], [20, 100, 0, 3]], ids=["one partition", "uneven partitions"])
+@pytest.mark.parametrize(
+    ("pauses", "reason"),
+    [
+        ({1: lambda step: 0.02}, "one is slower at every step"),
+        ({0: lambda step: 1.5 if step == 3 else 0.0}, "one stops for longer than a long poll"),
+        ({0: lambda step: 0.06, 1: lambda step: 0.06}, "all are so slow that their queues stay full"),
+    ],
+    ids=["slow", "stops", "all slow"],
+)
+def test_pass_with_slow_trainers_gives_each_row_once_in_equally_many_batches(
+    pauses: dict[int, Callable[[int], float]], reason: str, sizes: list[int], ordered: bool
+) -> None:
+    spec = replace(SPEC, ordered=ordered)
+    with Loopback(spec) as loop:
+        check_pass(run_pass(loop, partitions_of(sizes), pauses=pauses), sum(sizes), spec)
+
+
+def other_reader_agrees(loop: Loopback, index: int, steps: int, ended: bool) -> None:
+    """Play the reader of rank 0: announce steps."""
+    with ActionClient(loop.control.location, loop.token) as control:
+        control.call("agree", stream="train", index=index, rank=0, steps=steps, ended=ended, rows=0)
+
+
+def test_reader_that_pads_slowly_reaches_the_steps_of_the_others() -> None:
+    # 5 rows are two batches of 4, the second short; ten more are padding.
+    with Loopback(SPEC) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        other_reader_agrees(loop, index, 12, ended=False)
+        taken = pool.submit(loop.take, 1, index, lambda number: time.sleep(0.08))
+        loop.feed(index, partitions_of([5]), slots=1)
+        other_reader_agrees(loop, index, 12, ended=True)
+        assert taken.result().ids() == list(range(5))
+        assert len(taken.result().batches) == 12
+
+
+def test_reader_that_has_padded_enough_waits_for_news_without_asking_all_the_time() -> None:
+    with Loopback(SPEC) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        other_reader_agrees(loop, index, 3, ended=False)
+        asked: list[int] = []
+        agree = loop.directory.agree
+        loop.directory.agree = lambda **call: (asked.append(call["rank"]), agree(**call))[1]
+        reached = threading.Event()
+        taken = pool.submit(loop.take, 1, index, lambda number: reached.set() if number == 2 else None)
+        loop.feed(index, partitions_of([1]), slots=1)
+        reached.wait(PATIENCE_S)
+        asked.clear()
+        threading.Event().wait(0.5)
+        other_reader_agrees(loop, index, 3, ended=True)
+        assert len(taken.result().batches) == 3
+    assert len(asked) < 20
+
+
+# --- ordered ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[90], [30, 0, 1, 1, 1, 57], [1] * 37], ids=str)
+@pytest.mark.parametrize("num_readers", [1, 2, 3])
+def test_ordered_pass_deals_step_t_the_rows_at_its_position(sizes: list[int], num_readers: int) -> None:
+    spec = replace(SPEC, ordered=True, num_readers=num_readers)
+    with Loopback(spec) as loop:
+        taken = run_pass(loop, partitions_of(sizes))
+    total, step_rows = sum(sizes), spec.batch_size * num_readers
+    for step, parts in enumerate(zip(*(one.steps() for one in taken), strict=True)):
+        expected = list(range(step * step_rows, min((step + 1) * step_rows, total)))
+        assert [i for part in parts for i in part] == expected
+
+
+@pytest.mark.parametrize("shuffle_rows", [0, 12])
+def test_ordered_pass_when_run_again_under_other_conditions_gives_identical_batches(
+    shuffle_rows: int,
+) -> None:
+    spec = replace(SPEC, ordered=True, shuffle_rows=shuffle_rows, num_readers=2, seed=11)
+    runs = []
+    conditions = [(1, {}, 10), (3, {1: lambda step: 0.01}, 7), (2, {0: lambda step: 0.01}, 3)]
+    for slots, pauses, batch_rows in conditions:
+        with Loopback(spec) as loop:
+            parts = partitions_of([33, 0, 20, 9, 1], batch_rows)
+            runs.append([one.steps() for one in run_pass(loop, parts, slots, pauses)])
+    assert runs[0] == runs[1] == runs[2]
+
+
+# --- failures --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    ("dies_at", "reason"),
+    [
+        ([0], "before its first row"),
+        ([2], "in the middle"),
+        ([4, 2, 5], "three times, the second time earlier"),
+    ],
+)
+def test_feed_task_that_dies_and_is_retried_gives_each_row_once(
+    dies_at: list[int], reason: str, slots: int, ordered: bool
+) -> None:
+    spec = replace(SPEC, ordered=ordered)
+    whole = partitions_of([15, 60, 3, 30], batch_rows=8)
+    partitions = [whole[0], Dying(whole[1], dies_at), whole[2], Dying(whole[3], dies_at)]
+    with Loopback(spec) as loop:
+        check_pass(run_pass(loop, partitions, slots), 108, spec)
+
+
+class Held:
+    """Rows of a partition that come only after a gate has opened, but for the first batch."""
+
+    def __init__(self, batches: list[pa.RecordBatch], opened: threading.Event):
+        self._batches = batches
+        self._opened = opened
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        yield self._batches[0]
+        self._opened.wait(PATIENCE_S)
+        yield from self._batches[1:]
+
+
+def only_source(loop: Loopback, index: int) -> str:
+    """Wait for a reader to lease the source of partition 0; return its id."""
+    feed_pass = loop.directory._streams["train"].passes[index]
+    assert poll_until(lambda: bool(feed_pass.sources) and bool(feed_pass.sources[0].readers), PATIENCE_S)
+    return feed_pass.sources[0].id
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+def test_source_that_a_reader_lost_gives_up_and_its_retry_serves_the_rest(ordered: bool) -> None:
+    # The network between one reader and the source broke: the task itself is well, and must not
+    # report its partition as served.
+    spec = replace(SPEC, ordered=ordered, num_readers=1)
+    opened = threading.Event()
+    held = Held(partitions_of([50])[0], opened)
+    attempts: list[int] = []
+    with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        taken = pool.submit(loop.take, 0, index, lambda number: None)
+        fed = pool.submit(lambda: attempts.append(attempt_until_served(loop.task(index), 0, held)))
+        source = only_source(loop, index)
+        loop.control.update(lambda: setattr(loop.directory._by_id[source][2], "lost", True))
+        poll_until(lambda: loop.directory._streams["train"].passes[index].sources[0].id != source, 3)
+        opened.set()
+        fed.result()
+        loop.finish_pass(index)
+        check_pass([taken.result()], 50, spec)
+    assert attempts == [2]
+
+
+def test_retry_while_a_reader_waits_for_the_step_of_another_is_served_to_that_one() -> None:
+    # Reader 0 has more batches than it may queue and cannot go on without reader 1, which has no row yet:
+    # all that is left is in the partition whose task dies.
+    first_died, second_has_rows = threading.Event(), threading.Event()
+    batches = partitions_of([160], batch_rows=80)[0]
+
+    def attempts() -> Iterator[Iterator[pa.RecordBatch]]:
+        def dying() -> Iterator[pa.RecordBatch]:
+            yield batches[0]
+            first_died.wait(PATIENCE_S)
+            raise ConnectionError("the task was killed")
+
+        yield dying()
+        yield iter(batches)
+
+    spec = replace(SPEC, chunk_bytes=1 << 20)
+    with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        tries = attempts()
+
+        class Rows:
+            def __iter__(self) -> Iterator[pa.RecordBatch]:
+                return next(tries)
+
+        blocked = pool.submit(loop.take, 0, index, lambda number: second_has_rows.wait(PATIENCE_S))
+        fed = pool.submit(attempt_until_served, loop.task(index), 0, Rows())
+        only_source(loop, index)
+        assert poll_until(lambda: loop.directory._streams["train"].passes[index].announced != {}, PATIENCE_S)
+        first_died.set()
+        other = pool.submit(loop.take, 1, index, lambda number: second_has_rows.set())
+        assert fed.result() == 2
+        loop.finish_pass(index)
+        check_pass([blocked.result(), other.result()], 160, spec)
+
+
+def test_second_attempt_while_the_first_lives_waits_and_serves_nothing() -> None:
+    spec = replace(SPEC, num_readers=1)
+    opened = threading.Event()
+    held = Held(partitions_of([50])[0], opened)
+    with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        taken = pool.submit(loop.take, 0, index, lambda number: None)
+        first = pool.submit(loop.task(index).serve, 0, iter(held))
+        only_source(loop, index)
+        second = pool.submit(loop.task(index).serve, 0, iter(partitions_of([50])[0]))
+        for _ in range(
+            100
+        ):  # A busy cluster wakes the waiting call all the time; that is no passing of time.
+            loop.control.update(lambda: time.sleep(0.005))
+        assert not second.done()
+        opened.set()
+        assert first.result().to_pydict() == second.result().to_pydict() == {"partition": [0], "rows": [50]}
+        loop.finish_pass(index)
+        check_pass([taken.result()], 50, spec)
+
+
+def test_stream_closed_in_the_middle_ends_readers_and_tasks() -> None:
+    def endless() -> Iterator[pa.RecordBatch]:
+        for first in itertools.count(0, 10):
+            yield rows_from(first, 10)
+
+    with Loopback(SPEC) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        third = threading.Event()
+        readers = [
+            pool.submit(loop.take, rank, index, lambda number: third.set() if number == 3 else None)
+            for rank in range(2)
+        ]
+        tasks = [pool.submit(loop.task(index).serve, part, endless()) for part in range(2)]
+        assert third.wait(PATIENCE_S)
+        loop.close_stream()
+        for future in [*readers, *tasks]:
+            future.result(PATIENCE_S)
+
+
+def test_reader_closed_in_the_middle_of_a_pass_returns() -> None:
+    with Loopback(replace(SPEC, num_readers=1)) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        task = pool.submit(loop.task(index).serve, 0, iter(partitions_of([2000])[0]))
+        with ActionClient(loop.control.location, loop.token) as control:
+            reader = loop.reader(control, 0, index)
+            assert next(iter(reader))["id"].tolist() == [0, 1, 2, 3]
+            reader.close()
+        loop.close_stream()
+        task.result(PATIENCE_S)
+
+
+def test_pass_that_the_driver_never_fed_is_refused_with_the_number_of_epochs() -> None:
+    with Loopback(replace(SPEC, num_readers=1)) as loop:
+        run_pass(loop, partitions_of([5]))
+        loop.close_stream()
+        with pytest.raises(TfsparkError, match=r"epoch 2 of 'train' was asked for, but the driver fed 1"):
+            loop.take(0, 1, lambda number: None)
+
+
+def bad_rows(number: int, values: list[object], kind: pa.DataType) -> pa.RecordBatch:
+    good = rows_from(0, number)
+    x = pa.array([[0.0, 0.0, 0.0]] * (number - len(values)) + values, kind)
+    return pa.RecordBatch.from_arrays([good["id"], x, good["y"]], names=["id", "x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, r"partition 1, row 17: column 'x' is null"),
+        ([1.0, None, 2.0], r"partition 1, row 17: column 'x' holds a null"),
+        ([1.0], r"partition 1, row 17: column 'x' has 1 values"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
+def test_wrong_row_is_reported_with_partition_and_row(value: object, says: str, chunk_bytes: int) -> None:
+    kind = pa.list_(pa.float32())
+    rows = [bad_rows(10, [], kind), bad_rows(8, [value], kind), bad_rows(5, [], kind)]
+    spec = replace(SPEC, num_readers=1, batch_size=2, chunk_bytes=chunk_bytes)
+    with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        good = [bad_rows(3, [], kind)]
+        tasks = [pool.submit(loop.task(index).serve, part, iter(b)) for part, b in enumerate([good, rows])]
+        with pytest.raises(DataError, match=says):
+            loop.take(0, index, lambda number: None)
+        loop.close_stream()
+        for task in tasks:
+            task.result(PATIENCE_S)
+
+
+def test_class_weights_become_the_weights_of_the_rows() -> None:
+    columns = replace(SPEC.columns, class_weights=((1, 0.25),))
+    with Loopback(replace(SPEC, num_readers=1, columns=columns)) as loop:
+        (taken,) = run_pass(loop, partitions_of([8]))
+    for batch in taken.batches:
+        np.testing.assert_array_equal(batch[WEIGHT], np.where(batch["y"] == 1, 0.25, 1.0))
+
+
+# --- who may speak ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def source_server(token: str) -> Iterator[SourceServer]:
+    buffer = ChunkBuffer(1 << 20, PATIENCE_S, num_readers=1, batch_rows=4)
+    rows = rows_from(0, 10)
+    buffer.offer(0, rows)
+    buffer.finish()
+    server = SourceServer(HOST, token, buffer, rows.schema)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+TICKET = {"reader": 0, "acknowledged": 0, "max_bytes": 1 << 20, "rows_before": 0}
+
+
+def calls_of(client: ActionClient) -> list[Callable[[], object]]:
+    header = {"name": "x"}
+    schema = pa.schema([("path", pa.string())])
+    return [
+        lambda: client.call("describe", stream="train"),
+        lambda: client.call("acknowledge", reader=0, sequence=1),
+        lambda: client.get(TICKET),
+        lambda: client.put(header, schema, iter([]), PATIENCE_S),
+    ]
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+def test_call_with_another_token_is_refused_by_both_servers(token: str) -> None:
+    with Loopback(SPEC) as loop, source_server(loop.token) as source:
+        for location in (loop.control.location, source.location):
+            with ActionClient(location, token) as client:
+                for call in calls_of(client):
+                    with pytest.raises(flight.FlightUnauthenticatedError):
+                        call()
+
+
+def test_call_without_a_token_is_refused_by_both_servers() -> None:
+    with Loopback(SPEC) as loop, source_server(loop.token) as source:
+        for location in (loop.control.location, source.location):
+            with flight.connect(location) as client:
+                with pytest.raises(flight.FlightUnauthenticatedError):
+                    list(client.do_action(flight.Action("describe", b'{"stream": "train"}')))
+                with pytest.raises(flight.FlightUnauthenticatedError):
+                    client.do_get(flight.Ticket(json.dumps(TICKET).encode())).read_all()
+                with pytest.raises(flight.FlightUnauthenticatedError):
+                    list(client.list_flights())
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("no_such_action", b"{}"),
+        ("__init__", b"{}"),
+        ("describe", b""),
+        ("describe", b"not json"),
+        ("describe", b"[1, 2]"),
+        ("describe", b"\xff\xfe"),
+        ("describe", b'{"stream": []}'),
+        ("agree", b'{"stream": "train"}'),
+        ("release", b'{"source": "unknown", "rank": 0, "delivered": [], "gone": true}'),
+        ("acknowledge", b'{"reader": "x"}'),
+    ],
+)
+def test_malformed_call_fails_alone_and_leaves_the_servers_working(action: str, body: bytes) -> None:
+    with Loopback(SPEC) as loop, source_server(loop.token) as source:
+        options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {loop.token}".encode())])
+        for location in (loop.control.location, source.location):
+            with flight.connect(location) as client, pytest.raises((flight.FlightError, pa.ArrowException)):
+                list(client.do_action(flight.Action(action, body), options))
+        with ActionClient(source.location, loop.token) as client:
+            assert client.get(TICKET).num_rows > 0
+        check_pass(run_pass(loop, partitions_of([9])), 9, SPEC)
