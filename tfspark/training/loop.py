@@ -70,6 +70,7 @@ class TrainingSession:
             self.model = call_build_model(build_model, params)
             set_optimizer(self.model, context.settings)
         self.local_model = call_build_model(build_model, params)
+        set_optimizer(self.local_model, context.settings)
         self.rows: list[int] = []
         self.history: dict[str, list[float]] = {}
         self.checkpoints = Checkpoints(context)
@@ -132,6 +133,7 @@ class TrainingSession:
         """Export if asked to, and say what became of the model."""
         if job["export"] and self.context.is_chief:
             self.copy_weights()
+            copy_optimizer(self.model, self.local_model)
             upload_model(self.context, self.local_model, "export", tuple(job["export"]))
         return {
             "history": self.history,
@@ -284,6 +286,15 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
         model.compile_from_config(compiled)
     if rate is not None:
         model.optimizer.learning_rate = rate
+
+
+def copy_optimizer(source: keras.Model, target: keras.Model) -> None:
+    """Give `target` the state of `source`'s optimizer, so that a saved model can be trained further."""
+    if source.optimizer is None or not source.optimizer.built:
+        return
+    target.optimizer.build(target.trainable_variables)
+    for variable, value in zip(target.optimizer.variables, source.optimizer.variables, strict=True):
+        variable.assign(keras.ops.convert_to_numpy(value))
 
 
 def weights_digest(model: keras.Model) -> str:
