@@ -1,0 +1,72 @@
+"""One life of a cluster, watched from outside: what it reported, and that it left nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyspark.sql import SparkSession
+from support.leaks import Owned, Snapshot, find_leaks, running_jobs
+from support.rows import features_of, label_of
+
+PLAIN_KERAS_S = 120.0
+
+
+class Events:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, dict[str, Any]]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        with self._changed:
+            self.all.append((event, dict(fields)))
+            self._changed.notify_all()
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        """What was told under a name."""
+        return [fields for event, fields in self.all if event == name]
+
+    def wait_for(self, name: str, count: int = 1, timeout_s: float = 60.0) -> list[dict[str, Any]]:
+        """Wait until something was told so often."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(self.of(name)) >= count, timeout_s):
+                raise AssertionError(f"waited {timeout_s:g} s for {count} x {name!r}, came {self.all}")
+        return self.of(name)
+
+
+@contextmanager
+def leaving_nothing(spark: SparkSession, owned: Owned) -> Iterator[None]:
+    """The guard of ``conftest.py`` for a fixture that serves several tests."""
+    before = Snapshot.take()
+    yield
+    assert find_leaks(before, owned, running_jobs=lambda: running_jobs(spark.sparkContext)) == []
+
+
+def save_rows(path: Path, num_rows: int, num_classes: int = 2) -> Path:
+    """Write what `df_with_partitions` gives as NumPy arrays."""
+    ids = np.arange(num_rows)
+    np.savez(path, x=features_of(ids), y=label_of(ids, num_classes))
+    return path
+
+
+def plain_keras(code: str, *args: object) -> dict[str, Any]:
+    """Run code in a process of its own, without tfspark's corrections; return the JSON it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=PLAIN_KERAS_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

@@ -1,0 +1,101 @@
+"""What the clusters of these tests run: `build_model` functions and a `main_fun`.
+
+A module of its own, found on executors by its name (``tests`` is on their path); TensorFlow is imported in
+the trainers only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+
+def dense(params: dict[str, Any]) -> Any:
+    """Two dense layers over four features; nothing in it is random after its start."""
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.layers.Input((4,)),
+            keras.layers.Dense(8, activation="tanh"),
+            keras.layers.Dense(params.get("num_classes", 2), activation="softmax"),
+        ]
+    )
+    optimizer = keras.optimizers.get(
+        {"class_name": params.get("optimizer", "sgd"), "config": {"learning_rate": params.get("rate", 0.05)}}
+    )
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def with_state(params: dict[str, Any]) -> Any:
+    """A model whose layers keep state and draw random numbers: BatchNormalization and Dropout."""
+    import keras
+
+    model = keras.Sequential(
+        [
+            keras.layers.Input((4,)),
+            keras.layers.Dense(16),
+            keras.layers.BatchNormalization(),
+            keras.layers.Activation("relu"),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(params["num_classes"], activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def no_model(params: Any) -> str:
+    """Forget to return the model."""
+    del params
+    return "a model"
+
+
+def uncompiled(params: Any) -> Any:
+    """Forget to compile."""
+    import keras
+
+    del params
+    return keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+
+
+def fit_as_users_do(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """A `main_fun` as one is written: strategy, model, fit, report, export."""
+    with ctx.strategy.scope():
+        model = dense(args)
+    history = model.fit(ctx.dataset(), epochs=args["epochs"], verbose=0)
+    ctx.report("trained", loss=history.history["loss"][-1])
+    ctx.export(model, "mine")
+    return {
+        "history": history.history,
+        "iterations": int(model.optimizer.iterations.numpy()),
+        "who": [ctx.job_name, ctx.task_index, ctx.is_chief, ctx.num_workers],
+    }
+
+
+def say(args: Any, ctx: Any) -> Any:
+    """Do without TensorFlow what `args` asks for."""
+    if args == "wait":
+        from threading import Event
+
+        ctx.report("waiting", pid=os.getpid(), parent=os.getppid())
+        Event().wait()
+    if args == "fail on worker 1" and ctx.task_index == 1:
+        import time
+
+        sys.stdout.write("the last words of worker 1\n")
+        ctx.report("raised", at=time.time())
+        raise ValueError("the dog ate row 7")
+    if args == "return an object":
+        return object()
+    if args == "die on worker 1" and ctx.task_index == 1:
+        sys.stdout.write("the last words of worker 1\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if str(args).startswith(("fail", "die")):
+        from threading import Event
+
+        Event().wait()
+    return {"said": args, "workers": ctx.num_workers}

@@ -1,0 +1,239 @@
+"""`TFCluster` with a `build_model` function, on ``local[4]``: what is trained, told and exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
+from cluster.programs import dense, with_state
+from pyspark.sql import SparkSession
+from support.leaks import Owned
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import ConfigError
+
+TRAIN_ROWS = [300, 41, 0, 7]
+OTHER_ROWS = [50, 13]
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Life:
+    """What one cluster did: two trainings with validation, an evaluation, an export."""
+
+    first: dict[str, list[float]]
+    second: dict[str, list[float]]
+    metrics: dict[str, Any]
+    summaries: dict[str, Any]
+    events: Events
+    log_dir: Path
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        return [self.summaries["worker 0"], self.summaries["worker 1"]]
+
+
+@pytest.fixture(scope="module")
+def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    """Two workers train a model with BatchNormalization and Dropout."""
+    log_dir, events = tmp_path_factory.mktemp("life"), Events()
+    rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)
+    other = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES)
+    params = {"num_classes": CLASSES}
+    columns = {"features": ["features"], "num_classes": CLASSES, "batch_size": 32}
+    with leaving_nothing(spark, owned):
+        cluster = TFCluster.run(
+            spark,
+            with_state,
+            params,
+            2,
+            log_dir=str(log_dir),
+            checkpoint_every_epochs=2,
+            seed=3,
+            observer=events,
+        )
+        with cluster:
+            first = cluster.train(rows, 2, **columns, validation=other)
+            second = cluster.train(rows, 1, **columns, validation=other)
+            metrics = cluster.evaluate(other, num_classes=CLASSES)
+            summaries = cluster.shutdown(export=["keras", "saved_model"])
+    return Life(first, second, metrics, summaries, events, log_dir)
+
+
+def test_shutdown_after_training_finds_identical_weights_on_all_workers(life: Life) -> None:
+    digests = [worker["weights_sha256"] for worker in life.workers]
+    assert len(digests[0]) == 64
+    assert digests[0] == digests[1]
+
+
+def test_iterations_after_three_epochs_equal_the_steps_taken(life: Life) -> None:
+    steps = [epoch["steps"] for epoch in life.events.of("epoch")]
+    # A worker that pulled more rows than the other takes more steps than an even division would.
+    assert all(step >= -(-sum(TRAIN_ROWS) // 32) for step in steps)
+    assert [worker["iterations"] for worker in life.workers] == [sum(steps)] * 2
+
+
+def test_rows_of_every_epoch_are_all_rows(life: Life) -> None:
+    assert [epoch["rows_fed"] for epoch in life.events.of("epoch")] == [sum(TRAIN_ROWS)] * 3
+    per_epoch = zip(*(worker["rows"] for worker in life.workers), strict=True)
+    assert sum(next(per_epoch)) == sum(TRAIN_ROWS)
+
+
+def test_history_of_two_trainings_continues(life: Life) -> None:
+    names = {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert set(life.first) == set(life.second) == names
+    assert len(life.first["loss"]) == 2
+    assert len(life.second["loss"]) == 1
+    for worker in life.workers:
+        assert worker["history"] == {name: life.first[name] + life.second[name] for name in names}
+    assert [epoch["epoch"] for epoch in life.events.of("epoch")] == [1, 2, 3]
+
+
+def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(life: Life) -> None:
+    assert life.second["val_loss"][-1] == pytest.approx(life.metrics["loss"], rel=1e-6)
+    assert life.second["val_accuracy"][-1] == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+
+
+def test_confusion_matrix_counts_every_row_under_its_true_class(life: Life) -> None:
+    matrix = life.metrics["confusion_matrix"]
+    assert [sum(row) for row in matrix] == [21, 21, 21]
+    right = sum(matrix[i][i] for i in range(CLASSES))
+    assert right / sum(OTHER_ROWS) == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+
+
+def test_log_dir_after_a_run_holds_logs_checkpoints_and_the_export(life: Life) -> None:
+    assert (life.log_dir / "logs/worker-0.log").is_file()
+    assert [path.name for path in (life.log_dir / "checkpoints").iterdir()] == ["epoch-0002.keras"]
+    assert sorted(path.name for path in (life.log_dir / "export").iterdir()) == ["model.keras", "saved_model"]
+
+
+def test_observer_is_told_the_phases(life: Life) -> None:
+    assert life.events.of("reserved")[0]["nodes"] == 2
+    assert {fields["node"] for fields in life.events.of("tensorflow")} == {"worker 0", "worker 1"}
+    assert life.events.of("checkpoint") == [{"node": "worker 0", "epoch": 2, "name": "epoch-0002.keras"}]
+
+
+EVALUATE = """
+import json, sys, warnings
+warnings.simplefilter("error", UserWarning)
+import keras, numpy as np, tensorflow as tf
+rows = np.load(sys.argv[2])
+model = keras.saving.load_model(sys.argv[1] + "/model.keras")
+loss, accuracy = model.evaluate(rows["x"], rows["y"], batch_size=len(rows["x"]), verbose=0)
+saved_model = tf.saved_model.load(sys.argv[1] + "/saved_model")
+served = saved_model.serve(rows["x"]).numpy()
+apart = float(np.abs(served - model.predict(rows["x"], verbose=0)).max())
+print(json.dumps({"loss": loss, "accuracy": accuracy, "apart": apart,
+                  "iterations": int(model.optimizer.iterations.numpy())}))
+"""
+
+
+def test_export_loads_in_plain_keras_and_gives_the_same_metrics(life: Life, tmp_path: Path) -> None:
+    rows = save_rows(tmp_path / "rows.npz", sum(OTHER_ROWS), CLASSES)
+
+    plain = plain_keras(EVALUATE, life.log_dir / "export", rows)
+
+    assert plain["loss"] == pytest.approx(life.metrics["loss"], abs=1e-5)
+    assert plain["accuracy"] == pytest.approx(life.metrics["accuracy"], abs=1e-5)
+    assert plain["apart"] < 1e-5
+    assert plain["iterations"] == life.workers[0]["iterations"], "it can be trained further"
+
+
+SINGLE_PROCESS = """
+import json, sys
+import keras, numpy as np
+from cluster.programs import dense
+rows = np.load(sys.argv[2])
+keras.utils.set_random_seed(7)
+model = dense({"optimizer": sys.argv[3]})
+start = [value.copy() for value in model.get_weights()]
+history = model.fit(rows["x"], rows["y"], batch_size=32, epochs=3, shuffle=False, verbose=0).history
+cluster = keras.saving.load_model(sys.argv[1] + "/model.keras")
+pairs = list(zip(model.get_weights(), cluster.get_weights(), start))
+apart = max(float(np.max(np.abs(a - b) / (np.abs(a) + 1e-3))) for a, b, _ in pairs)
+moved = min(float(np.max(np.abs(a - c))) for a, _, c in pairs)
+print(json.dumps({"apart": apart, "moved": moved, "history": history}))
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_two_workers_reach_the_weights_of_a_single_process(
+    spark: SparkSession, tmp_path: Path, optimizer: str
+) -> None:
+    rows = df_with_partitions(spark, [320])
+    cluster = TFCluster.run(spark, dense, {"optimizer": optimizer}, 2, log_dir=str(tmp_path), seed=7)
+    with cluster:
+        history = cluster.train(rows, 3, features=["features"], batch_size=32, feeding=Feeding(ordered=True))
+        cluster.shutdown(export=["keras"])
+
+    plain = plain_keras(SINGLE_PROCESS, tmp_path / "export", save_rows(tmp_path / "r.npz", 320), optimizer)
+
+    assert plain["moved"] > 1e-3, "a model that did not learn proves nothing"
+    assert plain["apart"] < 1e-4
+    assert history["loss"] == pytest.approx(plain["history"]["loss"], rel=1e-4)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="rows of weight 0 count in Keras's loss tracker and unweighted metrics"
+)
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_history_when_workers_fill_up_batches_counts_real_rows_only(spark: SparkSession, metric: str) -> None:
+    rows = df_with_partitions(spark, [37, 3])
+    with TFCluster.run(spark, dense, {"rate": 1e-30}, 2) as cluster:
+        history = cluster.train(rows, 1, features=["features"])
+        metrics = cluster.evaluate(rows)
+
+    # A model that learns nothing has the same loss while it is trained as when it is evaluated.
+    assert history[metric][0] == pytest.approx(metrics[metric], rel=1e-5)
+
+
+def test_train_when_early_stopping_is_due_returns_early(spark: SparkSession) -> None:
+    events = Events()
+    rows = df_with_partitions(spark, [40, 40]).select("features", "label")
+    stopping = {"early_stopping": {"monitor": "loss", "patience": 1, "min_delta": 1e9}}
+    with TFCluster.run(spark.sparkContext, dense, {}, 2, callbacks=stopping, observer=events) as cluster:
+        history = cluster.train(rows.rdd, 6)
+        metrics = cluster.evaluate(rows)
+        with pytest.raises(ConfigError, match="expected the same columns, batch_size and feeding"):
+            cluster.train(rows, 1, batch_size=16)
+
+    assert len(history["loss"]) == 2
+    assert 2 <= len([fields for fields in events.of("fed") if fields["stream"] == "train"]) < 6
+    assert metrics["loss"] > 0
+
+
+def test_train_on_a_single_worker_weighs_classes(spark: SparkSession) -> None:
+    rows = df_with_partitions(spark, [64, 33])
+    with TFCluster.run(spark, dense, {"rate": 1.0}) as cluster:
+        cluster.train(rows, 8, features=["features"], num_classes=2, class_weights={0: 0.0, 1: 1.0})
+        matrix = cluster.evaluate(rows, num_classes=2)["confusion_matrix"]
+        nodes = cluster.shutdown()
+
+    # A class of weight 0 is never learned, in data of which it is the half.
+    assert matrix == [[0, 49], [0, 48]]
+    assert nodes["worker 0"]["rows"] == [97] * 8
+    assert nodes["worker 0"]["iterations"] == 8 * 4
+
+
+def test_evaluator_validates_each_epoch_while_the_worker_trains(spark: SparkSession, tmp_path: Path) -> None:
+    events = Events()
+    rows, other = df_with_partitions(spark, [64]), df_with_partitions(spark, [30, 5])
+    cluster = TFCluster.run(spark, dense, {}, 2, eval_node=True, log_dir=str(tmp_path), observer=events)
+    with cluster:
+        history = cluster.train(rows, 3, features=["features"], validation=other)
+        metrics = cluster.evaluate(other)
+        nodes = cluster.shutdown()
+
+    assert set(history) == {"loss", "accuracy"}, "the worker itself does not validate"
+    assert nodes["evaluator 0"]["epochs"] == [1, 2, 3]
+    validated = nodes["evaluator 0"]["history"]
+    assert set(validated) == {"val_loss", "val_accuracy"}
+    assert [len(values) for values in validated.values()] == [3, 3]
+    assert validated["val_loss"][-1] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert [fields["epoch"] for fields in events.of("validation")] == [1, 2, 3]
