@@ -271,7 +271,7 @@ class PassReader:
                 rows = to_numpy(batch, columns)
             except DataError as error:
                 raise DataError(_located(str(error), lease.partition, first_row)) from None
-            self._check_shapes(rows, lease.partition)
+            self._check_shapes(rows, lease.partition, first_row)
             rows[WEIGHT] = self._weights(rows, batch.num_rows)
             yield rows
 
@@ -281,13 +281,14 @@ class PassReader:
             return np.ones(count, np.float32)
         return row_weights(rows[columns.label.name], columns.class_weights)
 
-    def _check_shapes(self, rows: Rows, partition: int) -> None:
+    def _check_shapes(self, rows: Rows, partition: int, first_row: int) -> None:
         for name, values in rows.items():
             expected = self._filler[name].shape[1:]
             if values.shape[1:] != expected:
                 raise DataError(
-                    f"partition {partition}: column {name!r} has values of shape {list(values.shape[1:])}, those "
-                    f"before it {list(expected)}; expected arrays of one shape; pad or filter them before feeding"
+                    f"partition {partition}, row {first_row}: column {name!r} has values of shape "
+                    f"{list(values.shape[1:])}, those before it {list(expected)}; expected arrays of one shape; "
+                    "pad or filter them before feeding"
                 )
 
     # --- leases ------------------------------------------------------------------------------------
