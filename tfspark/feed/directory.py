@@ -160,10 +160,24 @@ class FeedDirectory:
             feed_pass.counted[entry.partition] = rows
         return {"stop": book.closed or feed_pass.abandoned or entry.lost}
 
-    def partition_done(self, stream: str, index: int, partition: int, rows: int) -> Json:
-        """Note that a partition was served to its end and acknowledged."""
-        self._streams[stream].passes[index].done[partition] = rows
-        return {}
+    def partition_done(self, stream: str, index: int, partition: int, rows: int, stopped: str = "") -> Json:
+        """Note that a partition was served to its end and acknowledged.
+
+        Args:
+            stream: name of the stream.
+            index: number of the pass.
+            partition: which one.
+            rows: how many it has.
+            stopped: the source, if it was stopped with rows left. The partition is not done then; the
+                reply says whether another attempt must serve it.
+        """
+        book = self._streams[stream]
+        feed_pass = book.passes[index]
+        if stopped:
+            wanted = not book.closed and not feed_pass.abandoned
+            return {"retry": wanted and self._by_id[stopped][2].lost}
+        feed_pass.done[partition] = rows
+        return {"retry": False}
 
     # --- the reader's side -------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster.wire import ActionClient, ActionServer, Json, local_address_towards
-from tfspark.errors import DeadlineError
+from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.ranges import Ranges
 
 HEARTBEAT_S = 1.0
@@ -313,16 +313,29 @@ class FeedTask:
     def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Serve a partition to its end; return one row: partition, rows."""
         with ActionClient(self.location, self.token) as control:
-            rows = self._serve(control, partition, batches)
-            control.call(
-                "partition_done", stream=self.stream, index=self.index, partition=partition, rows=rows
+            rows, stopped = self._serve(control, partition, batches)
+            reply = control.call(
+                "partition_done",
+                stream=self.stream,
+                index=self.index,
+                partition=partition,
+                rows=rows,
+                stopped=stopped,
+            )
+        if reply["retry"]:
+            raise TfsparkError(
+                f"partition {partition}: expected every worker to reach this feed task, one could not; Spark serves "
+                "the rest in another attempt, if spark.task.maxFailures allows one"
             )
         return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
 
-    def _serve(self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]) -> int:
+    def _serve(
+        self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]
+    ) -> tuple[int, str]:
+        """Return the rows served, and the source if it was stopped before its end."""
         first = next((batch for batch in batches if batch.num_rows), None)
         if first is None:
-            return 0
+            return 0, ""
         buffer = ChunkBuffer(
             self.buffer_bytes,
             self.timeout_s,
@@ -334,16 +347,18 @@ class FeedTask:
         try:
             reply = self._announce(control, partition, server)
             if reply["action"] == "stop":
-                return int(reply["rows"])
+                return int(reply["rows"]), ""
             if reply["want_sample"]:
                 control.call("offer_sample", stream=self.stream, sample=encode_sample(first.slice(0, 1)))
-            with _heartbeats(control, reply["source"], buffer):
+            with _heartbeats(control, reply["source"], buffer) as errors:
                 rows = _fill(buffer, first, batches, Ranges(reply["skip"]))
                 if not buffer.stopped:
                     control.call("source_alive", source=reply["source"], rows=rows)
                     buffer.finish()
-                buffer.wait_served()
-                return rows
+                served = buffer.wait_served()
+            if errors and not served:
+                raise errors[0]
+            return rows, "" if served else reply["source"]
         finally:
             server.close()
 
@@ -399,15 +414,21 @@ def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBa
 
 
 @contextmanager
-def _heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iterator[None]:
-    """Tell the driver once a second that the source lives; stop the buffer when the driver says so."""
+def _heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iterator[list[Exception]]:
+    """Tell the driver once a second that the source lives; stop the buffer when the driver says so.
+
+    Yields:
+        A list that takes the error when the driver cannot be reached; the buffer is stopped then, too.
+    """
     ended = threading.Event()
+    errors: list[Exception] = []
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_S):
             try:
                 stop = control.call("source_alive", source=source)["stop"]
-            except flight.FlightError:
+            except flight.FlightError as error:
+                errors.append(error)
                 stop = True
             if stop:
                 buffer.stop()
@@ -416,7 +437,7 @@ def _heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iter
     thread = threading.Thread(target=beat, name="tfspark-source-heartbeat", daemon=True)
     thread.start()
     try:
-        yield
+        yield errors
     finally:
         ended.set()
         thread.join()
