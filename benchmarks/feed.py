@@ -109,9 +109,16 @@ def report(spark: Any, directory: str, options: argparse.Namespace) -> None:
     # The first pass starts Python workers and is not counted.
     ratios = [a / b for a, b in zip(ours[1:], limit[1:], strict=True)]
     print(f"rows of {FEATURES} float32 + int64, {options.rows} rows in {options.partitions} partitions")
-    for name, values in (("limit (mapInArrow, counting)", limit[1:]), ("tfspark, two trainers draining", ours[1:])):
-        print(f"{name:<32} median {statistics.median(values):>9,.0f} rows/s  {min(values):,.0f}-{max(values):,.0f}")
-    print(f"{'ratio, pass by pass':<32} median {statistics.median(ratios):9.2f}  {min(ratios):.2f}-{max(ratios):.2f}")
+    for name, values in (
+        ("limit (mapInArrow, counting)", limit[1:]),
+        ("tfspark, two trainers draining", ours[1:]),
+    ):
+        print(
+            f"{name:<32} median {statistics.median(values):>9,.0f} rows/s  {min(values):,.0f}-{max(values):,.0f}"
+        )
+    print(
+        f"{'ratio, pass by pass':<32} median {statistics.median(ratios):9.2f}  {min(ratios):.2f}-{max(ratios):.2f}"
+    )
 
 
 if __name__ == "__main__":

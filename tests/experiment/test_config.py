@@ -350,3 +350,19 @@ def test_config_when_imported_brings_neither_spark_nor_tensorflow() -> None:
 @pytest.mark.parametrize("name", ["configs/mnist_cnn.yaml", "configs/mnist_full.yaml"])
 def test_shipped_config_when_loaded_from_elsewhere_is_valid(name: str, write: Write) -> None:
     assert load_config(name).model.module == "models/cnn.py"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("data.test=0.2", "data.test: expected files of their own under input_mode tensorflow, got 0.2"),
+        ("data.validation=0.1", "data.validation: expected 0 under input_mode tensorflow"),
+        ("data.label.classes=[a, b]", "only Spark can number labels"),
+        ("data.label.classes=infer", "only Spark can number labels"),
+    ],
+)
+def test_load_config_when_workers_read_files_refuses_what_only_spark_can_do(
+    write: Write, option: str, said: str
+) -> None:
+    path = write(MINIMAL.replace("parquet", "tfrecord") + "cluster: {input_mode: tensorflow}")
+    assert said in problems(path, option)

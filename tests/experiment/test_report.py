@@ -16,7 +16,6 @@ from rich.console import Console
 
 from tfspark.errors import DataError
 from tfspark.experiment.report import (
-    confusion_matrix,
     epoch_curves,
     final_table,
     read_events,
@@ -119,11 +118,6 @@ def test_write_confusion_matrix_when_names_are_not_as_many_says_so(tmp_path: Pat
         write_confusion_matrix(tmp_path, np.zeros((2, 2), np.int64), ["a", "b", "c"])
 
 
-def test_confusion_matrix_when_counted_has_true_classes_in_rows() -> None:
-    matrix = confusion_matrix(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
-    np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 0, 0], [0, 0, 1]])
-
-
 def test_final_table_when_no_validation_leaves_its_column_out() -> None:
     console = Console(file=io.StringIO(), width=80)
     console.print(final_table({"loss": 0.25, "accuracy": 0.9}, None, {"accuracy": 0.875}))
@@ -140,3 +134,14 @@ def test_report_when_imported_leaves_pyplot_alone() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_epoch_curves_with_a_side_car_evaluator_join_its_validation_to_the_epochs() -> None:
+    events = [
+        {"event": "epoch", "epoch": 1, "loss": 0.9},
+        {"event": "epoch", "epoch": 2, "loss": 0.5},
+        {"event": "validation", "epoch": 1, "val_loss": 0.8},
+    ]
+    train, validation = epoch_curves(events)["loss"]
+    assert train.values == (0.9, 0.5)
+    assert (validation.epochs, validation.values) == ((1,), (0.8,))

@@ -129,6 +129,26 @@ def tensorflow_reads_tfrecord(data: Data, cluster: Cluster) -> Iterator[Broken]:
             return
 
 
+def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]:
+    """Workers that read files themselves train on all of their rows, as they stand in the files."""
+    if cluster.input_mode != "tensorflow":
+        return
+    fix = "set cluster.input_mode to spark, or"
+    if data.test_fraction:
+        yield (
+            ("data", "test"),
+            f"expected files of their own under input_mode tensorflow, got {data.test}; {fix} name a path",
+        )
+    if data.has_validation:
+        yield ("data", "validation"), f"expected 0 under input_mode tensorflow; {fix} leave it out"
+    if data.label is not None and not isinstance(data.label.classes, int | None):
+        yield (
+            ("data", "label", "classes"),
+            "expected the number of classes, or nothing, under input_mode tensorflow: only Spark can number "
+            f"labels; {fix} store labels as 0 to n-1",
+        )
+
+
 def monitored_rows(data: Data, train: Train) -> Iterator[Broken]:
     """A callback that watches a validation metric has validation rows."""
     for name in ("early_stopping", "reduce_lr_on_plateau"):
@@ -177,6 +197,7 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     some_worker,
     batch_divides,
     tensorflow_reads_tfrecord,
+    tensorflow_divides_nothing,
     monitored_rows,
     weighted_classes,
     one_learning_rate,

@@ -99,17 +99,6 @@ def write_confusion_matrix(run_dir: Path, matrix: Matrix, class_names: Sequence[
     return draw_confusion_matrix(run_dir / "confusion_matrix.png", matrix, class_names)
 
 
-def confusion_matrix(true: npt.NDArray[Any], predicted: npt.NDArray[Any], num_classes: int) -> Matrix:
-    """Count rows by their true and their predicted class.
-
-    Shapes:
-        true, predicted: (rows,) integers in [0, num_classes).
-        returns: (num_classes, num_classes) int64; axis 0 true, axis 1 predicted.
-    """
-    pairs = true.astype(np.int64) * num_classes + predicted.astype(np.int64)
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
 def final_table(
     train: Mapping[str, float],
     validation: Mapping[str, float] | None = None,

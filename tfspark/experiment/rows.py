@@ -53,7 +53,8 @@ def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
     classes = _classes(whole, data)
     columns = _with_class_count(columns, classes)
     prepared = _select(whole, columns, classes)
-    parts = _divide(prepared, data, experiment.seed)
+    reads_itself = experiment.cluster.input_mode == "tensorflow"
+    parts = (prepared, None, None) if reads_itself else _divide(prepared, data, experiment.seed)
     validation = _own_rows(spark, data.validation_source, columns, classes) or parts[1]
     test = _own_rows(spark, data.test_source, columns, classes) or parts[2]
     columns = replace(columns, class_weights=_class_weights(parts[0], experiment, classes))

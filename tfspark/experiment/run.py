@@ -21,7 +21,7 @@ from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
 from tfspark.errors import ConfigError
 from tfspark.experiment.config import Experiment, resolved_yaml
-from tfspark.experiment.console import RunConsole
+from tfspark.experiment.console import RunConsole, format_metrics
 from tfspark.experiment.datasets import DATASETS, prepare
 from tfspark.experiment.modules import ModelModule, load_model_module
 from tfspark.experiment.report import final_table, write_confusion_matrix, write_curves
@@ -99,6 +99,7 @@ class _Watch:
         self.directory.add_scalars(fields["epoch"], fields["metrics"])
 
     def _on_validation(self, fields: Mapping[str, Any]) -> None:
+        self.console.line(f"evaluated {fields['epoch']:<24}  {format_metrics(fields['metrics'])}")
         self.directory.add_metrics("validation", epoch=fields["epoch"], **fields["metrics"])
         self.directory.add_scalars(fields["epoch"], fields["metrics"])
 
@@ -311,7 +312,8 @@ def _test(
 def _report(
     experiment: Experiment, directory: RunDirectory, results: _Results, seconds: dict[str, float]
 ) -> Outcome:
-    last = {name: values[-1] for name, values in results.history.items()}
+    side_car = results.nodes.get("evaluator 0") or {"history": {}}
+    last = {name: values[-1] for name, values in {**results.history, **side_car["history"]}.items()}
     train = {name: value for name, value in last.items() if not name.startswith("val_")}
     validation = {name[4:]: value for name, value in last.items() if name.startswith("val_")} or None
     if results.test is not None:
