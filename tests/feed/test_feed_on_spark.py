@@ -1,0 +1,144 @@
+"""The whole feed: DataFrames on real Spark, a real cluster, trainers with TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+from support.driver import run_driver
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import TfsparkError
+
+LAYOUTS: list[tuple[list[int], int, str]] = [
+    ([200], 2, "one partition, two epochs"),
+    ([13, 0, 40, 1, 77, 0, 9], 1, "seven, uneven and empty"),
+    ([0, 0, 0, 150, 0], 1, "everything in one of five"),
+    ([1], 1, "fewer rows than workers"),
+    ([0, 1, 0, 1], 1, "fewer rows than a batch, apart"),
+    ([n % 5 for n in range(64)], 1, "64 tiny ones"),
+    ([64, 64], 1, "whole batches"),
+]
+NUM_PASSES = sum(epochs for _, epochs, _ in LAYOUTS)
+
+
+def reading_ids() -> Callable[[Any, Any], Any]:
+    """Return a ``main_fun`` that returns the ids it saw in each pass, batch by batch."""
+
+    # A nested function travels by value: the trainers cannot import this module.
+    def main_fun(args: Any, ctx: Any) -> list[list[list[int]]]:
+        dataset = ctx.dataset()
+        passes = []
+        for _ in range(args["passes"]):
+            steps = []
+            for element in dataset:
+                ids, _, weight = (ctx.strategy.experimental_local_results(part)[0] for part in element)
+                assert ids.shape == weight.shape == (args["batch_size"],)
+                steps.append(ids.numpy()[weight.numpy() > 0].tolist())
+            passes.append(steps)
+        return passes
+
+    return main_fun
+
+
+def ids_of(steps: list[list[int]]) -> list[int]:
+    return [i for step in steps for i in step]
+
+
+@pytest.mark.parametrize(("num_workers", "ordered"), [(2, False), (3, True)])
+def test_every_row_of_every_layout_reaches_one_worker_once_an_epoch(
+    spark: SparkSession, num_workers: int, ordered: bool
+) -> None:
+    args = {"passes": NUM_PASSES, "batch_size": 8}
+    with TFCluster.run(spark, reading_ids(), args, num_executors=num_workers) as cluster:
+        for sizes, epochs, _ in LAYOUTS:
+            cluster.train(
+                df_with_partitions(spark, sizes),
+                epochs,
+                features=["id"],
+                batch_size=8 * num_workers,
+                feeding=Feeding(ordered=ordered),
+            )
+        results = cluster.shutdown()
+    workers = [results[f"worker {rank}"] for rank in range(num_workers)]
+    expected = [(sizes, reason) for sizes, epochs, reason in LAYOUTS for _ in range(epochs)]
+    for (sizes, reason), *passes in zip(expected, *workers, strict=True):
+        assert sorted(i for steps in passes for i in ids_of(steps)) == list(range(sum(sizes))), reason
+        assert len({len(steps) for steps in passes}) == 1, f"equally many batches: {reason}"
+        if ordered:
+            in_order = [i for parts in zip(*passes, strict=True) for part in parts for i in part]
+            assert in_order == list(range(sum(sizes))), reason
+
+
+RETRY = """
+    import json, os, sys
+    from pyspark.sql import SparkSession
+    from support.rows import df_with_partitions
+    from tfspark import TFCluster
+    from tfspark.cluster.tfcluster import Feeding
+
+    def main_fun(args, ctx):
+        steps = []
+        for element in ctx.dataset():
+            ids, _, weight = (ctx.strategy.experimental_local_results(part)[0] for part in element)
+            steps.append(ids.numpy()[weight.numpy() > 0].tolist())
+        return steps
+
+    def dying_once(marker):
+        def dies_once(batches):
+            from pyspark import TaskContext
+
+            for number, batch in enumerate(batches):
+                if TaskContext.get().partitionId() == 1 and number == 5 and not os.path.exists(marker):
+                    open(marker, "w").close()
+                    os._exit(9)
+                yield batch
+
+        return dies_once
+
+    def trained(spark, ordered):
+        df = df_with_partitions(spark, [700, 4000, 0, 900])
+        feeding = Feeding(ordered=ordered, chunk_bytes=2048, buffer_bytes=16384)
+        marker = os.path.join(sys.argv[1], "ordered" if ordered else "unordered")
+        with TFCluster.run(spark, main_fun, None, num_executors=2) as cluster:
+            dying = df.mapInArrow(dying_once(marker), df.schema)
+            cluster.train(dying, features=["id"], batch_size=64, feeding=feeding)
+            results = cluster.shutdown()
+        assert os.path.exists(marker), "nothing died"
+        return [results["worker 0"], results["worker 1"]]
+
+    spark = SparkSession.builder.getOrCreate()
+    print("RESULT", json.dumps([trained(spark, False), trained(spark, True)]))
+"""
+
+
+def test_feed_task_killed_in_the_middle_when_retried_by_spark_gives_each_row_once(tmp_path: Path) -> None:
+    small_batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": "200"}
+    finished = run_driver("local[4,4]", RETRY, str(tmp_path), timeout_s=150, conf=small_batches).check()
+    (line,) = [line for line in finished.stdout.splitlines() if line.startswith("RESULT ")]
+    unordered, ordered = json.loads(line.removeprefix("RESULT "))
+    assert sorted(i for steps in unordered for i in ids_of(steps)) == list(range(5600))
+    assert [i for parts in zip(*ordered, strict=True) for part in parts for i in part] == list(range(5600))
+
+
+@pytest.mark.timeout(90)
+def test_error_in_the_users_dataframe_reaches_the_driver_as_sparks_own(spark: SparkSession) -> None:
+    def fails(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from batches
+        raise ValueError("the user's own mistake")
+
+    df = df_with_partitions(spark, [50, 50])
+    with (
+        pytest.raises(PySparkException, match="the user's own mistake") as caught,
+        TFCluster.run(spark, reading_ids(), {"passes": 1, "batch_size": 8}, num_executors=1) as cluster,
+    ):
+        cluster.train(df.mapInArrow(fails, df.schema), features=["id"], batch_size=8)
+    assert not isinstance(caught.value, TfsparkError)
