@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +44,7 @@ class TFContext:
         token: the cluster's secret.
         settings: plain values given by the driver.
         hooks: functions of the model module.
+        scratch_dir: for temporary files; removed when the trainer has ended.
     """
 
     def __init__(
@@ -57,6 +56,7 @@ class TFContext:
         token: str,
         settings: Json,
         port_fd: int | None,
+        scratch_dir: str,
     ):
         self.node = node
         self.nodes = nodes
@@ -67,7 +67,7 @@ class TFContext:
         self.hooks = Hooks()
         self._port_fd = port_fd
         self._began = time.monotonic()
-        self.scratch_dir = tempfile.mkdtemp(prefix="tfspark-trainer-")
+        self.scratch_dir = scratch_dir
 
     @classmethod
     def from_orders(cls, header: Json, control: ActionClient) -> TFContext:
@@ -80,6 +80,7 @@ class TFContext:
             header["token"],
             header["settings"],
             header["port_fd"],
+            header["scratch_dir"],
         )
 
     # --- who am I ----------------------------------------------------------------------------------
@@ -186,7 +187,3 @@ class TFContext:
         if self._port_fd is not None:
             os.close(self._port_fd)
             self._port_fd = None
-
-    def close(self) -> None:
-        """Remove the scratch directory."""
-        shutil.rmtree(self.scratch_dir, ignore_errors=True)

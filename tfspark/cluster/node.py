@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -131,19 +132,22 @@ class _Node:
 
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
-        trainer = self._start(config, port)
-        log = threading.Thread(target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True)
-        log.start()
-        try:
-            told_to_stop = self._watch(trainer)
-        finally:
-            _end(trainer)
-            log.join(STOP_GRACE_S)
+        with _scratch_directory() as scratch:
+            trainer = self._start(config, port, scratch)
+            log = threading.Thread(
+                target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
+            )
+            log.start()
+            try:
+                told_to_stop = self._watch(trainer)
+            finally:
+                _end(trainer)
+                log.join(STOP_GRACE_S)
         if told_to_stop or trainer.returncode == 0:
             return ""
         return describe_exit(trainer.returncode)
 
-    def _start(self, config: str, port: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(self, config: str, port: socket.socket, scratch: str) -> subprocess.Popen[bytes]:
         trainer = subprocess.Popen(
             [sys.executable, "-m", "tfspark.cluster.trainer"],
             stdin=subprocess.PIPE,
@@ -162,6 +166,7 @@ class _Node:
             "host": self._host,
             "settings": self._task.settings,
             "port_fd": port.fileno(),
+            "scratch_dir": scratch,
         }
         with contextlib.suppress(BrokenPipeError):  # It died at once; its exit code tells.
             write_frames(trainer.stdin, json.dumps(header).encode(), self._task.code)
@@ -275,6 +280,19 @@ def _reserved_port() -> socket.socket:
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     port.bind(("", 0))
     return port
+
+
+def _scratch_directory() -> tempfile.TemporaryDirectory[str]:
+    """Make the trainer's scratch directory below Spark's own, which Spark removes with the application.
+
+    So nothing is left even if this process and the trainer are both killed.
+    """
+    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
+    return tempfile.TemporaryDirectory(
+        prefix="tfspark-trainer-",
+        dir=parent if os.path.isdir(parent) else None,
+        ignore_cleanup_errors=True,
+    )
 
 
 def _assigned_gpus() -> str | None:

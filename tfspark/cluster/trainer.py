@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import pickle
-import shutil
 import signal
 import sys
 import threading
@@ -37,7 +36,7 @@ def main() -> int:
     code = read_frame(orders)
     with ActionClient(header["location"], header["token"]) as control:
         context = TFContext.from_orders(header, control)
-        _watch_lifeline(orders, context)
+        _watch_lifeline(orders)
         try:
             function, args, context.hooks = pickle.loads(code)
             result = run_user_function(function, args, context)
@@ -52,8 +51,6 @@ def main() -> int:
                 kind=_kind(error),
             )
             return 1
-        finally:
-            context.close()
     return 0
 
 
@@ -71,12 +68,11 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _watch_lifeline(orders: BinaryIO, context: TFContext) -> None:
+def _watch_lifeline(orders: BinaryIO) -> None:
     """End this process when the node task closes the pipe or dies."""
 
     def watch() -> None:
         orders.read(1)
-        shutil.rmtree(context.scratch_dir, ignore_errors=True)
         os._exit(0)
 
     threading.Thread(target=watch, name="tfspark-lifeline", daemon=True).start()
