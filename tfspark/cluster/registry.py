@@ -136,6 +136,12 @@ class Registry:
         if node.failure is not None:
             node.failure.log_tail = tuple(log_tail)
 
+    def task_failed(self, index: int, cause: str) -> None:
+        """Note that Spark gave the node's task up: it does not start it again."""
+        node = self.nodes[index]
+        self._fail(node, "killed", cause)
+        node.ended = True
+
     def fail_cluster(self, error: Exception) -> None:
         """Note a failure that belongs to no node."""
         if self._fatal is None and not self.stopping:

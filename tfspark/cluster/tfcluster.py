@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -215,7 +216,7 @@ class TFCluster:
         count = len(group)
         nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
         return SparkJob(
-            nodes, f"tfspark {role} nodes", lambda error: self._spark_failed(f"{role} nodes", error)
+            nodes, f"tfspark {role} nodes", lambda error: self._spark_failed(role, group[0].index, error)
         )
 
     def shutdown(self, timeout: float = 600.0, export: Sequence[str] = ()) -> dict[str, Any]:
@@ -593,9 +594,21 @@ class TFCluster:
 
         self._control.update(close)
 
-    def _spark_failed(self, what: str, error: Exception) -> None:
-        failure = ReservationError(f"the Spark job of the {what} failed: {error}")
-        self._control.update(lambda: self._registry.fail_cluster(failure))
+    def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
+        """Note that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
+        message = without_java_stack(str(error))
+        failed = re.search(r"Task (\d+) in stage .*?most recent failure: (.*)", message)
+
+        def note() -> None:
+            index = first_index + int(failed.group(1)) if failed else -1
+            if failed and self._registry.nodes[index].attempt:
+                cause = f"its Spark task failed or was killed: {failed.group(2)}"
+                self._registry.task_failed(index, cause)
+                return
+            failure = ReservationError(f"the Spark job of the {role} nodes failed: {message}")
+            self._registry.fail_cluster(failure)
+
+        self._control.update(note)
 
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":
@@ -620,6 +633,12 @@ class TFCluster:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{node.replace(' ', '-')}.log").open("a") as log:
                 log.writelines(f"{line}\n" for line in lines)
+
+
+def without_java_stack(message: str) -> str:
+    """Return an error message of Spark's without the lines of the JVM's stack."""
+    lines = message.splitlines()
+    return "\n".join(line for line in lines if not re.match(r"\s+(at |\.\.\. \d+ more)", line)).strip()
 
 
 def wants_context(main_fun: Callable[..., Any]) -> bool:
