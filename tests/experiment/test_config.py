@@ -366,3 +366,11 @@ def test_load_config_when_workers_read_files_refuses_what_only_spark_can_do(
 ) -> None:
     path = write(MINIMAL.replace("parquet", "tfrecord") + "cluster: {input_mode: tensorflow}")
     assert said in problems(path, option)
+
+
+def test_load_config_when_the_evaluator_validates_refuses_callbacks_that_watch_it(write: Write) -> None:
+    callbacks = "train: {callbacks: {early_stopping: {monitor: val_loss}}}"
+    path = write(f"{MINIMAL}cluster: {{evaluator: true, executors: 3}}\n{callbacks}")
+    assert "since an evaluator finds the others while the workers train on" in problems(
+        path, "data.validation=0.1"
+    )

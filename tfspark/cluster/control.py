@@ -33,7 +33,7 @@ class ControlPlane(ActionServer):
     """The driver's server; see the module's docstring.
 
     Args:
-        host: address to listen on, the one Spark's driver uses.
+        addresses: address to listen on, and address the executors reach it by, as Spark's driver uses them.
         token: the cluster's secret.
         nodes: the plan.
         registry: the book of nodes.
@@ -43,7 +43,7 @@ class ControlPlane(ActionServer):
 
     def __init__(
         self,
-        host: str,
+        addresses: tuple[str, str],
         token: str,
         nodes: tuple[NodeSpec, ...],
         registry: Registry,
@@ -58,8 +58,9 @@ class ControlPlane(ActionServer):
         self._jobs: list[Json] = []
         self._done: dict[tuple[int, int], Json] = {}
         self._sums: dict[str, dict[int, Any]] = {}
+        self._told: dict[str, set[int]] = {}
         self._changed = threading.Condition()
-        super().__init__(host, token)
+        super().__init__(addresses[0], token, reached_by=addresses[1])
 
     # --- the driver's side -------------------------------------------------------------------------
 
@@ -197,6 +198,10 @@ class ControlPlane(ActionServer):
             complete = self._changed.wait_for(lambda: len(parts) == request["of"], LONG_POLL_S)
             if not complete:
                 return {"status": "wait"}
+            told = self._told.setdefault(request["key"], set())
+            told.add(request["rank"])
+            if len(told) == request["of"]:
+                del self._sums[request["key"]], self._told[request["key"]]
             total = [
                 np.sum([np.asarray(part[i], np.float64) for part in parts.values()], axis=0).tolist()
                 for i in range(len(request["values"]))

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -35,7 +35,7 @@ from tfspark.cluster.wire import ActionClient, Json, local_address_towards
 HEARTBEAT_S = 1.0
 POLL_S = 0.1
 STOP_GRACE_S = 3.0
-DRIVER_SILENCE_S = 15.0
+DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
 LOG_TAIL_LINES = 100
 LOG_LINES_PER_HEARTBEAT = 500
@@ -77,11 +77,11 @@ class NodeTask:
     """
 
     location: str
-    token: str
+    token: str = field(repr=False)
     nodes: tuple[NodeSpec, ...]
     first_index: int
     settings: Json
-    code: bytes
+    code: bytes = field(repr=False)
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.errors import ConfigError, ReservationError
 
@@ -19,12 +19,18 @@ def check_settings(spark: SparkSession) -> None:
     """Refuse Spark settings under which nodes cannot live.
 
     Raises:
-        ConfigError: dynamic allocation is on: Spark would take executors away from waiting nodes.
+        ConfigError: dynamic allocation is on: Spark would take executors away from waiting nodes; or
+            speculation: Spark would start a node that takes long, as all do, a second time.
     """
     if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ConfigError(
             "expected spark.dynamicAllocation.enabled=false, it is true: Spark would remove executors whose nodes "
             "only wait for data; set it to false and give a fixed spark.executor.instances (or spark.cores.max)"
+        )
+    if spark.conf.get("spark.speculation", "false") == "true":
+        raise ConfigError(
+            "expected spark.speculation=false, it is true: Spark would start nodes that take long, as all do, a second "
+            "time; set it to false for this application"
         )
 
 
@@ -86,7 +92,7 @@ def _too_few(num_nodes: int, num_feed_slots: int, slots: int, spark: SparkSessio
     )
 
 
-def driver_host(spark: SparkSession) -> str:
-    """Return the address executors reach the driver by, as Spark itself uses it."""
-    host: Any = spark.conf.get("spark.driver.host", None)
-    return str(host) if host else "127.0.0.1"
+def driver_addresses(spark: SparkSession) -> tuple[str, str]:
+    """Return (address to listen on, address executors reach the driver by), as Spark itself uses them."""
+    host = str(spark.conf.get("spark.driver.host", None) or "127.0.0.1")
+    return str(spark.conf.get("spark.driver.bindAddress", None) or host), host

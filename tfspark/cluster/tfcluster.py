@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 import re
@@ -14,21 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pyspark import cloudpickle
-
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.feeder import Feeder, for_evaluation
+from tfspark.cluster.inputs import as_dataframe, choose_columns, select_columns, session_of
 from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
-from tfspark.cluster.preflight import check_settings, check_slots, driver_host
+from tfspark.cluster.preflight import check_settings, check_slots, driver_addresses
+from tfspark.cluster.program import pickled, wants_context
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
 from tfspark.cluster.sidecar import SideCar
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.wire import Json, new_token
-from tfspark.errors import ConfigError, DataError, DeadlineError, ReservationError, TfsparkError
-from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.errors import ConfigError, DeadlineError, ReservationError, TfsparkError
+from tfspark.feed.columns import Column, Columns
 from tfspark.feed.reader import StreamSpec
-from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -95,7 +94,7 @@ class TFCluster:
         self._closed_by_trainers = False
         self._evaluations = itertools.count(1)
         self._train_spec: StreamSpec | None = None
-        self._buffer_bytes = Feeding.buffer_bytes
+        self._feeding = Feeding()
         self._num_passes = 0
         self._rows_in_files = 0
         self._side_car: SideCar | None = None
@@ -103,8 +102,9 @@ class TFCluster:
         self._jobs: list[SparkJob] = []
         registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
         self._control = ControlPlane(
-            driver_host(spark), self._token, nodes, registry, self._observe, self._log_dir
+            driver_addresses(spark), self._token, nodes, registry, self._observe, self._log_dir
         )
+        self._feeder = Feeder(self._control, self._token, self._ended)
         self._code = code
 
     # --- life --------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class TFCluster:
         eval_node: bool = False,
         seed: int = 0,
         feed_timeout: float = 600.0,
-        heartbeat_timeout: float = 10.0,
+        heartbeat_timeout: float = 30.0,
         optimizer: Mapping[str, Any] | None = None,
         learning_rate: float | None = None,
         callbacks: Mapping[str, Any] | None = None,
@@ -162,7 +162,7 @@ class TFCluster:
             ConfigError: an argument or a Spark setting is wrong; nothing was started.
             ReservationError: too few slots, other versions, or a node missing at the deadline.
         """
-        session = _session_of(spark)
+        session = session_of(spark)
         nodes = plan_nodes(num_executors, num_ps, eval_node)
         if num_ps:
             raise ConfigError(
@@ -234,10 +234,12 @@ class TFCluster:
             NodeFailedError: a node failed; the cluster is torn down all the same.
             DeadlineError: a trainer did not return in time.
         """
+        if export and self._settings["wants_context"]:
+            raise ConfigError("expected no export with a main_fun; call ctx.export(model) in it instead")
         if export and self._log_dir is None:
             raise ConfigError("expected log_dir to be set, to hold the export; pass it to TFCluster.run")
         try:
-            self._close_streams()
+            self._feeder.close_all()
             self._control.post_job("close", export=list(export))
             self._control.wait(self._trainers_done, timeout, "the trainers to return after the last row")
             self._check_identical_weights()
@@ -252,7 +254,7 @@ class TFCluster:
             return
         self._stopped = True
         self._control.update(lambda: setattr(self._registry, "stopping", True))
-        self._close_streams()
+        self._feeder.close_all()
         for job in self._jobs:
             job.join(STOP_TIMEOUT_S / 2)
         for job in self._jobs:
@@ -311,19 +313,21 @@ class TFCluster:
         if num_epochs < 1:
             raise ConfigError(f"expected num_epochs >= 1, got {num_epochs}")
         if self._input_mode is InputMode.TENSORFLOW:
-            return self._train_on_files(data, num_epochs, batch_size)
-        df = _as_dataframe(self._spark, data)
-        columns = columns or _choose_columns(df, features, label, num_classes, class_weights)
-        spec = self._train_stream(columns, batch_size, feeding or Feeding())
-        first = self._num_passes
-        checked = None if validation is None else _select(_as_dataframe(self._spark, validation), columns)
-        job = self._post_training(first, num_epochs, spec, checked)
-        selected = _select(df, columns)
+            given = {"features": features, "columns": columns, "validation": validation, "feeding": feeding}
+            return self._train_on_files(data, num_epochs, batch_size, given)
+        df = as_dataframe(self._spark, data)
+        columns = columns or choose_columns(df, features, label, num_classes, class_weights)
+        self._open_training(columns, batch_size, feeding or Feeding(), validation is not None)
+        rows = select_columns(df, columns)
+        checked = (
+            None if validation is None else select_columns(as_dataframe(self._spark, validation), columns)
+        )
+        job = self._post_training(num_epochs, checked)
         for _ in range(num_epochs):
             self._num_passes += 1  # Those that were begun: training may stop before num_epochs.
-            self._feed_pass("train", selected, spec, job)
+            self._feed("train", rows, job)
             if checked is not None and self._side_car is None and not self._trained(job):
-                self._feed_pass("validation", checked, spec, job)
+                self._feed("validation", checked, job)
             if self._trained(job):
                 break
         return self._training_result(job)
@@ -347,41 +351,45 @@ class TFCluster:
                 "expected a cluster started with build_model and trained before evaluate(), this one "
                 "runs a main_fun or was not trained; evaluate in main_fun instead"
             )
+        if self._input_mode is InputMode.TENSORFLOW:
+            check_slots(self._spark, len(self._nodes), 1, timeout_s=0)
         name = f"evaluate-{next(self._evaluations)}"
-        columns = replace(spec.columns, class_weights=())
-        local = self._local_spec(name, columns, spec)
-        self._open_stream(name, local, self._num_workers)
+        self._feeder.open(for_evaluation(spec, name), self._workers, self._feeding.buffer_bytes)
         job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
-        self._feed_pass(name, _select(_as_dataframe(self._spark, df), columns), local, job)
+        self._feed(name, select_columns(as_dataframe(self._spark, df), spec.columns), job)
         self._control.wait(
-            lambda: len(self._control.job_results(job)) == self._num_workers,
-            self._feed_timeout_s,
-            f"the workers to evaluate {name!r}",
+            lambda: self._trained(job), self._feed_timeout_s, f"the workers to evaluate {name!r}"
         )
         self._control.update(lambda: self._control.directory.close_stream(name))
         return dict(next(iter(self._control.job_results(job).values())))
 
-    def _train_stream(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
-        """Open the stream ``train`` at the first call; later calls must not differ."""
+    def _open_training(
+        self, columns: Columns, batch_size: int | None, feeding: Feeding, validation: bool
+    ) -> None:
+        """Open the streams at the first call; later calls must not differ."""
         spec = self._stream_spec(columns, batch_size, feeding)
-        if self._train_spec is None:
-            self._buffer_bytes = feeding.buffer_bytes
-            self._open_stream("train", spec, self._num_workers)
-            self._train_spec = spec
-        elif self._train_spec != spec:
+        if self._train_spec not in (None, spec):
             raise ConfigError(
                 "expected the same columns, batch_size and feeding as at the first train(), got others; shut this "
                 "cluster down and run a new one"
             )
-        return spec
+        self._train_spec, self._feeding = spec, feeding
+        self._feeder.open(spec, self._workers, feeding.buffer_bytes)
+        if validation and self._settings["wants_context"]:
+            # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
+            in_step = replace(spec, name="validation", shuffle_rows=0)
+            self._feeder.open(in_step, self._workers, feeding.buffer_bytes)
+        elif validation:
+            readers = self._evaluators or self._workers
+            self._feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
-        size = batch_size or ROWS_PER_WORKER * self._num_workers
+        size = batch_size or ROWS_PER_WORKER * len(self._workers)
         return StreamSpec(
             name="train",
             columns=columns,
-            batch_size=local_batch_size(size, self._num_workers),
-            num_readers=self._num_workers,
+            batch_size=local_batch_size(size, len(self._workers)),
+            num_readers=len(self._workers),
             synchronous=True,
             ordered=feeding.ordered,
             shuffle_rows=feeding.shuffle_rows,
@@ -390,116 +398,38 @@ class TFCluster:
             timeout_s=self._feed_timeout_s,
         )
 
-    def _local_spec(self, name: str, columns: Columns, spec: StreamSpec) -> StreamSpec:
-        """A stream whose readers need not keep step: for evaluation."""
-        changes = {
-            "name": name,
-            "columns": columns,
-            "synchronous": False,
-            "ordered": False,
-            "shuffle_rows": 0,
-        }
-        return StreamSpec(**{**vars(spec), **changes})
+    def _feed(self, stream: str, df: DataFrame, job: int) -> None:
+        rows = self._feeder.feed(stream, df, job)
+        if rows is not None:
+            self._observe("fed", {"stream": stream, "rows": rows})
 
-    def _open_stream(self, name: str, spec: StreamSpec, num_readers: int) -> None:
-        description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
-        directory = self._control.directory
-        self._control.update(lambda: directory.open_stream(name, description, num_readers, spec.ordered))
-
-    def _post_training(self, first: int, epochs: int, spec: StreamSpec, validation: Any) -> int:
+    def _post_training(self, epochs: int, validation: DataFrame | None) -> int:
         if self._settings["wants_context"]:
             return 0
-        if validation is not None and first == 0:
-            columns = replace(spec.columns, class_weights=())
-            self._open_stream(
-                "validation", self._local_spec("validation", columns, spec), len(self._readers("validation"))
-            )
-        if validation is not None and self._has_evaluator:
-            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation, spec))
+        if validation is not None and self._evaluators:
+            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
         return self._control.post_job(
             "train",
-            first_pass=first,
+            first_pass=self._num_passes,
             epochs=epochs,
             validation=validation is not None and self._side_car is None,
             side_car=self._side_car is not None,
         )
 
-    def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame, spec: StreamSpec) -> None:
+    def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
-        evaluator = next(node.index for node in self._nodes if node.role == "evaluator")
         job = self._control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
         self._num_side_car += 1
-        self._feed_pass("validation", validation, spec, job)
+        self._feed("validation", validation, job)
         self._control.wait(
-            lambda: evaluator in self._control.job_results(job),
+            lambda: self._ended(job, self._evaluators),
             self._feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
 
-    def _feed_pass(self, stream: str, df: DataFrame, spec: StreamSpec, job: int) -> None:
-        """Run one Spark job that serves every row of the DataFrame once, and see that all arrived.
-
-        Args:
-            stream: what is fed.
-            df: the rows.
-            spec: the stream `train`'s.
-            job: what the trainers need the rows for; if they end it early, the rest is not fed.
-        """
-        directory = self._control.directory
-        index = self._control.update(lambda: directory.open_pass(stream))
-        readers = [node.index for node in self._readers(stream)]
-        task = FeedTask(
-            location=self._control.location,
-            token=self._token,
-            stream=stream,
-            index=index,
-            num_readers=len(readers),
-            batch_rows=spec.batch_size,
-            ordered=spec.ordered and stream == "train",
-            buffer_bytes=self._buffer_bytes,
-            timeout_s=self._feed_timeout_s,
-        )
-        feeding = SparkJob(df.mapInArrow(task, FEED_RESULT_DDL), f"tfspark feed {stream} pass {index + 1}")
-
-        def unwanted() -> bool:
-            all_read = len(directory.rows_received(stream, index)) == len(readers)
-            return not all_read and self._ended(job, readers)
-
-        try:
-            self._control.wait(lambda: feeding.ended or unwanted(), float("inf"), "the Spark job that feeds")
-            if not feeding.ended:
-                self._control.update(lambda: directory.abandon_pass(stream, index))
-                feeding.join(STOP_TIMEOUT_S / 2)
-                return
-            feeding.result()
-            served = self._control.update(lambda: directory.finish_pass(stream, index))
-            self._check_rows(stream, index, served, len(readers), unwanted)
-        finally:
-            feeding.cancel()
-
-    def _check_rows(
-        self, stream: str, index: int, served: int, num_readers: int, unwanted: Callable[[], bool]
-    ) -> None:
-        """Nothing is lost: the readers together have received what Spark has served."""
-        directory = self._control.directory
-        if not directory.has_sample(stream):
-            raise DataError(
-                f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
-            )
-        self._control.wait(
-            lambda: len(directory.rows_received(stream, index)) == num_readers or unwanted(),
-            self._feed_timeout_s,
-            f"the workers to end epoch {index + 1} of {stream!r}",
-        )
-        received = directory.rows_received(stream, index)
-        if len(received) == num_readers and sum(received.values()) != served:
-            raise TfsparkError(
-                f"expected the workers to receive the {served} rows Spark served in epoch {index + 1} of "
-                f"{stream!r}, they received {sum(received.values())}; this is a defect of tfspark, please report it"
-            )
-        self._observe("fed", {"stream": stream, "pass": index + 1, "rows": served})
-
-    def _train_on_files(self, data: Any, num_epochs: int, batch_size: int | None) -> dict[str, list[float]]:
+    def _train_on_files(
+        self, data: Any, num_epochs: int, batch_size: int | None, given: Mapping[str, Any]
+    ) -> dict[str, list[float]]:
         from tfspark.feed.files import TFRecordFiles
 
         if not isinstance(data, TFRecordFiles):
@@ -507,18 +437,24 @@ class TFCluster:
                 f"expected TFRecordFiles in InputMode.TENSORFLOW, got {type(data).__name__}; pass "
                 "TFRecordFiles(path, columns), or use InputMode.SPARK to feed a DataFrame"
             )
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise ConfigError(
+                f"expected no {', '.join(unused)} in InputMode.TENSORFLOW, where workers read files themselves; "
+                "TFRecordFiles holds the columns and the shuffling; evaluate(df) after training, or use "
+                "InputMode.SPARK for validation"
+            )
         spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
-        plan = data.plan(self._num_workers, spec.batch_size)
+        plan = data.plan(len(self._workers), spec.batch_size)
         self._train_spec = spec
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._settings["seed"]}
         directory = self._control.directory
-        self._control.update(lambda: directory.open_stream("train", description, self._num_workers))
+        self._control.update(lambda: directory.open_stream("train", description, len(self._workers)))
         if self._settings["wants_context"]:
             return {}
-        job = self._control.post_job(
-            "train", first_pass=0, epochs=num_epochs, validation=False, side_car=False
-        )
+        job = self._post_training(num_epochs, None)
+        self._num_passes += num_epochs
         return self._training_result(job)
 
     def _training_result(self, job: int) -> dict[str, list[float]]:
@@ -534,19 +470,14 @@ class TFCluster:
 
     def _trained(self, job: int) -> bool:
         """Whether every worker has ended the job, perhaps early."""
-        return self._ended(job, [node.index for node in self._readers("train")])
+        return self._ended(job, self._workers)
 
-    def _ended(self, job: int, nodes: Sequence[int]) -> bool:
+    def _ended(self, job: int, nodes: Sequence[NodeSpec]) -> bool:
         """Whether these nodes have ended the job; a `main_fun` ends it by returning."""
         if self._settings["wants_context"]:
-            return self._trainers_gone()
+            return self._registry.all_succeeded("worker")
         results = self._control.job_results(job)
-        return all(index in results for index in nodes)
-
-    def _readers(self, stream: str) -> list[NodeSpec]:
-        """The nodes that read a stream."""
-        role = "evaluator" if stream == "validation" and self._has_evaluator else "worker"
-        return [node for node in self._nodes if node.role == role]
+        return all(node.index in results for node in nodes)
 
     # --- state -------------------------------------------------------------------------------------
 
@@ -555,19 +486,16 @@ class TFCluster:
         return self._control.registry
 
     @property
-    def _num_workers(self) -> int:
-        return sum(node.role == "worker" for node in self._nodes)
+    def _workers(self) -> list[NodeSpec]:
+        return [node for node in self._nodes if node.role == "worker"]
 
     @property
-    def _has_evaluator(self) -> bool:
-        return any(node.role == "evaluator" for node in self._nodes)
+    def _evaluators(self) -> list[NodeSpec]:
+        return [node for node in self._nodes if node.role == "evaluator"]
 
     @property
     def _feed_timeout_s(self) -> float:
         return float(self._settings["feed_timeout_s"])
-
-    def _trainers_gone(self) -> bool:
-        return self._registry.all_succeeded("worker")
 
     def _trainers_done(self) -> bool:
         return all(self._registry.all_succeeded(role) for role in ("worker", "evaluator"))
@@ -584,15 +512,6 @@ class TFCluster:
                 f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
                 "that is not synchronised (see docs/troubleshooting.md)"
             )
-
-    def _close_streams(self) -> None:
-        directory = self._control.directory
-
-        def close() -> None:
-            for name in directory.stream_names:
-                directory.close_stream(name)
-
-        self._control.update(close)
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
         """Note that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
@@ -639,91 +558,3 @@ def without_java_stack(message: str) -> str:
     """Return an error message of Spark's without the lines of the JVM's stack."""
     lines = message.splitlines()
     return "\n".join(line for line in lines if not re.match(r"\s+(at |\.\.\. \d+ more)", line)).strip()
-
-
-def wants_context(main_fun: Callable[..., Any]) -> bool:
-    """Tell ``main_fun(args, ctx)`` from ``build_model(args)`` and ``build_model()``.
-
-    Raises:
-        ConfigError: the function takes neither none, one nor two arguments.
-    """
-    if not callable(main_fun):
-        raise ConfigError(
-            f"expected a function main_fun(args, ctx) or build_model(params), got {type(main_fun).__name__}"
-        )
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(main_fun).parameters.values()
-    required = [p for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
-    if len(required) > 2:
-        names = ", ".join(p.name for p in required)
-        raise ConfigError(
-            f"expected main_fun(args, ctx), build_model(params) or build_model(), got a function of ({names})"
-        )
-    return len(required) == 2
-
-
-def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:
-    """Pickle the user's function for the trainers.
-
-    Raises:
-        ConfigError: it, its arguments or something it refers to cannot be pickled.
-    """
-    try:
-        code: bytes = cloudpickle.dumps((main_fun, args, hooks))
-    except Exception as error:
-        raise ConfigError(
-            f"expected a function and arguments that can be pickled, got {error}; create models, sessions and "
-            "files inside the function instead of referring to ones of the driver"
-        ) from error
-    return code
-
-
-def _session_of(spark: Any) -> SparkSession:
-    from pyspark.sql import SparkSession
-
-    if hasattr(spark, "range") and hasattr(spark, "createDataFrame"):
-        session: SparkSession = spark
-        return session
-    return SparkSession.builder.config(conf=spark.getConf()).getOrCreate()
-
-
-def _as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
-    if hasattr(data, "mapInArrow"):
-        frame: DataFrame = data
-        return frame
-    if hasattr(data, "mapPartitions"):
-        return spark.createDataFrame(data)
-    raise ConfigError(
-        f"expected a Spark DataFrame or an RDD of Rows or tuples, got {type(data).__name__}; make one with "
-        "spark.createDataFrame(...) or spark.read"
-    )
-
-
-def _choose_columns(
-    df: DataFrame,
-    features: Sequence[str | Column] | None,
-    label: str | Column | None,
-    num_classes: int | None,
-    class_weights: Mapping[int, float] | None,
-) -> Columns:
-    """Resolve names against the DataFrame.
-
-    Raises:
-        ConfigError: a column is not there; the message names the nearest.
-    """
-    label_column = Column(label) if isinstance(label, str) else label
-    if features is None:
-        features = [name for name in df.columns if label_column is None or name != label_column.name]
-    columns = Columns(
-        tuple(Column(item) if isinstance(item, str) else item for item in features),
-        label_column,
-        num_classes,
-        tuple((class_weights or {}).items()),
-    )
-    check_columns(columns, df.columns)
-    return columns
-
-
-def _select(df: DataFrame, columns: Columns) -> DataFrame:
-    check_columns(columns, df.columns)
-    return df.select(*[df[f"`{name}`"] for name in columns.names])

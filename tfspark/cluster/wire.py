@@ -53,10 +53,15 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
 
     Handlers take the request as a dict and return a dict; they run on gRPC's threads. Serving begins with
     construction; `close` ends it and may be called twice.
+
+    Args:
+        host: address to listen on.
+        token: the cluster's secret.
+        reached_by: address clients use, where it is another, as behind a network address translation.
     """
 
-    def __init__(self, host: str, token: str):
-        self.host = host
+    def __init__(self, host: str, token: str, reached_by: str | None = None):
+        self.host = reached_by or host
         self._closed = False
         super().__init__(f"grpc://{_bracketed(host)}:0", middleware={"token": _TokenCheck(token)})
 

@@ -149,7 +149,7 @@ def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]
         )
 
 
-def monitored_rows(data: Data, train: Train) -> Iterator[Broken]:
+def monitored_rows(data: Data, train: Train, cluster: Cluster) -> Iterator[Broken]:
     """A callback that watches a validation metric has validation rows."""
     for name in ("early_stopping", "reduce_lr_on_plateau"):
         callback = getattr(train.callbacks, name)
@@ -159,6 +159,13 @@ def monitored_rows(data: Data, train: Train) -> Iterator[Broken]:
                 "expected a metric of the training rows, since there are no validation rows; "
                 f"got {callback.monitor}; "
                 f"set data.validation, or watch {callback.monitor.removeprefix('val_')}",
+            )
+        elif callback is not None and callback.monitor.startswith("val_") and cluster.evaluator:
+            yield (
+                ("train", "callbacks", name, "monitor"),
+                "expected a metric of the training rows, since an evaluator finds the others while the workers train "
+                f"on; got {callback.monitor}; set cluster.evaluator to false, or watch "
+                f"{callback.monitor.removeprefix('val_')}",
             )
 
 

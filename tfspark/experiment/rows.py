@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigError, DataError
 from tfspark.experiment.config import Data, Experiment, Source
+from tfspark.experiment.datasets import DATASETS
 from tfspark.feed.columns import Column, Columns, check_columns
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def read_source(spark: SparkSession, source: Source) -> DataFrame:
     if source.path is not None and not path_exists(source.path):
         raise ConfigError(
             f"expected files at data path {source.path!r}, there are none (working directory {os.getcwd()}); "
-            "correct data.path; `tfspark prepare-data` lists the data sets that tfspark can fetch"
+            f"correct data.path; `tfspark prepare-data` can fetch {', '.join(DATASETS)}"
         )
     try:
         return _read(spark, source)

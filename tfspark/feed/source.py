@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -294,7 +294,7 @@ class FeedTask:
     """
 
     location: str
-    token: str
+    token: str = field(repr=False)
     stream: str
     index: int
     num_readers: int

@@ -1,0 +1,146 @@
+"""The driver's end of the feed: opens streams and runs the Spark jobs that serve them, one per pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tfspark.cluster.control import ControlPlane
+from tfspark.cluster.roles import NodeSpec
+from tfspark.cluster.sparkjob import SparkJob
+from tfspark.errors import DataError, TfsparkError
+from tfspark.feed.columns import Columns
+from tfspark.feed.directory import FeedDirectory
+from tfspark.feed.reader import StreamSpec
+from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+JOIN_TIMEOUT_S = 5.0
+
+
+def for_evaluation(spec: StreamSpec, name: str) -> StreamSpec:
+    """Return a stream of the same columns whose readers need not keep step, every row weighing 1."""
+    columns: Columns = replace(spec.columns, class_weights=())
+    return replace(spec, name=name, columns=columns, synchronous=False, ordered=False, shuffle_rows=0)
+
+
+class Feeder:
+    """Feeds DataFrames to nodes.
+
+    Args:
+        control: the control plane.
+        token: the cluster's secret.
+        ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
+    """
+
+    def __init__(self, control: ControlPlane, token: str, ended: Callable[[int, Sequence[NodeSpec]], bool]):
+        self._control = control
+        self._token = token
+        self._ended = ended
+        self._readers: dict[str, Sequence[NodeSpec]] = {}
+        self._specs: dict[str, StreamSpec] = {}
+        self._buffer_bytes: dict[str, int] = {}
+
+    def open(self, spec: StreamSpec, readers: Sequence[NodeSpec], buffer_bytes: int) -> None:
+        """Declare a stream; one that is open already is left as it is."""
+        if spec.name in self._specs:
+            return
+        self._specs[spec.name] = replace(spec, num_readers=len(readers))
+        self._readers[spec.name] = readers
+        self._buffer_bytes[spec.name] = buffer_bytes
+        description = {**self._specs[spec.name].to_json(), "kind": "rows", "needs_sample": True}
+        self._control.update(
+            lambda: self._directory.open_stream(spec.name, description, len(readers), spec.ordered)
+        )
+
+    def feed(self, stream: str, df: DataFrame, job: int) -> int | None:
+        """Run one Spark job that serves every row of the DataFrame once, and see that all arrived.
+
+        Args:
+            stream: an open stream.
+            df: the rows, with the stream's columns.
+            job: what the nodes need the rows for; if they end it early, the rest is not fed.
+
+        Returns:
+            The number of rows; None if the nodes ended the job before they had them all.
+
+        Raises:
+            DataError: there are no rows.
+            Exception: what Spark raised when the DataFrame could not be computed.
+        """
+        directory, readers = self._directory, self._readers[stream]
+        index = self._control.update(lambda: directory.open_pass(stream))
+        feeding = SparkJob(
+            df.mapInArrow(self._task(stream, index), FEED_RESULT_DDL),
+            f"tfspark feed {stream} pass {index + 1}",
+        )
+
+        def unwanted() -> bool:
+            all_read = len(directory.rows_received(stream, index)) == len(readers)
+            return not all_read and self._ended(job, readers)
+
+        try:
+            self._control.wait(lambda: feeding.ended or unwanted(), float("inf"), "the Spark job that feeds")
+            if not feeding.ended:
+                self._control.update(lambda: directory.abandon_pass(stream, index))
+                feeding.join(JOIN_TIMEOUT_S)
+                return None
+            feeding.result()
+            served: int = self._control.update(lambda: directory.finish_pass(stream, index))
+            return served if self._all_arrived(stream, index, served, unwanted) else None
+        finally:
+            feeding.cancel()
+
+    def close_all(self) -> None:
+        """Say that nothing more will be fed; sources and readers still at work stop."""
+        directory = self._directory
+
+        def close() -> None:
+            for name in directory.stream_names:
+                directory.close_stream(name)
+
+        self._control.update(close)
+
+    @property
+    def _directory(self) -> FeedDirectory:
+        return self._control.directory
+
+    def _task(self, stream: str, index: int) -> FeedTask:
+        spec = self._specs[stream]
+        return FeedTask(
+            location=self._control.location,
+            token=self._token,
+            stream=stream,
+            index=index,
+            num_readers=spec.num_readers,
+            batch_rows=spec.batch_size,
+            ordered=spec.ordered,
+            buffer_bytes=self._buffer_bytes[stream],
+            timeout_s=spec.timeout_s,
+        )
+
+    def _all_arrived(self, stream: str, index: int, served: int, unwanted: Callable[[], bool]) -> bool:
+        """Nothing is lost: the readers together have received what Spark has served."""
+        directory = self._directory
+        if not directory.has_sample(stream):
+            raise DataError(
+                f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
+            )
+        num_readers = len(self._readers[stream])
+        self._control.wait(
+            lambda: len(directory.rows_received(stream, index)) == num_readers or unwanted(),
+            self._specs[stream].timeout_s,
+            f"the workers to end epoch {index + 1} of {stream!r}",
+        )
+        received = directory.rows_received(stream, index)
+        if len(received) < num_readers:
+            return False
+        if sum(received.values()) != served:
+            raise TfsparkError(
+                f"expected the workers to receive the {served} rows Spark served in epoch {index + 1} of "
+                f"{stream!r}, they received {sum(received.values())}; this is a defect of tfspark, please report it"
+            )
+        return True
