@@ -1,1 +1,0 @@
-"""From an exported model to a DataFrame column."""
