@@ -1,0 +1,97 @@
+"""`main_fun(args, ctx)` as users write it, and workers that read TFRecord files themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cluster.lives import Events
+from cluster.programs import dense, fit_as_users_do
+from pyspark.sql import SparkSession
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.tfcluster import InputMode
+from tfspark.feed.columns import Column, Columns
+from tfspark.feed.files import TFRecordFiles
+from tfspark.tfrecord import list_files, register
+
+COLUMNS = Columns((Column("features"),), Column("label"), num_classes=2)
+
+
+def test_main_fun_when_it_fits_on_the_context_trains_all_epochs(spark: SparkSession, tmp_path: Path) -> None:
+    events = Events()
+    rows = df_with_partitions(spark, [60, 36]).select("features", "label")
+    cluster = TFCluster.run(spark, fit_as_users_do, {"epochs": 3}, 2, log_dir=str(tmp_path), observer=events)
+    with cluster:
+        assert cluster.train(rows, 3) == {}, "what main_fun found out, shutdown tells"
+        nodes = cluster.shutdown()
+
+    assert [nodes[f"worker {i}"]["who"] for i in range(2)] == [
+        ["worker", 0, True, 2],
+        ["worker", 1, False, 2],
+    ]
+    histories = [nodes[f"worker {i}"]["history"] for i in range(2)]
+    assert histories[0] == histories[1]
+    assert len(histories[0]["loss"]) == 3
+    assert [fields["rows"] for fields in events.of("fed")] == [96] * 3
+    trained = events.of("trained")
+    assert {fields["node"] for fields in trained} == {"worker 0", "worker 1"}
+    assert trained[0]["loss"] == histories[0]["loss"][-1]
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model.keras", "saved_model"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "compression"),
+    [
+        pytest.param([70], "none", id="one file for two workers"),
+        pytest.param([5, 61, 3, 28, 40], "gzip", id="more files than workers, uneven, gzip"),
+    ],
+)
+def test_train_on_files_when_counts_are_uneven_reads_each_record_once(
+    spark: SparkSession, tmp_path: Path, sizes: list[int], compression: str
+) -> None:
+    register(spark)
+    path = str(tmp_path / "rows")
+    rows = df_with_partitions(spark, sizes).select("features", "label")
+    rows.write.format("tfrecord").option("compression", compression).mode("append").save(path)
+    assert len(list_files(path)) == len(sizes)
+    total = sum(sizes)
+
+    events = Events()
+    cluster = TFCluster.run(spark, dense, {}, 2, input_mode=InputMode.TENSORFLOW, observer=events)
+    with cluster:
+        history = cluster.train(TFRecordFiles(path, COLUMNS, shuffle_rows=64), 2, batch_size=32)
+        metrics = cluster.evaluate(rows)
+        nodes = cluster.shutdown()
+
+    workers = [nodes["worker 0"], nodes["worker 1"]]
+    assert [sum(pair) for pair in zip(*(worker["rows"] for worker in workers), strict=True)] == [total] * 2
+    steps = -(-((total + 1) // 2) // 16)
+    assert [worker["iterations"] for worker in workers] == [2 * steps] * 2
+    assert workers[0]["weights_sha256"] == workers[1]["weights_sha256"]
+    assert len(history["loss"]) == 2
+    assert metrics["loss"] > 0
+    assert [fields["rows_fed"] for fields in events.of("epoch")] == [total] * 2
+
+
+def test_main_fun_when_it_reads_files_trains_without_the_feed(spark: SparkSession, tmp_path: Path) -> None:
+    register(spark)
+    path = str(tmp_path / "rows")
+    df_with_partitions(spark, [20, 30]).select("features", "label").write.format("tfrecord").mode(
+        "append"
+    ).save(path)
+
+    cluster = TFCluster.run(
+        spark,
+        fit_as_users_do,
+        {"epochs": 2},
+        2,
+        input_mode=InputMode.TENSORFLOW,
+        log_dir=str(tmp_path / "log"),
+    )
+    with cluster:
+        cluster.train(TFRecordFiles(path, COLUMNS), 2, batch_size=10)
+        nodes = cluster.shutdown()
+
+    assert [nodes[f"worker {i}"]["iterations"] for i in range(2)] == [2 * 5] * 2
