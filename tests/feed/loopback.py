@@ -80,7 +80,9 @@ class Loopback:
         self.token = new_token()
         nodes = plan_nodes(spec.num_readers)
         registry = Registry(nodes, PATIENCE_S, {})
-        self.control = ControlPlane((HOST, HOST), self.token, nodes, registry, lambda event, fields: None, None)
+        self.control = ControlPlane(
+            (HOST, HOST), self.token, nodes, registry, lambda event, fields: None, None
+        )
         self.directory = self.control.directory
         description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
         self.control.update(
