@@ -345,3 +345,22 @@ def test_columns_when_sent_as_json_come_back_equal() -> None:
 def test_column_that_the_data_lacks_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"expected a column 'imagee'.*did you mean 'image'"):
         check_columns(Columns((Column("imagee"),)), ["image", "label"])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "reason"),
+    [
+        ([1, 300], "uint8", "300 would become 44"),
+        ([1, -1], "uint64", "-1 would become 2**64 - 1"),
+        ([1.0, 0.5], "int64", "0.5 would become 0"),
+        ([1.0, float("nan")], "int32", "not a number has no whole number"),
+        ([0, 2], "bool", "2 would become true"),
+    ],
+)
+def test_column_to_numpy_when_the_dtype_cannot_hold_a_value_refuses_it(
+    values: list[float], dtype: str, reason: str
+) -> None:
+    with pytest.raises(
+        DataError, match=f"row 1: column 'x' holds values that the declared dtype {dtype} cannot"
+    ):
+        column_to_numpy(pa.array(values), Column("x", dtype=dtype))

@@ -157,8 +157,22 @@ def column_to_numpy(array: pa.Array, column: Column) -> Array:
     values = _shaped(values, column)
     wanted = column.wanted_dtype
     if wanted is not None and values.dtype != wanted and values.dtype != object:
-        values = values.astype(wanted)
+        values = _cast(values, wanted, column.name)
     return values
+
+
+def _cast(values: Array, wanted: np.dtype[Any], name: str) -> Array:
+    """Convert to the declared type; a whole number that it cannot hold is refused, a float is rounded."""
+    with np.errstate(invalid="ignore"):
+        cast = values.astype(wanted)
+    if wanted.kind in "biu" and not np.array_equal(cast, values):
+        changed = (cast != values).reshape(len(values), -1).any(axis=1)
+        row = int(changed.argmax())
+        raise DataError(
+            f"row {row}: column {name!r} holds values that the declared dtype {wanted.name} cannot; declare a wider "
+            "one, or float32"
+        )
+    return cast
 
 
 def row_weights(labels: Array, class_weights: tuple[tuple[int, float], ...]) -> npt.NDArray[np.float32]:
