@@ -9,7 +9,9 @@ import keras
 
 from tfspark.cluster.wire import Json
 from tfspark.feed.dataset import local_dataset, open_feed
-from tfspark.training.loop import BuildModel, LocalEvaluator, call_build_model
+from tfspark.training.build import BuildModel, call_build_model
+from tfspark.training.evaluation import LocalEvaluator
+from tfspark.training.jobs import job_done, posted_jobs
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -30,21 +32,15 @@ def run_evaluator(build_model: BuildModel, params: Any, context: TFContext) -> J
     epochs: list[int] = []
     history: dict[str, list[float]] = {}
     context.report("tensorflow", seconds=context.age_s)
-    done = 0
-    while True:
-        job = context.control.call("next_job", after=done)
-        if job["kind"] == "wait":
-            continue
-        if job["kind"] == "close":
-            return {"epochs": epochs, "history": history}
+    for job in posted_jobs(context):
         if job["kind"] == "side_car":
             results = _evaluate(model, evaluator, context, job)
             epochs.append(job["epoch"])
             for name, value in results.items():
                 history.setdefault(name, []).append(value)
             context.report("validation", epoch=job["epoch"], metrics=results)
-            context.control.call("job_done", job=job["job"], node=context.node.index, result=results)
-        done = job["job"]
+            job_done(context, job, results)
+    return {"epochs": epochs, "history": history}
 
 
 def _evaluate(

@@ -1,0 +1,77 @@
+"""The model a ``build_model`` function returns: checked, given its optimizer, fingerprinted. Runs in the trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfspark.cluster.wire import Json
+from tfspark.errors import ConfigError
+
+BuildModel = Callable[..., keras.Model]
+
+
+def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
+    """Call the user's function and check what it returns.
+
+    Raises:
+        ConfigError: it returned something else than a compiled model.
+    """
+    takes_params = len(inspect.signature(build_model).parameters) > 0
+    model = build_model(params) if takes_params else build_model()
+    name = getattr(build_model, "__name__", "build_model")
+    if not isinstance(model, keras.Model):
+        raise ConfigError(
+            f"expected {name} to return a compiled keras.Model, it returned {type(model).__name__}; end it with "
+            "'return model'"
+        )
+    if not model.compiled:
+        raise ConfigError(
+            f"expected {name} to return a compiled keras.Model, the model is not compiled; call "
+            "model.compile(optimizer=..., loss=..., metrics=[...]) before returning it"
+        )
+    return model
+
+
+def set_optimizer(model: keras.Model, settings: Json) -> None:
+    """Replace the model's optimizer or its learning rate as the settings say; else leave it.
+
+    Raises:
+        ConfigError: Keras does not know the optimizer or one of its arguments.
+    """
+    wanted, rate = settings.get("optimizer"), settings.get("learning_rate")
+    if wanted is not None:
+        config = dict(wanted)
+        name = config.pop("name")
+        try:
+            optimizer = keras.optimizers.get({"class_name": name, "config": config})
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"expected a Keras optimizer and its arguments, got {wanted}: {error}"
+            ) from None
+        compiled = {**model.get_compile_config(), "optimizer": keras.optimizers.serialize(optimizer)}
+        model.compile_from_config(compiled)
+    if rate is not None:
+        model.optimizer.learning_rate = rate
+
+
+def copy_optimizer(source: keras.Model, target: keras.Model) -> None:
+    """Give `target` the state of `source`'s optimizer, so that a saved model can be trained further."""
+    if source.optimizer is None or not source.optimizer.built:
+        return
+    target.optimizer.build(target.trainable_variables)
+    for variable, value in zip(target.optimizer.variables, source.optimizer.variables, strict=True):
+        variable.assign(keras.ops.convert_to_numpy(value))
+
+
+def weights_digest(model: keras.Model) -> str:
+    """Return a checksum over all weights: equal on two workers exactly when the weights are."""
+    digest = hashlib.sha256()
+    for value in model.get_weights():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

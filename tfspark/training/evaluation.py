@@ -1,0 +1,100 @@
+"""Evaluation without padding and without collectives: each rank its own rows, states added up by the driver."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspark.errors import DeadlineError
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+
+class LocalEvaluator:
+    """Evaluates a model that belongs to no strategy on this rank's rows, together with the other ranks.
+
+    Metric states must be sums over rows, as those of Keras are (and as ``tf.distribute`` assumes too).
+
+    Args:
+        model: a compiled model.
+        context: the node.
+        num_ranks: how many ranks evaluate together.
+    """
+
+    def __init__(self, model: keras.Model, context: TFContext, num_ranks: int):
+        self._model = model
+        self._context = context
+        self._num_ranks = num_ranks
+        self._step = tf.function(model.test_step, reduce_retracing=True)
+        self.confusion_matrix: list[list[int]] = []
+
+    def evaluate(
+        self, dataset: tf.data.Dataset, key: str, num_classes: int | None = None
+    ) -> dict[str, float]:
+        """Return the metrics over all ranks' rows.
+
+        Args:
+            dataset: this rank's rows.
+            key: names this evaluation, alike on all ranks.
+            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, too.
+        """
+        model = self._model
+        # The metrics' variables come into being with the first batch, which this rank may not have.
+        self._step(_zeros_of(dataset))
+        model.reset_metrics()
+        counts = np.zeros((num_classes or 0, num_classes or 0))
+        for element in dataset:
+            self._step(element)
+            if num_classes:
+                np.add.at(counts, self._classes(element, num_classes), 1)
+        states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
+        *total, counts = sum_over_ranks(self._context, key, [*states, counts], self._num_ranks)
+        self.confusion_matrix = np.asarray(counts, np.int64).tolist()
+        for variable, value in zip(model.metrics_variables, total, strict=True):
+            variable.assign(np.asarray(value).astype(variable.numpy().dtype))
+        return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+    def _classes(self, element: Any, num_classes: int) -> tuple[Any, Any]:
+        """Return the true and the predicted class of each row; one output of one unit is a yes or no."""
+        x, y = element[:2]
+        outputs = np.asarray(self._model(x, training=False))
+        if outputs.shape[-1] == 1 and num_classes == 2:
+            return np.asarray(y).reshape(-1).astype(int), (outputs.reshape(-1) > 0.5).astype(int)
+        return np.asarray(y).reshape(-1).astype(int), outputs.argmax(-1).reshape(-1)
+
+
+def _zeros_of(dataset: tf.data.Dataset) -> Any:
+    """One element of zeros of the dataset's shapes."""
+
+    def zeros(spec: tf.TensorSpec) -> tf.Tensor:
+        shape = [1 if size is None else size for size in spec.shape]
+        return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
+
+    return tf.nest.map_structure(zeros, dataset.element_spec)
+
+
+def sum_over_ranks(
+    context: TFContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
+) -> list[Any]:
+    """Add up arrays of all ranks through the driver."""
+    timeout_s = float(context.settings["feed_timeout_s"])
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        reply = context.control.call(
+            "sum",
+            key=key,
+            rank=context.task_index,
+            of=num_ranks,
+            values=[value.tolist() for value in values],
+        )
+        if reply["status"] == "ok":
+            return list(reply["values"])
+    raise DeadlineError(
+        f"waited feed_timeout_s={timeout_s:g} s for the other workers to evaluate {key!r}; see their logs, or "
+        "raise feed_timeout_s"
+    )
