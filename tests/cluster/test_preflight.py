@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tfspark.cluster.preflight import check_settings, check_slots, driver_host
+from tfspark.cluster.preflight import check_settings, check_slots, driver_addresses
 from tfspark.errors import ConfigError, ReservationError
 
 
@@ -109,7 +109,17 @@ def test_check_settings_when_allocation_is_fixed_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"), [({"spark.driver.host": "10.1.2.3"}, "10.1.2.3"), ({}, "127.0.0.1")]
+    ("settings", "expected"),
+    [
+        ({}, ("127.0.0.1", "127.0.0.1")),
+        ({"spark.driver.host": "10.1.2.3"}, ("10.1.2.3", "10.1.2.3")),
+        ({"spark.driver.host": "10.1.2.3", "spark.driver.bindAddress": "0.0.0.0"}, ("0.0.0.0", "10.1.2.3")),
+    ],
 )
-def test_driver_host_is_the_one_spark_uses(settings: dict[str, str], expected: str) -> None:
-    assert driver_host(FakeSpark(settings)) == expected
+def test_driver_addresses_are_those_spark_uses(settings: dict[str, str], expected: tuple[str, str]) -> None:
+    assert driver_addresses(FakeSpark(settings)) == expected
+
+
+def test_check_settings_when_speculation_is_on_says_to_set_it_to_false() -> None:
+    with pytest.raises(ConfigError, match=r"expected spark\.speculation=false"):
+        check_settings(FakeSpark({"spark.speculation": "true"}))

@@ -8,7 +8,7 @@ import pytest
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, tf_config
-from tfspark.cluster.tfcluster import pickled, wants_context
+from tfspark.cluster.program import pickled, wants_context
 from tfspark.errors import ConfigError
 
 
