@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, tf_config
 from tfspark.cluster.program import pickled, wants_context
+from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, tf_config
 from tfspark.errors import ConfigError
 
 
