@@ -102,7 +102,7 @@ def test_train_when_arguments_are_wrong_says_so_and_the_cluster_lives_on(spark: 
             cluster.train([1, 2])  # type: ignore[arg-type]
         with raises(ConfigError, "build_model and trained before evaluate()"):
             cluster.evaluate(rows)
-        with raises(ConfigError, "expected log_dir to be set"):
+        with raises(ConfigError, "expected no export with a main_fun", "ctx.export(model)"):
             cluster.shutdown(export=["keras"])
         assert cluster.shutdown()["worker 1"] == {"said": "hello", "workers": 2}
 
