@@ -33,11 +33,26 @@ class Feed:
     def __init__(self, context: TFContext, spec: StreamSpec, sample: Rows):
         self.spec = spec
         self.sample = sample
-        self.rows_per_pass: list[int] = []
         self.next_index = 0
         self.features_hook = context.hooks.features
         self._context = context
         self._opened: PassReader | None = None
+        self._readings: list[PassReader] = []
+
+    @property
+    def rows_per_pass(self) -> list[int]:
+        """Rows this node has received, padding not counted, of each pass so far."""
+        return [reading.rows for reading in self._readings]
+
+    @property
+    def rows_of_pass(self) -> int:
+        """Rows of the last pass."""
+        return self._readings[-1].rows
+
+    @property
+    def steps_of_pass(self) -> int:
+        """Batches of the last pass."""
+        return self._readings[-1].steps
 
     @property
     def global_batch_size(self) -> int:
@@ -55,6 +70,7 @@ class Feed:
             self._context.host,
             self.sample,
         )
+        self._readings.append(self._opened)
         self.next_index += 1
         return self._opened
 
@@ -66,7 +82,6 @@ class Feed:
             yield from reading
         finally:
             reading.close()
-            self.rows_per_pass.append(reading.rows)
 
 
 def open_feed(context: TFContext, stream: str) -> Feed:

@@ -141,6 +141,16 @@ class FilesFeed:
         self.rows_per_pass.append(self.rows)
         return self
 
+    @property
+    def steps_of_pass(self) -> int:
+        """Batches of an epoch."""
+        return self.num_steps
+
+    @property
+    def rows_of_pass(self) -> int:
+        """Rows of an epoch on this worker."""
+        return self.rows
+
     def has_step(self, step: int) -> bool:
         """Tell whether an epoch has a step of this number, from 0."""
         return step < self.num_steps

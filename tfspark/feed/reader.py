@@ -156,6 +156,11 @@ class PassReader:
             yield batch
 
     @property
+    def steps(self) -> int:
+        """Batches formed so far, those for the training thread to come included."""
+        return self._formed
+
+    @property
     def rows(self) -> int:
         """Rows received so far, padding not counted."""
         return self._rows

@@ -26,6 +26,7 @@ from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState
+from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model
 
@@ -65,6 +66,7 @@ class TrainingSession:
         with context.strategy.scope():
             self.model = call_build_model(build_model, params)
             set_optimizer(self.model, context.settings)
+        leave_padding_out_of_metrics(self.model)
         self.local_model = call_build_model(build_model, params)
         set_optimizer(self.local_model, context.settings)
         self.rows: list[int] = []
@@ -78,7 +80,7 @@ class TrainingSession:
         dataset = distributed_dataset(self.context, "train")
         feed = dataset._tfspark_feed
         feed.next_index = job["first_pass"]
-        ours: list[keras.callbacks.Callback] = [SynchroniseState()]
+        ours: list[keras.callbacks.Callback] = [SynchroniseState(), LossOfRealRows(self.context, feed)]
         if job["validation"]:
             ours.append(Validation(self))
         if job["side_car"]:

@@ -1,0 +1,72 @@
+"""Keep the rows that only fill up a batch out of an epoch's training metrics. Runs in the trainer.
+
+Rows of weight 0 add nothing to loss and gradient. But Keras gives unweighted metrics every row, and divides the
+epoch's loss by all of them. Here unweighted metrics get a weight of 0 or 1 for each row, which changes nothing for
+rows that count, and the epoch's loss is set in proportion to the rows that count. (Exact, but for regularisation
+losses, which are no sums over rows.)
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfspark.training.evaluation import sum_over_ranks
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+
+def leave_padding_out_of_metrics(model: keras.Model) -> None:
+    """Let the model's unweighted metrics count only rows whose weight is not 0."""
+    mask: list[tf.Tensor] = []
+    compute_metrics = model.compute_metrics
+
+    def masked(x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        metrics = model._compile_metrics
+        if metrics is not None and not metrics.built:
+            metrics.build(y, y_pred)
+            for metric in filter(None, metrics._flat_metrics):
+                _mask_metric(metric, mask)
+        mask[:] = [] if sample_weight is None else [tf.cast(tf.not_equal(sample_weight, 0), tf.float32)]
+        return compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    model.compute_metrics = masked
+
+
+def _mask_metric(metric: keras.metrics.Metric, mask: list[tf.Tensor]) -> None:
+    update_state = metric.update_state
+    if "sample_weight" not in inspect.signature(update_state).parameters:
+        return
+
+    def masked(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        weight = mask[0] if mask and sample_weight is None else sample_weight
+        return update_state(y_true, y_pred, sample_weight=weight)
+
+    metric.update_state = masked
+
+
+class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
+    """Set an epoch's loss in proportion to its real rows; must come before callbacks that look at it.
+
+    Args:
+        context: the node.
+        feed: what is trained on: knows its rows, and the rows of a step over all workers.
+    """
+
+    def __init__(self, context: TFContext, feed: Any):
+        super().__init__()
+        self._context = context
+        self._feed = feed
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Correct the loss, unless the epoch was broken off."""
+        if logs is None or "loss" not in logs or self.model.stop_training:
+            return
+        rows = [np.array(self._feed.rows_of_pass)]
+        (total,) = sum_over_ranks(self._context, f"rows-{epoch}", rows, self._context.num_workers)
+        logs["loss"] *= self._feed.steps_of_pass * self._feed.global_batch_size / total
