@@ -62,6 +62,16 @@ def uncompiled(params: Any) -> Any:
     return keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
 
 
+def several_steps(params: Any) -> Any:
+    """Compile for several steps at once."""
+    import keras
+
+    del params
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse", steps_per_execution=4)
+    return model
+
+
 def fit_as_users_do(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     """A `main_fun` as one is written: strategy, model, fit, report, export."""
     with ctx.strategy.scope():
