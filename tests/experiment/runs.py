@@ -1,0 +1,177 @@
+"""``tfspark run`` as a person types it, on small data of the test's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+from pyspark.sql import SparkSession
+from support.environment import DRIVER_ID
+from support.processes import Finished, describe, kill_all, marked_processes, poll_until, run_to_end
+
+DEADLINE_S = 120.0
+_SET_BY_THE_TESTS = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_LOCAL_IP")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images whose brightness is their class: rows of (image BINARY, label BIGINT)."""
+
+    height: int = 16
+    width: int = 16
+    channels: int = 1
+    num_classes: int = 3
+    num_rows: int = 120
+
+    @property
+    def shape(self) -> list[int]:
+        return [self.height, self.width, self.channels]
+
+    def save(self, spark: SparkSession, path: Path, file_format: str) -> str:
+        """Write the rows as three files of a format that Spark knows."""
+        random = np.random.default_rng(0)
+        labels = np.arange(self.num_rows) % self.num_classes
+        levels = (labels + 0.5) * 256 / self.num_classes
+        noise = random.uniform(-10, 10, (self.num_rows, *self.shape))
+        pixels = (levels[:, None, None, None] + noise).astype(np.uint8)
+        rows = [(image.tobytes(), int(label)) for image, label in zip(pixels, labels, strict=True)]
+        df = spark.createDataFrame(rows, "image binary, label bigint").repartition(3)
+        df.write.format(file_format).mode("append").save(str(path))
+        return str(path)
+
+    def config(self, path: str, **changes: Any) -> dict[str, Any]:
+        """An experiment on them; `changes` are keys with dots written as ``__``."""
+        config: dict[str, Any] = {
+            "name": "small",
+            "seed": 1,
+            "model": {
+                "module": "models/cnn.py",
+                "params": {"filters": 4, "input_shape": self.shape, "num_classes": self.num_classes},
+            },
+            "data": {
+                "format": "tfrecord",
+                "path": path,
+                "schema": "image BINARY, label LONG",
+                "features": {"image": {"shape": self.shape, "dtype": "uint8", "scale": 255}},
+                "label": {"column": "label", "classes": self.num_classes},
+                "batch_size": 16,
+                "validation": 0.2,
+                "test": 0.2,
+            },
+            "cluster": {"master": "local[4]", "executors": 2},
+            "train": {"epochs": 2},
+            "output": {"dir": "runs"},
+        }
+        for key, value in changes.items():
+            section = config
+            *path_to, last = key.split("__")
+            for name in path_to:
+                section = section.setdefault(name, {})
+            section[last] = value
+        return config
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a person's shell has: nothing of what the tests set for Spark."""
+    kept = {name: value for name, value in os.environ.items() if name not in _SET_BY_THE_TESTS}
+    return {**kept, **more}
+
+
+def command(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -> list[str]:
+    """Write ``experiment.yaml`` and return the command that runs it."""
+    text = config if isinstance(config, str) else yaml.safe_dump(dict(config), sort_keys=False)
+    (directory / "experiment.yaml").write_text(text)
+    return [sys.executable, "-m", "tfspark.cli", "run", "experiment.yaml", *arguments]
+
+
+def tfspark_run(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -> Finished:
+    """Run an experiment in a directory to its end."""
+    return run_to_end(
+        command(directory, config, *arguments),
+        env=environment(),
+        mark=(DRIVER_ID, uuid.uuid4().hex),
+        cwd=directory,
+        timeout_s=DEADLINE_S,
+    )
+
+
+def run_directory(directory: Path) -> Path:
+    """The one run below ``runs``."""
+    (found,) = (directory / "runs").iterdir()
+    return found
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """How a run ended that was sent a signal.
+
+    Attributes:
+        seconds: from the signal to the end of its last process.
+    """
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+    survivors: list[str]
+
+
+def interrupt_run(
+    directory: Path, config: Mapping[str, Any], moment: Callable[[str], bool], number: int
+) -> Interrupted:
+    """Start an experiment in a process group of its own and send that a signal, as a terminal does.
+
+    Args:
+        directory: where to run.
+        config: the experiment.
+        moment: looks at what was printed so far and says whether it is time.
+        number: the signal.
+    """
+    import time
+
+    mark = uuid.uuid4().hex
+    out, err = directory / "stdout", directory / "stderr"
+    with out.open("wb") as out_file, err.open("wb") as err_file:
+        process = subprocess.Popen(
+            command(directory, config),
+            env=environment(**{DRIVER_ID: mark}),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=out_file,
+            stderr=err_file,
+            start_new_session=True,
+        )
+    try:
+        came = poll_until(lambda: moment(out.read_text()) or process.poll() is not None, DEADLINE_S)
+        assert came, out.read_text() + err.read_text()
+        assert process.poll() is None, out.read_text() + err.read_text()
+        began = time.monotonic()
+        os.killpg(process.pid, number)
+        process.wait(60)
+        poll_until(lambda: not left_of(mark), 20)
+        seconds = time.monotonic() - began
+        survivors = [describe(p) for p in left_of(mark)]
+    finally:
+        kill_all(left_of(mark), again=lambda: left_of(mark))
+        process.wait(10)
+    return Interrupted(process.returncode, out.read_text(), err.read_text(), seconds, survivors)
+
+
+def left_of(mark: str) -> list[psutil.Process]:
+    """Processes of a run that live."""
+    return marked_processes(DRIVER_ID, mark)
+
+
+def printed(pattern: str) -> Callable[[str], bool]:
+    """A moment: a line like `pattern` was printed."""
+    return lambda text: re.search(pattern, text) is not None

@@ -1,0 +1,220 @@
+"""``tfspark run`` from YAML to the run directory, in a process of its own on ``local[4]``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiment.runs import Images, run_directory, tfspark_run
+from pyspark.sql import SparkSession
+
+from tfspark.experiment.config import load_config
+from tfspark.tfrecord import register
+
+IMAGES = Images()
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    config: Path
+    directory: Path
+    stdout: str
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.directory / name).read_text())
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two workers, two epochs over TFRecord files, with validation and test rows."""
+    register(spark)
+    directory = tmp_path_factory.mktemp("run")
+    path = IMAGES.save(spark, directory / "images", "tfrecord")
+    result = tfspark_run(directory, IMAGES.config(path)).check()
+    return Run(directory / "experiment.yaml", run_directory(directory), result.stdout)
+
+
+def test_run_directory_after_a_run_holds_all_of_it(run: Run) -> None:
+    found = {path.relative_to(run.directory).as_posix() for path in run.directory.rglob("*")}
+    expected = {
+        "config.yaml", "versions.json", "metrics.jsonl", "run.log", "results.json",
+        "logs/worker-0.log", "logs/worker-1.log",
+        "checkpoints/epoch-0001.keras", "checkpoints/epoch-0002.keras",
+        "loss.png", "accuracy.png", "confusion_matrix.png",
+        "export/model.keras", "export/saved_model/saved_model.pb",
+    }  # fmt: skip
+    assert expected - found == set()
+    assert not [name for name in found if "partial" in name]
+
+
+def test_config_yaml_after_a_run_loads_back_as_the_same_experiment(run: Run) -> None:
+    assert load_config(run.directory / "config.yaml") == load_config(run.config)
+
+
+def test_versions_after_a_run_name_what_ran(run: Run) -> None:
+    versions = run.json("versions.json")
+    assert {"python", "pyspark", "keras", "pyarrow", "numpy"} <= set(versions)
+
+
+def test_metrics_after_a_run_have_both_epochs_and_the_test(run: Run) -> None:
+    epochs = [event for event in run.events if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2]
+    assert [event["rows"] for event in epochs] == [72, 72]
+    assert all({"loss", "accuracy", "val_loss", "val_accuracy"} <= set(event) for event in epochs)
+    assert len([event for event in run.events if event["event"] == "test"]) == 1
+
+
+def test_results_after_a_run_agree_with_the_metrics(run: Run) -> None:
+    results = run.json("results.json")
+    last = [event for event in run.events if event["event"] == "epoch"][-1]
+    tested = next(event for event in run.events if event["event"] == "test")
+    assert results["train"]["loss"] == last["loss"]
+    assert results["validation"]["loss"] == last["val_loss"]
+    assert results["test"]["loss"] == tested["loss"]
+    assert sum(map(sum, results["confusion_matrix"])) == 24
+    digests = {node["weights_sha256"] for node in results["nodes"].values()}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["loss.png", "accuracy.png", "confusion_matrix.png"])
+def test_pictures_after_a_run_are_png_files(run: Run, name: str) -> None:
+    picture = (run.directory / name).read_bytes()
+    assert picture.startswith(PNG)
+    assert len(picture) > 5000
+
+
+def test_tensorboard_after_a_run_reads_every_epoch(run: Run) -> None:
+    code = (
+        "import sys, json\n"
+        "from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n"
+        "events = EventAccumulator(sys.argv[1]).Reload()\n"
+        "print(json.dumps({tag: [[e.step, e.value] for e in events.Scalars(tag)]\n"
+        "                  for tag in events.Tags()['scalars']}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.directory / "tensorboard")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    scalars = json.loads(done.stdout.splitlines()[-1])
+    losses = [event["loss"] for event in run.events if event["event"] == "epoch"]
+    assert {"epoch_loss", "epoch_accuracy", "epoch_val_loss", "epoch_val_accuracy"} <= set(scalars)
+    assert scalars["epoch_loss"] == [[1, pytest.approx(losses[0])], [2, pytest.approx(losses[1])]]
+
+
+def test_console_of_a_run_tells_each_phase_and_where_the_results_are(run: Run) -> None:
+    for phrase in ("Spark session", "reservation", "epoch 1/2", "epoch 2/2", "export and stop"):
+        assert phrase in run.stdout
+        assert phrase in (run.directory / "run.log").read_text()
+    assert f"results in {run.directory}" in run.stdout.replace("\n", "")
+
+
+def test_run_on_parquet_of_other_images_needs_other_yaml_only(spark: SparkSession, tmp_path: Path) -> None:
+    images = Images(height=20, width=16, channels=3, num_classes=4, num_rows=100)
+    path = images.save(spark, tmp_path / "images", "parquet")
+    config = images.config(
+        path,
+        data__format="parquet",
+        data__label={"column": "label", "classes": "infer"},
+        train__class_weights="balanced",
+        train__optimizer={"name": "sgd", "momentum": 0.9},
+        train__learning_rate=0.01,
+        cluster__executors=1,
+        export__formats=["keras"],
+    )
+    del config["data"]["schema"], config["model"]["params"]["num_classes"]
+    del config["model"]["params"]["input_shape"]
+
+    tfspark_run(tmp_path, config).check()
+
+    directory = run_directory(tmp_path)
+    results = json.loads((directory / "results.json").read_text())
+    assert [len(row) for row in results["confusion_matrix"]] == [4] * 4
+    assert [path.name for path in (directory / "export").iterdir()] == ["model.keras"]
+
+
+TABULAR = """
+import keras
+
+def build_model(params):
+    inputs = {name: keras.Input((), name=name) for name in ("width", "height")}
+    columns = [keras.layers.Reshape((1,))(inputs[name]) for name in ("width", "height")]
+    hidden = keras.layers.Dense(8, activation="relu")(keras.layers.Concatenate()(columns))
+    outputs = keras.layers.Dense(params["num_classes"], activation="softmax")(hidden)
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
+def test_run_on_csv_with_texts_as_labels_takes_them_in_the_order_listed(tmp_path: Path) -> None:
+    (tmp_path / "tabular.py").write_text(TABULAR)
+    kinds = ["small", "large"]
+    lines = [f"{(i % 2) * 9 + i / 100},{(i % 2) * 5},{kinds[i % 2]}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("width,height,kind\n" + "\n".join(lines) + "\n")
+    config = {
+        "name": "boxes",
+        "model": {"module": "tabular.py"},
+        "data": {
+            "format": "csv",
+            "path": "rows.csv",
+            "schema": "width FLOAT, height FLOAT, kind STRING",
+            "options": {"header": True},
+            "features": {"width": None, "height": None},
+            "label": {"column": "kind", "classes": kinds},
+            "batch_size": 10,
+            "test": 0.5,
+        },
+        "cluster": {"master": "local[4]", "executors": 2},
+        "train": {"epochs": 2, "callbacks": {"early_stopping": {"monitor": "loss"}}},
+    }
+
+    tfspark_run(tmp_path, config).check()
+
+    directory = run_directory(tmp_path)
+    results = json.loads((directory / "results.json").read_text())
+    assert sum(map(sum, results["confusion_matrix"])) == 30
+    assert results["validation"] is None
+    assert (directory / "export/saved_model/saved_model.pb").is_file()
+
+
+def test_run_with_an_evaluator_beside_the_worker_keeps_its_figures(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    register(spark)
+    path = IMAGES.save(spark, tmp_path / "images", "tfrecord")
+    config = IMAGES.config(path, cluster__evaluator=True, data__test=0.0, export__formats=[])
+
+    tfspark_run(tmp_path, config).check()
+
+    results = json.loads((run_directory(tmp_path) / "results.json").read_text())
+    validated = results["nodes"]["evaluator 0"]
+    assert validated["epochs"] == [1, 2]
+    assert results["validation"]["loss"] == pytest.approx(validated["history"]["val_loss"][-1])
+
+
+def test_run_when_workers_read_the_files_themselves_needs_one_key(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    register(spark)
+    path = IMAGES.save(spark, tmp_path / "images", "tfrecord")
+    config = IMAGES.config(
+        path, cluster__input_mode="tensorflow", data__validation=0.0, data__test={"path": path}
+    )
+
+    tfspark_run(tmp_path, config).check()
+
+    directory = run_directory(tmp_path)
+    results = json.loads((directory / "results.json").read_text())
+    assert sum(map(sum, results["confusion_matrix"])) == IMAGES.num_rows
+    epochs = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert epochs[0]["rows"] == IMAGES.num_rows
