@@ -44,6 +44,9 @@ def main() -> None:
             self.opened += 1
             return self
 
+        def iterator(self):
+            return iter(dataset)
+
         def has_step(self, step):
             return step < STEPS[self.opened - 1]
 

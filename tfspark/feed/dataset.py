@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,10 @@ class Feed:
         self.next_index = 0
         self.features_hook = context.hooks.features
         self._context = context
-        self._opened: PassReader | None = None
+        self._opened: queue.SimpleQueue[PassReader] = queue.SimpleQueue()
         self._readings: list[PassReader] = []
+        self._iterator: Any = None
+        self.make_iterator: Callable[[], Any] = lambda: None
 
     @property
     def rows_per_pass(self) -> list[int]:
@@ -61,7 +64,7 @@ class Feed:
 
     def open_pass(self) -> PassReader:
         """Begin to read the next pass."""
-        self._opened = PassReader(
+        reading = PassReader(
             self._context.control,
             self._context.token,
             self.spec,
@@ -70,14 +73,41 @@ class Feed:
             self._context.host,
             self.sample,
         )
-        self._readings.append(self._opened)
+        self._readings.append(reading)
+        self._opened.put(reading)
         self.next_index += 1
-        return self._opened
+        return reading
 
     def batches(self) -> Iterator[Rows]:
         """Yield the batches of the pass that was opened, or of the next."""
-        reading = self._opened or self.open_pass()
-        self._opened = None
+        if self._opened.empty():
+            self.open_pass()
+        yield from self._batches_of(self._opened.get())
+
+    def all_batches(self) -> Iterator[Rows]:
+        """Yield the batches of every pass that is opened, one pass after the other; never ends."""
+        opened = self._opened
+        while True:
+            yield from self._batches_of(opened.get())
+
+    def iterator(self) -> Any:
+        """Return the distributed iterator over `all_batches`, made once.
+
+        A new iterator for each epoch would cost seconds: the first steps after its making stall in
+        TensorFlow's collectives (measured with TensorFlow 2.21 on rows in memory as well).
+        """
+        if self._iterator is None:
+            self._iterator = self.make_iterator()
+        return self._iterator
+
+    def abandon_pass(self) -> None:
+        """Leave a pass before its end; what was read ahead of it goes with its iterator."""
+        self._readings[-1].close()
+        self._opened = queue.SimpleQueue()
+        self._iterator = None
+
+    @staticmethod
+    def _batches_of(reading: PassReader) -> Iterator[Rows]:
         try:
             yield from reading
         finally:
@@ -129,11 +159,15 @@ def distribute(strategy: tf.distribute.Strategy, feed: Feed) -> tf.distribute.Di
     is left out for this dataset.
     """
 
-    def of_worker(input_context: Any) -> tf.data.Dataset:
-        local_replicas = input_context.num_replicas_in_sync // input_context.num_input_pipelines
-        return local_dataset(feed, local_replicas)
+    def of_worker(batches: Callable[[], Iterator[Rows]]) -> Callable[[Any], tf.data.Dataset]:
+        def make(input_context: Any) -> tf.data.Dataset:
+            local_replicas = input_context.num_replicas_in_sync // input_context.num_input_pipelines
+            return local_dataset(feed, batches, local_replicas)
 
-    return distribute_from_function(strategy, of_worker, feed)
+        return make
+
+    feed.make_iterator = lambda: iter(distribute_from_function(strategy, of_worker(feed.all_batches), feed))
+    return distribute_from_function(strategy, of_worker(feed.batches), feed)
 
 
 def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:
@@ -151,7 +185,9 @@ def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, f
     return dataset
 
 
-def local_dataset(feed: Feed, local_replicas: int = 1) -> tf.data.Dataset:
+def local_dataset(
+    feed: Feed, batches: Callable[[], Iterator[Rows]] | None = None, local_replicas: int = 1
+) -> tf.data.Dataset:
     """Return this worker's part of the feed as a ``tf.data.Dataset``.
 
     A worker with several devices takes one batch per device and step.
@@ -162,7 +198,7 @@ def local_dataset(feed: Feed, local_replicas: int = 1) -> tf.data.Dataset:
         name: tf.TensorSpec((size, *values.shape[1:]), _tensor_dtype(values))
         for name, values in feed.sample.items()
     }
-    dataset = tf.data.Dataset.from_generator(feed.batches, output_signature=signature)
+    dataset = tf.data.Dataset.from_generator(batches or feed.batches, output_signature=signature)
     if local_replicas > 1:
         dataset = dataset.unbatch().batch(spec.batch_size // local_replicas, drop_remainder=True)
     hook = feed.features_hook

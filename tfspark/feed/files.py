@@ -6,7 +6,7 @@ trainers and is pure tf.data. TensorFlow is imported only there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -134,12 +134,24 @@ class FilesFeed:
     global_batch_size: int
     next_index: int = 0
     rows_per_pass: list[int] = field(default_factory=list)
+    make_iterator: Callable[[], Any] = lambda: None
+    _iterator: Any = None
 
     def open_pass(self) -> FilesFeed:
         """Begin the next epoch."""
         self.next_index += 1
         self.rows_per_pass.append(self.rows)
         return self
+
+    def iterator(self) -> Any:
+        """Return the distributed iterator over all epochs, made once."""
+        if self._iterator is None:
+            self._iterator = self.make_iterator()
+        return self._iterator
+
+    def abandon_pass(self) -> None:
+        """Leave an epoch before its end; the next one begins anew."""
+        self._iterator = None
 
     @property
     def steps_of_pass(self) -> int:
@@ -163,9 +175,15 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
     share = plan["shares"][context.task_index]
     rows = sum(piece["take"] for piece in share)
     feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"])
-    return distribute_from_function(
-        context.strategy, lambda _: share_dataset(plan, context.task_index, context.hooks.features), feed
+    hook, strategy = context.hooks.features, context.strategy
+
+    def epoch() -> tf.data.Dataset:
+        return share_dataset(plan, context.task_index, hook)
+
+    feed.make_iterator = lambda: iter(
+        distribute_from_function(strategy, lambda _: epoch().repeat().prefetch(2), feed)
     )
+    return distribute_from_function(strategy, lambda _: epoch().prefetch(2), feed)
 
 
 def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.Dataset:
@@ -186,7 +204,7 @@ def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.D
         rows = _parse(records, plan, columns)
         return to_element({**rows, WEIGHT: weights * _class_weight(rows, columns)}, columns, features_hook)
 
-    return batches.map(parse, num_parallel_calls=2).prefetch(2)
+    return batches.map(parse, num_parallel_calls=2)
 
 
 def _slice(piece: Json) -> Slice:

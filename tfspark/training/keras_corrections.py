@@ -30,7 +30,11 @@ from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 FEED_ATTRIBUTE = "_tfspark_feed"
-"""Attribute of a distributed dataset that holds its feed: ``open_pass() -> has_step(n) -> bool``."""
+"""Attribute of a distributed dataset that holds its feed (`tfspark.feed.dataset.Feed`).
+
+``open_pass()`` begins an epoch and returns what answers ``has_step(n)``; ``iterator()`` is the one iterator over the
+batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off.
+"""
 
 
 def present_faults() -> set[str]:
@@ -109,12 +113,16 @@ def _feed_epoch_iterator(base: Any) -> Any:
             if feed is None or self.steps_per_epoch:
                 yield from super()._enumerate_iterator()
                 return
-            reading = feed.open_pass()
-            iterator = iter(self._get_iterator())
-            step, stride = 0, self.steps_per_execution
-            while reading.has_step(step):
-                yield step, step + stride - 1, iterator
-                step += stride
+            reading, iterator = feed.open_pass(), feed.iterator()
+            step, stride, complete = 0, self.steps_per_execution, False
+            try:
+                while reading.has_step(step):
+                    yield step, step + stride - 1, iterator
+                    step += stride
+                complete = True
+            finally:
+                if not complete:
+                    feed.abandon_pass()
 
     return FeedEpochIterator
 
