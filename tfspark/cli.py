@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-INTERRUPTED = 130
+SIGNALLED = 128
+"""Added to a signal's number it is the exit code, as shells have it."""
+ENDING_S = 10.0
 
 
 @app.command()
@@ -104,9 +108,12 @@ def prepare_data(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command.
 
-    Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 interrupted.
+    Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 ended by SIGINT
+    (Ctrl-C), 143 by SIGTERM.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt = _Interrupt()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     app(args=arguments)
 
 
@@ -118,14 +125,27 @@ def _in_words() -> Iterator[None]:
     except TfsparkError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         Console(stderr=True).print("interrupted: all processes of the run were ended")
-        sys.exit(INTERRUPTED)
+        sys.exit(SIGNALLED + (interrupt.args[0] if interrupt.args else signal.SIGINT))
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    del number, frame
-    raise KeyboardInterrupt
+class _Interrupt:
+    """Turns the first signal into a KeyboardInterrupt that carries its number.
+
+    Those that follow within `ENDING_S` are ignored: an impatient second one would break off the ending.
+    """
+
+    def __init__(self) -> None:
+        self._came = -ENDING_S
+
+    def __call__(self, number: int, frame: Any) -> None:
+        del frame
+        if time.monotonic() - self._came < ENDING_S:
+            return
+        self._came = time.monotonic()
+        logging.disable()  # What breaks from here on, in the middle of a call to Spark, is no news.
+        raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

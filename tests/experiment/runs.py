@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from support.environment import DRIVER_ID
 from support.processes import Finished, describe, kill_all, marked_processes, poll_until, run_to_end
 
 DEADLINE_S = 120.0
+AGAIN_S = 0.3
 _SET_BY_THE_TESTS = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_LOCAL_IP")
 
 
@@ -117,6 +119,8 @@ class Interrupted:
 
     Attributes:
         seconds: from the signal to the end of its last process.
+        survivors: processes that had to be killed.
+        scratch: the temporary directory of all its processes.
     """
 
     returncode: int
@@ -124,27 +128,36 @@ class Interrupted:
     stderr: str
     seconds: float
     survivors: list[str]
+    scratch: Path
 
 
 def interrupt_run(
-    directory: Path, config: Mapping[str, Any], moment: Callable[[str], bool], number: int
+    directory: Path,
+    config: Mapping[str, Any],
+    moment: Callable[[Path], bool],
+    number: int,
+    *,
+    times: int = 1,
+    to_group: bool = True,
 ) -> Interrupted:
-    """Start an experiment in a process group of its own and send that a signal, as a terminal does.
+    """Start an experiment in a process group of its own and send it a signal.
 
     Args:
         directory: where to run.
         config: the experiment.
-        moment: looks at what was printed so far and says whether it is time.
+        moment: looks into the directory and says whether it is time.
         number: the signal.
+        times: how often, as an impatient person does.
+        to_group: send it to the whole group, as a terminal does, or to the command alone.
     """
-    import time
-
     mark = uuid.uuid4().hex
-    out, err = directory / "stdout", directory / "stderr"
+    out, err, scratch = directory / "stdout", directory / "stderr", directory / "tmp"
+    scratch.mkdir()
+    more = {DRIVER_ID: mark, "TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch)}
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(
             command(directory, config),
-            env=environment(**{DRIVER_ID: mark}),
+            env=environment(**more),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=out_file,
@@ -152,19 +165,21 @@ def interrupt_run(
             start_new_session=True,
         )
     try:
-        came = poll_until(lambda: moment(out.read_text()) or process.poll() is not None, DEADLINE_S)
+        came = poll_until(lambda: moment(directory) or process.poll() is not None, DEADLINE_S)
         assert came, out.read_text() + err.read_text()
         assert process.poll() is None, out.read_text() + err.read_text()
         began = time.monotonic()
-        os.killpg(process.pid, number)
-        process.wait(60)
-        poll_until(lambda: not left_of(mark), 20)
+        for _ in range(times):
+            (os.killpg if to_group else os.kill)(process.pid, number)
+            poll_until(lambda: process.poll() is not None, AGAIN_S)
+        process.wait(DEADLINE_S)
+        poll_until(lambda: not left_of(mark), DEADLINE_S / 2)
         seconds = time.monotonic() - began
         survivors = [describe(p) for p in left_of(mark)]
     finally:
         kill_all(left_of(mark), again=lambda: left_of(mark))
         process.wait(10)
-    return Interrupted(process.returncode, out.read_text(), err.read_text(), seconds, survivors)
+    return Interrupted(process.returncode, out.read_text(), err.read_text(), seconds, survivors, scratch)
 
 
 def left_of(mark: str) -> list[psutil.Process]:
@@ -172,6 +187,24 @@ def left_of(mark: str) -> list[psutil.Process]:
     return marked_processes(DRIVER_ID, mark)
 
 
-def printed(pattern: str) -> Callable[[str], bool]:
-    """A moment: a line like `pattern` was printed."""
-    return lambda text: re.search(pattern, text) is not None
+def logged(pattern: str) -> Callable[[Path], bool]:
+    """A moment: the run has written a line like `pattern` into its log."""
+
+    def came(directory: Path) -> bool:
+        return any(
+            re.search(f"^\\S+ {pattern}", log.read_text(), re.MULTILINE)
+            for log in directory.glob("runs/*/run.log")
+        )
+
+    return came
+
+
+def spark_starts(directory: Path) -> bool:
+    """A moment: Spark's JVM runs, and there is no session yet."""
+    scratch = str(directory / "tmp")
+    return any(p.name() == "java" for p in marked_processes("TMPDIR", scratch))
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """A moment: the run has kept its first checkpoint, which ends an epoch."""
+    return any(directory.glob("runs/*/checkpoints/*.keras"))

@@ -118,14 +118,11 @@ def leaked_processes(before: Snapshot, owned: Owned) -> list[psutil.Process]:
     mine = psutil.Process()
     children = {p.pid: p for p in mine.children(recursive=True)}
     mark = os.environ.get(TEST_ID, "")
-    orphans = [psutil.Process(pid) for pid in _living(psutil.pids(), before.pids | {mine.pid, *children})]
+    known = before.pids | {mine.pid, *children}
+    orphans = [p for p in psutil.process_iter() if p.pid not in known]  # Not those that are gone by now.
     marked = [p for p in orphans if mark and carries(p, TEST_ID, mark)]
     new = [p for p in children.values() if p.pid not in before.pids] + marked
     return [p for p in new if not _belongs(p, owned)]
-
-
-def _living(pids: list[int], known: frozenset[int]) -> list[int]:
-    return [pid for pid in pids if pid not in known and psutil.pid_exists(pid)]
 
 
 def _belongs(process: psutil.Process, owned: Owned) -> bool:

@@ -154,7 +154,7 @@ class _Node:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(port.fileno(),),
-            env=self._environment(config),
+            env=self._environment(config, scratch),
         )
         assert trainer.stdin is not None
         header = {
@@ -172,9 +172,10 @@ class _Node:
             write_frames(trainer.stdin, json.dumps(header).encode(), self._task.code)
         return trainer
 
-    def _environment(self, config: str) -> dict[str, str]:
+    def _environment(self, config: str, scratch: str) -> dict[str, str]:
         environment = {
             **os.environ,
+            "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
             "TF_CONFIG": config,
             "TF_GRPC_REUSE_PORT": "1",
             "PYTHONUNBUFFERED": "1",

@@ -255,8 +255,9 @@ class TFCluster:
         self._stopped = True
         self._control.update(lambda: setattr(self._registry, "stopping", True))
         self._feeder.close_all()
+        until = time.monotonic() + STOP_TIMEOUT_S / 2
         for job in self._jobs:
-            job.join(STOP_TIMEOUT_S / 2)
+            job.join(max(0.0, until - time.monotonic()))
         for job in self._jobs:
             job.cancel()
         self._control.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def is_submitted() -> bool:
@@ -33,17 +36,18 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
     """
     from pyspark.sql import SparkSession
 
-    builder = SparkSession.builder.appName(name).config("spark.ui.showConsoleProgress", "false")
+    settings = {"spark.app.name": name, "spark.ui.showConsoleProgress": "false"}
     if not is_submitted():
         if cluster.master:
-            builder = builder.master(cluster.master)
+            settings["spark.master"] = cluster.master
         if (cluster.master or "local").startswith("local"):
-            builder = _loopback(builder)
+            settings |= _loopback()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    for key, value in cluster.spark.items():
-        builder = builder.config(key, value)
+    settings |= cluster.spark
     try:
-        spark = builder.getOrCreate()
+        with _handlers_kept():
+            _start_jvm(settings)
+            spark = SparkSession.builder.config(map=settings).getOrCreate()
     except Exception as error:
         raise ConfigError(
             f"expected Spark to start with master {cluster.master or 'as configured'}, it said: {error}; see "
@@ -56,15 +60,61 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
         spark.stop()
 
 
-def _loopback(builder: SparkSession.Builder) -> SparkSession.Builder:
+def _loopback() -> dict[str, str]:
     """A cluster within this machine listens on this machine only, and says only what went wrong."""
     os.environ.setdefault("SPARK_LOCAL_IP", LOOPBACK)
+    settings = {
+        "spark.driver.host": LOOPBACK,
+        "spark.driver.bindAddress": LOOPBACK,
+        "spark.ui.enabled": "false",
+    }
     if "SPARK_CONF_DIR" not in os.environ:
-        builder = builder.config(
-            "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={LOG_SETTINGS}"
-        )
-    return (
-        builder.config("spark.driver.host", LOOPBACK)
-        .config("spark.driver.bindAddress", LOOPBACK)
-        .config("spark.ui.enabled", "false")
-    )
+        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={LOG_SETTINGS}"
+    return settings
+
+
+def _start_jvm(settings: Mapping[str, str]) -> None:
+    """Start Spark's JVM, if there is none, in a session of its own.
+
+    There a signal to this program's process group, such as a terminal's Ctrl-C, does not reach it: it is
+    still needed to end the nodes. It ends with this program, whose pipe it reads. Broken off before it reads
+    that pipe it would be left behind, so signals wait until then, which is a second or two.
+    """
+    from pyspark import SparkConf, SparkContext
+    from pyspark.java_gateway import launch_gateway
+
+    if SparkContext._gateway is None:
+        with _signals_held():
+            conf = SparkConf().setAll(list(settings.items()))
+            SparkContext._ensure_initialized(gateway=launch_gateway(conf, {"start_new_session": True}))
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Act on SIGINT and SIGTERM at the end of the block only."""
+    came: list[int] = []
+    try:
+        with _handlers_kept():
+            if threading.current_thread() is threading.main_thread():
+                for number in ENDING_SIGNALS:
+                    signal.signal(number, lambda number, frame: came.append(number))
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Put the handlers of signals back at the end of the block.
+
+    pyspark's own handler of SIGINT calls the JVM from within whatever call is under way, and cancels the
+    jobs of the nodes, which are to end in order.
+    """
+    before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
