@@ -48,7 +48,7 @@ def test_receive_files_when_it_comes_again_replaces_the_former(tmp_path: Path) -
     assert [path.name for path in (tmp_path / "export").iterdir()] == ["new"]
 
 
-def test_receive_files_when_the_stream_breaks_keeps_the_former(tmp_path: Path) -> None:
+def test_receive_files_when_the_stream_breaks_keeps_the_former_alone(tmp_path: Path) -> None:
     receive_files(upload(("model", b"whole")), tmp_path, "export")
 
     def breaking() -> Iterator[Chunk]:
@@ -59,6 +59,7 @@ def test_receive_files_when_the_stream_breaks_keeps_the_former(tmp_path: Path) -
         receive_files(breaking(), tmp_path, "export")
 
     assert (tmp_path / "export/model").read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 @pytest.mark.parametrize(

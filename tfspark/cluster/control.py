@@ -21,7 +21,7 @@ import pyarrow.flight as flight
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, tf_config
 from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json
-from tfspark.errors import DeadlineError
+from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 
 FILE_CHUNK_BYTES = 4 << 20
@@ -214,8 +214,23 @@ class ControlPlane(ActionServer):
         name = json.loads(descriptor.command)["name"]
         if self._artifact_dir is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
-        receive_files(reader, self._artifact_dir, name)
+        try:
+            receive_files(reader, self._artifact_dir, name)
+        except OSError as error:
+            self._cannot_keep(name, error)
+            raise
         self.update(lambda: None)
+
+    def _cannot_keep(self, name: str, error: OSError) -> None:
+        """Fail the cluster for a disk of the driver's; the trainer's own error would not name it."""
+        if (
+            error.errno is not None
+        ):  # Else it is pyarrow's: the trainer is gone, which is found out elsewhere.
+            failure = TfsparkError(
+                f"expected to keep {name} in the run directory {self._artifact_dir}, the driver's system said: "
+                f"{error.strerror}; make room there, or choose another directory"
+            )
+            self.update(lambda: self.registry.fail_cluster(failure))
 
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
         """Give out a file that was uploaded before."""
@@ -302,15 +317,22 @@ def receive_files(reader: Any, directory: Path, name: str) -> None:
     target = directory.joinpath(*safe_parts(name))
     aside = target.with_name(f".{target.name}.partial")
     _remove(aside)
+    try:
+        _write_files(reader, aside)
+        _remove(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.rename(target)
+    finally:
+        _remove(aside)
+
+
+def _write_files(reader: Any, aside: Path) -> None:
     for chunk in reader:
         for path, data in zip(chunk.data.column(0).to_pylist(), chunk.data.column(1), strict=True):
             file = aside.joinpath(*safe_parts(path)) if path else aside
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as out:
                 out.write(data.as_buffer())
-    _remove(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside.rename(target)
 
 
 def safe_parts(name: str) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ class Failure:
         cause: one line.
         traceback: of the trainer, when it left one.
         log_tail: the last lines of the trainer.
-        kind: ``exception`` of user code, ``data`` (a DataError), ``collective`` (TensorFlow lost a peer:
-            likely a consequence of another node's failure), ``killed``, ``lost``.
+        kind: ``exception`` of user code, ``data`` (a DataError), ``config`` (a ConfigError), ``collective``
+            (TensorFlow lost a peer: likely a consequence of another node's failure), ``killed``, ``lost``.
         at: when it was reported, monotonic seconds.
     """
 
@@ -44,6 +44,8 @@ class Failure:
         """Return the exception the driver raises."""
         if self.kind == "data":
             return DataError(self.cause)
+        if self.kind == "config":  # The message says it all; traceback and log would be tfspark's own.
+            return NodeFailedError(self.node, self.host, self.cause)
         return NodeFailedError(self.node, self.host, self.cause, self.traceback, self.log_tail)
 
 

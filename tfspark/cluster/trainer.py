@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from tfspark.cluster.context import TFContext
 from tfspark.cluster.node import read_frame
 from tfspark.cluster.wire import ActionClient
-from tfspark.errors import DataError
+from tfspark.errors import ConfigError, DataError
 
 PR_SET_PDEATHSIG = 1
 COLLECTIVE_ERRORS = ("UnavailableError", "AbortedError", "CancelledError", "InternalError")
@@ -90,15 +90,17 @@ def _as_json(result: Any) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    if isinstance(error, DataError):
+    if isinstance(error, ConfigError | DataError):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _kind(error: BaseException) -> str:
-    """Tell bad data and lost peers from errors of the user's code."""
+    """Tell bad data, wrong settings and lost peers from errors of the user's code."""
     if isinstance(error, DataError):
         return "data"
+    if isinstance(error, ConfigError):
+        return "config"
     chain = f"{type(error).__name__} {error}"
     if type(error).__name__ in COLLECTIVE_ERRORS:
         return "collective"

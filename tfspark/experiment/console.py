@@ -58,6 +58,11 @@ class RunConsole:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
             self._write(text)
 
+    def note(self, text: str) -> None:
+        """Write into the log alone what a person is told elsewhere."""
+        with self._lock:
+            self._write(text)
+
     def step(self, fields: Mapping[str, Any]) -> None:
         """Move the progress bar."""
         rate = fields["rows"] / fields["seconds"] if fields["seconds"] else 0.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tfspark.errors import ConfigError, DataError
 from tfspark.experiment.config import Data, Experiment, Source
 from tfspark.experiment.datasets import DATASETS
+from tfspark.experiment.spark_errors import spark_words
 from tfspark.feed.columns import Column, Columns, check_columns
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def read_source(spark: SparkSession, source: Source) -> DataFrame:
         raise
     except Exception as error:
         wanted = source.path or source.table or source.sql
-        raise ConfigError(f"expected Spark to read {wanted!r}, it said: {_first_lines(error)}") from None
+        raise ConfigError(f"expected Spark to read {wanted!r}, it said: {spark_words(error)}") from None
 
 
 def path_exists(path: str) -> bool:
@@ -101,10 +102,6 @@ def _read(spark: SparkSession, source: Source) -> DataFrame:
     if source.schema_ddl is not None:
         reader = reader.schema(source.schema_ddl)
     return reader.load(source.path)
-
-
-def _first_lines(error: Exception) -> str:
-    return str(error).split("JVM stacktrace")[0].strip()[:1500]
 
 
 def columns_of(data: Data) -> Columns:

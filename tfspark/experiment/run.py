@@ -19,7 +19,7 @@ from rich.console import Console
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
-from tfspark.errors import ConfigError
+from tfspark.errors import ConfigError, TfsparkError
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics
 from tfspark.experiment.datasets import DATASETS, prepare
@@ -28,6 +28,7 @@ from tfspark.experiment.report import final_table, write_confusion_matrix, write
 from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
+from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.files import TFRecordFiles
 
 if TYPE_CHECKING:
@@ -132,8 +133,9 @@ def run_experiment(
         shown = RunConsole(console, log, experiment.train.epochs, show_worker_logs)
         try:
             return _run(experiment, module, directory, shown, console)
-        finally:
-            directory.close()
+        except (TfsparkError, KeyboardInterrupt) as error:
+            shown.note(f"error: {error}" if isinstance(error, TfsparkError) else "interrupted")
+            raise
 
 
 @contextmanager
@@ -149,7 +151,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(kept.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             kept.seek(0)
             os.write(saved, kept.read())
             raise
@@ -191,8 +193,9 @@ def _run(
         shown.line(
             f"{'Spark session':<24} {watch.seconds['session']:6.1f} s  {spark.conf.get('spark.master')}"
         )
-        fetch_known_data(experiment, spark, shown)
-        results = _train(experiment, module, directory, shown, watch, spark)
+        with spark_errors_in_words():
+            fetch_known_data(experiment, spark, shown)
+            results = _train(experiment, module, directory, shown, watch, spark)
     outcome = _report(experiment, directory, results, watch.seconds)
     console.print(final_table(outcome.train, outcome.validation, outcome.test))
     shown.line(f"results in {directory.path}")
