@@ -187,6 +187,88 @@ def test_run_on_csv_with_texts_as_labels_takes_them_in_the_order_listed(tmp_path
     assert (directory / "export/saved_model/saved_model.pb").is_file()
 
 
+CLASSIFIER = """
+import keras
+
+def build_model(params):
+    inputs = keras.Input(params["input_shape"])
+    hidden = keras.layers.GlobalAveragePooling2D()(inputs)
+    outputs = keras.layers.Dense(params["num_classes"], activation="softmax")(hidden)
+    model = keras.Model(inputs, outputs)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
+def test_run_on_other_rows_for_test_finds_texts_as_labels_itself(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "classifier.py").write_text(CLASSIFIER)
+    images = Images(height=7, width=9, channels=4, num_classes=5, num_rows=60)
+    path = images.save(spark, tmp_path / "images", "parquet")
+    named = "element_at(array('red', 'green', 'blue', 'black', 'white'), int(label) + 1) AS colour"
+    rows = spark.read.parquet(path).selectExpr("image", named)
+    rows.write.json(str(tmp_path / "test"))
+    rows.write.orc(str(tmp_path / "train"))
+    config = images.config(
+        str(tmp_path / "train"),
+        model__module="classifier.py",
+        data__format="orc",
+        data__schema="image BINARY, colour STRING",
+        data__label={"column": "colour", "classes": "infer"},
+        data__test={
+            "path": str(tmp_path / "test"),
+            "format": "json",
+            "schema": "image BINARY, colour STRING",
+        },
+        cluster__executors=1,
+        export__formats=[],
+    )
+    del config["model"]["params"]
+
+    tfspark_run(tmp_path, config).check()
+
+    results = json.loads((run_directory(tmp_path) / "results.json").read_text())
+    assert [sum(row) for row in results["confusion_matrix"]] == [12] * 5
+
+
+REGRESSION = """
+import keras
+
+def build_model(params):
+    model = keras.Sequential([keras.Input(params["input_shape"]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    return model
+"""
+
+
+def test_run_on_labels_that_are_no_classes_fits_them(tmp_path: Path) -> None:
+    (tmp_path / "regression.py").write_text(REGRESSION)
+    (tmp_path / "rows.csv").write_text("".join(f"{i / 50};{i / 25}\n" for i in range(50)))
+    config = {
+        "name": "line",
+        "model": {"module": "regression.py"},
+        "data": {
+            "format": "csv",
+            "path": "rows.csv",
+            "schema": "x FLOAT, y FLOAT",
+            "options": {"sep": ";"},
+            "features": {"x": {"shape": [1]}},
+            "label": {"column": "y"},
+            "batch_size": 5,
+            "validation": 0.2,
+        },
+        "cluster": {"master": "local[4]"},
+        "train": {"epochs": 3},
+        "export": {"formats": []},
+    }
+
+    tfspark_run(tmp_path, config).check()
+
+    results = json.loads((run_directory(tmp_path) / "results.json").read_text())
+    assert results["confusion_matrix"] is None
+    assert results["validation"]["mae"] < 1.0
+    assert results["validation"].keys() == results["train"].keys() == {"loss", "mae"}
+
+
 def test_run_with_an_evaluator_beside_the_worker_keeps_its_figures(
     spark: SparkSession, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tfspark.errors import ConfigError
+from tfspark.tfrecord.framing import frame
 
 PACKAGES = ("tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pandas")
 
@@ -46,7 +47,8 @@ class RunDirectory:
                 f"expected to make the run directory {self.path}: {error.strerror}; set output.dir to a directory "
                 "that you may write to"
             ) from None
-        self._summaries: Any = None
+        # Written here, since TensorBoard's own writer imports TensorFlow, which the driver can do without.
+        self._curves = self.path / "tensorboard" / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file."""
@@ -70,18 +72,14 @@ class RunDirectory:
         """Add an epoch's metrics to the TensorBoard logs."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        if self._summaries is None:
-            self._summaries = EventFileWriter(str(self.path / "tensorboard"))
         values = [Summary.Value(tag=f"epoch_{name}", simple_value=v) for name, v in metrics.items()]
-        self._summaries.add_event(Event(wall_time=time.time(), step=epoch, summary=Summary(value=values)))
-
-    def close(self) -> None:
-        """Flush the TensorBoard logs."""
-        if self._summaries is not None:
-            self._summaries.close()
-            self._summaries = None
+        events = [Event(wall_time=time.time(), step=epoch, summary=Summary(value=values))]
+        if not self._curves.exists():
+            self._curves.parent.mkdir()
+            events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
+        with self._curves.open("ab") as file:
+            file.writelines(frame(event.SerializeToString()) for event in events)
 
 
 def _package_versions() -> dict[str, str]:
