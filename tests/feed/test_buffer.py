@@ -88,10 +88,11 @@ class BufferMachine(RuleBasedStateMachine):
         self.unacknowledged: set[int] = set()
         self.ended: set[int] = set()
         self.got: dict[int, list[int]] = {reader: [] for reader in self.readers}
+        self.lost: dict[int, list[int]] = {}
 
     @property
     def waiting(self) -> int:
-        return self.offered - sum(map(len, self.got.values()))
+        return self.offered - sum(map(len, [*self.got.values(), *self.lost.values()]))
 
     def share_of(self, reader: int) -> list[int]:
         """Return the rows a reader must get, of those offered; only known in stripes."""
@@ -115,10 +116,21 @@ class BufferMachine(RuleBasedStateMachine):
         self.pull_as(data.draw(st.sampled_from(self.readers)), max_bytes)
 
     @rule(data=st.data())
+    def pull_whose_answer_is_lost(self, data: st.DataObject) -> None:
+        reader = data.draw(st.sampled_from(self.readers))
+        status, pieces, _ = self.buffer.pull(reader, self.sequence[reader], 100, 0.0, self.rows_before)
+        self.unacknowledged.discard(reader)
+        if status == "chunk":
+            assert self.lost.get(reader) in (None, numbers_of(pieces)), "another chunk instead of the lost one"
+            self.lost[reader] = numbers_of(pieces)
+            self.unacknowledged.add(reader)
+
+    @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
         reader = data.draw(st.sampled_from(self.readers))
         self.buffer.acknowledge(reader, self.sequence[reader])
-        self.unacknowledged.discard(reader)
+        if reader not in self.lost:
+            self.unacknowledged.discard(reader)
 
     @rule()
     def finish(self) -> None:
@@ -133,7 +145,9 @@ class BufferMachine(RuleBasedStateMachine):
         if status == "chunk":
             assert reader not in self.ended, "rows after the end"
             assert sequence != self.sequence[reader]
-            self.got[reader] += numbers_of(pieces)
+            rows = numbers_of(pieces)
+            assert self.lost.pop(reader, rows) == rows, "another chunk instead of the lost one"
+            self.got[reader] += rows
             self.unacknowledged.add(reader)
         else:
             assert not pieces

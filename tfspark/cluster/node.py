@@ -108,6 +108,7 @@ class _Node:
         with _reserved_port() as port:
             reply = self._control.call(
                 "register",
+                attempts=1,
                 node=self._spec.index,
                 host=self._host,
                 port=port.getsockname()[1],

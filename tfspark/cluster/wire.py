@@ -12,7 +12,7 @@ import hmac
 import json
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +22,9 @@ import pyarrow.flight as flight
 Json = dict[str, Any]
 
 CALL_TIMEOUT_S = 30.0
+CALL_ATTEMPTS = 2
+"""A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
+Every action but ``register`` and ``source_up`` can be repeated: it says what is, not what to add."""
 LONG_POLL_S = 1.0
 """How long a server may hold a call that waits for something; the caller asks again."""
 
@@ -94,21 +97,26 @@ class ActionClient:
         self._headers = [(_HEADER.encode(), f"Bearer {token}".encode())]
         self._client = flight.connect(location)
 
-    def call(self, action: str, timeout_s: float = CALL_TIMEOUT_S, **request: Any) -> Json:
+    def call(
+        self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any
+    ) -> Json:
         """Send one action and return its reply.
 
         Raises:
             pyarrow.flight.FlightError: the server is gone, refused the call or failed.
         """
         body = json.dumps(request).encode()
-        results = list(self._client.do_action(flight.Action(action, body), self._options(timeout_s)))
-        reply: Json = json.loads(results[0].body.to_pybytes())
+
+        def call() -> list[Any]:
+            return list(self._client.do_action(flight.Action(action, body), self._options(timeout_s)))
+
+        reply: Json = json.loads(_repeated(call, attempts)[0].body.to_pybytes())
         return reply
 
     def get(self, ticket: Json, timeout_s: float = CALL_TIMEOUT_S) -> pa.Table:
         """Fetch the table a ticket names."""
-        reader = self._client.do_get(flight.Ticket(json.dumps(ticket).encode()), self._options(timeout_s))
-        return reader.read_all()
+        encoded = flight.Ticket(json.dumps(ticket).encode())
+        return _repeated(lambda: self._client.do_get(encoded, self._options(timeout_s)).read_all(), CALL_ATTEMPTS)
 
     def put(
         self, header: Json, schema: pa.Schema, batches: Iterator[pa.RecordBatch], timeout_s: float
@@ -134,6 +142,16 @@ class ActionClient:
 
     def _options(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
+
+
+def _repeated(call: Callable[[], Any], attempts: int) -> Any:
+    """Make a call, again if its time ran out."""
+    for _ in range(attempts - 1):
+        try:
+            return call()
+        except flight.FlightTimedOutError:
+            continue
+    return call()
 
 
 def local_address_towards(location: str) -> str:

@@ -2,7 +2,8 @@
 
 Runs in Spark's Python worker, an ordinary Spark task. It imports neither TensorFlow nor pandas. Spark's
 iterator fills a buffer bounded in bytes; readers pull chunks out of it over Arrow Flight, and each pull
-acknowledges the chunk before. The task ends when every chunk is acknowledged.
+acknowledges the chunk before. A chunk that is not acknowledged is kept, and given again to a reader that asks
+again. The task ends when every chunk is acknowledged.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class ChunkBuffer:
         self._bytes = 0
         self._rows = 0
         self._pulls = 0
-        self._unacknowledged: dict[int, int] = {}
+        self._unacknowledged: dict[int, tuple[int, list[Piece]]] = {}
         self._finished = False
         self._stopped = False
         self._changed = threading.Condition()
@@ -148,15 +149,24 @@ class ChunkBuffer:
             self._pulls += 1
             queue = self._queues[0 if self._stripe_rows is None else reader]
             self._changed.wait_for(lambda: bool(queue) or self._over_for(reader), wait_s)
-            if queue and not self._stopped:
-                pieces = self._take(queue, self._grant_rows(queue, max_bytes))
-                sequence = acknowledged + 1
-                self._unacknowledged[reader] = sequence
-                self._changed.notify_all()
+            if reader in self._unacknowledged and not self._stopped:
+                # The answer to an earlier pull was lost on its way, perhaps while the reader was paused.
+                sequence, pieces = self._unacknowledged[reader]
                 return "chunk", pieces, sequence
+            if queue and not self._stopped:
+                return self._grant(reader, queue, max_bytes, acknowledged + 1)
             if self._stopped and not self._served():
                 return "stopped", [], acknowledged
             return ("end" if self._over_for(reader) else "wait"), [], acknowledged
+
+    def _grant(
+        self, reader: int, queue: deque[Piece], max_bytes: int, sequence: int
+    ) -> tuple[str, list[Piece], int]:
+        """Hand out the next chunk; it is kept until it is acknowledged."""
+        pieces = self._take(queue, self._grant_rows(queue, max_bytes))
+        self._unacknowledged[reader] = sequence, pieces
+        self._changed.notify_all()
+        return "chunk", pieces, sequence
 
     def acknowledge(self, reader: int, sequence: int) -> None:
         """Note that a chunk has arrived."""
@@ -196,7 +206,7 @@ class ChunkBuffer:
         return self._stopped or own_end
 
     def _acknowledge(self, reader: int, sequence: int) -> None:
-        if self._unacknowledged.get(reader) == sequence:
+        if reader in self._unacknowledged and self._unacknowledged[reader][0] == sequence:
             del self._unacknowledged[reader]
             self._changed.notify_all()
 
@@ -368,6 +378,7 @@ class FeedTask:
         while time.monotonic() < until:
             reply = control.call(
                 "source_up",
+                attempts=1,
                 stream=self.stream,
                 index=self.index,
                 partition=partition,
