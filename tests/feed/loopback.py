@@ -17,6 +17,7 @@ from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import plan_nodes
 from tfspark.cluster.wire import ActionClient, new_token
 from tfspark.feed.batching import Rows
+from tfspark.feed.cache import NodeCache
 from tfspark.feed.columns import Column, Columns, to_numpy
 from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
 from tfspark.feed.source import FeedTask
@@ -75,8 +76,9 @@ class Taken:
 class Loopback:
     """A control plane with one stream; a context manager."""
 
-    def __init__(self, spec: StreamSpec):
+    def __init__(self, spec: StreamSpec, caches: Sequence[NodeCache | None] = ()):
         self.spec = spec
+        self.caches = caches or [None] * spec.num_readers
         self.token = new_token()
         nodes = plan_nodes(spec.num_readers)
         registry = Registry(nodes, PATIENCE_S, {})
@@ -110,9 +112,9 @@ class Loopback:
         )
         return replace(task, **changes)
 
-    def open_pass(self) -> int:
+    def open_pass(self, keep: bool = False, kept_in: int = -1) -> int:
         """Begin the next pass."""
-        return int(self.control.update(lambda: self.directory.open_pass(self.spec.name)))
+        return int(self.control.update(lambda: self.directory.open_pass(self.spec.name, keep, kept_in)))
 
     def feed(self, index: int, partitions: Sequence[Iterable[pa.RecordBatch]], slots: int) -> int:
         """Do what Spark does: run one task per partition, `slots` at a time; return the rows served."""
@@ -137,7 +139,7 @@ class Loopback:
     def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
         """Open a pass as a trainer does."""
         sample = {**to_numpy(rows_from(0, 1), self.spec.columns), WEIGHT: np.ones(1, np.float32)}
-        return PassReader(control, self.token, self.spec, index, rank, HOST, sample)
+        return PassReader(control, self.token, self.spec, index, rank, HOST, sample, self.caches[rank])
 
     def take(self, rank: int, index: int, after_batch: Callable[[int], None]) -> Taken:
         """Read a pass to its end; `after_batch` is called with the number of each batch."""
@@ -211,9 +213,10 @@ def run_pass(
     partitions: Sequence[Iterable[pa.RecordBatch]],
     slots: int = 2,
     pauses: dict[int, Callable[[int], float]] | None = None,
+    keep: bool = False,
 ) -> list[Taken]:
     """Feed one pass and read it with all trainers; return what each took."""
-    index = loop.open_pass()
+    index = loop.open_pass(keep)
     readers = loop.spec.num_readers
     steps = list(in_step(readers if loop.spec.synchronous else 1, pauses or {}, readers))
     with ThreadPoolExecutor(readers) as pool:
@@ -224,3 +227,11 @@ def run_pass(
         found = [future.result() for future in taken]
     assert served == sum(one.rows for one in found)
     return found
+
+
+def read_kept(loop: Loopback, kept_in: int) -> list[Taken]:
+    """Let all trainers read again, without Spark, what they kept in a pass."""
+    index = loop.open_pass(kept_in=kept_in)
+    with ThreadPoolExecutor(loop.spec.num_readers) as pool:
+        taken = [pool.submit(loop.take, rank, index, lambda _: None) for rank in range(loop.spec.num_readers)]
+        return [future.result() for future in taken]

@@ -121,7 +121,9 @@ class BufferMachine(RuleBasedStateMachine):
         status, pieces, _ = self.buffer.pull(reader, self.sequence[reader], 100, 0.0, self.rows_before)
         self.unacknowledged.discard(reader)
         if status == "chunk":
-            assert self.lost.get(reader) in (None, numbers_of(pieces)), "another chunk instead of the lost one"
+            assert self.lost.get(reader) in (None, numbers_of(pieces)), (
+                "another chunk instead of the lost one"
+            )
             self.lost[reader] = numbers_of(pieces)
             self.unacknowledged.add(reader)
 

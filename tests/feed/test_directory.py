@@ -389,7 +389,7 @@ def test_lease_takes_an_unread_source_first_then_one_of_the_same_host_then_the_l
     assert got == [*near, far], "its own host first, but one that nobody reads before all"
     assert lease(directory, 3, "far")["source"] == far
     assert lease(directory, 3, "far", far)["source"] in near
-    assert lease(directory, 3, "far", far, *near) == {"status": "wait"}
+    assert lease(directory, 3, "far", far, *near)["status"] == "wait"
 
 
 def test_lease_when_closed_says_how_many_passes_there_were() -> None:

@@ -24,7 +24,15 @@ JOIN_TIMEOUT_S = 5.0
 def for_evaluation(spec: StreamSpec, name: str) -> StreamSpec:
     """Return a stream of the same columns whose readers need not keep step, every row weighing 1."""
     columns: Columns = replace(spec.columns, class_weights=())
-    return replace(spec, name=name, columns=columns, synchronous=False, ordered=False, shuffle_rows=0)
+    return replace(
+        spec,
+        name=name,
+        columns=columns,
+        synchronous=False,
+        ordered=False,
+        shuffle_rows=0,
+        cache_bytes=0,
+    )
 
 
 class Feeder:
@@ -43,6 +51,7 @@ class Feeder:
         self._readers: dict[str, Sequence[NodeSpec]] = {}
         self._specs: dict[str, StreamSpec] = {}
         self._buffer_bytes: dict[str, int] = {}
+        self._last_from_spark: dict[str, int] = {}
 
     def open(self, spec: StreamSpec, readers: Sequence[NodeSpec], buffer_bytes: int) -> None:
         """Declare a stream; one that is open already is left as it is."""
@@ -56,13 +65,19 @@ class Feeder:
             lambda: self._directory.open_stream(spec.name, description, len(readers), spec.ordered)
         )
 
-    def feed(self, stream: str, df: DataFrame, job: int) -> int | None:
-        """Run one Spark job that serves every row of the DataFrame once, and see that all arrived.
+    def feed(
+        self, stream: str, df: DataFrame, job: int, keep: bool = False, again: bool = False
+    ) -> int | None:
+        """Feed every row of the DataFrame once, and see that all arrived.
+
+        One Spark job serves them, or, where the nodes have kept them, the nodes themselves do.
 
         Args:
             stream: an open stream.
             df: the rows, with the stream's columns.
             job: what the nodes need the rows for; if they end it early, the rest is not fed.
+            keep: let the nodes keep these rows, if the stream has a node cache.
+            again: these are the rows of the pass before.
 
         Returns:
             The number of rows; None if the nodes ended the job before they had them all.
@@ -71,28 +86,51 @@ class Feeder:
             DataError: there are no rows.
             Exception: what Spark raised when the DataFrame could not be computed.
         """
-        directory, readers = self._directory, self._readers[stream]
-        index = self._control.update(lambda: directory.open_pass(stream))
+        if again and self.is_kept(stream):
+            return self._feed_kept(stream, job)
+        directory = self._directory
+        keep = keep and self._specs[stream].cache_bytes > 0
+        index = self._control.update(lambda: directory.open_pass(stream, keep))
+        self._last_from_spark[stream] = index
         feeding = SparkJob(
             df.mapInArrow(self._task(stream, index), FEED_RESULT_DDL),
             f"tfspark feed {stream} pass {index + 1}",
         )
 
-        def unwanted() -> bool:
-            all_read = len(directory.rows_received(stream, index)) == len(readers)
-            return not all_read and self._ended(job, readers)
+        def over() -> bool:
+            return feeding.ended or self._unwanted(stream, index, job)
 
         try:
-            self._control.wait(lambda: feeding.ended or unwanted(), float("inf"), "the Spark job that feeds")
+            self._control.wait(over, float("inf"), "the Spark job that feeds")
             if not feeding.ended:
                 self._control.update(lambda: directory.abandon_pass(stream, index))
                 feeding.join(JOIN_TIMEOUT_S)
                 return None
             feeding.result()
             served: int = self._control.update(lambda: directory.finish_pass(stream, index))
-            return served if self._all_arrived(stream, index, served, unwanted) else None
+            arrived = self._all_arrived(stream, index, served, self._specs[stream].timeout_s, job)
+            return served if arrived else None
         finally:
             feeding.cancel()
+
+    def is_kept(self, stream: str) -> bool:
+        """Whether the nodes have kept all rows of the last pass that Spark served."""
+        return self._directory.all_kept(stream, self._last_from_spark[stream])
+
+    def _feed_kept(self, stream: str, job: int) -> int | None:
+        """Let the nodes read again what they have kept."""
+        directory, kept_in = self._directory, self._last_from_spark[stream]
+        expected = sum(directory.rows_received(stream, kept_in).values())
+        index = self._control.update(lambda: directory.open_pass(stream, kept_in=kept_in))
+        # No deadline but the nodes' own: this wait is as long as the epoch.
+        arrived = self._all_arrived(stream, index, expected, float("inf"), job)
+        return expected if arrived else None
+
+    def _unwanted(self, stream: str, index: int, job: int) -> bool:
+        """Whether the nodes have ended the job before they had all rows of the pass."""
+        readers = self._readers[stream]
+        all_read = len(self._directory.rows_received(stream, index)) == len(readers)
+        return not all_read and self._ended(job, readers)
 
     def close_all(self) -> None:
         """Say that nothing more will be fed; sources and readers still at work stop."""
@@ -122,8 +160,8 @@ class Feeder:
             timeout_s=spec.timeout_s,
         )
 
-    def _all_arrived(self, stream: str, index: int, served: int, unwanted: Callable[[], bool]) -> bool:
-        """Nothing is lost: the readers together have received what Spark has served."""
+    def _all_arrived(self, stream: str, index: int, served: int, timeout_s: float, job: int) -> bool:
+        """Nothing is lost: the readers together have received what was served."""
         directory = self._directory
         if not directory.has_sample(stream):
             raise DataError(
@@ -131,8 +169,11 @@ class Feeder:
             )
         num_readers = len(self._readers[stream])
         self._control.wait(
-            lambda: len(directory.rows_received(stream, index)) == num_readers or unwanted(),
-            self._specs[stream].timeout_s,
+            lambda: (
+                len(directory.rows_received(stream, index)) == num_readers
+                or self._unwanted(stream, index, job)
+            ),
+            timeout_s,
             f"the workers to end epoch {index + 1} of {stream!r}",
         )
         received = directory.rows_received(stream, index)
@@ -140,7 +181,7 @@ class Feeder:
             return False
         if sum(received.values()) != served:
             raise TfsparkError(
-                f"expected the workers to receive the {served} rows Spark served in epoch {index + 1} of "
+                f"expected the workers to receive the {served} rows that were served in epoch {index + 1} of "
                 f"{stream!r}, they received {sum(received.values())}; this is a defect of tfspark, please report it"
             )
         return True

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
@@ -61,12 +61,27 @@ class Feeding:
         shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come.
         chunk_bytes: size of one pull.
         buffer_bytes: rows waiting in a feed task for a pull.
+        cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
+            the first epoch on its node's disk and reads them from there in the later epochs of the same `train`.
+        cache_bytes: disk one worker may take for that; rows that need more are read from Spark every epoch.
     """
 
     ordered: bool = False
     shuffle_rows: int = 0
     chunk_bytes: int = 4 << 20
     buffer_bytes: int = 32 << 20
+    cache: Literal["none", "node"] = "none"
+    cache_bytes: int = 16 << 30
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.cache not in ("none", "node"):
+            raise ConfigError(f"expected cache to be 'none' or 'node', got {self.cache!r}")
+        for name in ("chunk_bytes", "buffer_bytes", "cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.shuffle_rows < 0:
+            raise ConfigError(f"expected shuffle_rows >= 0, got {self.shuffle_rows}")
 
 
 class TFCluster:
@@ -324,9 +339,11 @@ class TFCluster:
             None if validation is None else select_columns(as_dataframe(self._spark, validation), columns)
         )
         job = self._post_training(num_epochs, checked)
-        for _ in range(num_epochs):
+        for epoch in range(num_epochs):
             self._num_passes += 1  # Those that were begun: training may stop before num_epochs.
-            self._feed("train", rows, job)
+            self._feed("train", rows, job, keep=num_epochs > 1 and epoch == 0, again=epoch > 0)
+            if epoch == 0 and num_epochs > 1 and self._feeding.cache == "node":
+                self._observe("cache", {"kept": self._feeder.is_kept("train")})
             if checked is not None and self._side_car is None and not self._trained(job):
                 self._feed("validation", checked, job)
             if self._trained(job):
@@ -378,7 +395,7 @@ class TFCluster:
         self._feeder.open(spec, self._workers, feeding.buffer_bytes)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
-            in_step = replace(spec, name="validation", shuffle_rows=0)
+            in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
             self._feeder.open(in_step, self._workers, feeding.buffer_bytes)
         elif validation:
             readers = self._evaluators or self._workers
@@ -397,10 +414,11 @@ class TFCluster:
             seed=int(self._settings["seed"]),
             chunk_bytes=feeding.chunk_bytes,
             timeout_s=self._feed_timeout_s,
+            cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
         )
 
-    def _feed(self, stream: str, df: DataFrame, job: int) -> None:
-        rows = self._feeder.feed(stream, df, job)
+    def _feed(self, stream: str, df: DataFrame, job: int, keep: bool = False, again: bool = False) -> None:
+        rows = self._feeder.feed(stream, df, job, keep, again)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 

@@ -116,7 +116,9 @@ class ActionClient:
     def get(self, ticket: Json, timeout_s: float = CALL_TIMEOUT_S) -> pa.Table:
         """Fetch the table a ticket names."""
         encoded = flight.Ticket(json.dumps(ticket).encode())
-        return _repeated(lambda: self._client.do_get(encoded, self._options(timeout_s)).read_all(), CALL_ATTEMPTS)
+        return _repeated(
+            lambda: self._client.do_get(encoded, self._options(timeout_s)).read_all(), CALL_ATTEMPTS
+        )
 
     def put(
         self, header: Json, schema: pa.Schema, batches: Iterator[pa.RecordBatch], timeout_s: float

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import tensorflow as tf
 from tfspark.cluster.wire import Json
 from tfspark.errors import DataError, DeadlineError
 from tfspark.feed.batching import Rows
+from tfspark.feed.cache import NodeCache
 from tfspark.feed.columns import Column, Columns, to_numpy
 from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
 from tfspark.feed.source import decode_sample
@@ -40,6 +43,7 @@ class Feed:
         self._opened: queue.SimpleQueue[PassReader] = queue.SimpleQueue()
         self._readings: list[PassReader] = []
         self._iterator: Any = None
+        self._cache = NodeCache(_cache_file(context), spec.cache_bytes) if spec.cache_bytes else None
         self.make_iterator: Callable[[], Any] = lambda: None
 
     @property
@@ -72,6 +76,7 @@ class Feed:
             self._context.task_index,
             self._context.host,
             self.sample,
+            self._cache,
         )
         self._readings.append(reading)
         self._opened.put(reading)
@@ -112,6 +117,12 @@ class Feed:
             yield from reading
         finally:
             reading.close()
+
+
+def _cache_file(context: TFContext) -> str:
+    handle, path = tempfile.mkstemp(".arrow", "rows-", context.scratch_dir)
+    os.close(handle)
+    return path
 
 
 def open_feed(context: TFContext, stream: str) -> Feed:

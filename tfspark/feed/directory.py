@@ -41,8 +41,17 @@ class Source:
 
 @dataclass
 class FeedPass:
-    """One run over a stream."""
+    """One run over a stream.
 
+    Attributes:
+        keep: the readers keep what they receive on their nodes.
+        kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
+        kept: readers that have kept all they received.
+    """
+
+    keep: bool = False
+    kept_in: int = -1
+    kept: set[int] = field(default_factory=set)
     sources: dict[int, Source] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
@@ -84,10 +93,16 @@ class FeedDirectory:
         """All streams ever opened."""
         return list(self._streams)
 
-    def open_pass(self, stream: str) -> int:
-        """Begin the next pass and return its number."""
+    def open_pass(self, stream: str, keep: bool = False, kept_in: int = -1) -> int:
+        """Begin the next pass and return its number.
+
+        Args:
+            stream: name of the stream.
+            keep: let the readers keep what they receive.
+            kept_in: a pass whose rows the readers have kept and shall read again, without Spark.
+        """
         passes = self._streams[stream].passes
-        passes.append(FeedPass())
+        passes.append(FeedPass(keep=keep, kept_in=kept_in))
         return len(passes) - 1
 
     def finish_pass(self, stream: str, index: int) -> int:
@@ -107,6 +122,11 @@ class FeedDirectory:
     def rows_received(self, stream: str, index: int) -> dict[int, int]:
         """Return reader -> rows it received, of the readers that have ended the pass."""
         return dict(self._streams[stream].passes[index].ended)
+
+    def all_kept(self, stream: str, index: int) -> bool:
+        """Tell whether every reader has kept what it received in a pass."""
+        book = self._streams[stream]
+        return len(book.passes[index].kept) == book.num_readers
 
     def has_sample(self, stream: str) -> bool:
         """Tell whether any row of the stream has been seen."""
@@ -192,7 +212,9 @@ class FeedDirectory:
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
     def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
-        """Give a reader a source, or ``wait``, or ``end`` when the pass has no more rows.
+        """Give a reader a source, or ``wait``, ``kept``, or ``end`` when the pass has no more rows.
+
+        The answer says, too, whether to ``keep`` the rows, and with ``kept`` in which pass they were (``kept_in``).
 
         Args:
             stream: name of the stream.
@@ -208,6 +230,8 @@ class FeedDirectory:
         if book.closed:
             return {"status": "closed", "passes": len(book.passes)}
         feed_pass = book.passes[index]
+        if feed_pass.kept_in >= 0:
+            return {"status": "kept", "kept_in": feed_pass.kept_in}
         # What the reader does not hold was granted by an answer that it never got.
         for unknown in feed_pass.sources.values():
             if unknown.id not in held:
@@ -225,8 +249,9 @@ class FeedDirectory:
                 "location": source.location,
                 "partition": source.partition,
                 "rows_before": self._rows_before(feed_pass, source.partition) if book.ordered else 0,
+                "keep": feed_pass.keep,
             }
-        return {"status": "end" if feed_pass.final else "wait"}
+        return {"status": "end" if feed_pass.final else "wait", "keep": feed_pass.keep}
 
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
         """End a lease: note what the reader received of the source, and whether the source was lost."""
@@ -237,7 +262,9 @@ class FeedDirectory:
             entry.lost = True
         return {}
 
-    def agree(self, stream: str, index: int, rank: int, steps: int, ended: bool, rows: int) -> Json:
+    def agree(
+        self, stream: str, index: int, rank: int, steps: int, ended: bool, rows: int, kept: bool = False
+    ) -> Json:
         """Announce the steps a reader is sure of; learn the steps the pass will have.
 
         Readers announce while they are blocked and when they have ended. ``steps`` of the reply is a
@@ -249,6 +276,8 @@ class FeedDirectory:
         feed_pass.announced[rank] = steps
         if ended:
             feed_pass.ended[rank] = rows
+        if kept:
+            feed_pass.kept.add(rank)
         book = self._streams[stream]
         return {
             "steps": max(feed_pass.announced.values()),

@@ -22,6 +22,7 @@ import pyarrow.flight as flight
 from tfspark.cluster.wire import ActionClient, Json
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, take
+from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns, row_weights, to_numpy
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.source import CHUNK
@@ -50,6 +51,7 @@ class StreamSpec:
         seed: seed of the shuffle.
         chunk_bytes: size of one pull.
         timeout_s: how long the reader bears that no row comes.
+        cache_bytes: size of each reader's node cache at most; 0: nothing is kept.
     """
 
     name: str
@@ -62,6 +64,7 @@ class StreamSpec:
     seed: int
     chunk_bytes: int
     timeout_s: float
+    cache_bytes: int = 0
 
     def to_json(self) -> Json:
         """Return a form that survives JSON."""
@@ -98,6 +101,7 @@ class PassReader:
         rank: this reader.
         host: this machine, for sources of the same host.
         filler: rows to pad with when the pass brings this reader none of its own.
+        cache: where this reader keeps its rows when the driver asks for it.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class PassReader:
         rank: int,
         host: str,
         filler: Rows,
+        cache: NodeCache | None = None,
     ):
         self._control = control
         self._token = token
@@ -117,8 +122,11 @@ class PassReader:
         self._rank = rank
         self._host = host
         self._filler = filler
-        seeds = np.random.default_rng([spec.seed, index, rank])
-        self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, seeds)
+        self._cache = cache
+        self._keeps = False
+        self._kept_in = -1
+        self._rng = np.random.default_rng([spec.seed, index, rank])
+        self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, self._rng)
         self._leases: list[Lease] = []
         self._clients: dict[str, ActionClient] = {}
         self._last_partition = -1
@@ -191,13 +199,13 @@ class PassReader:
                 self._changed.notify_all()
 
     def _read(self) -> None:
-        for chunk, lease in self._chunks():
-            for batch in self._converted(chunk, lease):
-                self._rows += num_rows(batch)
-                self._filler = take(batch, [0])
-                self._batcher.add(batch)
-            for rows in self._batcher.full_batches():
-                self._put(rows)
+        for place, batch in self._pieces():
+            rows = self._converted(place, batch)
+            self._rows += num_rows(rows)
+            self._filler = take(rows, [0])
+            self._batcher.add(rows)
+            for full in self._batcher.full_batches():
+                self._put(full)
         for rows in self._batcher.rest():
             self._put(self._padded(rows) if self._spec.synchronous else rows)
         self._agree_on_end()
@@ -230,7 +238,14 @@ class PassReader:
             steps=steps,
             ended=ended,
             rows=self._rows,
+            kept=ended and self._has_kept(),
         )
+
+    def _has_kept(self) -> bool:
+        """Whether this pass's rows, all of them, are in the node cache now."""
+        if self._cache is None or not self._keeps:
+            return False
+        return self._cache.holds(self._index) or self._cache.complete()
 
     def _put(self, batch: Rows) -> None:
         """Queue a batch; while the queue is full, let nobody wait for what this reader holds."""
@@ -268,17 +283,26 @@ class PassReader:
         lease.acknowledged = True
         return True
 
-    def _converted(self, chunk: pa.Table, lease: Lease) -> Iterator[Rows]:
-        columns = self._spec.columns
-        first_rows = [first for first, _ in json.loads(chunk.schema.metadata[CHUNK])["ranges"]]
-        for batch, first_row in zip(chunk.to_batches(), first_rows, strict=False):
-            try:
-                rows = to_numpy(batch, columns)
-            except DataError as error:
-                raise DataError(_located(str(error), lease.partition, first_row)) from None
-            self._check_shapes(rows, lease.partition, first_row)
-            rows[WEIGHT] = self._weights(rows, batch.num_rows)
-            yield rows
+    def _pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
+        """Yield this reader's rows of the pass, from Spark or from the node cache."""
+        for chunk, lease in self._chunks():
+            first_rows = [first for first, _ in json.loads(chunk.schema.metadata[CHUNK])["ranges"]]
+            for batch, first_row in zip(chunk.to_batches(), first_rows, strict=False):
+                place = Place(lease.partition, first_row)
+                if self._cache is not None and self._keeps:
+                    self._cache.add(place, batch)
+                yield place, batch
+        if self._cache is not None and self._kept_in >= 0 and self._cache.holds(self._kept_in):
+            yield from self._cache.read(self._rng if self._spec.shuffle_rows else None)
+
+    def _converted(self, place: Place, batch: pa.RecordBatch) -> Rows:
+        try:
+            rows = to_numpy(batch, self._spec.columns)
+        except DataError as error:
+            raise DataError(_located(str(error), place.partition, place.first_row)) from None
+        self._check_shapes(rows, place)
+        rows[WEIGHT] = self._weights(rows, batch.num_rows)
+        return rows
 
     def _weights(self, rows: Rows, count: int) -> Any:
         columns = self._spec.columns
@@ -286,12 +310,12 @@ class PassReader:
             return np.ones(count, np.float32)
         return row_weights(rows[columns.label.name], columns.class_weights)
 
-    def _check_shapes(self, rows: Rows, partition: int, first_row: int) -> None:
+    def _check_shapes(self, rows: Rows, place: Place) -> None:
         for name, values in rows.items():
             expected = self._filler[name].shape[1:]
             if values.shape[1:] != expected:
                 raise DataError(
-                    f"partition {partition}, row {first_row}: column {name!r} has values of shape "
+                    f"partition {place.partition}, row {place.first_row}: column {name!r} has values of shape "
                     f"{list(values.shape[1:])}, those before it {list(expected)}; expected arrays of one shape; "
                     "pad or filter them before feeding"
                 )
@@ -320,7 +344,7 @@ class PassReader:
 
     @property
     def _over(self) -> bool:
-        return self._end_status in ("end", "closed")
+        return self._end_status in ("end", "closed", "kept")
 
     _end_status = ""
 
@@ -340,11 +364,19 @@ class PassReader:
                 f"epoch {self._index + 1} of {self._spec.name!r} was asked for, but the driver fed "
                 f"{reply['passes']}; pass num_epochs={self._index + 1} to train(), or train fewer epochs"
             )
+        self._note_cache(reply)
         if reply["status"] != "source":
             return False
         client = self._client(reply["location"])
         self._leases.append(Lease(reply["source"], reply["partition"], client, reply["rows_before"]))
         return True
+
+    def _note_cache(self, reply: Json) -> None:
+        """Learn from an answer whether to keep this pass's rows, or to read those kept before."""
+        if reply.get("keep") and self._cache is not None and not self._keeps:
+            self._keeps = True
+            self._cache.begin(self._index)
+        self._kept_in = reply.get("kept_in", -1)
 
     def _client(self, location: str) -> ActionClient:
         if location not in self._clients:
