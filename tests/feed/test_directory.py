@@ -134,7 +134,9 @@ class DirectoryMachine(RuleBasedStateMachine):
         if size == 0:
             self.done(attempt)
             return
-        reply = self.directory.source_up(STREAM, self.index, attempt.partition, "grpc://h:1", "h")
+        reply = self.directory.source_up(
+            STREAM, self.index, attempt.partition, "grpc://h:1", "h", attempt.partition
+        )
         if reply["action"] == "wait":
             attempt.state = "waiting"
         elif reply["action"] == "stop":
@@ -356,7 +358,7 @@ def opened(num_readers: int = 2, clock: Clock | None = None) -> FeedDirectory:
 
 
 def source_up(directory: FeedDirectory, partition: int, host: str = "h") -> dict[str, Any]:
-    return directory.source_up(STREAM, 0, partition, f"grpc://{host}:{partition}", host)
+    return directory.source_up(STREAM, 0, partition, f"grpc://{host}:{partition}", host, partition)
 
 
 def lease(directory: FeedDirectory, rank: int, host: str = "h", *held: str) -> dict[str, Any]:
@@ -416,7 +418,7 @@ def test_source_of_a_pass_that_is_not_wanted_stops_and_is_not_repeated(end: str)
 def test_description_waits_for_the_first_row_or_the_close() -> None:
     directory = opened()
     assert directory.describe("another") == {"status": "wait"}
-    assert directory.describe(STREAM) == {"status": "wait"}
+    assert directory.describe(STREAM)["status"] == "wait"
     assert source_up(directory, 0)["want_sample"]
     directory.offer_sample(STREAM, "first")
     directory.offer_sample(STREAM, "second")

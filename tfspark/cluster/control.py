@@ -74,13 +74,21 @@ class ControlPlane(ActionServer):
         waited = 0.0
         with self._changed:
             while not reached():
-                if self.registry.check():
-                    raise self.registry.error()
+                self._raise_failure()
                 if waited >= timeout_s and not self.registry.failed:
                     raise DeadlineError(f"waited {timeout_s:g} s for {what}")
                 step = 0.2
                 self._changed.wait_for(reached, step)
                 waited += step
+
+    def check(self) -> None:
+        """Raise if the cluster has failed."""
+        with self._changed:
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self.registry.check():
+            raise self.registry.error()
 
     def update(self, change: Callable[[], Any]) -> Any:
         """Change the books under the lock and wake whoever waits."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tfspark.cluster.control import ControlPlane
+from tfspark.cluster.partition_order import with_mixed_partitions
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.errors import DataError, TfsparkError
@@ -93,7 +94,8 @@ class Feeder:
         index = self._control.update(lambda: directory.open_pass(stream, keep))
         self._last_from_spark[stream] = index
         feeding = SparkJob(
-            df.mapInArrow(self._task(stream, index), FEED_RESULT_DDL),
+            df.sparkSession,
+            lambda: self._serving(stream, index, df),
             f"tfspark feed {stream} pass {index + 1}",
         )
 
@@ -146,7 +148,14 @@ class Feeder:
     def _directory(self) -> FeedDirectory:
         return self._control.directory
 
-    def _task(self, stream: str, index: int) -> FeedTask:
+    def _serving(self, stream: str, index: int, df: DataFrame) -> DataFrame:
+        """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order."""
+        spec, order = self._specs[stream], list[int]()
+        if spec.shuffle_rows:
+            df, order = with_mixed_partitions(df, spec.seed, index)
+        return df.mapInArrow(self._task(stream, index, order), FEED_RESULT_DDL)
+
+    def _task(self, stream: str, index: int, order: Sequence[int]) -> FeedTask:
         spec = self._specs[stream]
         return FeedTask(
             location=self._control.location,
@@ -158,6 +167,7 @@ class Feeder:
             ordered=spec.ordered,
             buffer_bytes=self._buffer_bytes[stream],
             timeout_s=spec.timeout_s,
+            order=tuple(order),
         )
 
     def _all_arrived(self, stream: str, index: int, served: int, timeout_s: float, job: int) -> bool:

@@ -8,21 +8,28 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 
 class SparkJob:
     """Collects a small DataFrame in the background.
 
     Args:
-        df: what to collect.
+        spark: the session.
+        make: makes the DataFrame to collect; runs in the thread, since planning may run stages of its own.
         description: what Spark's UI shows.
         on_error: called with the exception when the job fails of itself.
     """
 
-    def __init__(self, df: DataFrame, description: str, on_error: Callable[[Exception], None] | None = None):
-        self._df = df
-        self._spark = df.sparkSession
+    def __init__(
+        self,
+        spark: SparkSession,
+        make: Callable[[], DataFrame],
+        description: str,
+        on_error: Callable[[Exception], None] | None = None,
+    ):
+        self._make = make
+        self._spark = spark
         self._tag = f"tfspark-{uuid.uuid4().hex}"
         self._description = description
         self._on_error = on_error
@@ -36,7 +43,7 @@ class SparkJob:
         self._spark.addTag(self._tag)
         try:
             self._describe()
-            self._rows = self._df.collect()
+            self._rows = self._make().collect()
         except Exception as error:
             self._error = error
             if self._on_error is not None and not self._cancelled:

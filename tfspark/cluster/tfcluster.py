@@ -24,6 +24,7 @@ from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
 from tfspark.cluster.sidecar import SideCar
 from tfspark.cluster.sparkjob import SparkJob
+from tfspark.cluster.streaming import MicroBatches
 from tfspark.cluster.wire import Json, new_token
 from tfspark.errors import ConfigError, DeadlineError, ReservationError, TfsparkError
 from tfspark.feed.columns import Column, Columns
@@ -113,6 +114,7 @@ class TFCluster:
         self._num_passes = 0
         self._rows_in_files = 0
         self._side_car: SideCar | None = None
+        self._stream: MicroBatches | None = None
         self._num_side_car = 0
         self._jobs: list[SparkJob] = []
         registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
@@ -231,7 +233,10 @@ class TFCluster:
         count = len(group)
         nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
         return SparkJob(
-            nodes, f"tfspark {role} nodes", lambda error: self._spark_failed(role, group[0].index, error)
+            self._spark,
+            lambda: nodes,
+            f"tfspark {role} nodes",
+            lambda error: self._spark_failed(role, group[0].index, error),
         )
 
     def shutdown(self, timeout: float = 600.0, export: Sequence[str] = ()) -> dict[str, Any]:
@@ -303,8 +308,13 @@ class TFCluster:
         batch_size: int | None = None,
         validation: DataFrame | None = None,
         feeding: Feeding | None = None,
+        trigger: Mapping[str, Any] | None = None,
+        checkpoint_location: str | None = None,
     ) -> dict[str, list[float]]:
         """Feed a DataFrame `num_epochs` times and wait until it is trained.
+
+        A streaming DataFrame is trained micro-batch by micro-batch, each `num_epochs` times, until its query ends or
+        `stop_stream` is called. Spark commits a micro-batch when it is trained.
 
         Args:
             data: rows to train on; in `InputMode.TENSORFLOW` the files to read.
@@ -318,6 +328,10 @@ class TFCluster:
             batch_size: rows of a step over all workers; default 32 for each worker.
             validation: rows to evaluate after each epoch.
             feeding: how rows travel.
+            trigger: for a streaming DataFrame, arguments of Spark's `DataStreamWriter.trigger`, for example
+                ``{"processingTime": "10 seconds"}`` or ``{"availableNow": True}``.
+            checkpoint_location: for a streaming DataFrame, where Spark notes what was trained, so that a later
+                run goes on from there.
 
         Returns:
             With `build_model`, metric name -> value per epoch; empty for a `main_fun`.
@@ -329,15 +343,39 @@ class TFCluster:
         if num_epochs < 1:
             raise ConfigError(f"expected num_epochs >= 1, got {num_epochs}")
         if self._input_mode is InputMode.TENSORFLOW:
-            given = {"features": features, "columns": columns, "validation": validation, "feeding": feeding}
+            given = {
+                "features": features,
+                "columns": columns,
+                "validation": validation,
+                "feeding": feeding,
+                "trigger": trigger,
+                "checkpoint_location": checkpoint_location,
+            }
             return self._train_on_files(data, num_epochs, batch_size, given)
         df = as_dataframe(self._spark, data)
         columns = columns or choose_columns(df, features, label, num_classes, class_weights)
-        self._open_training(columns, batch_size, feeding or Feeding(), validation is not None)
-        rows = select_columns(df, columns)
         checked = (
             None if validation is None else select_columns(as_dataframe(self._spark, validation), columns)
         )
+        self._open_training(
+            columns, batch_size, feeding or Feeding(), validation is not None, open_ended=df.isStreaming
+        )
+        rows = select_columns(df, columns)
+        if df.isStreaming:
+            return self._train_on_stream(rows, num_epochs, checked, trigger or {}, checkpoint_location)
+        return self._train_on_rows(rows, num_epochs, checked)
+
+    def stop_stream(self) -> None:
+        """Let `train` on a streaming DataFrame end after the micro-batch in work; from another thread.
+
+        Harmless when nothing streams.
+        """
+        if self._stream is not None:
+            self._stream.stop()
+
+    def _train_on_rows(
+        self, rows: DataFrame, num_epochs: int, checked: DataFrame | None
+    ) -> dict[str, list[float]]:
         job = self._post_training(num_epochs, checked)
         for epoch in range(num_epochs):
             self._num_passes += 1  # Those that were begun: training may stop before num_epochs.
@@ -349,6 +387,29 @@ class TFCluster:
             if self._trained(job):
                 break
         return self._training_result(job)
+
+    def _train_on_stream(
+        self,
+        rows: DataFrame,
+        num_epochs: int,
+        checked: DataFrame | None,
+        trigger: Mapping[str, Any],
+        checkpoint_location: str | None,
+    ) -> dict[str, list[float]]:
+        history: dict[str, list[float]] = {}
+
+        def train(batch: DataFrame) -> None:
+            for name, values in self._train_on_rows(batch, num_epochs, checked).items():
+                history.setdefault(name, []).extend(values)
+
+        self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
+        try:
+            self._stream.start()
+            self._stream.wait_over(self._control.check)
+        finally:
+            self._stream.close()
+            self._stream = None
+        return history
 
     def evaluate(self, df: DataFrame, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate the model on all rows of a DataFrame; every row counts once.
@@ -382,10 +443,15 @@ class TFCluster:
         return dict(next(iter(self._control.job_results(job).values())))
 
     def _open_training(
-        self, columns: Columns, batch_size: int | None, feeding: Feeding, validation: bool
+        self,
+        columns: Columns,
+        batch_size: int | None,
+        feeding: Feeding,
+        validation: bool,
+        open_ended: bool = False,
     ) -> None:
         """Open the streams at the first call; later calls must not differ."""
-        spec = self._stream_spec(columns, batch_size, feeding)
+        spec = replace(self._stream_spec(columns, batch_size, feeding), open_ended=open_ended)
         if self._train_spec not in (None, spec):
             raise ConfigError(
                 "expected the same columns, batch_size and feeding as at the first train(), got others; shut this "

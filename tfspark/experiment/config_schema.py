@@ -182,6 +182,11 @@ class Data(Source):
     """Rows that training does not see and that are evaluated once, at the end. As `validation` otherwise."""
     shuffle: Annotated[bool, _TRUTH] = True
     """Shuffle the rows once, with `seed`, before they are divided."""
+    cache: Annotated[Literal["none", "node"], Words("none or node")] = "none"
+    """`node`: each worker keeps the rows it received in the first epoch on its node's disk, and reads them from
+    there in the later ones. `none`: Spark serves the rows of every epoch."""
+    cache_bytes: Annotated[AtLeast1, _COUNT] = 16 << 30
+    """Disk that one worker may take for its cache; rows that need more are read from Spark in every epoch."""
 
     @property
     def source(self) -> Source:

@@ -295,7 +295,9 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
         columns=rows.columns,
         batch_size=data.batch_size,
         validation=rows.validation,
-        feeding=Feeding(shuffle_rows=window if data.shuffle else 0),
+        feeding=Feeding(
+            shuffle_rows=window if data.shuffle else 0, cache=data.cache, cache_bytes=data.cache_bytes
+        ),
     )
 
 

@@ -62,6 +62,11 @@ class Feed:
         return self._readings[-1].steps
 
     @property
+    def is_over(self) -> bool:
+        """Whether the last pass that was asked for does not exist: the stream has ended."""
+        return self._readings[-1].is_behind_the_end
+
+    @property
     def global_batch_size(self) -> int:
         """Rows of a step over all workers."""
         return self.spec.batch_size * self.spec.num_readers
@@ -147,6 +152,8 @@ def describe_stream(context: TFContext, stream: str) -> Json:
         reply = context.control.call("describe", stream=stream)
         if reply["status"] == "ok":
             return reply
+        if reply.get("open_ended"):
+            until = time.monotonic() + timeout_s  # A quiet stream; the driver lives, or the call had failed.
     raise DeadlineError(
         f"waited feed_timeout_s={timeout_s:g} s for the first row of {stream!r}; call cluster.train(df) on the "
         "driver, or raise feed_timeout_s if the DataFrame takes that long to compute"

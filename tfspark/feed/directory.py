@@ -28,10 +28,16 @@ SOURCE_SILENCE_S = 5.0
 
 @dataclass
 class Source:
-    """One attempt of one feed task, serving one partition."""
+    """One attempt of one feed task, serving one partition.
+
+    Attributes:
+        partition: its position in the order in which the pass is served.
+        name: its number in the DataFrame, for messages.
+    """
 
     id: str
     partition: int
+    name: int
     location: str
     host: str
     heard: float
@@ -134,7 +140,7 @@ class FeedDirectory:
 
     # --- the feed task's side ----------------------------------------------------------------------
 
-    def source_up(self, stream: str, index: int, partition: int, location: str, host: str) -> Json:
+    def source_up(self, stream: str, index: int, partition: int, location: str, host: str, name: int) -> Json:
         """Take in a source, or tell it to wait, or that its work is not needed.
 
         A second attempt of a partition waits until every reader of the first has told what it received,
@@ -147,7 +153,7 @@ class FeedDirectory:
         earlier = feed_pass.sources.get(partition)
         if earlier is not None and not self._superseded(earlier):
             return {"action": "wait"}
-        source = Source(uuid.uuid4().hex, partition, location, host, self._clock())
+        source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock())
         feed_pass.sources[partition] = source
         self._by_id[source.id] = (book, feed_pass, source)
         delivered = feed_pass.delivered.get(partition, Ranges())
@@ -208,7 +214,7 @@ class FeedDirectory:
             return {"status": "wait"}
         needs_sample = bool(book.description.get("needs_sample"))
         if needs_sample and book.sample is None and not book.closed:
-            return {"status": "wait"}
+            return {"status": "wait", "open_ended": bool(book.description.get("open_ended"))}
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
     def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
@@ -248,6 +254,7 @@ class FeedDirectory:
                 "source": source.id,
                 "location": source.location,
                 "partition": source.partition,
+                "name": source.name,
                 "rows_before": self._rows_before(feed_pass, source.partition) if book.ordered else 0,
                 "keep": feed_pass.keep,
             }

@@ -52,6 +52,7 @@ class StreamSpec:
         chunk_bytes: size of one pull.
         timeout_s: how long the reader bears that no row comes.
         cache_bytes: size of each reader's node cache at most; 0: nothing is kept.
+        open_ended: nobody knows how many passes come, nor when the next one does: a stream's micro-batches.
     """
 
     name: str
@@ -65,6 +66,7 @@ class StreamSpec:
     chunk_bytes: int
     timeout_s: float
     cache_bytes: int = 0
+    open_ended: bool = False
 
     def to_json(self) -> Json:
         """Return a form that survives JSON."""
@@ -83,6 +85,7 @@ class Lease:
 
     source: str
     partition: int
+    name: int
     client: ActionClient
     rows_before: int
     sequence: int = 0
@@ -173,6 +176,11 @@ class PassReader:
         """Rows received so far, padding not counted."""
         return self._rows
 
+    @property
+    def is_behind_the_end(self) -> bool:
+        """Whether the stream was closed before this pass."""
+        return self._ended and self._error is None and not self._is_open
+
     def close(self) -> None:
         """Stop reading, whatever is left."""
         with self._changed:
@@ -206,6 +214,8 @@ class PassReader:
             self._batcher.add(rows)
             for full in self._batcher.full_batches():
                 self._put(full)
+        if not self._is_open:
+            return  # The stream ended before this pass.
         for rows in self._batcher.rest():
             self._put(self._padded(rows) if self._spec.synchronous else rows)
         self._agree_on_end()
@@ -288,7 +298,7 @@ class PassReader:
         for chunk, lease in self._chunks():
             first_rows = [first for first, _ in json.loads(chunk.schema.metadata[CHUNK])["ranges"]]
             for batch, first_row in zip(chunk.to_batches(), first_rows, strict=False):
-                place = Place(lease.partition, first_row)
+                place = Place(lease.name, first_row)
                 if self._cache is not None and self._keeps:
                     self._cache.add(place, batch)
                 yield place, batch
@@ -329,6 +339,8 @@ class PassReader:
             if not self._leases and not self._lease():
                 if self._over:
                     return
+                if self._spec.open_ended and not self._is_open:
+                    idle.restart()  # A quiet stream; the driver lives, or the call had failed.
                 idle.check()
                 continue
             lease = self._leases[0]
@@ -347,6 +359,7 @@ class PassReader:
         return self._end_status in ("end", "closed", "kept")
 
     _end_status = ""
+    _is_open = False
 
     def _lease(self) -> bool:
         reply = self._control.call(
@@ -359,7 +372,8 @@ class PassReader:
             after=self._last_partition,
         )
         self._end_status = reply["status"]
-        if reply["status"] == "closed" and self._index >= reply["passes"]:
+        self._is_open = self._index < reply.get("passes", self._index + 1)
+        if reply["status"] == "closed" and self._index >= reply["passes"] and not self._spec.open_ended:
             raise TfsparkError(
                 f"epoch {self._index + 1} of {self._spec.name!r} was asked for, but the driver fed "
                 f"{reply['passes']}; pass num_epochs={self._index + 1} to train(), or train fewer epochs"
@@ -368,7 +382,9 @@ class PassReader:
         if reply["status"] != "source":
             return False
         client = self._client(reply["location"])
-        self._leases.append(Lease(reply["source"], reply["partition"], client, reply["rows_before"]))
+        self._leases.append(
+            Lease(reply["source"], reply["partition"], reply["name"], client, reply["rows_before"])
+        )
         return True
 
     def _note_cache(self, reply: Json) -> None:

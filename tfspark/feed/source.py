@@ -301,6 +301,7 @@ class FeedTask:
         ordered: deal rows by position instead of first come, first served.
         buffer_bytes: bound of the buffer between Spark and the readers.
         timeout_s: how long the feed may stand still before that is an error.
+        order: the partitions' own numbers, where they are served in another order.
     """
 
     location: str
@@ -312,6 +313,7 @@ class FeedTask:
     ordered: bool
     buffer_bytes: int
     timeout_s: float
+    order: tuple[int, ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Serve the partition of this Spark task; yield one row: partition, rows."""
@@ -384,6 +386,7 @@ class FeedTask:
                 partition=partition,
                 location=server.location,
                 host=server.host,
+                name=self.order[partition] if self.order else partition,
             )
             if reply["action"] != "wait":
                 return reply

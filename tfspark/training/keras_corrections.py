@@ -68,7 +68,7 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
     if "epochs" in faults:
         keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
     if "state" in faults:
-        trainer.fit = _fit_with_synchronised_state(trainer.fit)
+        trainer.fit = _fit_with_callbacks(trainer.fit)
 
 
 def _reduce_scalars_without_axis(original: Any) -> Any:
@@ -127,11 +127,12 @@ def _feed_epoch_iterator(base: Any) -> Any:
     return FeedEpochIterator
 
 
-def _fit_with_synchronised_state(original: Any) -> Any:
+def _fit_with_callbacks(original: Any) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [SynchroniseState(), *(callbacks or [])]
+            feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
+            callbacks = [SynchroniseState(), EndWithStream(feed), *(callbacks or [])]
         return original(self, *args, callbacks=callbacks, **kwargs)
 
     return fit
@@ -147,6 +148,25 @@ class SynchroniseState(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Average before other callbacks look at the model."""
         synchronise_state(self.model)
+
+
+class EndWithStream(keras.callbacks.Callback):  # type: ignore[misc]
+    """End ``fit`` when a stream whose length nobody knows beforehand has no further pass; that epoch leaves no trace.
+
+    Args:
+        feed: what is trained on; None: not a feed.
+    """
+
+    def __init__(self, feed: Any):
+        super().__init__()
+        self._feed = feed
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Look whether there was an epoch."""
+        if getattr(self._feed, "is_over", False):
+            self.model.stop_training = True
+            if logs is not None:
+                logs.clear()
 
 
 def synchronise_state(model: keras.Model) -> None:

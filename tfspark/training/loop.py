@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import distributed_dataset, local_dataset, open_feed
+from tfspark.feed.dataset import describe_stream, distributed_dataset, local_dataset, open_feed
 from tfspark.training.build import (
     BuildModel,
     call_build_model,
@@ -72,14 +72,16 @@ class TrainingSession:
         self.rows: list[int] = []
         self.history: dict[str, list[float]] = {}
         self.checkpoints = Checkpoints(context)
+        self._dataset: Any = None
+        self._described: Json = {}
         self._validations = 0
         self._evaluator = LocalEvaluator(self.local_model, context, context.num_workers)
 
     def train(self, job: Json) -> Json:
         """Fit for the job's epochs; return the history of this job."""
-        dataset = distributed_dataset(self.context, "train")
-        feed = dataset._tfspark_feed
+        feed = self._training_feed()
         feed.next_index = job["first_pass"]
+        passes_before = len(feed.rows_per_pass)
         ours: list[keras.callbacks.Callback] = [SynchroniseState(), LossOfRealRows(self.context, feed)]
         if job["validation"]:
             ours.append(Validation(self))
@@ -91,18 +93,26 @@ class TrainingSession:
             ours.extend(self.context.hooks.callbacks(self.params))
         ours.append(self.checkpoints)
         fitted = self.model.fit(
-            dataset,
+            self._dataset,
             epochs=job["first_pass"] + job["epochs"],
             initial_epoch=job["first_pass"],
             callbacks=ours,
             verbose=0,
             shuffle=False,
         )
-        self.rows.extend(feed.rows_per_pass)
+        rows = feed.rows_per_pass[passes_before:]
+        self.rows.extend(rows)
         history = {name: [float(v) for v in values] for name, values in fitted.history.items()}
         for name, values in history.items():
             self.history.setdefault(name, []).extend(values)
-        return {"history": history, "rows": feed.rows_per_pass}
+        return {"history": history, "rows": rows}
+
+    def _training_feed(self) -> Any:
+        """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
+        described = describe_stream(self.context, "train")["description"]
+        if self._dataset is None or described != self._described:
+            self._dataset, self._described = distributed_dataset(self.context, "train"), described
+        return self._dataset._tfspark_feed
 
     def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""

@@ -1,0 +1,61 @@
+"""Partitions are served in another order in every epoch, the same for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as sf
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.partition_order import MAX_BLOCKS, mixed_blocks, with_mixed_partitions
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import DataError
+
+
+@given(num_partitions=st.integers(1, 2000), seed=st.integers(0, 99), index=st.integers(0, 9))
+def test_blocks_of_any_number_of_partitions_hold_each_once(
+    num_partitions: int, seed: int, index: int
+) -> None:
+    blocks = mixed_blocks(num_partitions, seed, index)
+    assert len(blocks) == min(num_partitions, MAX_BLOCKS)
+    assert sorted(p for block in blocks for p in block) == list(range(num_partitions))
+    assert blocks == mixed_blocks(num_partitions, seed, index)
+
+
+def test_blocks_of_another_pass_or_seed_come_in_another_order() -> None:
+    orders = [mixed_blocks(50, seed, index) for seed, index in ((1, 0), (1, 1), (2, 0))]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+
+
+@pytest.mark.parametrize("shuffled", [False, True], ids=["read as it is", "behind a shuffle"])
+def test_rows_with_mixed_partitions_are_the_same_rows_in_the_order_that_is_told(
+    spark: SparkSession, shuffled: bool
+) -> None:
+    df = df_with_partitions(spark, [3, 0, 5, 1, 4, 2])
+    df = df.repartition(5, "id") if shuffled else df
+    placed = df.select("id", sf.spark_partition_id().alias("partition"))
+    mixed, order = with_mixed_partitions(placed, seed=3, index=1)
+    assert mixed.schema == placed.schema
+    expected = placed.collect()
+    assert mixed.collect() == [row for p in order for row in expected if row["partition"] == p]
+    assert order != sorted(order)
+
+
+def test_error_in_a_mixed_pass_names_the_partition_as_the_dataframe_has_it(spark: SparkSession) -> None:
+    rows = df_with_partitions(spark, [5, 5, 5, 5, 5, 5], num_classes=30).where("label <= 22")
+
+    def main_fun(args: object, ctx: object) -> None:
+        from tfspark.feed.dataset import open_feed
+
+        for _ in open_feed(ctx, "train").batches():  # type: ignore[arg-type]
+            pass
+
+    with (
+        pytest.raises(DataError, match="partition 4, row 2: label 'label' is 22"),
+        TFCluster.run(spark, main_fun, None, 1) as cluster,
+    ):
+        cluster.train(rows, features=["id"], num_classes=22, feeding=Feeding(shuffle_rows=64))

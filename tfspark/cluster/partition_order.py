@@ -1,0 +1,55 @@
+"""The order in which Spark serves the partitions of a pass. Runs on the driver.
+
+Spark starts the tasks of a job in the order of the partitions, so mixing rows needs another order in every epoch.
+The DataFrame API has no way to say so; the RDD below it has: a union of parts of itself, each pruned to some of its
+partitions (`PartitionPruningRDD`). No row is moved, and every partition keeps its preferred hosts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+MAX_BLOCKS = 64
+"""Partitions are mixed in this many blocks of neighbours at most: each costs the driver some milliseconds."""
+
+
+def mixed_blocks(num_partitions: int, seed: int, index: int) -> list[list[int]]:
+    """Return all partitions, in blocks of neighbours that are in the order of pass `index`."""
+    blocks = np.array_split(np.arange(num_partitions), min(num_partitions, MAX_BLOCKS))
+    order = np.random.default_rng([seed, index]).permutation(len(blocks))
+    return [blocks[number].tolist() for number in order]
+
+
+def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFrame, list[int]]:
+    """Return the same rows with the partitions in the order of pass `index`, and that order.
+
+    On Spark Connect, where there is no RDD, the order stays as it is.
+    """
+    if not hasattr(df, "_jdf"):
+        return df, []
+    rows = df._jdf.queryExecution().toRdd()
+    blocks = mixed_blocks(rows.getNumPartitions(), seed, index)
+    if len(blocks) < 2:
+        return df, []
+    return _of_blocks(df, rows, blocks), [partition for block in blocks for partition in block]
+
+
+def _of_blocks(df: DataFrame, rows: object, blocks: list[list[int]]) -> DataFrame:
+    from pyspark.sql import DataFrame
+
+    spark = df.sparkSession
+    jvm = spark.sparkContext._jvm
+    assert jvm is not None
+    scala = jvm.scala.jdk.javaapi.CollectionConverters
+    parts = jvm.java.util.ArrayList()
+    for block in blocks:
+        # A Scala set of numbers is a function from a number to whether it is in the set.
+        chosen = scala.asScala(jvm.java.util.HashSet(block)).toSet()
+        parts.add(jvm.org.apache.spark.rdd.PartitionPruningRDD.create(rows, chosen))
+    union = spark.sparkContext._jsc.sc().union(scala.asScala(parts).toSeq(), rows.elementClassTag())  # type: ignore[attr-defined]
+    return DataFrame(spark._jsparkSession.internalCreateDataFrame(union, df._jdf.schema(), False), spark)
