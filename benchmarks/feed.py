@@ -1,15 +1,19 @@
-"""Rows per second of the feed against Spark's own limit, in the same minutes.
+"""Rows per second of the feed against Spark's own limit and tf.data, in the same minutes.
 
-    python benchmarks/feed.py [--rows 60000] [--passes 6] [--partitions 8]
+    python benchmarks/feed.py                  four kinds of rows: limits, feed, node cache, CPU per row
+    python benchmarks/feed.py --growth         time per row by partitions, rows and workers; draws feed_growth.png
+    python benchmarks/feed.py --training       two workers that train, fed and from memory
 
-limit: `mapInArrow` whose function only counts the rows Spark hands to Python.
-ours: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that take
-batches and throw them away.
+limit A: `mapInArrow` whose function only counts the rows Spark hands to Python.
+limit B: tf.data over the same rows in the memory of one process.
+feed: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that take
+batches and throw them away. cache: the same from the second epoch on, with `Feeding(cache="node")`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -19,21 +23,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import growth
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import training_from_feed
+from pyspark import cloudpickle
 
-FEATURES = 784
+BATCH_ROWS = 128
+PASSES = 5
 
 
 def main() -> None:
     options = parse()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
-        write_parquet(Path(directory), options.rows, options.partitions)
-        spark = local_session()
+        spark = local_session(options.slots)
         try:
-            report(spark, directory, options)
+            # Trainers cannot import these modules: their functions travel by value.
+            for module in (growth, training_from_feed):
+                cloudpickle.register_pickle_by_value(module)
+            if options.growth:
+                growth.report(spark, Path(__file__).with_name("feed_growth.png"))
+            elif options.training:
+                training_from_feed.report(spark, options.rows)
+            else:
+                report_kinds(spark, Path(directory), options)
         finally:
             spark.stop()
 
@@ -41,19 +57,22 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=60_000)
-    parser.add_argument("--passes", type=int, default=6)
     parser.add_argument("--partitions", type=int, default=8)
-    parser.add_argument("--ordered", action="store_true")
+    parser.add_argument("--kinds", default="float,image,mixed,text")
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--training", action="store_true")
     return parser.parse_args()
 
 
-def local_session() -> Any:
+def local_session(slots: int) -> Any:
     from pyspark.sql import SparkSession
 
     spark = (
-        SparkSession.builder.master("local[4]")
+        SparkSession.builder.master(f"local[{slots}]")
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.memory", "3g")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .getOrCreate()
@@ -62,15 +81,56 @@ def local_session() -> Any:
     return spark
 
 
-def write_parquet(directory: Path, rows: int, partitions: int) -> None:
-    rng = np.random.default_rng(0)
-    for part, count in enumerate(np.diff(np.linspace(0, rows, partitions + 1).astype(int))):
-        values = rng.random((count, FEATURES), np.float32)
-        columns = {
-            "x": pa.FixedSizeListArray.from_arrays(values.reshape(-1), FEATURES).cast(pa.list_(pa.float32())),
-            "label": pa.array(rng.integers(0, 10, count)),
-        }
-        pq.write_table(pa.table(columns), directory / f"part-{part}.parquet")
+# --- kinds of rows ---------------------------------------------------------------------------------
+
+
+def rows_of(kind: str, count: int, rng: np.random.Generator) -> pa.Table:
+    """Make rows of a kind, label last."""
+    label = pa.array(rng.integers(0, 10, count))
+    if kind == "float":
+        values = pa.array(rng.random(count * 784, np.float32))
+        return pa.table({"x": _lists(values, 784), "label": label})
+    if kind == "image":
+        return pa.table(
+            {"x": _texts(rng.integers(0, 256, (count, 3072), np.uint8), pa.binary()), "label": label}
+        )
+    if kind == "text":
+        return pa.table(
+            {"x": _texts(rng.integers(97, 123, (count, 200), np.uint8), pa.string()), "label": label}
+        )
+    scalars: dict[str, Any] = {f"f{i}": pa.array(rng.random(count, np.float32)) for i in range(15)}
+    scalars |= {f"d{i}": pa.array(rng.random(count)) for i in range(10)}
+    scalars |= {f"i{i}": pa.array(rng.integers(0, 1000, count).astype(np.int32)) for i in range(10)}
+    scalars |= {f"b{i}": pa.array(rng.random(count) < 0.5) for i in range(4)}
+    return pa.table({**scalars, "label": label})
+
+
+def _lists(values: pa.Array, size: int) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(values, size).cast(pa.list_(pa.float32()))
+
+
+def _texts(values: np.ndarray[Any, Any], kind: pa.DataType) -> pa.Array:
+    count, width = values.shape
+    offsets = pa.py_buffer(np.arange(count + 1, dtype=np.int32) * width)
+    return pa.Array.from_buffers(kind, count, [None, offsets, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def columns_of(kind: str, table: pa.Table) -> Any:
+    from tfspark import Column, Columns
+
+    names = [name for name in table.column_names if name != "label"]
+    dtype = "uint8" if kind == "image" else None
+    return Columns(tuple(Column(name, dtype=dtype) for name in names), Column("label"))
+
+
+def write_parquet(directory: Path, table: pa.Table, partitions: int) -> None:
+    directory.mkdir()
+    bounds = np.linspace(0, table.num_rows, partitions + 1).astype(int)
+    for part, (first, end) in enumerate(itertools.pairwise(bounds)):
+        pq.write_table(table.slice(first, end - first), directory / f"part-{part}.parquet")
+
+
+# --- what is timed ---------------------------------------------------------------------------------
 
 
 def count_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -78,46 +138,109 @@ def count_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield pa.RecordBatch.from_pydict({"rows": [rows]})
 
 
-def drain(args: dict[str, int], ctx: Any) -> list[float]:
-    """Take every batch of every pass; return the seconds of each pass."""
+def limit_a(df: Any) -> float:
+    began = time.monotonic()
+    df.mapInArrow(count_rows, "rows bigint").collect()
+    return time.monotonic() - began
+
+
+def limit_b(table: pa.Table, columns: Any) -> float:
+    """Return the best of three runs of tf.data over the rows in memory."""
+    import tensorflow as tf
+
+    from tfspark.feed.columns import to_numpy
+
+    arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
+    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(BATCH_ROWS).prefetch(2)
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        for _ in dataset:
+            pass
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+def drain(args: dict[str, int], ctx: Any) -> int:
+    """Take every batch of every pass and throw it away."""
     from tfspark.feed.dataset import open_feed
 
     feed = open_feed(ctx, "train")
-    seconds = []
-    for _ in range(args["passes"]):
-        began = time.monotonic()
-        for _ in feed.batches():
-            pass
-        seconds.append(time.monotonic() - began)
-    return seconds
+    return sum(1 for _ in range(args["passes"]) for _ in feed.batches())
 
 
-def report(spark: Any, directory: str, options: argparse.Namespace) -> None:
+def fed(spark: Any, df: Any, columns: Any, cache: bool) -> tuple[list[float], list[float], dict[str, float]]:
+    """Return seconds of each pass of the feed, of limit A between them, and CPU seconds by process."""
     from tfspark import Feeding, TFCluster
 
-    df = spark.read.parquet(directory)
-    cluster = TFCluster.run(spark, drain, {"passes": options.passes + 1}, num_executors=2)
-    ours, limit = [], []
+    ours, limit, ends = [], [], []
+    cluster = TFCluster.run(
+        spark,
+        drain,
+        {"passes": PASSES},
+        num_executors=2,
+        observer=lambda event, _: ends.append(time.monotonic()) if event == "fed" else None,
+    )
     with cluster:
-        for _ in range(options.passes + 1):
+        cpu: dict[str, float] = {}
+        if cache:
+            cluster.train(
+                df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=Feeding(cache="node")
+            )
+            return list(np.diff(ends)), [], cpu
+        for _ in range(PASSES):
+            limit.append(limit_a(df))
+            before = cpu_by_process()
             began = time.monotonic()
-            df.mapInArrow(count_rows, "rows bigint").collect()
-            limit.append(options.rows / (time.monotonic() - began))
-            began = time.monotonic()
-            cluster.train(df, 1, batch_size=128, feeding=Feeding(ordered=options.ordered))
-            ours.append(options.rows / (time.monotonic() - began))
-    # The first pass starts Python workers and is not counted.
-    ratios = [a / b for a, b in zip(ours[1:], limit[1:], strict=True)]
-    print(f"rows of {FEATURES} float32 + int64, {options.rows} rows in {options.partitions} partitions")
-    for name, values in (
-        ("limit (mapInArrow, counting)", limit[1:]),
-        ("tfspark, two trainers draining", ours[1:]),
-    ):
-        print(
-            f"{name:<32} median {statistics.median(values):>9,.0f} rows/s  {min(values):,.0f}-{max(values):,.0f}"
-        )
+            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS)
+            ours.append(time.monotonic() - began)
+            after = cpu_by_process()
+            cpu = {name: after[name] - before[name] for name in after}
+    return ours[1:], limit[1:], cpu
+
+
+def cpu_by_process() -> dict[str, float]:
+    """Return CPU seconds so far of the driver, Spark's JVM, its Python workers and the trainers."""
+    used = {"driver": 0.0, "JVM": 0.0, "feed tasks": 0.0, "trainers": 0.0}
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            line, times = " ".join(process.cmdline()), process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        name = "driver" if process == me else "feed tasks"
+        name = "JVM" if "java" in line.split(" ")[0] else name
+        name = "trainers" if "tfspark.cluster.trainer" in line else name
+        used[name] += times.user + times.system
+    return used
+
+
+def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> None:
     print(
-        f"{'ratio, pass by pass':<32} median {statistics.median(ratios):9.2f}  {min(ratios):.2f}-{max(ratios):.2f}"
+        f"{options.rows} rows in {options.partitions} partitions, two trainers, batches of {BATCH_ROWS}; rows/s"
+    )
+    print(
+        "| rows | limit A | limit B | feed | feed / A | cache | cache / A | CPU us per row: JVM, feed tasks, trainers |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for kind in options.kinds.split(","):
+        table = rows_of(kind, options.rows, np.random.default_rng(0))
+        write_parquet(directory / kind, table, options.partitions)
+        columns = columns_of(kind, table)
+        print(line_of(spark, kind, spark.read.parquet(str(directory / kind)), table, columns), flush=True)
+
+
+def line_of(spark: Any, kind: str, df: Any, table: pa.Table, columns: Any) -> str:
+    rows = table.num_rows
+    ours, limit, cpu = fed(spark, df, columns, cache=False)
+    cached, _, _ = fed(spark, df, columns, cache=True)
+    ratios = [a / b for a, b in zip(limit, ours, strict=True)]
+    per_row = ", ".join(f"{cpu[name] / rows * 1e6:.0f}" for name in ("JVM", "feed tasks", "trainers"))
+    median = statistics.median
+    return (
+        f"| {kind} | {rows / median(limit):,.0f} | {rows / limit_b(table, columns):,.0f} | {rows / median(ours):,.0f} "
+        f"| {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {rows / median(cached):,.0f} "
+        f"| {median(limit) / median(cached):.2f} | {per_row} |"
     )
 
 

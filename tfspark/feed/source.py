@@ -232,14 +232,15 @@ class ChunkBuffer:
         """Return how many rows one pull may take: a chunk of bytes, less towards the partition's end.
 
         Once Spark has delivered everything, a pull takes at most the (n + 1)-th part of what is left, so
-        that the readers end together (guided self-scheduling: Polychronopoulos and Kuck, 1987).
+        that the readers end together (guided self-scheduling: Polychronopoulos and Kuck, 1987), but a batch
+        if that fits. A row that is larger than a chunk travels alone.
         """
         head = queue[0].batch
         by_bytes = max(1, int(max_bytes * head.num_rows / max(head.nbytes, 1)))
         if not self._finished or self._stripe_rows is not None:
-            return max(by_bytes, self._batch_rows)
+            return by_bytes
         fair = self._rows // (self._num_readers + 1)
-        return max(min(by_bytes, fair), self._batch_rows)
+        return min(by_bytes, max(fair, self._batch_rows))
 
     def _take(self, queue: deque[Piece], count: int) -> list[Piece]:
         taken: list[Piece] = []

@@ -1,0 +1,56 @@
+"""A trainer that stands still for longer than any call may take loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.cluster.wire import CALL_TIMEOUT_S
+
+PAUSE_S = CALL_TIMEOUT_S + 5
+
+
+def reading_ids() -> Callable[[Any, Any], Any]:
+    """Return a ``main_fun`` that returns the ids it saw, and tells its process id with the tenth batch."""
+
+    def main_fun(args: Any, ctx: Any) -> list[int]:
+        from tfspark.feed.dataset import open_feed
+
+        ids: list[int] = []
+        for number, batch in enumerate(open_feed(ctx, "train").batches()):
+            ids += batch["id"][batch["__weight__"] > 0].tolist()
+            if number == 10:
+                ctx.report("pid", pid=os.getpid())
+        return ids
+
+    return main_fun
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_trainer_that_is_paused_for_longer_than_a_call_may_take_loses_nothing(spark: SparkSession) -> None:
+    paused: list[threading.Timer] = []
+
+    def pause_worker_0(event: str, fields: Any) -> None:
+        if event == "pid" and fields["node"] == "worker 0":
+            os.kill(fields["pid"], signal.SIGSTOP)
+            paused.append(threading.Timer(PAUSE_S, os.kill, (fields["pid"], signal.SIGCONT)))
+            paused[0].start()
+
+    rows = df_with_partitions(spark, [20_000, 0, 30_000, 10_000])
+    with TFCluster.run(spark, reading_ids(), None, 2, observer=pause_worker_0) as cluster:
+        feeding = Feeding(chunk_bytes=4096, buffer_bytes=16384)
+        cluster.train(rows, features=["id"], batch_size=64, feeding=feeding)
+        results = cluster.shutdown()
+    assert paused
+    paused[0].join()
+    assert sorted(results["worker 0"] + results["worker 1"]) == list(range(60_000))
