@@ -148,7 +148,7 @@ def limit_b(table: pa.Table, columns: Any) -> float:
     """Return the best of three runs of tf.data over the rows in memory."""
     import tensorflow as tf
 
-    from tfspark.feed.columns import to_numpy
+    from tfspark.feed.arrays import to_numpy
 
     arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
     dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(BATCH_ROWS).prefetch(2)

@@ -68,7 +68,8 @@ def plain_seconds(options: argparse.Namespace) -> list[float]:
     import keras
     import pyarrow as pa
 
-    from tfspark.feed.columns import Column, column_to_numpy
+    from tfspark.feed.arrays import column_to_numpy
+    from tfspark.feed.columns import Column
     from tfspark.tfrecord import list_files, read_batches
 
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])

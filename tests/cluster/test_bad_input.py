@@ -158,9 +158,9 @@ def row_37(column: str, value: str) -> Callable[[DataFrame], DataFrame]:
             id="labels that are text",
         ),
         pytest.param(
-            lambda df: df.withColumn("features", sf.current_date()),
-            ["column 'features' has type date32[day]", "expected numbers"],
-            id="a type that cannot be fed",
+            lambda df: df.withColumn("features", sf.struct("features", "label")),
+            ["column 'features' has type struct<", "expected no struct", "df.select('features.features',"],
+            id="a struct",
         ),
         pytest.param(
             lambda df: df.where("id < 0"),

@@ -106,6 +106,26 @@ def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write)
         ("data.label.classes=[a, b]", lambda e: e.data.label.classes, ("a", "b"), "classes by name"),
         ("data.label.classes=[3, 5]", lambda e: e.data.label.classes, (3, 5), "classes by number"),
         ("data.label=null", lambda e: e.data.label, None, "an autoencoder has no label"),
+        ("data.label={column: [a, b]}", lambda e: e.data.label.columns, ("a", "b"), "several outputs"),
+        ("data.examples=byteArray", lambda e: e.data.examples, "byteArray", "records as bytes"),
+        (
+            "data.features.x={ragged: pad, pad_to: 5, pad_value: -1}",
+            lambda e: (e.data.features["x"].pad_to, e.data.features["x"].pad_value),
+            (5, -1),
+            "rows of unequal lengths",
+        ),
+        (
+            "data.features.x={ragged: pad, pad_value: <pad>}",
+            lambda e: e.data.features["x"].pad_value,
+            "<pad>",
+            "texts of unequal number",
+        ),
+        (
+            "data.features.x={decode: image, shape: [8, 8, 3], resize: true}",
+            lambda e: e.data.features["x"].resize,
+            True,
+            "image files",
+        ),
         (
             "data.features.x=",
             lambda e: e.data.features["x"].shape,
@@ -198,6 +218,25 @@ def test_load_config_when_key_wrong_names_line_key_and_what_was_expected(
             "data.features.image.scale: expected a dtype of numbers",
         ),
         ("data.label.column=image", "data.label.column: expected a column that is not among the features"),
+        (
+            "data.label.column=[a, image]",
+            "data.label.column: expected a column that is not among the features",
+        ),
+        ("data.label.column=[a, b]", "data.label.classes: expected nothing, since there are 2 labels"),
+        ("data.label.column=[]", "data.label.column: expected a column's name, or a list of names"),
+        ("data.features.image={ragged: some}", "data.features.image.ragged: expected pad or ragged"),
+        (
+            "data.features.image={pad_to: 3}",
+            "data.features.image.pad_to: expected pad_to only beside ragged pad",
+        ),
+        (
+            "data.features.image={ragged: pad, shape: [3]}",
+            "data.features.image.shape: expected no shape beside ragged",
+        ),
+        (
+            "data.features.image={decode: image}",
+            "data.features.image.decode: expected the shape [height, width, channels] beside decode image",
+        ),
         ("data.label.classes=1", "data.label.classes: expected a whole number, 2 or more; a list"),
         ("data.label.classes=[1, a]", "data.label.classes"),
         (
@@ -365,6 +404,24 @@ def test_load_config_when_workers_read_files_refuses_what_only_spark_can_do(
     write: Write, option: str, said: str
 ) -> None:
     path = write(MINIMAL.replace("parquet", "tfrecord") + "cluster: {input_mode: tensorflow}")
+    assert said in problems(path, option)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (
+            "data.label.classes=infer",
+            "data.label.classes: expected the number of classes, or nothing, beside",
+        ),
+        ("train.class_weights=balanced", "train.class_weights: expected a mapping beside data.examples"),
+        ("cluster.input_mode=tensorflow", "data.examples: expected nothing under input_mode tensorflow"),
+    ],
+)
+def test_load_config_when_columns_are_within_examples_refuses_what_spark_would_have_to_look_at(
+    write: Write, option: str, said: str
+) -> None:
+    path = write(MINIMAL.replace("parquet", "tfrecord").replace("  path", "  examples: byteArray\n  path"))
     assert said in problems(path, option)
 
 

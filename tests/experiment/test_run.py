@@ -57,6 +57,20 @@ def test_run_directory_after_a_run_holds_all_of_it(run: Run) -> None:
     assert not [name for name in found if "partial" in name]
 
 
+def test_run_when_the_workers_parse_the_examples_counts_the_same_rows(run: Run, tmp_path: Path) -> None:
+    config = IMAGES.config(
+        str(run.config.parent / "images"),
+        data__examples="byteArray",
+        data__options={"recordType": "ByteArray"},
+    )
+    del config["data"]["schema"]
+    tfspark_run(tmp_path, config).check()
+    results = json.loads((run_directory(tmp_path) / "results.json").read_text())
+    assert set(results["test"]) == set(run.json("results.json")["test"])
+    assert [sum(row) for row in results["confusion_matrix"]] != [0, 0, 0]
+    assert sum(map(sum, results["confusion_matrix"])) == 24
+
+
 def test_config_yaml_after_a_run_loads_back_as_the_same_experiment(run: Run) -> None:
     assert load_config(run.directory / "config.yaml") == load_config(run.config)
 

@@ -16,9 +16,10 @@ from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import plan_nodes
 from tfspark.cluster.wire import ActionClient, new_token
+from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
 from tfspark.feed.cache import NodeCache
-from tfspark.feed.columns import Column, Columns, to_numpy
+from tfspark.feed.columns import Column, Columns
 from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
 from tfspark.feed.source import FeedTask
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import decimal
 import json
 from typing import Any
@@ -14,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfspark.errors import ConfigError, DataError
-from tfspark.feed.columns import Column, Columns, check_columns, column_to_numpy, row_weights, to_numpy
+from tfspark.feed.arrays import column_to_numpy, row_weights, to_numpy
+from tfspark.feed.columns import Column, Columns, check_columns
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 NUMERICS = [*INTEGERS, "float16", "float32", "float64"]
@@ -240,8 +240,6 @@ REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
     ("a list where a scalar is declared", pairs([[1, 2]]), {"shape": ()}, 0, "has 2 values per row"),
     ("structs", pa.array([{"a": 1}]), {}, 0, "cannot be fed"),
     ("maps", pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), {}, 0, "cannot be fed"),
-    ("dates", pa.array([datetime.date(2020, 1, 1)]), {}, 0, "cannot be fed"),
-    ("lists of strings", pa.array([["a"]]), {}, 0, "cannot be fed"),
 ]
 
 
@@ -306,7 +304,8 @@ def test_label_without_num_classes_is_not_checked() -> None:
 
 
 def test_row_weights_for_named_classes_are_theirs_and_1_for_others() -> None:
-    weights = row_weights(np.array([[0], [1], [2], [1]]), ((1, 0.5), (2, 3.0)))
+    columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5), (2, 3.0)))
+    weights = row_weights({"y": np.array([[0], [1], [2], [1]])}, columns, 4)
     assert weights.tolist() == [1.0, 0.5, 3.0, 0.5]
     assert weights.dtype == np.float32
 
@@ -322,6 +321,10 @@ def test_row_weights_for_named_classes_are_theirs_and_1_for_others() -> None:
         (lambda: Column("a", dtype="O"), "expected a numeric dtype"),
         (lambda: Columns(()), "expected at least one feature column"),
         (lambda: Columns((Column("a"),), Column("a")), "expected every column once, got ['a', 'a']"),
+        (
+            lambda: Columns((Column("a"),), (Column("y"), Column("z")), num_classes=2),
+            "expected num_classes and class_weights with a single label only, got labels ['y', 'z']",
+        ),
     ],
 )
 def test_columns_that_no_tensor_can_have_are_refused(make: Any, says: str) -> None:
@@ -338,8 +341,20 @@ def test_columns_when_sent_as_json_come_back_equal() -> None:
         class_weights=((0, 1.5),),
     )
     assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
-    unlabelled = Columns((Column("a"),))
-    assert Columns.from_json(json.loads(json.dumps(unlabelled.to_json()))) == unlabelled
+    others = [
+        Columns((Column("a"),)),
+        Columns((Column("a", ragged="pad", pad_to=3, pad_value="-"),), (Column("y"), Column("z"))),
+        Columns((Column("a", shape=(2, 2, 3), decode="image", resize=True),), examples="record"),
+    ]
+    for other in others:
+        assert Columns.from_json(json.loads(json.dumps(other.to_json()))) == other
+
+
+def test_columns_within_examples_when_checked_need_only_the_column_of_records() -> None:
+    columns = Columns((Column("image"),), Column("label"), examples="byteArray")
+    check_columns(columns, ["byteArray"])
+    with pytest.raises(ConfigError, match="expected a column 'byteArray', the data has"):
+        check_columns(columns, ["image", "label"])
 
 
 def test_column_that_the_data_lacks_is_refused_with_the_nearest_name() -> None:

@@ -15,6 +15,9 @@ from pyspark.ml.linalg import DenseVector, SparseVector
 from pyspark.sql import DataFrame, SparkSession
 
 from tfspark.tfrecord import count_records, list_files, register
+from tfspark.tfrecord.damage import Damage
+from tfspark.tfrecord.files import open_input
+from tfspark.tfrecord.records import read_blocks
 
 UTC = datetime.UTC
 
@@ -187,3 +190,48 @@ def test_read_of_an_empty_save_needs_a_schema(session: SparkSession, tmp_path: P
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_SUCCESS"]
     with pytest.raises(AnalysisException, match="came none"):
         load(session, tmp_path / "out")
+
+
+def test_records_when_read_as_bytes_are_what_the_file_holds(session: SparkSession, tmp_path: Path) -> None:
+    rows = session.range(0, 40, 1, 3).selectExpr("id", "repeat('x', int(id % 7) * 10) AS text")
+    for compression in ("none", "gzip"):
+        path = tmp_path / compression / "part=7"
+        save(rows, path, compression=compression)
+        df = load(session, path.parent, recordType="ByteArray", splitBytes="200")
+        assert df.schema.simpleString() == "struct<byteArray:binary,part:int>"
+        records = [(bytes(row.byteArray), row.part) for row in df.collect()]
+        expected = []
+        for file in list_files(str(path)):
+            with open_input(file) as stream:
+                for block in read_blocks(stream, Damage(file.path)):
+                    expected += [(block.record(row), 7) for row in range(len(block))]
+        assert len(expected) == 40
+        assert sorted(records) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "schema", "says"),
+    [
+        (
+            {"recordType": "Sequence"},
+            None,
+            "option recordType must be Example or ByteArray; received 'Sequence'",
+        ),
+        (
+            {"recordType": "ByteArray"},
+            "id bigint",
+            "expected the schema 'byteArray binary' with recordType ByteArray",
+        ),
+    ],
+)
+def test_record_type_that_does_not_fit_is_refused(
+    session: SparkSession, tmp_path: Path, options: dict[str, str], schema: str | None, says: str
+) -> None:
+    save(session.range(3), tmp_path / "rows")
+    with pytest.raises(Exception, match=re.escape(says)):
+        load(session, tmp_path / "rows", schema, **options).collect()
+
+
+def test_write_of_raw_records_is_refused(session: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="option recordType ByteArray is for reading"):
+        save(session.range(3), tmp_path / "rows", recordType="ByteArray")

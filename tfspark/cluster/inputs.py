@@ -42,7 +42,7 @@ def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
 def choose_columns(
     df: DataFrame,
     features: Sequence[str | Column] | None,
-    label: str | Column | None,
+    label: str | Column | Sequence[str | Column] | None,
     num_classes: int | None,
     class_weights: Mapping[int, float] | None,
 ) -> Columns:
@@ -51,17 +51,21 @@ def choose_columns(
     Raises:
         ConfigError: a column is not there; the message names the nearest.
     """
-    label_column = Column(label) if isinstance(label, str) else label
+    labels = _as_columns([] if label is None else [label] if isinstance(label, str | Column) else label)
     if features is None:
-        features = [name for name in df.columns if label_column is None or name != label_column.name]
+        features = [name for name in df.columns if name not in {column.name for column in labels}]
     columns = Columns(
-        tuple(Column(item) if isinstance(item, str) else item for item in features),
-        label_column,
+        _as_columns(features),
+        labels[0] if len(labels) == 1 else labels or None,
         num_classes,
         tuple((class_weights or {}).items()),
     )
     check_columns(columns, df.columns)
     return columns
+
+
+def _as_columns(items: Sequence[str | Column]) -> tuple[Column, ...]:
+    return tuple(Column(item) if isinstance(item, str) else item for item in items)
 
 
 def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
@@ -71,4 +75,4 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
         ConfigError: one is not there.
     """
     check_columns(columns, df.columns)
-    return df.select(*[df[f"`{name}`"] for name in columns.names])
+    return df.select(*[df[f"`{column.name}`"] for column in columns.sent])

@@ -301,7 +301,7 @@ class TFCluster:
         num_epochs: int = 1,
         *,
         features: Sequence[str | Column] | None = None,
-        label: str | Column | None = "label",
+        label: str | Column | Sequence[str | Column] | None = "label",
         num_classes: int | None = None,
         class_weights: Mapping[int, float] | None = None,
         columns: Columns | None = None,
@@ -321,7 +321,8 @@ class TFCluster:
             num_epochs: how often.
             features: feature columns; None: every column but the label. One is fed as a tensor, several
                 as a dict by name.
-            label: label column; None: the features are their own target.
+            label: label column; several are fed as a dict by name, for a model of several outputs; None: the
+                features are their own target.
             num_classes: check that labels lie in [0, num_classes).
             class_weights: class -> weight of its rows in the loss.
             columns: all of the four above in one.
@@ -429,6 +430,11 @@ class TFCluster:
             raise ConfigError(
                 "expected a cluster started with build_model and trained before evaluate(), this one "
                 "runs a main_fun or was not trained; evaluate in main_fun instead"
+            )
+        if num_classes is not None and spec.columns.class_label is None:
+            raise ConfigError(
+                f"expected no num_classes in evaluate(), since there are {len(spec.columns.labels)} labels, not one; "
+                "leave it out"
             )
         if self._input_mode is InputMode.TENSORFLOW:
             check_slots(self._spark, len(self._nodes), 1, timeout_s=0)

@@ -22,6 +22,7 @@ from tfspark.cluster.context import TFContext
 from tfspark.cluster.node import read_frame
 from tfspark.cluster.wire import ActionClient
 from tfspark.errors import ConfigError, DataError
+from tfspark.feed.graph_errors import as_data_error
 
 PR_SET_PDEATHSIG = 1
 COLLECTIVE_ERRORS = ("UnavailableError", "AbortedError", "CancelledError", "InternalError")
@@ -41,8 +42,9 @@ def main() -> int:
             function, args, context.hooks = pickle.loads(code)
             result = run_user_function(function, args, context)
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
-        except BaseException as error:
+        except BaseException as raised:
             traceback.print_exc()
+            error = as_data_error(raised)
             control.call(
                 "trainer_failed",
                 node=context.node.index,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.roles import local_batch_size
 from tfspark.errors import ConfigError
+from tfspark.feed.columns import option_problems
 
 if TYPE_CHECKING:
     from tfspark.experiment.config_schema import Cluster, Data, Source, Train
@@ -67,12 +68,13 @@ def fractions(data: Data) -> Iterator[Broken]:
 
 def label_is_no_feature(data: Data) -> Iterator[Broken]:
     """The model does not see the answer."""
-    if data.label is not None and data.label.column in data.features:
-        yield (
-            ("data", "label", "column"),
-            f"expected a column that is not among the features, got {data.label.column!r}, which is: the "
-            "model would see the answer; take it out of data.features",
-        )
+    for column in data.label.columns if data.label is not None else ():
+        if column in data.features:
+            yield (
+                ("data", "label", "column"),
+                f"expected a column that is not among the features, got {column!r}, which is: the "
+                "model would see the answer; take it out of data.features",
+            )
 
 
 def classes_are_distinct(data: Data) -> Iterator[Broken]:
@@ -81,6 +83,28 @@ def classes_are_distinct(data: Data) -> Iterator[Broken]:
     if isinstance(classes, tuple) and len(set(classes)) < len(classes):
         twice = next(value for value in classes if classes.count(value) > 1)
         yield ("data", "label", "classes"), f"expected every class once, got {twice!r} more than once"
+
+
+def classes_of_one_label(data: Data) -> Iterator[Broken]:
+    """Classes are those of a single label, and a feature of an Example is no column that Spark could look into."""
+    if data.label is None or data.label.classes is None:
+        return
+    key = ("data", "label", "classes")
+    if len(data.label.columns) > 1:
+        yield key, f"expected nothing, since there are {len(data.label.columns)} labels; leave it out"
+    elif data.examples is not None and not isinstance(data.label.classes, int):
+        yield (
+            key,
+            "expected the number of classes, or nothing, beside data.examples: Spark does not look into the records; "
+            "store labels as 0 to n-1",
+        )
+
+
+def column_options(data: Data) -> Iterator[Broken]:
+    """The options of each column agree."""
+    for column, feature in data.features.items():
+        for name, problem in option_problems(dict(feature)).items():
+            yield ("data", "features", column, name), problem
 
 
 def scaled_numbers(data: Data) -> Iterator[Broken]:
@@ -133,6 +157,11 @@ def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]
     """Workers that read files themselves train on all of their rows, as they stand in the files."""
     if cluster.input_mode != "tensorflow":
         return
+    if data.examples is not None:
+        yield (
+            ("data", "examples"),
+            "expected nothing under input_mode tensorflow, whose records are Examples anyway; leave it out",
+        )
     fix = "set cluster.input_mode to spark, or"
     if data.test_fraction:
         yield (
@@ -179,6 +208,11 @@ def weighted_classes(data: Data, train: Train) -> Iterator[Broken]:
             key,
             "expected null, since there are no classes to weigh; set data.label.classes or leave it out",
         )
+    elif train.class_weights == "balanced" and data.examples is not None:
+        yield (
+            key,
+            "expected a mapping beside data.examples, since Spark does not look into the records; got balanced",
+        )
     elif isinstance(train.class_weights, Mapping):
         unknown = [value for value in train.class_weights if not _is_class(value, data.label.classes)]
         if unknown:
@@ -200,6 +234,8 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     fractions,
     label_is_no_feature,
     classes_are_distinct,
+    classes_of_one_label,
+    column_options,
     scaled_numbers,
     some_worker,
     batch_divides,

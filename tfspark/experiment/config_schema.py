@@ -135,13 +135,28 @@ class Feature(Section):
     """Type of the values; for a binary column, the type its bytes were written as. Left out: its own."""
     scale: Annotated[Positive | None, Words("a number above 0, for example 255")] = None
     """Every value is divided by this and fed as float32."""
+    ragged: Annotated[Literal["pad", "ragged"] | None, Words("pad or ragged")] = None
+    """For arrays whose lengths differ from row to row. `pad`: filled up to a dense tensor. `ragged`: a
+    `tf.RaggedTensor`. Left out: all rows must have one length."""
+    pad_to: Annotated[AtLeast1 | None, _COUNT] = None
+    """Length that `pad` fills up to; a longer row is an error. Left out: the longest row of each batch."""
+    pad_value: Annotated[float | str | None, Words("a number, or a text for arrays of strings")] = None
+    """What `pad` fills up with, before `scale`; left out: 0, or the empty text."""
+    decode: Annotated[Literal["image"] | None, Words("image")] = None
+    """`image`: the column holds JPEG, PNG, GIF or BMP files. The workers decode them to uint8 of `shape`, which is
+    [height, width, channels]."""
+    resize: Annotated[bool, _TRUTH] = False
+    """Resize decoded images to `shape`; otherwise one of another size is an error."""
 
 
 class Label(Section):
     """The column the model learns to predict."""
 
-    column: Annotated[Text, Words("a column's name")]
-    """Name of the column."""
+    column: Annotated[
+        Text | Annotated[tuple[Text, ...], BeforeValidator(_list_is_tuple), Field(min_length=1)],
+        Words("a column's name, or a list of names for a model of several outputs"),
+    ]
+    """Name of the column. Several are fed as a dict by name, for a model whose outputs have these names."""
     classes: Annotated[
         Annotated[int, Field(ge=2)]
         | Annotated[Classes, BeforeValidator(_list_is_tuple)]
@@ -152,7 +167,12 @@ class Label(Section):
         ),
     ] = None
     """A number n: labels are 0 to n-1. A list: the label's values in the order of the classes. `infer`: the
-    values that Spark finds, sorted. Left out: the label is used as it is, as in regression."""
+    values that Spark finds, sorted. Left out: the label is used as it is, as in regression. Only for one column."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns, also if it is one."""
+        return (self.column,) if isinstance(self.column, str) else self.column
 
 
 Split = Annotated[
@@ -173,6 +193,9 @@ class Data(Source):
     """Column name -> how it becomes a tensor. One column is fed as a tensor, several as a dict by name."""
     label: Annotated[Label | None, Words("a mapping with a column")] = None
     """What is predicted; left out for a model that is its own target, such as an autoencoder."""
+    examples: Annotated[Text | None, Words("a binary column's name")] = None
+    """The column that holds serialized `tf.train.Example` records; `features` and `label` then name their features, and
+    the workers parse them. For TFRecord files: `byteArray` beside `options: {recordType: ByteArray}`."""
     batch_size: Annotated[AtLeast1, _COUNT] = 64
     """Rows per step over all workers together (the global batch); it must divide among the workers."""
     validation: Split = 0.0

@@ -106,10 +106,9 @@ def _read(spark: SparkSession, source: Source) -> DataFrame:
 
 def columns_of(data: Data) -> Columns:
     """Return the columns an experiment feeds."""
-    features = tuple(
-        Column(name, feature.shape, feature.dtype, feature.scale) for name, feature in data.features.items()
-    )
-    return Columns(features, None if data.label is None else Column(data.label.column))
+    features = tuple(Column(name, **dict(feature)) for name, feature in data.features.items())
+    labels = () if data.label is None else tuple(Column(name) for name in data.label.columns)
+    return Columns(features, labels[0] if len(labels) == 1 else labels or None, examples=data.examples)
 
 
 def _with_class_count(columns: Columns, classes: tuple[Any, ...]) -> Columns:
@@ -125,11 +124,12 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
         return tuple(range(declared))
     if declared != "infer":
         return tuple(declared)
-    found = df.select(data.label.column).distinct().limit(MAX_CLASSES + 1).collect()
+    (label,) = data.label.columns
+    found = df.select(df[f"`{label}`"]).distinct().limit(MAX_CLASSES + 1).collect()
     values = sorted(row[0] for row in found if row[0] is not None)
     if not 2 <= len(values) <= MAX_CLASSES:
         raise DataError(
-            f"expected 2 to {MAX_CLASSES} different labels in column {data.label.column!r}, found "
+            f"expected 2 to {MAX_CLASSES} different labels in column {label!r}, found "
             f"{'more' if len(values) > MAX_CLASSES else len(values)}; name the classes in data.label.classes, or "
             "leave classes out for a regression"
         )
@@ -138,10 +138,11 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
 
 def _select(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
     check_columns(columns, df.columns)
-    chosen = [df[f"`{column.name}`"] for column in columns.features]
-    if columns.label is not None:
-        chosen.append(_class_index(df[f"`{columns.label.name}`"], columns.label.name, classes))
-    return df.select(*chosen)
+    chosen = {column.name: df[f"`{column.name}`"] for column in columns.sent}
+    label = columns.class_label
+    if label is not None and columns.examples is None:
+        chosen[label.name] = _class_index(chosen[label.name], label.name, classes)
+    return df.select(*chosen.values())
 
 
 def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> SparkColumn:
@@ -231,7 +232,8 @@ def _class_weights(
     if wanted is None or experiment.data.label is None:
         return ()
     if wanted != "balanced":
-        return tuple((classes.index(label), float(weight)) for label, weight in wanted.items())
-    counts = {int(row[0]): row[1] for row in train.groupBy(experiment.data.label.column).count().collect()}
+        return tuple((classes.index(known), float(weight)) for known, weight in wanted.items())
+    (label,) = experiment.data.label.columns
+    counts = {int(row[0]): row[1] for row in train.groupBy(train[f"`{label}`"]).count().collect()}
     total = reduce(int.__add__, counts.values(), 0)
-    return tuple((label, total / (len(classes) * count)) for label, count in sorted(counts.items()))
+    return tuple((known, total / (len(classes) * count)) for known, count in sorted(counts.items()))

@@ -17,6 +17,13 @@ def num_rows(rows: Rows) -> int:
     return len(next(iter(rows.values())))
 
 
+def row_shape(values: npt.NDArray[Any]) -> tuple[int | None, ...]:
+    """Return the shape of one row; None is the first axis of rows that have lengths of their own."""
+    if values.dtype == object and values.ndim == 1 and len(values) and isinstance(values[0], np.ndarray):
+        return (None, *values[0].shape[1:])
+    return values.shape[1:]
+
+
 def take(rows: Rows, index: Any) -> Rows:
     """Select rows by a slice (views) or an index array (copies)."""
     return {name: values[index] for name, values in rows.items()}

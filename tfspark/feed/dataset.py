@@ -14,9 +14,11 @@ import tensorflow as tf
 
 from tfspark.cluster.wire import Json
 from tfspark.errors import DataError, DeadlineError
-from tfspark.feed.batching import Rows
+from tfspark.feed.arrays import to_numpy
+from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
-from tfspark.feed.columns import Column, Columns, to_numpy
+from tfspark.feed.elements import flattened, joined, signature, to_element
+from tfspark.feed.examples import class_weights_of, features_of_record, parse_examples
 from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
 from tfspark.feed.source import decode_sample
 from tfspark.training.keras_corrections import FEED_ATTRIBUTE
@@ -210,36 +212,31 @@ def local_dataset(
 
     A worker with several devices takes one batch per device and step.
     """
-    spec = feed.spec
-    size = spec.batch_size if spec.synchronous else None
-    signature = {
-        name: tf.TensorSpec((size, *values.shape[1:]), _tensor_dtype(values))
-        for name, values in feed.sample.items()
-    }
-    dataset = tf.data.Dataset.from_generator(batches or feed.batches, output_signature=signature)
-    if local_replicas > 1:
-        dataset = dataset.unbatch().batch(spec.batch_size // local_replicas, drop_remainder=True)
-    hook = feed.features_hook
-    return dataset.map(lambda batch: to_element(batch, spec.columns, hook), num_parallel_calls=1).prefetch(2)
+    spec, columns = feed.spec, feed.spec.columns
+    size = spec.batch_size // local_replicas
+
+    def pieces() -> Iterator[Rows]:
+        for batch in (batches or feed.batches)():
+            for start in range(0, num_rows(batch), size):
+                yield flattened(take(batch, slice(start, start + size)), columns)
+
+    shapes = signature(feed.sample, columns, size if spec.synchronous else None)
+    dataset = tf.data.Dataset.from_generator(pieces, output_signature=shapes)
+    in_parallel = tf.data.AUTOTUNE if columns.needs_work else 1
+    return dataset.map(_element_of(feed), num_parallel_calls=in_parallel).prefetch(2)
 
 
-def to_element(
-    batch: dict[str, tf.Tensor], columns: Columns, features_hook: Callable[[Any], Any] | None = None
-) -> tuple[Any, ...]:
-    """Turn a batch by column name into ``(features, label, weight)`` as Keras takes it."""
-    features = {column.name: _scaled(batch[column.name], column) for column in columns.features}
-    if features_hook is not None:
-        x = features_hook(features)
-    else:
-        x = features if len(features) > 1 else features[columns.features[0].name]
-    if columns.label is None:
-        return x, x, batch[WEIGHT]
-    return x, _scaled(batch[columns.label.name], columns.label), batch[WEIGHT]
+def _element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
+    """Return what turns a batch of the feed into an element; see `to_element`."""
+    columns, hook = feed.spec.columns, feed.features_hook
+    examples = columns.examples
+    if examples is None:
+        return lambda batch: to_element(joined(batch, columns), columns, hook)
+    features = features_of_record(feed.sample[examples][0], columns)
 
+    def parsed(batch: dict[str, tf.Tensor]) -> tuple[Any, ...]:
+        rows = parse_examples(batch[examples], features, columns)
+        weight = batch[WEIGHT] * class_weights_of(rows, columns)
+        return to_element({**rows, WEIGHT: weight}, columns, hook)
 
-def _scaled(values: tf.Tensor, column: Column) -> tf.Tensor:
-    return values if column.scale is None else tf.cast(values, tf.float32) / column.scale
-
-
-def _tensor_dtype(values: np.ndarray[Any, Any]) -> tf.DType:
-    return tf.string if values.dtype == object else tf.as_dtype(values.dtype)
+    return parsed

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from tfspark.cluster.wire import Json
-from tfspark.errors import DataError
-from tfspark.feed.columns import Columns, check_columns, to_numpy
+from tfspark.errors import ConfigError, DataError
+from tfspark.feed.arrays import to_numpy
+from tfspark.feed.columns import Columns, check_columns
 from tfspark.tfrecord import InputFile, count_records, feature_specs, list_files, read_schema
 from tfspark.tfrecord.damage import Damage
 from tfspark.tfrecord.decode import decode_block
@@ -62,6 +63,10 @@ class TFRecordFiles:
             DataError: no such file, no record in any, a damaged file.
             ConfigError: a column is not in the files.
         """
+        if self.columns.examples is not None:
+            raise ConfigError(
+                "expected no examples with TFRecordFiles, whose records are Examples anyway; leave it out"
+            )
         files = list_files(self.path)
         schema = read_schema(self.path)
         check_columns(self.columns, schema.names)
@@ -189,10 +194,13 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
 def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.Dataset:
     """Read one worker's share: batches of equal size, the last filled up with weight 0, equally many for all."""
 
-    from tfspark.feed.dataset import to_element
+    from tfspark.feed.elements import to_element
+    from tfspark.feed.examples import Feature, class_weights_of, parse_examples
     from tfspark.feed.reader import WEIGHT
 
     size, columns = plan["batch_size"], Columns.from_json(plan["columns"])
+    kinds = {spec["name"]: spec["kind"] for spec in plan["features"]}
+    features = {name: Feature(kind, tuple(plan["shapes"][name])) for name, kind in kinds.items()}
     real = _records([_slice(piece) for piece in plan["shares"][rank]])
     if plan["shuffle_rows"]:
         real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
@@ -201,8 +209,8 @@ def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.D
     batches = weighted.take(plan["steps"] * size).batch(size, drop_remainder=True)
 
     def parse(records: tf.Tensor, weights: tf.Tensor) -> Any:
-        rows = _parse(records, plan, columns)
-        return to_element({**rows, WEIGHT: weights * _class_weight(rows, columns)}, columns, features_hook)
+        rows = parse_examples(records, features, columns)
+        return to_element({**rows, WEIGHT: weights * class_weights_of(rows, columns)}, columns, features_hook)
 
     return batches.map(parse, num_parallel_calls=2)
 
@@ -220,47 +228,3 @@ def _records(slices: Sequence[Slice]) -> tf.data.Dataset:
         file = tf.data.TFRecordDataset(piece.path, compression_type=kind)
         records = records.concatenate(file.skip(piece.skip).take(piece.take))
     return records
-
-
-def _parse(records: tf.Tensor, plan: Json, columns: Columns) -> dict[str, tf.Tensor]:
-    """Parse serialized Examples; shapes were taken from the first record and must hold for all."""
-    import tensorflow as tf
-
-    dtypes = {"int64": tf.int64, "float": tf.float32, "bytes": tf.string}
-    by_name = {column.name: column for column in columns.all}
-    specs = {}
-    for feature in plan["features"]:
-        is_raw = feature["kind"] == "bytes" and by_name[feature["name"]].dtype is not None
-        shape = [] if is_raw else plan["shapes"][feature["name"]]
-        specs[feature["name"]] = tf.io.FixedLenFeature(shape, dtypes[feature["kind"]])
-    parsed = tf.io.parse_example(records, specs)
-    return {name: _as_declared(parsed[name], by_name[name], plan, columns) for name in parsed}
-
-
-def _as_declared(values: tf.Tensor, column: Any, plan: Json, columns: Columns) -> tf.Tensor:
-    import tensorflow as tf
-
-    if column.dtype is not None:
-        dtype = tf.as_dtype(column.dtype)
-        values = tf.io.decode_raw(values, dtype) if values.dtype == tf.string else tf.cast(values, dtype)
-        values = tf.reshape(values, [plan["batch_size"], *plan["shapes"][column.name]])
-    if column == columns.label and columns.num_classes is not None:
-        message = f"label {column.name!r} is outside of the classes 0 to {columns.num_classes - 1}"
-        inside = tf.debugging.Assert(
-            tf.reduce_all((values >= 0) & (values < columns.num_classes)), [message, values], summarize=8
-        )
-        with tf.control_dependencies([inside]):
-            values = tf.identity(values)
-    return values
-
-
-def _class_weight(rows: dict[str, tf.Tensor], columns: Columns) -> Any:
-    import tensorflow as tf
-
-    if columns.label is None or not columns.class_weights:
-        return 1.0
-    labels = tf.reshape(tf.cast(rows[columns.label.name], tf.int64), [-1])
-    weights = tf.ones_like(labels, tf.float32)
-    for label, weight in columns.class_weights:
-        weights = tf.where(labels == label, tf.constant(weight, tf.float32), weights)
-    return weights

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +20,10 @@ import pyarrow.flight as flight
 
 from tfspark.cluster.wire import ActionClient, Json
 from tfspark.errors import DataError, DeadlineError, TfsparkError
-from tfspark.feed.batching import Batcher, Rows, num_rows, pad, take
+from tfspark.feed.arrays import row_weights, to_numpy
+from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
 from tfspark.feed.cache import NodeCache, Place
-from tfspark.feed.columns import Columns, row_weights, to_numpy
+from tfspark.feed.columns import Columns
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.source import CHUNK
 
@@ -311,23 +311,17 @@ class PassReader:
         except DataError as error:
             raise DataError(_located(str(error), place.partition, place.first_row)) from None
         self._check_shapes(rows, place)
-        rows[WEIGHT] = self._weights(rows, batch.num_rows)
+        rows[WEIGHT] = row_weights(rows, self._spec.columns, batch.num_rows)
         return rows
-
-    def _weights(self, rows: Rows, count: int) -> Any:
-        columns = self._spec.columns
-        if columns.label is None or not columns.class_weights:
-            return np.ones(count, np.float32)
-        return row_weights(rows[columns.label.name], columns.class_weights)
 
     def _check_shapes(self, rows: Rows, place: Place) -> None:
         for name, values in rows.items():
-            expected = self._filler[name].shape[1:]
-            if values.shape[1:] != expected:
+            expected = row_shape(self._filler[name])
+            if row_shape(values) != expected:
                 raise DataError(
                     f"partition {place.partition}, row {place.first_row}: column {name!r} has values of shape "
-                    f"{list(values.shape[1:])}, those before it {list(expected)}; expected arrays of one shape; "
-                    "pad or filter them before feeding"
+                    f"{list(row_shape(values))}, those before it {list(expected)}; expected arrays of one shape; "
+                    "declare the column ragged if rows differ in length, or pad or filter them before feeding"
                 )
 
     # --- leases ------------------------------------------------------------------------------------

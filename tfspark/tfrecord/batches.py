@@ -10,10 +10,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from tfspark.tfrecord.damage import FAILFAST, Damage
-from tfspark.tfrecord.decode import decode_block
+from tfspark.tfrecord.decode import decode_block, raw_records
 from tfspark.tfrecord.files import InputFile, open_input
 from tfspark.tfrecord.records import read_blocks
 from tfspark.tfrecord.splits import Slice
+
+RAW_COLUMN = "byteArray"
+"""The column of raw records; its name is that of the TensorFlow ecosystem's spark-tfrecord connector."""
 
 
 def read_batches(file: InputFile, schema: pa.Schema, mode: str = FAILFAST) -> Iterator[pa.RecordBatch]:
@@ -30,14 +33,17 @@ def read_batches(file: InputFile, schema: pa.Schema, mode: str = FAILFAST) -> It
     return read_slice(Slice(file), schema, mode)
 
 
-def read_slice(piece: Slice, schema: pa.Schema, mode: str) -> Iterator[pa.RecordBatch]:
-    """Decode the records of one slice; partition columns come from the directories."""
+def read_slice(piece: Slice, schema: pa.Schema, mode: str, raw: bool = False) -> Iterator[pa.RecordBatch]:
+    """Decode the records of one slice, or give them out `raw`; partition columns come from the directories."""
     damage = Damage(piece.file.path, mode)
     from_path = dict(piece.file.partition)
     features = pa.schema([field for field in schema if field.name not in from_path])
     with open_input(piece.file, piece.start) as stream:
         for block in read_blocks(stream, damage, piece.start, piece.end):
-            batch = decode_block(block, features, damage)
+            if raw:
+                batch = pa.RecordBatch.from_arrays([raw_records(block).cast(pa.binary())], [RAW_COLUMN])
+            else:
+                batch = decode_block(block, features, damage)
             yield _with_partition(batch, piece.file, schema) if from_path else batch
     damage.report()
 

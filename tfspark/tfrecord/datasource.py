@@ -20,10 +20,11 @@ from pyspark.sql.datasource import (
 )
 from pyspark.sql.types import StructType
 
-from tfspark.tfrecord.batches import read_slice
+from tfspark.errors import ConfigError
+from tfspark.tfrecord.batches import RAW_COLUMN, read_slice
 from tfspark.tfrecord.commit import Job, abort_job, commit_job, open_output
 from tfspark.tfrecord.encode import check_encodable, encode_batch, pieces
-from tfspark.tfrecord.files import list_files, paths_of
+from tfspark.tfrecord.files import list_files, partition_fields, paths_of
 from tfspark.tfrecord.infer import infer_schema
 from tfspark.tfrecord.options import Options, parse_options
 from tfspark.tfrecord.schema import kind_of
@@ -43,6 +44,8 @@ class TFRecordDataSource(DataSource):  # type: ignore[misc]
         """Infer the schema from a sample of the records."""
         options = parse_options(self.options)
         files = list_files(paths_of(self.options), options.compression)
+        if options.raw:
+            return ddl(pa.schema([pa.field(RAW_COLUMN, pa.binary()), *partition_fields(files)]))
         return ddl(infer_schema(files, options.infer_samples, options.mode))
 
     def reader(self, schema: StructType) -> DataSourceReader:
@@ -52,6 +55,10 @@ class TFRecordDataSource(DataSource):  # type: ignore[misc]
     def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
         """Return a writer; a schema that does not fit is refused here, before any task starts."""
         options = parse_options(self.options)
+        if options.raw:
+            raise ConfigError(
+                "option recordType ByteArray is for reading; Examples are written: leave it out"
+            )
         columns = arrow_schema(schema)
         check_encodable(columns)
         path = paths_of(self.options)[0]
@@ -84,6 +91,11 @@ class TFRecordReader(DataSourceReader):  # type: ignore[misc]
         self.options = options
         for field in schema:
             kind_of(field.name, field.type)
+        if options.raw and (RAW_COLUMN not in schema.names or schema.field(RAW_COLUMN).type != pa.binary()):
+            raise ConfigError(
+                f"expected the schema '{RAW_COLUMN} binary' with recordType ByteArray, came {schema.names}; "
+                "leave it out"
+            )
 
     def partitions(self) -> list[InputPartition]:
         """List the files and divide them among tasks."""
@@ -93,7 +105,7 @@ class TFRecordReader(DataSourceReader):  # type: ignore[misc]
     def read(self, partition: _Split) -> Iterator[pa.RecordBatch]:
         """Yield the records of a split as batches of bounded size."""
         for piece in partition.slices:
-            yield from read_slice(piece, self.columns, self.options.mode)
+            yield from read_slice(piece, self.columns, self.options.mode, self.options.raw)
 
 
 @dataclass(frozen=True)

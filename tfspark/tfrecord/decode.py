@@ -50,6 +50,11 @@ def decode_block(block: Block, schema: pa.Schema, damage: Damage) -> pa.RecordBa
             block = block.select(np.delete(np.arange(len(block)), bad.rows))
 
 
+def raw_records(block: Block) -> pa.Array:
+    """Return every record of a block as the bytes it is."""
+    return _binary(gather(block.data, block.starts, block.lengths), block.lengths)
+
+
 def decode(block: Block, schema: pa.Schema) -> pa.RecordBatch:
     """Decode a block, all of it or nothing.
 

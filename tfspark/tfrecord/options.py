@@ -10,7 +10,8 @@ from tfspark.tfrecord.damage import FAILFAST, Damage
 from tfspark.tfrecord.files import GZIP
 from tfspark.tfrecord.infer import INFER_SAMPLES
 
-_NAMES = ("path", "paths", "mode", "compression", "inferSamples", "splitBytes")
+_NAMES = ("path", "paths", "mode", "compression", "inferSamples", "splitBytes", "recordType")
+_RECORD_TYPES = {"example": False, "bytearray": True}
 _COMPRESSIONS = {"gzip": GZIP, "none": "", "uncompressed": ""}
 
 
@@ -22,6 +23,7 @@ class Options:
         mode: ``FAILFAST`` or ``DROPMALFORMED``.
         compression: ``"gzip"``, ``""`` for none; None to find out on read, and not to compress on write.
         infer_samples: records that schema inference looks at.
+        raw: give out every record as the bytes it is, in the column `RAW_COLUMN`.
         split_bytes: size of a partition; None to choose by the size of the dataset; 0 never to split a file.
     """
 
@@ -29,6 +31,7 @@ class Options:
     compression: str | None = None
     infer_samples: int = INFER_SAMPLES
     split_bytes: int | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an unknown mode."""
@@ -53,7 +56,14 @@ def parse_options(given: Mapping[str, str]) -> Options:
         compression=_compression(values.get("compression")),
         infer_samples=_integer("inferSamples", values.get("infersamples"), 1) or INFER_SAMPLES,
         split_bytes=_integer("splitBytes", values.get("splitbytes"), 0),
+        raw=_is_raw(values.get("recordtype", "Example")),
     )
+
+
+def _is_raw(value: str) -> bool:
+    if value.lower() not in _RECORD_TYPES:
+        raise ConfigError(f"option recordType must be Example or ByteArray; received {value!r}")
+    return _RECORD_TYPES[value.lower()]
 
 
 def _compression(value: str | None) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
+from tfspark.feed.dataset import Feed, local_dataset
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -30,25 +31,25 @@ class LocalEvaluator:
         self._model = model
         self._context = context
         self._num_ranks = num_ranks
-        self._step = tf.function(model.test_step, reduce_retracing=True)
+        self._step = tf.function(self._test_step, reduce_retracing=True)
+        self._is_built = False
+        self._batch_rows: Any = None
         self.confusion_matrix: list[list[int]] = []
 
-    def evaluate(
-        self, dataset: tf.data.Dataset, key: str, num_classes: int | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, float]:
         """Return the metrics over all ranks' rows.
 
         Args:
-            dataset: this rank's rows.
+            feed: this rank's rows.
             key: names this evaluation, alike on all ranks.
             num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, too.
         """
         model = self._model
-        # The metrics' variables come into being with the first batch, which this rank may not have.
-        self._step(_zeros_of(dataset))
+        if not self._is_built:
+            self._build(feed)
         model.reset_metrics()
         counts = np.zeros((num_classes or 0, num_classes or 0))
-        for element in dataset:
+        for element in local_dataset(feed):
             self._step(element)
             if num_classes:
                 np.add.at(counts, self._classes(element, num_classes), 1)
@@ -59,6 +60,26 @@ class LocalEvaluator:
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
         return {name: float(value) for name, value in model.get_metrics_result().items()}
 
+    def _build(self, feed: Feed) -> None:
+        """Evaluate the sample: metrics' variables come with the first batch, which this rank may not have."""
+        for element in local_dataset(feed, lambda: iter([feed.sample])):
+            self._test_step(element)
+        self._weigh_losses_of_outputs()
+        self._is_built = True
+
+    def _test_step(self, element: Any) -> Any:
+        self._batch_rows = tf.shape(element[2])[0]
+        return self._model.test_step(element)
+
+    def _weigh_losses_of_outputs(self) -> None:
+        """Let the loss of each of several outputs count rows, as that of all does, and not batches."""
+
+        def weighed(update_state: Any) -> Any:
+            return lambda value, sample_weight=None: update_state(value, self._batch_rows)
+
+        for metric in self._model._compile_loss.metrics if self._model._compile_loss else []:
+            metric.update_state = weighed(metric.update_state)
+
     def _classes(self, element: Any, num_classes: int) -> tuple[Any, Any]:
         """Return the true and the predicted class of each row; one output of one unit is a yes or no."""
         x, y = element[:2]
@@ -66,16 +87,6 @@ class LocalEvaluator:
         if outputs.shape[-1] == 1 and num_classes == 2:
             return np.asarray(y).reshape(-1).astype(int), (outputs.reshape(-1) > 0.5).astype(int)
         return np.asarray(y).reshape(-1).astype(int), outputs.argmax(-1).reshape(-1)
-
-
-def _zeros_of(dataset: tf.data.Dataset) -> Any:
-    """One element of zeros of the dataset's shapes."""
-
-    def zeros(spec: tf.TensorSpec) -> tf.Tensor:
-        shape = [1 if size is None else size for size in spec.shape]
-        return tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
-
-    return tf.nest.map_structure(zeros, dataset.element_spec)
 
 
 def sum_over_ranks(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import local_dataset, open_feed
+from tfspark.feed.dataset import open_feed
 from tfspark.training.build import BuildModel, call_build_model
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.jobs import job_done, posted_jobs
@@ -51,5 +51,5 @@ def _evaluate(
     model.load_weights(file)
     feed = open_feed(context, "validation")
     feed.next_index = job["index"]
-    results = evaluator.evaluate(local_dataset(feed), f"side-car-{job['index']}")
+    results = evaluator.evaluate(feed, f"side-car-{job['index']}")
     return {f"val_{name}": value for name, value in results.items()}

@@ -90,7 +90,7 @@ def _build_from_element_spec(original: Any) -> Any:
         is_ours = is_fed or keras_trainer._collective_all_reduce_multi_worker(strategy)
         if dataset is None or not is_ours:
             return original(self, iterator=iterator, data_batch=data_batch)
-        batch = tree.map_structure(_zeros_like_spec, dataset.element_spec)
+        batch = tree.map_structure(_local_spec, dataset.element_spec)
         with strategy.scope():
             self._symbolic_build(data_batch=batch)
         return None
@@ -98,10 +98,9 @@ def _build_from_element_spec(original: Any) -> Any:
     return _maybe_symbolic_build
 
 
-def _zeros_like_spec(spec: Any) -> tf.Tensor:
-    local = spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
-    shape = [1 if size is None else size for size in local.shape]
-    return tf.zeros(shape, local.dtype) if local.dtype != tf.string else tf.fill(shape, "")
+def _local_spec(spec: Any) -> Any:
+    """One replica's shape and type, which is all that Keras asks of a batch here."""
+    return spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
 
 
 def _feed_epoch_iterator(base: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import describe_stream, distributed_dataset, local_dataset, open_feed
+from tfspark.feed.dataset import describe_stream, distributed_dataset, open_feed
 from tfspark.training.build import (
     BuildModel,
     call_build_model,
@@ -119,7 +119,7 @@ class TrainingSession:
         self.copy_weights()
         feed = open_feed(self.context, stream)
         feed.next_index = index
-        return self._evaluator.evaluate(local_dataset(feed), f"{stream}-{index}", num_classes)
+        return self._evaluator.evaluate(feed, f"{stream}-{index}", num_classes)
 
     def test(self, job: Json) -> Json:
         """Evaluate a stream once; count predicted classes if the job asks for it."""

@@ -51,7 +51,7 @@ def _mask_metric(metric: keras.metrics.Metric, mask: list[tf.Tensor]) -> None:
 
 
 class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
-    """Set an epoch's loss in proportion to its real rows; must come before callbacks that look at it.
+    """Set an epoch's loss, and that of each output, in proportion to its real rows; must precede callbacks that look.
 
     Args:
         context: the node.
@@ -69,4 +69,6 @@ class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
             return
         rows = [np.array(self._feed.rows_of_pass)]
         (total,) = sum_over_ranks(self._context, f"rows-{epoch}", rows, self._context.num_workers)
-        logs["loss"] *= self._feed.steps_of_pass * self._feed.global_batch_size / total
+        of_outputs = self.model._compile_loss.metrics if self.model._compile_loss else []
+        for name in ("loss", *(metric.name for metric in of_outputs)):
+            logs[name] *= self._feed.steps_of_pass * self._feed.global_batch_size / total

@@ -1,0 +1,73 @@
+"""Build elements from rows in a process with TensorFlow, as a trainer does; prints what came of each case as JSON.
+
+Usage: elements_in_tf.py CASES: a file, a JSON list of ``{"columns", "batches", "replicas"}``; a batch is text of
+`encode_sample`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+def main() -> None:
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    print("RESULT " + json.dumps([outcome(case) for case in cases]))
+
+
+def outcome(case: dict[str, Any]) -> dict[str, Any]:
+    """Return the elements, or the error as it would be told on the driver."""
+    from tfspark.feed.graph_errors import as_data_error
+
+    try:
+        return {"elements": elements(case)}
+    except Exception as error:
+        told = as_data_error(error)
+        return {"error": type(told).__name__, "says": str(told)}
+
+
+def elements(case: dict[str, Any]) -> list[dict[str, Any]]:
+    from tfspark.feed.arrays import row_weights, to_numpy
+    from tfspark.feed.columns import Columns
+    from tfspark.feed.dataset import local_dataset
+    from tfspark.feed.reader import WEIGHT
+    from tfspark.feed.source import decode_sample
+
+    columns = Columns.from_json(case["columns"])
+    batches = []
+    for encoded in case["batches"]:
+        rows = to_numpy(decode_sample(encoded), columns)
+        batches.append({**rows, WEIGHT: row_weights(rows, columns, len(next(iter(rows.values()))))})
+    sample = {name: values[:1] for name, values in batches[0].items()}
+    spec = SimpleNamespace(columns=columns, batch_size=len(batches[0][WEIGHT]), synchronous=True)
+    feed: Any = SimpleNamespace(spec=spec, sample=sample, features_hook=None)
+    dataset = local_dataset(feed, lambda: iter(batches), case["replicas"])
+    return [told(element) for element in dataset]
+
+
+def told(element: Any) -> dict[str, Any]:
+    x, y, weight = element
+    return {"x": plain(x), "y": plain(y), "weight": weight.numpy().tolist()}
+
+
+def plain(values: Any) -> Any:
+    import tensorflow as tf
+
+    if isinstance(values, dict):
+        return {name: plain(value) for name, value in values.items()}
+    kind = "ragged " if isinstance(values, tf.RaggedTensor) else ""
+    rows = values.to_list() if kind else values.numpy().tolist()
+    return {"dtype": kind + values.dtype.name, "rows": text(rows)}
+
+
+def text(values: Any) -> Any:
+    if isinstance(values, list):
+        return [text(value) for value in values]
+    return values.decode() if isinstance(values, bytes) else values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Errors that TensorFlow raises inside tf.data, said as errors about data. Runs in the trainer.
+
+An operation in a graph knows no column. What it was about is found again in its scope's name or its words.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tfspark.errors import DataError
+
+_SCOPED = re.compile(r"tfspark_(image|bytes)_((?:[0-9a-f]{2})+)/")
+_WORDS = {
+    "image": "expected JPEG, PNG, GIF or BMP files, one is none or damaged",
+    "bytes": "expected as many bytes in every Example",
+}
+_ASSERTED = re.compile(r"assertion failed: \[((?:column|label) .*?)\](?:\s*\[\[|\s*$)", re.DOTALL)
+_PARSED = re.compile(
+    r"(?:Key|Feature): (.*?)(?:, Index: \d+| \(data type: \w+\)(?= is))\.?\s*(.*?)\s*\[\[", re.DOTALL
+)
+_NO_EXAMPLE = "Could not parse example input"
+
+
+def image_scope(column_name: str) -> str:
+    """Return the scope in which a column's images are decoded; any name fits in, as hexadecimal digits."""
+    return f"tfspark_image_{column_name.encode().hex()}"
+
+
+def bytes_scope(column_name: str) -> str:
+    """Return the scope in which the raw values of a feature are decoded."""
+    return f"tfspark_bytes_{column_name.encode().hex()}"
+
+
+def as_data_error(error: BaseException) -> BaseException:
+    """Return the DataError that an error of TensorFlow's stands for; any other error as it is."""
+    if type(error).__name__ != "InvalidArgumentError":
+        return error
+    text = _explained(str(error))
+    return error if text is None else DataError(text)
+
+
+def _unescaped(text: str) -> str:
+    """Undo TensorFlow's escapes of quotes and of bytes beyond ASCII."""
+    return text.encode().decode("unicode_escape").encode("latin-1", "replace").decode(errors="replace")
+
+
+def _explained(message: str) -> str | None:
+    if found := _ASSERTED.search(message):
+        return _unescaped(" ".join(found[1].split()).replace("] [", " "))
+    if found := _SCOPED.search(message):
+        reason = re.search(r"Iterator\S*: (.*?)\s*\[\[", message, re.DOTALL)
+        cause = f" ({reason[1]})" if reason else ""
+        name = bytes.fromhex(found[2]).decode()
+        return f"column {name!r} {_WORDS[found[1]]}{cause}; filter or repair such rows before feeding"
+    if found := _PARSED.search(message):
+        return (
+            f"column {found[1]!r} of the Examples: {found[2]}; expected every Example to hold it as declared, or as "
+            "the first has it; correct dtype and shape, declare it ragged, or read without Columns(examples=...)"
+        )
+    if _NO_EXAMPLE in message:
+        return f"expected serialized tf.train.Example records, one is none: {message[:300]}"
+    return None

@@ -1,0 +1,151 @@
+"""From Arrow values, and lists of lists of them, to dense NumPy arrays: numbers, strings, times.
+
+Used by `tfspark.feed.arrays` in the reader. Pure: Arrow and NumPy only. An error begins with the row: ``row 17:``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfspark.errors import DataError
+from tfspark.feed.structs import binary_buffers
+
+Array = npt.NDArray[Any]
+RowOf = Callable[[int], int]
+"""Position of a value -> the row it is in."""
+
+
+def nested_to_numpy(array: pa.Array, name: str, row_of: RowOf = int, inside: bool = False) -> Array:
+    """Flatten lists of lists into one dense array, checking that each level is regular.
+
+    Args:
+        array: numbers or strings, or lists of them, of lists of them ...
+        name: of the column, for errors.
+        row_of: which row an entry of the array is in.
+        inside: the entries are parts of the rows' arrays, not the rows themselves.
+    """
+    sizes = [len(array)]
+    while is_list(array.type):
+        in_row, is_first = _divided(row_of, math.prod(sizes[1:])), len(sizes) == 1 and not inside
+        refuse_nulls(array, name, "is null" if is_first else "holds a null array", in_row)
+        fix = (
+            f"declare Column({name!r}, ragged='pad'), or "
+            if is_first
+            else "only a row's first axis may vary: "
+        )
+        sizes.append(uniform_length(pc.list_value_length(array), name, "values", in_row, fix))
+        array = array.flatten()
+    in_row = _divided(row_of, math.prod(sizes[1:]))
+    if inside or len(sizes) > 1:
+        _refuse_null_values(array, name, in_row)
+    refuse_nulls(array, name)
+    return _primitive_to_numpy(array, name).reshape(sizes)
+
+
+def _divided(row_of: RowOf, entries: int) -> RowOf:
+    return lambda position: row_of(position // max(entries, 1))
+
+
+def is_list(arrow_type: pa.DataType) -> bool:
+    """Tell whether each entry is a list, of whatever kind."""
+    types = pa.types
+    is_plain = types.is_list(arrow_type) or types.is_large_list(arrow_type)
+    return bool(is_plain or types.is_fixed_size_list(arrow_type))
+
+
+def refuse_nulls(array: pa.Array, name: str, what: str = "is null", row_of: RowOf = int) -> None:
+    """Raise a DataError that names the row of the first null, if there is one."""
+    if array.null_count:
+        row = row_of(pc.index(pc.is_null(array), True).as_py())
+        raise DataError(
+            f"row {row}: column {name!r} {what}; expected a value in every row; "
+            f"drop such rows (df.dropna(subset=[{name!r}])) or fill them before feeding"
+        )
+
+
+def _refuse_null_values(array: pa.Array, name: str, row_of: RowOf) -> None:
+    if array.null_count:
+        row = row_of(pc.index(pc.is_null(array), True).as_py())
+        raise DataError(
+            f"row {row}: column {name!r} holds a null inside its array; expected values only; "
+            "fill it before feeding, for example with transform(column, x -> coalesce(x, 0))"
+        )
+
+
+def _primitive_to_numpy(array: pa.Array, name: str) -> Array:
+    """Convert an array without nulls of numbers, truth values, strings, decimals or times."""
+    kind = array.type
+    if is_bytes(kind):
+        return objects(array)
+    if pa.types.is_decimal(kind):
+        array = pc.cast(array, pa.float64())
+    elif pa.types.is_date32(kind):
+        array = array.view(pa.int32())
+    elif pa.types.is_timestamp(kind) or pa.types.is_duration(kind) or pa.types.is_time64(kind):
+        array = pc.divide(array.view(pa.int64()).cast(pa.float64(), safe=False), _UNITS_PER_SECOND[kind.unit])
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise DataError(f"row 0: column {name!r} has type {kind}, which cannot be fed; {_advice(kind, name)}")
+    values: Array = array.to_numpy(zero_copy_only=False)
+    return values
+
+
+_UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+def _advice(kind: pa.DataType, name: str) -> str:
+    if pa.types.is_map(kind):
+        return f"expected no map; select what is under its keys, for example df[{name!r}]['key']"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f"'{name}.{field.name}'" for field in list(kind)[:3])
+        return f"expected no struct; select its fields instead, for example df.select({fields})"
+    return (
+        "expected numbers, booleans, strings, binaries, dates, timestamps, vectors, images, or arrays of such values; "
+        "cast it or select its parts before feeding"
+    )
+
+
+def uniform_length(lengths: pa.Array, name: str, unit: str, row_of: RowOf, fix: str) -> int:
+    """Return the one length that all have; `fix` begins what an error advises."""
+    if not len(lengths):
+        return 0
+    expected = lengths[0].as_py()
+    irregular = pc.not_equal(lengths, expected)
+    if pc.any(irregular).as_py():
+        position = pc.index(irregular, True).as_py()
+        raise DataError(
+            f"row {row_of(position)}: column {name!r} has {lengths[position].as_py()} {unit} where those before "
+            f"have {expected}; expected arrays of one length; {fix}pad or filter them before feeding"
+        )
+    return int(expected)
+
+
+def is_bytes(arrow_type: pa.DataType) -> bool:
+    """Tell whether these are strings or binaries."""
+    is_text = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
+    is_binary = pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type)
+    return bool(is_text or is_binary or pa.types.is_fixed_size_binary(arrow_type))
+
+
+def objects(array: pa.Array) -> Array:
+    """Return strings and binaries as TensorFlow wants them: an array of bytes objects."""
+    return np.array(pc.cast(array, pa.large_binary()).to_pylist(), dtype=object)
+
+
+def raw_values(array: pa.Array, name: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """View all bytes of a binary column as one run of values; return it and each row's bounds in it."""
+    data, offsets = binary_buffers(array)
+    broken = np.flatnonzero(np.diff(offsets) % dtype.itemsize)
+    if len(broken):
+        row = int(broken[0])
+        raise DataError(
+            f"row {row}: column {name!r} has {offsets[row + 1] - offsets[row]} bytes, which is no multiple of the "
+            f"{dtype.itemsize} bytes of a {dtype.name}; declare the dtype the bytes were written with"
+        )
+    return data.view(dtype.newbyteorder("<")), offsets // dtype.itemsize
