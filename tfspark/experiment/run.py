@@ -104,6 +104,11 @@ class _Watch:
         self.directory.add_metrics("validation", epoch=fields["epoch"], **fields["metrics"])
         self.directory.add_scalars(fields["epoch"], fields["metrics"])
 
+    def _on_cache(self, fields: Mapping[str, Any]) -> None:
+        kept = "later epochs are read from the nodes' disks"
+        lost = "not all workers could keep their rows (their logs say why); later epochs are read from Spark"
+        self.console.line(f"{'node cache':<24}           {kept if fields['kept'] else lost}")
+
     def _on_checkpoint(self, fields: Mapping[str, Any]) -> None:
         kept = sorted((self.directory.path / "checkpoints").glob("epoch-*.keras"))
         for old in kept[: -self.keep_checkpoints]:
