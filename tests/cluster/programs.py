@@ -72,6 +72,16 @@ def several_steps(params: Any) -> Any:
     return model
 
 
+def accumulating(params: Any) -> Any:
+    """Compile with an optimizer that adds up gradients over steps."""
+    import keras
+
+    del params
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(gradient_accumulation_steps=4), "mse")
+    return model
+
+
 def fit_as_users_do(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     """A `main_fun` as one is written: strategy, model, fit, report, export."""
     with ctx.strategy.scope():

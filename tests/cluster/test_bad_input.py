@@ -44,9 +44,9 @@ def raises(kind: type[Exception], *parts: str) -> Iterator[None]:
     ("arguments", "parts"),
     [
         pytest.param(
-            {"num_executors": 2, "num_ps": 1},
-            ["expected num_ps=0, got 1", "leave num_ps out"],
-            id="parameter servers",
+            {"num_executors": 2, "num_ps": 2},
+            ["num_ps=2", "leaves 0", "set num_executors to 3 or more"],
+            id="parameter servers only",
         ),
         pytest.param(
             {"num_executors": 1, "eval_node": True}, ["at least one worker", "2 or more"], id="no worker left"

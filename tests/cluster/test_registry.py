@@ -213,7 +213,8 @@ def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) ->
 
 
 def test_count_roles_when_mixed_counts_each() -> None:
-    assert count_roles(plan_nodes(4, num_ps=1, eval_node=True)) == {"worker": 2, "ps": 1, "evaluator": 1}
+    counts = count_roles(plan_nodes(4, num_ps=1, eval_node=True))
+    assert counts == {"worker": 2, "ps": 1, "evaluator": 1, "chief": 1}
 
 
 def after_settling(registry: Registry) -> Exception:

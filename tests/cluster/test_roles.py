@@ -19,7 +19,11 @@ from tfspark.errors import ConfigError
         pytest.param(3, 0, False, ["worker 0", "worker 1", "worker 2"], id="workers only"),
         pytest.param(2, 0, True, ["worker 0", "evaluator 0"], id="the evaluator is one of the nodes"),
         pytest.param(
-            5, 2, True, ["worker 0", "worker 1", "ps 0", "ps 1", "evaluator 0"], id="all roles, workers first"
+            5,
+            2,
+            True,
+            ["worker 0", "worker 1", "ps 0", "ps 1", "evaluator 0", "chief 0"],
+            id="all roles, workers first; the chief of parameter servers is one more",
         ),
     ],
 )
@@ -29,7 +33,7 @@ def test_plan_nodes_when_roles_fit_numbers_them(
     nodes = plan_nodes(num_executors, num_ps, eval_node)
 
     assert [node.name for node in nodes] == names
-    assert [node.index for node in nodes] == list(range(num_executors))
+    assert [node.index for node in nodes] == list(range(num_executors + int(num_ps > 0)))
 
 
 @pytest.mark.parametrize(
@@ -51,14 +55,14 @@ def test_plan_nodes_when_no_worker_is_left_says_how_many_to_ask_for(
 
 def test_tf_config_of_each_role_names_all_but_the_evaluator() -> None:
     nodes = plan_nodes(4, num_ps=1, eval_node=True)
-    addresses = {index: f"h{index}:{7000 + index}" for index in range(4)}
+    addresses = {index: f"h{index}:{7000 + index}" for index in range(5)}
 
     configs = [json.loads(tf_config(nodes, addresses, node)) for node in nodes]
 
-    expected = {"worker": ["h0:7000", "h1:7001"], "ps": ["h2:7002"]}
-    assert [config["cluster"] for config in configs] == [expected] * 4
+    expected = {"worker": ["h0:7000", "h1:7001"], "ps": ["h2:7002"], "chief": ["h4:7004"]}
+    assert [config["cluster"] for config in configs] == [expected] * 5
     assert [(c["task"]["type"], c["task"]["index"]) for c in configs] == [
-        ("worker", 0), ("worker", 1), ("ps", 0), ("evaluator", 0),
+        ("worker", 0), ("worker", 1), ("ps", 0), ("evaluator", 0), ("chief", 0),
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.failing import describe
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.wire import ActionClient, Json
 
@@ -87,7 +88,7 @@ class TFContext:
 
     @property
     def role(self) -> str:
-        """TensorFlow's task type: ``worker``, ``ps`` or ``evaluator``."""
+        """TensorFlow's task type: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
         return self.node.role
 
     job_name = role
@@ -100,8 +101,15 @@ class TFContext:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is worker 0, which writes checkpoints and exports."""
+        """Whether this node writes checkpoints and exports: worker 0, or the chief of parameter servers."""
+        if self.has_parameter_servers:
+            return self.node.role == "chief"
         return self.node.role == "worker" and self.node.task_index == 0
+
+    @property
+    def has_parameter_servers(self) -> bool:
+        """Whether the cluster trains asynchronously, with its variables on parameter servers."""
+        return any(node.role == "ps" for node in self.nodes)
 
     @property
     def num_workers(self) -> int:
@@ -120,7 +128,8 @@ class TFContext:
         """The ``tf.distribute`` strategy of this node, made at first use.
 
         On workers it is `MultiWorkerMirroredStrategy` and joins the cluster, so every worker must use it;
-        on an evaluator it is the default strategy of one process.
+        on the chief of parameter servers `ParameterServerStrategy`; on an evaluator the default strategy of one
+        process.
         """
         from tfspark.training.strategies import make_strategy
 
@@ -160,6 +169,17 @@ class TFContext:
     def report(self, event: str, /, **fields: Any) -> None:
         """Tell the driver's observer something, for example ``ctx.report("step", loss=0.3)``."""
         self.control.call("report", node=self.node.index, event=event, fields=fields)
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Tell the driver of an exception that ends this node."""
+        told = describe(error)
+        self.control.call(
+            "trainer_failed",
+            node=self.node.index,
+            cause=told["cause"],
+            traceback=told["traceback"],
+            kind=told["kind"],
+        )
 
     def export(self, model: keras.Model, name: str = "export") -> None:
         """Send the model to the run directory as ``<name>/model.keras`` and ``<name>/saved_model``.

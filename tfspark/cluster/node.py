@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -88,8 +89,19 @@ class NodeTask:
         index = self.first_index + next(iter(batches)).column(0)[0].as_py()
         spec = self.nodes[index]
         with ActionClient(self.location, self.token) as control:
-            outcome = _Node(self, spec, control).run()
+            outcome = self._run_with_chief(spec, control)
         yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [outcome]}, NODE_RESULT)
+
+    def _run_with_chief(self, spec: NodeSpec, control: ActionClient) -> str:
+        """Run the node; beside worker 0 also the chief, which coordinates parameter servers, if there is one."""
+        chiefs = [node for node in self.nodes if node.role == "chief"]
+        if spec.name != "worker 0" or not chiefs:
+            return _Node(self, spec, control).run()
+        with ThreadPoolExecutor(1, thread_name_prefix="tfspark-chief-node") as beside:
+            chief = beside.submit(_Node(self, chiefs[0], control).run)
+            outcome = _Node(self, spec, control).run()
+            chief.result()
+        return outcome
 
 
 class _Node:
@@ -183,7 +195,8 @@ class _Node:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-        gpus = _assigned_gpus()
+        # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
+        gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpus
         return environment

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tfspark.errors import ConfigError
 
-Role = Literal["worker", "ps", "evaluator"]
+Role = Literal["worker", "ps", "evaluator", "chief"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class NodeSpec:
 def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> tuple[NodeSpec, ...]:
     """Divide `num_executors` nodes into roles: `num_ps` ps, at most one evaluator, the rest workers.
 
+    With parameter servers there is one more: the chief, which coordinates them. It is light, needs no slot, and lives
+    in the task of worker 0.
+
     Raises:
         ConfigError: no node would be left to be a worker.
     """
@@ -46,6 +49,7 @@ def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> 
         "worker": num_executors - num_ps - int(eval_node),
         "ps": num_ps,
         "evaluator": int(eval_node),
+        "chief": int(num_ps > 0),
     }
     if counts["worker"] < 1:
         raise ConfigError(

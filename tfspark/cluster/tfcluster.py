@@ -159,7 +159,8 @@ class TFCluster:
                 tfspark trains itself.
             args: first argument of `main_fun`.
             num_executors: nodes of all roles together; each holds one Spark task slot.
-            num_ps: how many of them are parameter servers.
+            num_ps: how many of them are parameter servers; with any, workers train asynchronously
+                (ParameterServerStrategy), and a chief beside worker 0 coordinates them.
             input_mode: who reads the data.
             log_dir: the run directory on the driver's machine: logs, checkpoints and exports go there.
             reservation_timeout: seconds until every node must have registered.
@@ -181,10 +182,10 @@ class TFCluster:
         """
         session = session_of(spark)
         nodes = plan_nodes(num_executors, num_ps, eval_node)
-        if num_ps:
+        if num_ps and wants_context(main_fun):
             raise ConfigError(
-                f"expected num_ps=0, got {num_ps}: parameter servers are not supported yet; leave num_ps out to "
-                "train synchronously (MultiWorkerMirroredStrategy)"
+                f"expected build_model(params) with num_ps={num_ps}, got a main_fun(args, ctx): with parameter servers "
+                "tfspark trains the model that build_model returns; give such a function, or leave num_ps out"
             )
         if eval_node and log_dir is None:
             raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
@@ -200,7 +201,7 @@ class TFCluster:
         }
         code = pickled(main_fun, args, hooks or Hooks())
         check_settings(session)
-        check_slots(session, len(nodes), int(input_mode is InputMode.SPARK), reservation_timeout)
+        check_slots(session, num_executors, int(input_mode is InputMode.SPARK), reservation_timeout)
         cluster = cls(session, nodes, code, settings, input_mode, observer, log_dir, heartbeat_timeout)
         try:
             cluster._launch(reservation_timeout)
@@ -225,6 +226,9 @@ class TFCluster:
                 "reservation_timeout, or lower num_executors"
             ) from None
         self._observe("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
+        if self._chief is not None:
+            job = self._control.post_job("build")
+            self._control.wait(lambda: self._trained(job), timeout_s, "the chief to build the model")
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
         task = NodeTask(
@@ -437,7 +441,7 @@ class TFCluster:
                 "leave it out"
             )
         if self._input_mode is InputMode.TENSORFLOW:
-            check_slots(self._spark, len(self._nodes), 1, timeout_s=0)
+            check_slots(self._spark, len(self._nodes) - int(self._chief is not None), 1, timeout_s=0)
         name = f"evaluate-{next(self._evaluations)}"
         self._feeder.open(for_evaluation(spec, name), self._workers, self._feeding.buffer_bytes)
         job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
@@ -457,6 +461,11 @@ class TFCluster:
         open_ended: bool = False,
     ) -> None:
         """Open the streams at the first call; later calls must not differ."""
+        if feeding.ordered and self._chief is not None:
+            raise ConfigError(
+                "expected Feeding(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
+                "order; leave it out, or leave num_ps out"
+            )
         spec = replace(self._stream_spec(columns, batch_size, feeding), open_ended=open_ended)
         if self._train_spec not in (None, spec):
             raise ConfigError(
@@ -480,7 +489,7 @@ class TFCluster:
             columns=columns,
             batch_size=local_batch_size(size, len(self._workers)),
             num_readers=len(self._workers),
-            synchronous=True,
+            synchronous=self._chief is None,
             ordered=feeding.ordered,
             shuffle_rows=feeding.shuffle_rows,
             seed=int(self._settings["seed"]),
@@ -557,18 +566,21 @@ class TFCluster:
                 f"waited {self._feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
             )
         self._side_car = None
-        return dict(self._control.job_results(job)[0]["history"])
+        return dict(self._control.job_results(job)[(self._chief or self._workers[0]).index]["history"])
 
     def _trained(self, job: int) -> bool:
         """Whether every worker has ended the job, perhaps early."""
         return self._ended(job, self._workers)
 
     def _ended(self, job: int, nodes: Sequence[NodeSpec]) -> bool:
-        """Whether these nodes have ended the job; a `main_fun` ends it by returning."""
+        """Whether these nodes have ended the job; a `main_fun` ends it by returning, and a chief for its workers."""
         if self._settings["wants_context"]:
             return self._registry.all_succeeded("worker")
         results = self._control.job_results(job)
-        return all(node.index in results for node in nodes)
+        return all((self._chief_of(node) or node).index in results for node in nodes)
+
+    def _chief_of(self, node: NodeSpec) -> NodeSpec | None:
+        return self._chief if node.role == "worker" else None
 
     # --- state -------------------------------------------------------------------------------------
 
@@ -581,6 +593,11 @@ class TFCluster:
         return [node for node in self._nodes if node.role == "worker"]
 
     @property
+    def _chief(self) -> NodeSpec | None:
+        """Who coordinates the parameter servers, if there are any."""
+        return next((node for node in self._nodes if node.role == "chief"), None)
+
+    @property
     def _evaluators(self) -> list[NodeSpec]:
         return [node for node in self._nodes if node.role == "evaluator"]
 
@@ -589,7 +606,7 @@ class TFCluster:
         return float(self._settings["feed_timeout_s"])
 
     def _trainers_done(self) -> bool:
-        return all(self._registry.all_succeeded(role) for role in ("worker", "evaluator"))
+        return all(self._registry.all_succeeded(role) for role in ("worker", "ps", "evaluator", "chief"))
 
     def _check_identical_weights(self) -> None:
         """Synchronous training keeps all workers' weights equal; anything else is an error."""

@@ -21,12 +21,9 @@ from typing import Any, BinaryIO
 from tfspark.cluster.context import TFContext
 from tfspark.cluster.node import read_frame
 from tfspark.cluster.wire import ActionClient
-from tfspark.errors import ConfigError, DataError
 from tfspark.feed.graph_errors import as_data_error
 
 PR_SET_PDEATHSIG = 1
-COLLECTIVE_ERRORS = ("UnavailableError", "AbortedError", "CancelledError", "InternalError")
-"""TensorFlow's errors that mostly mean: a peer is gone."""
 
 
 def main() -> int:
@@ -44,14 +41,7 @@ def main() -> int:
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
         except BaseException as raised:
             traceback.print_exc()
-            error = as_data_error(raised)
-            control.call(
-                "trainer_failed",
-                node=context.node.index,
-                cause=_cause(error),
-                traceback=traceback.format_exc(),
-                kind=_kind(error),
-            )
+            context.tell_failure(as_data_error(raised))
             return 1
     return 0
 
@@ -89,24 +79,6 @@ def _as_json(result: Any) -> Any:
             "numbers, strings, lists, dicts; convert arrays with .tolist(), save models with ctx.export"
         ) from None
     return result
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, ConfigError | DataError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _kind(error: BaseException) -> str:
-    """Tell bad data, wrong settings and lost peers from errors of the user's code."""
-    if isinstance(error, DataError):
-        return "data"
-    if isinstance(error, ConfigError):
-        return "config"
-    chain = f"{type(error).__name__} {error}"
-    if type(error).__name__ in COLLECTIVE_ERRORS:
-        return "collective"
-    return "data" if "tfspark.errors.DataError" in chain else "exception"
 
 
 if __name__ == "__main__":

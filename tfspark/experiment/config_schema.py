@@ -273,7 +273,7 @@ class Cluster(Section):
     executors: Annotated[AtLeast1, _COUNT] = 1
     """Number of nodes: workers, parameter servers and the evaluator together."""
     ps: Annotated[AtLeast0, _COUNT_OR_0] = 0
-    """How many of the nodes are parameter servers."""
+    """How many of the nodes are parameter servers: with any, workers train asynchronously, each at its own pace."""
     evaluator: Annotated[bool, _TRUTH] = False
     """Whether one of the nodes evaluates while the others train."""
     input_mode: Annotated[Literal["spark", "tensorflow"], Words("spark or tensorflow")] = "spark"

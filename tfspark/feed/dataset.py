@@ -118,6 +118,11 @@ class Feed:
         self._opened = queue.SimpleQueue()
         self._iterator = None
 
+    def close(self) -> None:
+        """Stop reading the last pass, if any was opened."""
+        for reading in self._readings[-1:]:
+            reading.close()
+
     @staticmethod
     def _batches_of(reading: PassReader) -> Iterator[Rows]:
         try:
@@ -138,7 +143,15 @@ def open_feed(context: TFContext, stream: str) -> Feed:
     Raises:
         DeadlineError: the driver did not feed within ``feed_timeout_s``.
     """
-    described = describe_stream(context, stream)
+    return feed_of(context, stream, describe_stream(context, stream))
+
+
+def feed_of(context: TFContext, stream: str, described: Json) -> Feed:
+    """Return the feed of a stream that was described.
+
+    Raises:
+        DataError: the stream has no row.
+    """
     spec = StreamSpec.from_json(described["description"])
     if described["sample"] is None:
         raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
@@ -223,10 +236,10 @@ def local_dataset(
     shapes = signature(feed.sample, columns, size if spec.synchronous else None)
     dataset = tf.data.Dataset.from_generator(pieces, output_signature=shapes)
     in_parallel = tf.data.AUTOTUNE if columns.needs_work else 1
-    return dataset.map(_element_of(feed), num_parallel_calls=in_parallel).prefetch(2)
+    return dataset.map(element_of(feed), num_parallel_calls=in_parallel).prefetch(2)
 
 
-def _element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
+def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
     """Return what turns a batch of the feed into an element; see `to_element`."""
     columns, hook = feed.spec.columns, feed.features_hook
     examples = columns.examples

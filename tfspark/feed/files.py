@@ -194,13 +194,7 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
 def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.Dataset:
     """Read one worker's share: batches of equal size, the last filled up with weight 0, equally many for all."""
 
-    from tfspark.feed.elements import to_element
-    from tfspark.feed.examples import Feature, class_weights_of, parse_examples
-    from tfspark.feed.reader import WEIGHT
-
-    size, columns = plan["batch_size"], Columns.from_json(plan["columns"])
-    kinds = {spec["name"]: spec["kind"] for spec in plan["features"]}
-    features = {name: Feature(kind, tuple(plan["shapes"][name])) for name, kind in kinds.items()}
+    size = plan["batch_size"]
     real = _records([_slice(piece) for piece in plan["shares"][rank]])
     if plan["shuffle_rows"]:
         real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
@@ -208,11 +202,32 @@ def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.D
     weighted = real.map(lambda record: (record, 1.0)).concatenate(filler.map(lambda record: (record, 0.0)))
     batches = weighted.take(plan["steps"] * size).batch(size, drop_remainder=True)
 
+    return batches.map(element_of_records(plan, features_hook), num_parallel_calls=2)
+
+
+def records_of_share(plan: Json, rank: int) -> tf.data.Dataset:
+    """Read one worker's share by itself: batches of serialized records, the last as short as what is left."""
+    records = _records([_slice(piece) for piece in plan["shares"][rank]])
+    if plan["shuffle_rows"]:
+        records = records.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
+    return records.batch(plan["batch_size"]).prefetch(2)
+
+
+def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, Any], Any]:
+    """Return what turns records and their weights into an element for Keras."""
+    from tfspark.feed.elements import to_element
+    from tfspark.feed.examples import Feature, class_weights_of, parse_examples
+    from tfspark.feed.reader import WEIGHT
+
+    columns = Columns.from_json(plan["columns"])
+    kinds = {spec["name"]: spec["kind"] for spec in plan["features"]}
+    features = {name: Feature(kind, tuple(plan["shapes"][name])) for name, kind in kinds.items()}
+
     def parse(records: tf.Tensor, weights: tf.Tensor) -> Any:
         rows = parse_examples(records, features, columns)
         return to_element({**rows, WEIGHT: weights * class_weights_of(rows, columns)}, columns, features_hook)
 
-    return batches.map(parse, num_parallel_calls=2)
+    return parse
 
 
 def _slice(piece: Json) -> Slice:

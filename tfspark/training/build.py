@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -65,13 +65,24 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
         model.optimizer.learning_rate = rate
 
 
-def copy_optimizer(source: keras.Model, target: keras.Model) -> None:
-    """Give `target` the state of `source`'s optimizer, so that a saved model can be trained further."""
-    if source.optimizer is None or not source.optimizer.built:
+def copy_optimizer(
+    target: keras.Model,
+    source: keras.optimizers.Optimizer | None,
+    values_of: Callable[[Sequence[keras.Variable]], list[Any]] | None = None,
+) -> None:
+    """Give `target`'s optimizer the state of another, so that a saved model can be trained further.
+
+    Args:
+        target: a built model.
+        source: an optimizer that was used, if any was.
+        values_of: returns the values of the source's variables; default: each as it is.
+    """
+    if source is None or not source.built:
         return
     target.optimizer.build(target.trainable_variables)
-    for variable, value in zip(target.optimizer.variables, source.optimizer.variables, strict=True):
-        variable.assign(keras.ops.convert_to_numpy(value))
+    read = values_of or (lambda variables: [keras.ops.convert_to_numpy(v) for v in variables])
+    for variable, value in zip(target.optimizer.variables, read(source.variables), strict=True):
+        variable.assign(value)
 
 
 def weights_digest(model: keras.Model) -> str:

@@ -8,6 +8,7 @@ metrics' states, which are sums, are added up by the driver. So every row counts
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -29,6 +30,7 @@ from tfspark.training.keras_corrections import SynchroniseState
 from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model
+from tfspark.training.servers import serve
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -38,10 +40,22 @@ def run_jobs(build_model: BuildModel, params: Any, context: TFContext) -> Json:
     """Do what the driver posts until it says close; return this node's summary."""
     if context.role == "evaluator":
         return run_evaluator(build_model, params, context)
-    session = TrainingSession(build_model, params, context)
+    if not context.has_parameter_servers:
+        return do_jobs(TrainingSession(build_model, params, context), context)
+    if not context.is_chief:
+        return serve(context)
+    from tfspark.training.parameter_server import ParameterServerSession
+
+    return do_jobs(ParameterServerSession(build_model, params, context), context)
+
+
+def do_jobs(session: TrainingSession, context: TFContext) -> Json:
+    """Do one job after the other with a session's model."""
     summary: Json = {}
     for job in posted_jobs(context):
-        if job["kind"] == "train":
+        if job["kind"] == "build":
+            job_done(context, job, {})
+        elif job["kind"] == "train":
             job_done(context, job, session.train(job))
         elif job["kind"] == "evaluate":
             job_done(context, job, session.test(job))
@@ -66,46 +80,38 @@ class TrainingSession:
         with context.strategy.scope():
             self.model = call_build_model(build_model, params)
             set_optimizer(self.model, context.settings)
-        leave_padding_out_of_metrics(self.model)
         self.local_model = call_build_model(build_model, params)
         set_optimizer(self.local_model, context.settings)
         self.rows: list[int] = []
         self.history: dict[str, list[float]] = {}
-        self.checkpoints = Checkpoints(context)
+        self.checkpoints = Checkpoints(context, self.to_save)
         self._dataset: Any = None
         self._described: Json = {}
         self._validations = 0
-        self._evaluator = LocalEvaluator(self.local_model, context, context.num_workers)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make ready what `train` and `evaluate` need."""
+        leave_padding_out_of_metrics(self.model)
+        self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
         """Fit for the job's epochs; return the history of this job."""
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
         passes_before = len(feed.rows_per_pass)
-        ours: list[keras.callbacks.Callback] = [SynchroniseState(), LossOfRealRows(self.context, feed)]
-        if job["validation"]:
-            ours.append(Validation(self))
-        if job["side_car"]:
-            ours.append(ShareWeights(self.context))
-        ours.append(ReportProgress(self.context, feed.global_batch_size))
-        ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
-        if self.context.hooks.callbacks is not None:
-            ours.extend(self.context.hooks.callbacks(self.params))
-        ours.append(self.checkpoints)
+        first = [SynchroniseState(), LossOfRealRows(self.context, feed)]
         fitted = self.model.fit(
             self._dataset,
             epochs=job["first_pass"] + job["epochs"],
             initial_epoch=job["first_pass"],
-            callbacks=ours,
+            callbacks=[*first, *self.callbacks(job, feed.global_batch_size)],
             verbose=0,
             shuffle=False,
         )
         rows = feed.rows_per_pass[passes_before:]
         self.rows.extend(rows)
-        history = {name: [float(v) for v in values] for name, values in fitted.history.items()}
-        for name, values in history.items():
-            self.history.setdefault(name, []).extend(values)
-        return {"history": history, "rows": rows}
+        return {"history": self.remember(fitted.history), "rows": rows}
 
     def _training_feed(self) -> Any:
         """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
@@ -113,6 +119,26 @@ class TrainingSession:
         if self._dataset is None or described != self._described:
             self._dataset, self._described = distributed_dataset(self.context, "train"), described
         return self._dataset._tfspark_feed
+
+    def callbacks(self, job: Json, step_rows: int) -> list[keras.callbacks.Callback]:
+        """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
+        ours: list[keras.callbacks.Callback] = []
+        if job["validation"]:
+            ours.append(Validation(self))
+        if job["side_car"]:
+            ours.append(ShareWeights(self.context, self.to_save))
+        ours.append(ReportProgress(self.context, step_rows))
+        ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
+        if self.context.hooks.callbacks is not None:
+            ours.extend(self.context.hooks.callbacks(self.params))
+        return [*ours, self.checkpoints]
+
+    def remember(self, fitted: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
+        """Add the history of one training to that of all, and return it as plain numbers."""
+        history = {name: [float(v) for v in values] for name, values in fitted.items()}
+        for name, values in history.items():
+            self.history.setdefault(name, []).extend(values)
+        return history
 
     def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""
@@ -125,8 +151,13 @@ class TrainingSession:
         """Evaluate a stream once; count predicted classes if the job asks for it."""
         results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
         if job["num_classes"]:
-            results["confusion_matrix"] = self._evaluator.confusion_matrix
+            results["confusion_matrix"] = self.confusion_matrix
         return results
+
+    @property
+    def confusion_matrix(self) -> list[list[int]]:
+        """Counts of (true, predicted) class of the last evaluation that was asked for them."""
+        return self._evaluator.confusion_matrix
 
     def validate(self) -> dict[str, float]:
         """Evaluate the next pass of the stream ``validation``."""
@@ -137,12 +168,20 @@ class TrainingSession:
         """Bring the copy outside of the strategy up to date."""
         self.local_model.set_weights(self.model.get_weights())
 
+    def to_save(self) -> keras.Model:
+        """Return the model for a checkpoint."""
+        return self.model
+
+    def to_export(self) -> keras.Model:
+        """Return the model for an export: the copy, which belongs to no strategy, brought up to date."""
+        self.copy_weights()
+        copy_optimizer(self.local_model, self.model.optimizer)
+        return self.local_model
+
     def close(self, job: Json) -> Json:
         """Export if asked to, and say what became of the model."""
         if job["export"] and self.context.is_chief:
-            self.copy_weights()
-            copy_optimizer(self.model, self.local_model)
-            upload_model(self.context, self.local_model, "export", tuple(job["export"]))
+            upload_model(self.context, self.to_export(), "export", tuple(job["export"]))
         return {
             "history": self.history,
             "rows": self.rows,

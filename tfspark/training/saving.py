@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,16 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     A checkpoint is a ``.keras`` file named ``checkpoints/epoch-0003.keras`` in the run directory, written
     aside there and renamed when it is whole.
+
+    Args:
+        context: the node.
+        to_save: returns the model as it is to be saved.
     """
 
-    def __init__(self, context: TFContext):
+    def __init__(self, context: TFContext, to_save: Callable[[], keras.Model]):
         super().__init__()
         self._context = context
+        self._to_save = to_save
         self._every = int(context.settings.get("checkpoint_every_epochs") or 0)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -36,25 +41,31 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         if self._context.is_chief and self._every and (epoch + 1) % self._every == 0:
             name = f"epoch-{epoch + 1:04d}.keras"
             path = os.path.join(self._context.scratch_dir, name)
-            self.model.save(path)
+            self._to_save().save(path)
             upload(self._context, Path(path), f"checkpoints/{name}")
             os.unlink(path)
             self._context.report("checkpoint", epoch=epoch + 1, name=name)
 
 
 class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
-    """Send the chief's weights to the driver after every epoch, for the evaluator to fetch."""
+    """Send the chief's weights to the driver after every epoch, for the evaluator to fetch.
 
-    def __init__(self, context: TFContext):
+    Args:
+        context: the node.
+        to_save: returns the model as it is to be saved.
+    """
+
+    def __init__(self, context: TFContext, to_save: Callable[[], keras.Model]):
         super().__init__()
         self._context = context
+        self._to_save = to_save
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Send the weights and say so."""
         if self._context.is_chief:
             name = f"side-car/epoch-{epoch + 1:04d}.weights.h5"
             path = Path(self._context.scratch_dir, "side-car.weights.h5")
-            self.model.save_weights(path)
+            self._to_save().save_weights(path)
             upload(self._context, path, name)
             self._context.report("weights", epoch=epoch + 1, name=name)
 

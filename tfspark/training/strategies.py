@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfspark.training.keras_corrections import apply_corrections
+from tfspark.training.servers import connect
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -19,6 +20,8 @@ def make_strategy(context: TFContext) -> tf.distribute.Strategy:
         RuntimeError: the strategy sees other replicas than the cluster has workers times devices, as when
             ``TF_CONFIG`` is missing and every worker would train a model of its own.
     """
+    if context.role == "chief":
+        return connect(context)
     apply_corrections()
     if context.role != "worker":
         return tf.distribute.get_strategy()

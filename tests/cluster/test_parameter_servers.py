@@ -1,0 +1,206 @@
+"""`TFCluster` with parameter servers: what is trained, told and exported, and what happens when one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
+from cluster.programs import accumulating, dense, say, with_state
+from cluster.test_failures import TOLD_S, trainer_of
+from cluster.test_training import CLASSES, EVALUATE, OTHER_ROWS, TRAIN_ROWS, Life
+from pyspark.sql import SparkSession
+from support.driver import run_driver
+from support.leaks import Owned
+from support.rows import df_with_partitions
+
+from tfspark import Column, Columns, InputMode, TFCluster, TFRecordFiles, tfrecord
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import ConfigError, DataError, NodeFailedError
+
+
+@pytest.fixture(scope="module")
+def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
+    """Two workers and a parameter server train a model with BatchNormalization and Dropout."""
+    log_dir, events = tmp_path_factory.mktemp("ps"), Events()
+    rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)
+    other = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES)
+    columns = {"features": ["features"], "num_classes": CLASSES, "batch_size": 32}
+    settings = {"log_dir": str(log_dir), "checkpoint_every_epochs": 2, "seed": 3, "observer": events}
+    with leaving_nothing(spark, owned):
+        cluster = TFCluster.run(
+            spark, with_state, {"num_classes": CLASSES}, num_executors=3, num_ps=1, **settings
+        )
+        with cluster:
+            first = cluster.train(rows, 2, **columns, validation=other)
+            second = cluster.train(rows, 1, **columns, validation=other)
+            metrics = cluster.evaluate(other, num_classes=CLASSES)
+            summaries = cluster.shutdown(export=["keras", "saved_model"])
+    return Life(first, second, metrics, summaries, events, log_dir)
+
+
+def test_iterations_after_three_epochs_equal_the_steps_done(life: Life) -> None:
+    steps = [epoch["steps"] for epoch in life.events.of("epoch")]
+    assert all(step >= -(-sum(TRAIN_ROWS) // 16) for step in steps), "16 rows of the batch for each worker"
+    assert life.summaries["chief 0"]["iterations"] == sum(steps)
+
+
+def test_rows_of_every_epoch_are_all_rows(life: Life) -> None:
+    assert [epoch["rows_fed"] for epoch in life.events.of("epoch")] == [sum(TRAIN_ROWS)] * 3
+    assert life.summaries["chief 0"]["rows"] == [sum(TRAIN_ROWS)] * 3
+    per_epoch = zip(*(worker["rows"] for worker in life.workers), strict=True)
+    assert [sum(rows) for rows in per_epoch] == [sum(TRAIN_ROWS)] * 3
+
+
+def test_history_of_two_trainings_continues(life: Life) -> None:
+    names = {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert set(life.first) == set(life.second) == names
+    assert len(life.first["loss"]) == 2
+    assert len(life.second["loss"]) == 1
+    chief = life.summaries["chief 0"]
+    assert chief["history"] == {name: life.first[name] + life.second[name] for name in names}
+
+
+def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(life: Life) -> None:
+    assert life.second["val_loss"][-1] == pytest.approx(life.metrics["loss"], rel=1e-5)
+    matrix = life.metrics["confusion_matrix"]
+    assert [sum(row) for row in matrix] == [21, 21, 21]
+    right = sum(matrix[i][i] for i in range(CLASSES))
+    assert right / sum(OTHER_ROWS) == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+
+
+def test_export_loads_in_plain_keras_and_gives_the_same_metrics(life: Life, tmp_path: Path) -> None:
+    rows = save_rows(tmp_path / "rows.npz", sum(OTHER_ROWS), CLASSES)
+
+    plain = plain_keras(EVALUATE, life.log_dir / "export", rows)
+
+    assert plain["loss"] == pytest.approx(life.metrics["loss"], abs=1e-5)
+    assert plain["apart"] < 1e-5
+    assert plain["iterations"] == life.summaries["chief 0"]["iterations"], "it can be trained further"
+    assert [path.name for path in (life.log_dir / "checkpoints").iterdir()] == ["epoch-0002.keras"]
+
+
+def test_train_with_callbacks_and_files_stops_early(spark: SparkSession, tmp_path: Path) -> None:
+    tfrecord.register(spark)
+    df_with_partitions(spark, [40, 30]).write.format("tfrecord").mode("append").save(str(tmp_path / "rows"))
+    files = TFRecordFiles(str(tmp_path / "rows"), Columns((Column("features"),), Column("label")))
+    callbacks = {
+        "early_stopping": {"monitor": "loss", "patience": 2, "min_delta": 1e9, "restore_best_weights": True},
+        "reduce_lr_on_plateau": {"monitor": "loss", "patience": 0, "min_delta": 1e9},
+    }
+    cluster = TFCluster.run(
+        spark, dense, {}, 3, 1, input_mode=InputMode.TENSORFLOW, callbacks=callbacks, learning_rate=0.1
+    )
+    with cluster:
+        history = cluster.train(files, 6, batch_size=16)
+        nodes = cluster.shutdown()
+
+    assert len(history["loss"]) == 3
+    assert history["learning_rate"] == pytest.approx([0.1, 0.1, 0.01])
+    assert nodes["chief 0"]["rows"] == [70] * 3
+    assert [nodes[f"worker {i}"]["rows"] for i in range(2)] == [[35] * 3] * 2
+    assert nodes["chief 0"]["iterations"] == 3 * 2 * 5, "two workers of 35 rows, 8 at a time"
+
+
+def test_parameter_server_when_killed_while_training_is_named(spark: SparkSession, owned: Owned) -> None:
+    with leaving_nothing(spark, owned):
+        error, told_after_s = killed_while_training(spark, "ps", 0)
+
+    assert error.node == "ps 0"
+    assert "killed by SIGKILL" in error.cause
+    assert told_after_s < TOLD_S, f"{told_after_s:.1f} s"
+
+
+def test_worker_when_killed_while_training_is_named(spark: SparkSession, owned: Owned) -> None:
+    with leaving_nothing(spark, owned):
+        error, told_after_s = killed_while_training(spark, "worker", 1)
+
+    assert error.node == "worker 1"
+    assert "killed by SIGKILL" in error.cause
+    assert told_after_s < TOLD_S, f"{told_after_s:.1f} s"
+
+
+def killed_while_training(spark: SparkSession, role: str, index: int) -> tuple[NodeFailedError, float]:
+    """Kill one trainer at the first step; return what the driver raises, and how long after."""
+    killed_at = 0.0
+
+    def kill(event: str, fields: dict[str, Any]) -> None:
+        nonlocal killed_at
+        if event == "step" and not killed_at:
+            killed_at = time.monotonic()
+            os.kill(trainer_of(role, index).pid, signal.SIGKILL)
+
+    rows = df_with_partitions(spark, [20_000])
+    with (
+        pytest.raises(NodeFailedError) as caught,
+        TFCluster.run(spark, dense, {}, 3, 1, observer=kill) as cluster,
+    ):
+        cluster.train(rows, 50, features=["features"])
+    return caught.value, time.monotonic() - killed_at
+
+
+def test_row_that_is_not_as_declared_is_a_data_error(spark: SparkSession) -> None:
+    rows = df_with_partitions(spark, [10]).selectExpr("features", "if(id = 7, 5, label) AS label")
+    with (
+        pytest.raises(DataError, match=r"row 7: .*5"),
+        TFCluster.run(spark, dense, {}, 2, 1) as cluster,
+    ):
+        cluster.train(rows, features=["features"], num_classes=2)
+
+
+def test_run_when_the_model_is_unfit_says_why_before_training(spark: SparkSession) -> None:
+    with pytest.raises(ConfigError, match="without gradient_accumulation_steps"):
+        TFCluster.run(spark, accumulating, {}, 2, 1)
+
+
+def test_run_with_a_main_fun_and_parameter_servers_is_refused(spark: SparkSession) -> None:
+    with pytest.raises(ConfigError, match=r"expected build_model\(params\) with num_ps=1, got a main_fun"):
+        TFCluster.run(spark, say, "wait", 2, 1)
+
+
+def test_train_with_ordered_feeding_and_parameter_servers_is_refused(spark: SparkSession) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"expected Feeding\(ordered=False\) with num_ps > 0"),
+        TFCluster.run(spark, dense, {}, 2, 1) as cluster,
+    ):
+        cluster.train(df_with_partitions(spark, [8]), feeding=Feeding(ordered=True))
+
+
+AS_IN_THE_README = """
+    import json
+    from pyspark.sql import SparkSession
+    from support.rows import df_with_partitions
+    from cluster.programs import dense
+    from tfspark import TFCluster, tfrecord
+
+    spark = SparkSession.builder.getOrCreate()
+    tfrecord.register(spark)
+    rows = df_with_partitions(spark, [150, 50]).select("features", "label")
+    rows.write.format("tfrecords").mode("append").save("train.tfrecords")
+
+    def build_model():
+        return dense({})
+
+    train_df = spark.read.format("tfrecords").load("train.tfrecords")
+    cluster = TFCluster.run(spark, build_model, num_executors=2, num_ps=1)
+    history = cluster.train(train_df, num_epochs=10)
+    nodes = cluster.shutdown()
+    print(json.dumps({"loss": history["loss"], "nodes": nodes}))
+    spark.stop()
+"""
+
+
+@pytest.mark.parametrize("master", ["local[3]", "local-cluster[2,2,1024]"])
+def test_lines_of_the_readme_run_as_they_stand(master: str) -> None:
+    result = run_driver(master, AS_IN_THE_README, timeout_s=240).check()
+
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert len(told["loss"]) == 10
+    assert told["nodes"]["worker 0"]["rows"] == [200] * 10
+    assert told["nodes"]["chief 0"]["iterations"] == 10 * 7

@@ -1,0 +1,302 @@
+"""Train some of the models below with parameter servers in this process; print what became of it as JSON.
+
+Usage: ps_trial.py WORKERS SERVERS MODEL... Each model is trained on the same batches by plain Keras, too: one worker
+takes its steps one after the other, so both must come to the same weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.ops import script_ops
+
+from tfspark.cluster.context import Hooks
+from tfspark.feed.columns import Column, Columns
+from tfspark.feed.dataset import tensor_dtype
+from tfspark.feed.reader import WEIGHT
+from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
+from tfspark.training import parameter_server
+from tfspark.training.sharding import look_up_on_servers, whole_values
+from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
+
+EPOCHS, BATCH, ROWS = 3, 16, 200
+VOCABULARY = 9000
+
+
+def dense(optimizer: Any = "sgd", **compiled: Any) -> keras.Model:
+    """Dense layers with a regularizer and a loss added by a layer."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(8, "tanh", kernel_regularizer="l2", activity_regularizer="l2")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
+    compiled = {"metrics": ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2)], **compiled}
+    model.compile(optimizer, "sparse_categorical_crossentropy", **compiled)
+    return model
+
+
+def scheduled() -> keras.Model:
+    """AdamW under a schedule, with clipping and a moving average of the weights."""
+    schedule = keras.optimizers.schedules.CosineDecay(0.05, 40)
+    return dense(keras.optimizers.AdamW(schedule, weight_decay=0.01, clipnorm=1.0, use_ema=True))
+
+
+def with_state() -> keras.Model:
+    """BatchNormalization and Dropout."""
+    layers = [
+        keras.Input((4,)),
+        keras.layers.Dense(8),
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.2),
+        keras.layers.Dense(3, "softmax"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def unbuilt() -> keras.Model:
+    """No shape of the input is given: variables come into being with the data."""
+    model = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(3, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def conv() -> keras.Model:
+    """Convolution and pooling."""
+    layers = [
+        keras.Input((4,)),
+        keras.layers.Reshape((2, 2, 1)),
+        keras.layers.Conv2D(4, 2, padding="same", activation="relu"),
+        keras.layers.MaxPooling2D(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, "softmax"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def text(cell: Any, vocabulary: int = 50) -> keras.Model:
+    """An Embedding with a mask, then a recurrent layer."""
+    layers = [
+        keras.Input((4,)),
+        keras.layers.Lambda(lambda x: keras.ops.cast(keras.ops.abs(x) * vocabulary / 4, "int32")),
+        keras.layers.Embedding(vocabulary, 16, mask_zero=True),
+        cell,
+        keras.layers.Dense(3, "softmax"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def words() -> keras.Model:
+    """Strings are split into words and looked up in a table, as TextVectorization does."""
+    vocabulary = [str(number) for number in range(-9, 10)]
+    split = keras.layers.TextVectorization(standardize=None, output_sequence_length=4, vocabulary=vocabulary)
+    inputs = keras.Input((4,))
+    numbers = keras.layers.Lambda(
+        lambda x: tf.strings.reduce_join(tf.strings.as_string(tf.cast(x * 3, tf.int32)), 1, separator=" "),
+        output_shape=(),
+    )(inputs)
+    ids = split(numbers)
+    hidden = keras.layers.LSTM(4)(keras.layers.Embedding(30, 4, mask_zero=True)(ids))
+    model = keras.Model(inputs, keras.layers.Dense(3, "softmax")(hidden))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+class TwoOptimizers(keras.Model):
+    """Adversarial training: a `train_step` of its own, two optimizers, no `call`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4)])
+        self.discriminator = keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)]
+        )
+        self.loss_g = keras.metrics.Mean("loss_g")
+        self.loss_d = keras.metrics.Mean("loss_d")
+        self.seeds = keras.random.SeedGenerator(7)
+
+    def compile(self, optimizer_g: Any, optimizer_d: Any) -> None:
+        super().compile()
+        self.optimizer_g, self.optimizer_d = optimizer_g, optimizer_d
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        return [self.loss_g, self.loss_d]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        real = data[0]
+        noise = keras.random.normal((tf.shape(real)[0], 2), seed=self.seeds)
+        bce = keras.losses.BinaryCrossentropy(from_logits=True)
+        with tf.GradientTape() as tape:
+            fake = self.discriminator(self.generator(noise))
+            true = self.discriminator(real)
+            loss_d = bce(tf.zeros_like(fake), fake) + bce(tf.ones_like(true), true)
+        weights = self.discriminator.trainable_weights
+        self.optimizer_d.apply_gradients(zip(tape.gradient(loss_d, weights), weights, strict=True))
+        with tf.GradientTape() as tape:
+            fake = self.discriminator(self.generator(noise))
+            loss_g = bce(tf.ones_like(fake), fake)
+        weights = self.generator.trainable_weights
+        self.optimizer_g.apply_gradients(zip(tape.gradient(loss_g, weights), weights, strict=True))
+        self.loss_d.update_state(loss_d)
+        self.loss_g.update_state(loss_g)
+        return {"d": self.loss_d.result(), "g": self.loss_g.result()}
+
+
+def gan() -> keras.Model:
+    """Two networks that train each other."""
+    model = TwoOptimizers()
+    model.compile(keras.optimizers.Adam(0.01), keras.optimizers.SGD(0.01))
+    return model
+
+
+MODELS = {
+    "sgd": dense,
+    "momentum": lambda: dense(keras.optimizers.SGD(0.05, momentum=0.9, nesterov=True)),
+    "adam": lambda: dense("adam", weighted_metrics=["accuracy"]),
+    "adamw": scheduled,
+    "state": with_state,
+    "unbuilt": unbuilt,
+    "conv": conv,
+    "lstm": lambda: text(keras.layers.LSTM(8)),
+    "gru": lambda: text(keras.layers.Bidirectional(keras.layers.GRU(6, dropout=0.2))),
+    "large": lambda: text(keras.layers.LSTM(8), VOCABULARY),
+    "gan": gan,
+    "words": words,
+}
+
+
+def rows() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 4)).astype(np.float32)
+    return x, (x.argmax(1) % 3).astype(np.int64)
+
+
+class FakeFeed:
+    """Gives the batches of each pass to whoever asks, in order; then says to every worker that it has ended."""
+
+    def __init__(self, num_workers: int):
+        self._passes: dict[tuple[bytes, int], Any] = {}
+        self._ranks = itertools.cycle(range(num_workers))
+        self._lock = threading.Lock()
+        self.registered = self.next_batch
+        script_ops._py_funcs._funcs[NEXT_BATCH] = self.registered
+
+    def stop(self) -> None:
+        """Answer no more; TensorFlow has only a weak reference to this feed, so it must be held until here."""
+        del self.registered
+
+    def next_batch(self, stream: bytes, index: int) -> list[Any]:
+        with self._lock:
+            starts = self._passes.setdefault((stream, int(index)), iter(range(0, ROWS, BATCH)))
+            start = next(starts, ROWS)
+            part = slice(start, start + BATCH)
+            x, y = rows()
+            weights = np.ones(len(x[part]), np.float32)
+            return [np.bool_(start < ROWS), np.int64(next(self._ranks)), weights, x[part], y[part]]
+
+
+class FakeContext(SimpleNamespace):
+    """A chief whose driver only listens."""
+
+    def report(self, event: str, **fields: Any) -> None:
+        self.reports.append((event, fields))
+
+
+def servers(num_workers: int, num_ps: int) -> tf.distribute.Strategy:
+    """Start TensorFlow's servers here and join them."""
+    counts = {"worker": num_workers, "ps": num_ps}
+    # Port 0 is not allowed in a cluster's description, so ports are chosen beforehand.
+    addresses = {job: [f"127.0.0.1:{free_port()}" for _ in range(n)] for job, n in counts.items()}
+    spec = tf.train.ClusterSpec(addresses)
+    # All servers share this process's threads: enough for each to wait for another.
+    config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4 * (num_workers + num_ps))
+    started = [
+        tf.distribute.Server(spec, job, i, protocol="grpc", config=config)
+        for job, n in counts.items()
+        for i in range(n)
+    ]
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, rpc_layer="grpc")
+    strategy = tf.distribute.ParameterServerStrategy(resolver)
+    strategy._started = started
+    return strategy
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def plain(name: str) -> tuple[Any, dict[str, list[float]], Any]:
+    """Train with plain Keras."""
+    keras.utils.set_random_seed(3)
+    model = MODELS[name]()
+    x, y = rows()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y, np.ones(ROWS, np.float32))).batch(BATCH)
+    history = model.fit(dataset, epochs=EPOCHS, verbose=0).history
+    tests = model.evaluate(dataset, verbose=0, return_dict=True) if name != "gan" else {}
+    return model, history, tests
+
+
+def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict[str, Any]:
+    """Train and evaluate a model both ways; say how far they are apart and what else came of it."""
+    feed = FakeFeed(num_workers)
+    context = FakeContext(
+        strategy=strategy, num_workers=num_workers, seed=3, settings={}, hooks=Hooks(), is_chief=True, reports=[],
+        scratch_dir="/nowhere",
+    )  # fmt: skip
+    session = parameter_server.ParameterServerSession(lambda: MODELS[name](), None, context)
+    trained = session.train({"first_pass": 0, "epochs": EPOCHS, "validation": False, "side_car": False})
+    has_call = name != "gan"
+    ours_tests = session.evaluate("test") if has_call else {}
+    feed.stop()
+    model, history, tests = plain(name)
+    ours = whole_values(session.model.trainable_weights)
+    optimizers = [o for o in vars(session.model).values() if isinstance(o, keras.optimizers.Optimizer)]
+    weights = [variable.numpy() for variable in model.trainable_weights]
+    return {
+        "apart": max(float(np.abs(a - b).max()) for a, b in zip(ours, weights, strict=True)),
+        "iterations": [int(o.iterations.numpy()) for o in optimizers if o.built],
+        "rows": trained["rows"],
+        "history": trained["history"],
+        "plain_history": history,
+        "tests": ours_tests,
+        "plain_tests": tests,
+        "shapes": [list(variable.shape) for variable in session.model.trainable_weights],
+        "servers": sorted({variable.value.device for variable in session.model.trainable_weights}),
+        "exported_shapes": [list(variable.shape) for variable in session.to_export().trainable_weights],
+    }
+
+
+def main() -> None:
+    num_workers, num_ps = int(sys.argv[1]), int(sys.argv[2])
+    strategy = servers(num_workers, num_ps)
+    make_additions_atomic()
+    find_tables_from_branches()
+    look_up_on_servers(num_ps)
+    x, y = rows()
+    sample = {"x": x, "y": y, WEIGHT: np.ones(1, np.float32)}
+    signature = {key: tf.TensorSpec((None, *v.shape[1:]), tensor_dtype(v)) for key, v in sample.items()}
+    columns = Columns((Column("x"),), Column("y"))
+    parameter_server.open_stream = lambda context, name: WorkerStream(name, columns, signature, BATCH)
+    print(json.dumps({name: trial(name, strategy, num_workers) for name in sys.argv[3:]}))
+    sys.stdout.flush()
+    os._exit(0)  # As a trainer ends: TensorFlow's servers have no orderly end.
+
+
+if __name__ == "__main__":
+    main()

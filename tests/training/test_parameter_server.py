@@ -1,0 +1,133 @@
+"""The loop of parameter servers against plain Keras: real servers of TensorFlow, in a process without Spark."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+
+from tfspark.errors import ConfigError
+from tfspark.training.parameter_server import refuse_unsupported
+
+TRIAL = Path(__file__).with_name("ps_trial.py")
+TRIAL_S = 300.0
+ROWS, STEPS, EPOCHS = 200, 13, 3
+EXACT = ("sgd", "momentum", "adam", "adamw", "unbuilt", "conv", "lstm", "large", "words")
+
+
+def trial(num_workers: int, num_ps: int, *models: str) -> dict[str, Any]:
+    """Train models in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(TRIAL), str(num_workers), str(num_ps), *models],
+        capture_output=True,
+        text=True,
+        timeout=TRIAL_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """One worker with two parameter servers: its steps come one after the other, as in one process."""
+    return trial(1, 2, *EXACT, "state", "gan")
+
+
+@pytest.fixture(scope="module")
+def together() -> dict[str, Any]:
+    """Two workers with one parameter server."""
+    return trial(2, 1, "momentum", "gru")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", EXACT)
+def test_weights_of_one_worker_are_those_of_plain_keras(alone: dict[str, Any], model: str) -> None:
+    result = alone[model]
+    assert result["apart"] < 1e-6
+    for name, values in result["plain_history"].items():
+        assert result["history"][name] == pytest.approx(values, rel=1e-4), name
+    for name, value in result["plain_tests"].items():
+        assert result["tests"][name] == pytest.approx(value, rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["state", "gan"])
+def test_training_with_random_layers_learns_as_plain_keras_does(alone: dict[str, Any], model: str) -> None:
+    result = alone[model]
+    assert set(result["history"]) == set(result["plain_history"])
+    for name, values in result["plain_history"].items():
+        assert result["history"][name][-1] == pytest.approx(values[-1], abs=0.15), name
+
+
+@pytest.mark.slow
+def test_iterations_of_every_optimizer_are_the_steps_done(
+    alone: dict[str, Any], together: dict[str, Any]
+) -> None:
+    assert alone["adamw"]["iterations"] == [STEPS * EPOCHS]
+    assert together["momentum"]["iterations"] == together["gru"]["iterations"] == [STEPS * EPOCHS]
+    # The model's own, which its train_step does not use, and the two that it does.
+    assert sorted(alone["gan"]["iterations"])[-2:] == [STEPS * EPOCHS] * 2
+
+
+@pytest.mark.slow
+def test_rows_of_every_epoch_are_all_rows(alone: dict[str, Any], together: dict[str, Any]) -> None:
+    for result in [*alone.values(), *together.values()]:
+        assert result["rows"] == [ROWS] * EPOCHS
+
+
+@pytest.mark.slow
+def test_variables_are_spread_over_all_parameter_servers(alone: dict[str, Any]) -> None:
+    assert [name.split("/device")[0] for name in alone["sgd"]["servers"]] == [
+        "/job:ps/replica:0/task:0",
+        "/job:ps/replica:0/task:1",
+    ]
+
+
+@pytest.mark.slow
+def test_large_embedding_is_divided_among_servers_and_exported_whole(alone: dict[str, Any]) -> None:
+    assert alone["large"]["shapes"][:2] == [[4500, 16], [4500, 16]]
+    assert alone["large"]["exported_shapes"][0] == [9000, 16]
+
+
+@pytest.mark.slow
+def test_two_workers_learn_as_plain_keras_does(together: dict[str, Any]) -> None:
+    for model in ("momentum", "gru"):
+        result = together[model]
+        assert result["tests"]["loss"] == pytest.approx(result["plain_tests"]["loss"], abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "message"),
+    [
+        pytest.param(
+            {"optimizer": lambda: keras.optimizers.SGD(gradient_accumulation_steps=4)},
+            "without gradient_accumulation_steps",
+            id="workers would add to each other's gradients",
+        ),
+        pytest.param(
+            {"optimizer": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())},
+            "no LossScaleOptimizer",
+            id="workers would change the scale under each other",
+        ),
+        pytest.param(
+            {"optimizer": keras.optimizers.SGD, "run_eagerly": True},
+            "without run_eagerly=True",
+            id="steps are graphs",
+        ),
+    ],
+)
+def test_refuse_unsupported_when_compiled_with_it_says_what_to_change(
+    compiled: dict[str, Any], message: str
+) -> None:
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(**{**compiled, "optimizer": compiled["optimizer"]()}, loss="mse")
+
+    with pytest.raises(ConfigError, match=message):
+        refuse_unsupported(model)

@@ -1,0 +1,100 @@
+"""Embeddings under parameter servers: large tables are divided among them, and only the rows asked for travel.
+
+Keras reads the whole table to take a few rows. Here `keras.layers.Embedding` looks rows up where the table is, and a
+table that `MinSizePartitioner` would divide becomes one weight per part, by rows. What is saved is one table again.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+MIN_PART_BYTES = 256 << 10
+"""A smaller part would not be worth a request of its own; the default of TensorFlow's `MinSizePartitioner`."""
+_PART = re.compile(r"_part\d+of\d+")
+
+
+def look_up_on_servers(num_ps: int) -> None:
+    """Correct `keras.layers.Embedding` in this process.
+
+    Args:
+        num_ps: in at most so many parts a table is divided.
+    """
+    partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(MIN_PART_BYTES, num_ps)
+    layer = keras.layers.Embedding
+    layer.build = _build_in_parts(layer.build, partitioner)
+    layer.call = _call_with_lookup(layer.call)
+    layer.save_own_variables = _save_whole(layer.save_own_variables)
+
+
+def _is_plain(layer: keras.layers.Embedding) -> bool:
+    return not (layer.quantization_mode or layer.lora_rank or layer.lora_enabled)
+
+
+def _build_in_parts(original: Any, partitioner: Any) -> Any:
+    @functools.wraps(original)
+    def build(self: keras.layers.Embedding, input_shape: Any = None) -> None:
+        shape = (self.input_dim, self.output_dim)
+        dtype = tf.as_dtype(self.variable_dtype)
+        is_remote = isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy)
+        self._is_on_servers = is_remote and _is_plain(self)
+        count = int(partitioner(tf.TensorShape(shape), dtype)[0]) if self._is_on_servers else 1
+        if self.built or count == 1:
+            original(self, input_shape)
+            return
+        # Drawn as a whole and then cut, so that the values are those that one process would begin with.
+        table = np.asarray(self.embeddings_initializer(shape, dtype=dtype.name))
+        self._embeddings = [
+            self.add_weight(
+                shape=part.shape,
+                initializer=lambda shape, dtype, part=part: tf.constant(part, dtype),
+                name=f"embeddings_part{number}of{count}",
+                regularizer=self.embeddings_regularizer,
+                constraint=self.embeddings_constraint,
+            )
+            for number, part in enumerate(np.array_split(table, count))
+        ]
+        self.built = True
+
+    return build
+
+
+def _call_with_lookup(original: Any) -> Any:
+    @functools.wraps(original)
+    def call(self: keras.layers.Embedding, inputs: Any) -> Any:
+        if not getattr(self, "_is_on_servers", False):
+            return original(self, inputs)
+        parts = self._embeddings if isinstance(self._embeddings, list) else [self._embeddings]
+        indices = tf.cast(inputs, tf.int64)
+        # Of several tables it takes consecutive rows to be in one, the first tables a row longer: as cut above.
+        rows = tf.nn.embedding_lookup([part._value for part in parts], indices)
+        return tf.cast(rows, self.compute_dtype)
+
+    return call
+
+
+def _save_whole(original: Any) -> Any:
+    @functools.wraps(original)
+    def save_own_variables(self: keras.layers.Embedding, store: Any) -> None:
+        if isinstance(self._embeddings, list):
+            store["0"] = whole_values(self._embeddings)[0]
+        else:
+            original(self, store)
+
+    return save_own_variables
+
+
+def whole_values(variables: Sequence[keras.Variable]) -> list[np.ndarray[Any, Any]]:
+    """Return the variables' values, the parts of a table joined, in the order of a model that is not divided."""
+    groups: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for number, variable in enumerate(variables):
+        is_part = _PART.search(variable.path) is not None
+        key = _PART.sub("", variable.path) if is_part else f"{number}"
+        groups.setdefault(key, []).append(keras.ops.convert_to_numpy(variable))
+    return [np.concatenate(values) if len(values) > 1 else values[0] for values in groups.values()]
