@@ -72,6 +72,16 @@ def several_steps(params: Any) -> Any:
     return model
 
 
+def saving_callbacks(params: dict[str, Any]) -> list[Any]:
+    """Callbacks that write files: one model per epoch, and what TensorBoard shows."""
+    import keras
+
+    return [
+        keras.callbacks.ModelCheckpoint(params["directory"] + "/{epoch}.keras"),
+        keras.callbacks.TensorBoard(params["directory"] + "/board", histogram_freq=1),
+    ]
+
+
 def accumulating(params: Any) -> Any:
     """Compile with an optimizer that adds up gradients over steps."""
     import keras

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
-from cluster.programs import accumulating, dense, say, with_state
+from cluster.programs import accumulating, dense, saving_callbacks, say, with_state
 from cluster.test_failures import TOLD_S, trainer_of
 from cluster.test_training import CLASSES, EVALUATE, OTHER_ROWS, TRAIN_ROWS, Life
 from pyspark.sql import SparkSession
@@ -21,6 +21,7 @@ from support.leaks import Owned
 from support.rows import df_with_partitions
 
 from tfspark import Column, Columns, InputMode, TFCluster, TFRecordFiles, tfrecord
+from tfspark.cluster.context import Hooks
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError, DataError, NodeFailedError
 
@@ -106,6 +107,24 @@ def test_train_with_callbacks_and_files_stops_early(spark: SparkSession, tmp_pat
     assert nodes["chief 0"]["rows"] == [70] * 3
     assert [nodes[f"worker {i}"]["rows"] for i in range(2)] == [[35] * 3] * 2
     assert nodes["chief 0"]["iterations"] == 3 * 2 * 5, "two workers of 35 rows, 8 at a time"
+
+
+def test_evaluator_and_callbacks_of_the_users_see_each_epoch(spark: SparkSession, tmp_path: Path) -> None:
+    log_dir, mine = tmp_path / "run", tmp_path / "mine"
+    rows = df_with_partitions(spark, [64])
+    hooks = Hooks(callbacks=saving_callbacks)
+    cluster = TFCluster.run(
+        spark, dense, {"directory": str(mine)}, 3, 1, eval_node=True, log_dir=str(log_dir), hooks=hooks
+    )
+    with cluster:
+        cluster.train(rows, 2, features=["features"], validation=rows)
+        metrics = cluster.evaluate(rows)
+        nodes = cluster.shutdown()
+
+    validated = nodes["evaluator 0"]["history"]
+    assert validated["val_loss"][-1] == pytest.approx(metrics["loss"], rel=1e-5)
+    assert sorted(path.name for path in mine.glob("*.keras")) == ["1.keras", "2.keras"]
+    assert list(mine.glob("board/train/events.*"))
 
 
 def test_parameter_server_when_killed_while_training_is_named(spark: SparkSession, owned: Owned) -> None:

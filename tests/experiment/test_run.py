@@ -298,6 +298,23 @@ def test_run_with_an_evaluator_beside_the_worker_keeps_its_figures(
     assert results["validation"]["loss"] == pytest.approx(validated["history"]["val_loss"][-1])
 
 
+def test_run_with_parameter_servers_needs_two_keys(spark: SparkSession, tmp_path: Path) -> None:
+    register(spark)
+    path = IMAGES.save(spark, tmp_path / "images", "tfrecord")
+    config = IMAGES.config(path, cluster__executors=3, cluster__ps=1)
+
+    tfspark_run(tmp_path, config).check()
+
+    directory = run_directory(tmp_path)
+    results = json.loads((directory / "results.json").read_text())
+    assert set(results["nodes"]) == {"worker 0", "worker 1", "ps 0", "chief 0"}
+    rows = zip(*(results["nodes"][f"worker {i}"]["rows"] for i in range(2)), strict=True)
+    assert {sum(of_epoch) for of_epoch in rows} == set(results["nodes"]["chief 0"]["rows"])
+    assert results["validation"].keys() == results["train"].keys()
+    assert sum(map(sum, results["confusion_matrix"])) > 0
+    assert (directory / "export" / "model.keras").is_file()
+
+
 def test_run_when_workers_read_the_files_themselves_needs_one_key(
     spark: SparkSession, tmp_path: Path
 ) -> None:

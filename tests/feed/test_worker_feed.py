@@ -1,0 +1,120 @@
+"""The batches of steps that a coordinator schedules, over a whole feed on loopback."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from feed.loopback import HOST, PATIENCE_S, SPEC, Loopback, partitions_of, rows_from
+from pyspark.sql import SparkSession
+from support.rows import df_with_partitions
+
+from tfspark import Column, Columns, TFRecordFiles, tfrecord
+from tfspark.cluster.context import Hooks
+from tfspark.cluster.wire import ActionClient
+from tfspark.errors import DataError
+from tfspark.feed.files import rows_of_share
+from tfspark.feed.source import encode_sample
+from tfspark.feed.worker_feed import WorkerFeed
+
+ASYNCHRONOUS = replace(SPEC, synchronous=False)
+
+
+class Worker(SimpleNamespace):
+    """A worker's context; keeps the failures it is to tell."""
+
+    def tell_failure(self, error: BaseException) -> None:
+        self.told.append(error)
+
+
+def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
+    return Worker(
+        control=control, token=loop.token, host=HOST, task_index=rank, hooks=Hooks(),
+        settings={"feed_timeout_s": PATIENCE_S}, told=[],
+    )  # fmt: skip
+
+
+def take_all(loop: Loopback, rank: int, indexes: int) -> list[list[list[int]]]:
+    """Do what steps do: ask for the next batch of each pass until there is none; return pass -> batch -> ids."""
+    with ActionClient(loop.control.location, loop.token) as control:
+        feed = WorkerFeed(worker(loop, rank, control))
+        passes: list[list[list[int]]] = []
+        for index in range(indexes):
+            passes.append([])
+            while True:
+                has_batch, own_rank, _, ids, *_ = feed._next_batch(b"train", index)
+                assert own_rank == rank
+                if not has_batch:
+                    assert len(ids) == 0
+                    break
+                passes[-1].append(ids.tolist())
+        assert feed.rows == [sum(map(len, batches)) for batches in passes]
+        feed.close()
+    return passes
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([37, 3], id="one partition larger"),
+        pytest.param([1], id="one row: a worker gets none"),
+        pytest.param([0, 0, 25], id="empty partitions"),
+    ],
+)
+def test_workers_in_two_passes_get_every_row_once_in_each(sizes: list[int]) -> None:
+    with Loopback(ASYNCHRONOUS) as loop, ThreadPoolExecutor(2) as pool:
+        loop.directory.offer_sample("train", encode_sample(rows_from(0, 1)))
+        workers = [pool.submit(take_all, loop, rank, 2) for rank in range(2)]
+        for _ in range(2):
+            loop.feed(loop.open_pass(), partitions_of(sizes), slots=2)
+        taken = [future.result() for future in workers]
+
+    for index in range(2):
+        batches = [batch for passes in taken for batch in passes[index]]
+        assert sorted(number for batch in batches for number in batch) == list(range(sum(sizes)))
+        assert all(0 < len(batch) <= SPEC.batch_size for batch in batches)
+
+
+def test_row_that_is_not_as_declared_is_told_by_the_worker_itself() -> None:
+    columns = replace(SPEC.columns, num_classes=2)  # The rows have three.
+    with (
+        Loopback(replace(ASYNCHRONOUS, columns=columns, num_readers=1)) as loop,
+        ActionClient(loop.control.location, loop.token) as control,
+    ):
+        loop.directory.offer_sample("train", encode_sample(rows_from(0, 1)))
+        context = worker(loop, 0, control)
+        feeding = threading.Thread(target=loop.feed, args=(loop.open_pass(), partitions_of([9]), 1))
+        feeding.start()
+        feed = WorkerFeed(context)
+        with pytest.raises(DataError, match="partition 0, row 2"):
+            feed._next_batch(b"train", 0)
+        feed.close()
+        loop.close_stream()
+        feeding.join(PATIENCE_S)
+
+    assert [str(error) for error in context.told] == [
+        str(error) for error in context.told if "row 2" in str(error)
+    ]
+
+
+def test_rows_of_share_of_all_workers_are_all_records_without_padding(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    tfrecord.register(spark)
+    df = df_with_partitions(spark, [7, 4]).select("id", "label")
+    df.write.format("tfrecord").mode("append").save(str(tmp_path / "rows"))
+    columns = Columns((Column("id", dtype="int32"),), Column("label"), 2, ((0, 0.5), (1, 2.0)))
+    plan: Any = TFRecordFiles(str(tmp_path / "rows"), columns).plan(2, 4)
+
+    shares = [list(rows_of_share(plan, rank).as_numpy_iterator()) for rank in range(2)]
+
+    batches = [batch for share in shares for batch in share]
+    assert sorted(int(i) for batch in batches for i in batch["id"]) == list(range(11))
+    assert [[len(batch["id"]) for batch in share] for share in shares] == [[4, 1], [4, 2]]
+    weights = {int(y): float(w) for b in batches for y, w in zip(b["label"], b["__weight__"], strict=True)}
+    assert weights == {0: 0.5, 1: 2.0}
