@@ -174,8 +174,9 @@ def test_row_that_is_not_as_declared_is_a_data_error(spark: SparkSession) -> Non
 
 
 def test_run_when_the_model_is_unfit_says_why_before_training(spark: SparkSession) -> None:
-    with pytest.raises(ConfigError, match="without gradient_accumulation_steps"):
+    with pytest.raises(NodeFailedError, match="without gradient_accumulation_steps") as caught:
         TFCluster.run(spark, accumulating, {}, 2, 1)
+    assert caught.value.node == "chief 0"
 
 
 def test_run_with_a_main_fun_and_parameter_servers_is_refused(spark: SparkSession) -> None:

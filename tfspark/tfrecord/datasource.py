@@ -24,7 +24,7 @@ from tfspark.errors import ConfigError
 from tfspark.tfrecord.batches import RAW_COLUMN, read_slice
 from tfspark.tfrecord.commit import Job, abort_job, commit_job, open_output
 from tfspark.tfrecord.encode import check_encodable, encode_batch, pieces
-from tfspark.tfrecord.files import list_files, partition_fields, paths_of
+from tfspark.tfrecord.files import absolute, list_files, partition_fields, paths_of
 from tfspark.tfrecord.infer import infer_schema
 from tfspark.tfrecord.options import Options, parse_options
 from tfspark.tfrecord.schema import kind_of
@@ -61,7 +61,7 @@ class TFRecordDataSource(DataSource):  # type: ignore[misc]
             )
         columns = arrow_schema(schema)
         check_encodable(columns)
-        path = paths_of(self.options)[0]
+        path = absolute(paths_of(self.options)[0])
         return TFRecordWriter(Job(path, str(uuid.uuid4()), overwrite, options.compression or ""))
 
 

@@ -66,6 +66,12 @@ def _without_file_scheme(path: str) -> str:
     return unquote(re.sub(r"^file:(//[^/]*)?", "", path))
 
 
+def absolute(path: str) -> str:
+    """Return a path as any process of this machine understands it: executors work in directories of their own."""
+    path = _without_file_scheme(path)
+    return path if "://" in path else os.path.abspath(path)
+
+
 def paths_of(options: Mapping[str, str]) -> list[str]:
     """Return the paths that ``load(...)`` was called with.
 
