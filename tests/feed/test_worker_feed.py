@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from feed.loopback import HOST, PATIENCE_S, SPEC, Loopback, partitions_of, rows_from
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
@@ -18,7 +19,7 @@ from tfspark import Column, Columns, TFRecordFiles, tfrecord
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.wire import ActionClient
 from tfspark.errors import DataError
-from tfspark.feed.files import rows_of_share
+from tfspark.feed.files import element_of_records, records_of_share
 from tfspark.feed.source import encode_sample
 from tfspark.feed.worker_feed import WorkerFeed
 
@@ -102,7 +103,7 @@ def test_row_that_is_not_as_declared_is_told_by_the_worker_itself() -> None:
     ]
 
 
-def test_rows_of_share_of_all_workers_are_all_records_without_padding(
+def test_records_of_share_of_all_workers_are_all_records_without_padding(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     tfrecord.register(spark)
@@ -111,10 +112,13 @@ def test_rows_of_share_of_all_workers_are_all_records_without_padding(
     columns = Columns((Column("id", dtype="int32"),), Column("label"), 2, ((0, 0.5), (1, 2.0)))
     plan: Any = TFRecordFiles(str(tmp_path / "rows"), columns).plan(2, 4)
 
-    shares = [list(rows_of_share(plan, rank).as_numpy_iterator()) for rank in range(2)]
+    parse = element_of_records(plan)
+    shares = [
+        [parse(batch, tf.ones(len(batch))) for batch in records_of_share(plan, rank)] for rank in range(2)
+    ]
 
-    batches = [batch for share in shares for batch in share]
-    assert sorted(int(i) for batch in batches for i in batch["id"]) == list(range(11))
-    assert [[len(batch["id"]) for batch in share] for share in shares] == [[4, 1], [4, 2]]
-    weights = {int(y): float(w) for b in batches for y, w in zip(b["label"], b["__weight__"], strict=True)}
+    elements = [element for share in shares for element in share]
+    assert sorted(int(number) for ids, *_ in elements for number in ids) == list(range(11))
+    assert [[len(ids) for ids, *_ in share] for share in shares] == [[4, 1], [4, 2]]
+    weights = {int(y): float(w) for _, ys, ws in elements for y, w in zip(ys, ws, strict=True)}
     assert weights == {0: 0.5, 1: 2.0}

@@ -21,8 +21,6 @@ import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
 from tfspark.cluster.context import Hooks
-from tfspark.feed.columns import Column, Columns
-from tfspark.feed.dataset import tensor_dtype
 from tfspark.feed.reader import WEIGHT
 from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
 from tfspark.training import parameter_server
@@ -288,11 +286,14 @@ def main() -> None:
     make_additions_atomic()
     find_tables_from_branches()
     look_up_on_servers(num_ps)
-    x, y = rows()
-    sample = {"x": x, "y": y, WEIGHT: np.ones(1, np.float32)}
-    signature = {key: tf.TensorSpec((None, *v.shape[1:]), tensor_dtype(v)) for key, v in sample.items()}
-    columns = Columns((Column("x"),), Column("y"))
-    parameter_server.open_stream = lambda context, name: WorkerStream(name, columns, signature, BATCH)
+    signature = {
+        "x": tf.TensorSpec((None, 4), tf.float32),
+        "y": tf.TensorSpec((None,), tf.int64),
+        WEIGHT: tf.TensorSpec((None,), tf.float32),
+    }
+    parameter_server.open_stream = lambda context, name: WorkerStream(
+        name, signature, BATCH, lambda batch: (batch["x"], batch["y"], batch[WEIGHT]), "x and y"
+    )
     print(json.dumps({name: trial(name, strategy, num_workers) for name in sys.argv[3:]}))
     sys.stdout.flush()
     os._exit(0)  # As a trainer ends: TensorFlow's servers have no orderly end.
