@@ -144,7 +144,8 @@ class Params:
         targets: so many of the variables are forecast, the first ones, 1 or more.
         dropout: fraction dropped after the embedding, between layers and before the output, in [0, 1).
         weight_decay: L2 penalty on the kernels of the layers, 0 or more.
-        learning_rate: step size of Adam, above 0.
+        learning_rate: step size of Adam in the first epoch, above 0.
+        decay: the step size is multiplied by this after each epoch, above 0.
     """
 
     inputs: str = choice("text", ["text", "tokens", "series"])
@@ -180,6 +181,7 @@ class Params:
     dropout: float = fraction(0.5)
     weight_decay: float = at_least_0(0.0)
     learning_rate: float = above_0(1e-3)
+    decay: float = above_0(1.0)
 
     def __post_init__(self) -> None:
         """Refuse values that do not go together.
@@ -267,6 +269,14 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     loss, metrics = goal(p)
     model.compile(keras.optimizers.Adam(p.learning_rate), loss=loss, metrics=metrics)
     return model
+
+
+def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.Callback]:
+    """Return what makes the steps smaller from epoch to epoch."""
+    p: Params = read_params(Params, params or {})
+    if p.decay == 1:
+        return []
+    return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * p.decay if epoch else rate)]
 
 
 def goal(p: Params) -> tuple[Any, list[Any]]:
