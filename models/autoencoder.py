@@ -574,7 +574,7 @@ def find_anomalies(epochs: int | None, variational: bool) -> tuple[Autoencoder, 
         )
         statistics = {"mean": x.mean(axis=0).tolist(), "std": x.std(axis=0).tolist()}
         model = build_model({**ANOMALIES, **statistics, "variational": variational})
-        model.fit(x, np.zeros(len(x)), batch_size=32, epochs=epochs or 40, verbose=0)
+        model.fit(x, np.zeros(len(x)), batch_size=32, epochs=epochs or 15, verbose=0)
         found.append(auc_of(score(model, test_x), labels))
         limit = threshold(model, x)
         caught, alarms = (np.mean(score(model, test_x)[labels == label] > limit) for label in (1, 0))

@@ -137,8 +137,8 @@ class Params:
         input_shape: of one row: steps of `tokens`, steps and variables of a `series`.
         mean: of each variable, subtracted first, which `adapt` finds; `series` only.
         std: standard deviation of each variable, by which is divided.
-        per_window: bring each window to mean 0 and deviation 1 by itself as well (Kim et al., 2022), so that what is
-            learned at one level holds at another; `series` only.
+        per_window: the network sees each window at mean 0 and deviation 1, and its forecast is brought back (Kim et
+            al., 2022), so that what is learned at one level holds at another; `series` only.
         num_classes: 2 or more; labels are 0 to `num_classes - 1`. Per step, a label of -1 does not count.
         horizon: so many steps are forecast, 1 or more.
         targets: so many of the variables are forecast, the first ones, 1 or more.
@@ -298,11 +298,12 @@ def word_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
         split = layers.TextVectorization(
             standardize=standardise, vocabulary=list(p.vocabulary)[: p.vocabulary_size - 2]
         )
-        tokens = split(inputs)[:, : p.length]  # (batch, words of the longest text, at most length)
+        # (batch, words of the longest text, at most length); one more, of padding: there may be texts without words.
+        tokens = keras.ops.pad(split(inputs)[:, : p.length], ((0, 0), (0, 1)))
     else:
         inputs = tokens = keras.Input(p.input_shape, dtype="int32", name="tokens")
     x = layers.Embedding(p.vocabulary_size, p.embedding, mask_zero=True)(tokens)  # (batch, words, embedding)
-    linear = layers.Dropout(p.dropout)(layers.GlobalAveragePooling1D()(x))  # (batch, embedding): their mean
+    linear = layers.Dropout(p.dropout)(MaskedPooling("mean")(x))  # (batch, embedding): their mean
     return inputs, layers.SpatialDropout1D(p.dropout)(x), linear
 
 
@@ -310,10 +311,10 @@ def series_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
     """Take a series in; each variable is brought to mean 0 and deviation 1."""
     inputs = keras.Input(p.input_shape, name="window")  # (batch, steps, variables)
     x = normalised(inputs, p)
-    if p.per_window:
-        mean, deviation = window_statistics(x)
-        x = (x - mean) / deviation
-    return inputs, x, layers.Flatten()(x)
+    if not p.per_window:
+        return inputs, x, layers.Flatten()(x)
+    mean, deviation = window_statistics(x)
+    return inputs, (x - mean) / deviation, layers.Flatten()(x)
 
 
 def normalised(x: Tensor, p: Params) -> Tensor:
@@ -340,9 +341,7 @@ def recurrent(x: Tensor, p: Params) -> Tensor:
 
 def pool(x: Tensor, p: Params) -> Tensor:
     """Make one state of those of all steps; padding does not count."""
-    if p.pooling == "last":
-        return x
-    return layers.GlobalAveragePooling1D()(x) if p.pooling == "mean" else MaskedMaximum()(x)
+    return x if p.pooling == "last" else MaskedPooling(p.pooling)(x)
 
 
 def classes(x: Tensor, linear: Tensor, p: Params) -> Tensor:
@@ -362,12 +361,13 @@ def forecast(x: Tensor, linear: Tensor, inputs: Tensor, p: Params) -> Tensor:
     """Give the next values in the units of the inputs."""
     steps = 1 if p.per_step else p.horizon
     values = layers.Dense(steps * p.targets, name="values")(x)  # (batch, [steps,] horizon * targets)
-    if p.skip:
-        values = layers.Add()([values, layers.Dense(steps * p.targets, name="linear")(linear)])
     values = layers.Reshape((-1, p.targets))(values)  # (batch, steps or horizon, targets)
     if p.per_window:
         mean, deviation = window_statistics(normalised(inputs, p)[:, :, : p.targets])
         values = values * deviation + mean
+    if p.skip:
+        ahead = layers.Dense(steps * p.targets, name="linear")(linear)
+        values = layers.Add()([values, layers.Reshape((steps, p.targets))(ahead)])
     if p.mean:
         scale, offset = list(p.std[: p.targets]), list(p.mean[: p.targets])
         values = layers.Rescaling(scale, offset)(values)
@@ -384,8 +384,11 @@ def standardise(texts: Any) -> Any:
 
 
 @keras.saving.register_keras_serializable("tfspark")
-class MaskedMaximum(layers.Layer):
-    """Take the largest value over the steps, of those that are not masked.
+class MaskedPooling(layers.Layer):
+    """Take the mean or the maximum over the steps that are not masked; 0 for a row without any.
+
+    Args:
+        kind: `mean` or `max`.
 
     Input shape: `(batch, steps, features)`.
     Output shape: `(batch, features)`.
@@ -393,14 +396,25 @@ class MaskedMaximum(layers.Layer):
 
     supports_masking = True
 
+    def __init__(self, kind: str, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.kind = kind
+
     def call(self, x: Tensor, mask: Any = None) -> Tensor:
-        """Take the maximum."""
-        if mask is not None:
-            x = keras.ops.where(mask[..., None], x, keras.ops.full_like(x, -1e9))
-        return keras.ops.max(x, axis=1)
+        """Pool."""
+        ops = keras.ops
+        counts = ops.ones_like(x[..., :1]) if mask is None else ops.cast(mask, x.dtype)[..., None]
+        if self.kind == "mean":
+            return ops.sum(x * counts, axis=1) / ops.maximum(ops.sum(counts, axis=1), 1)
+        largest = ops.max(ops.where(counts > 0, x, ops.full_like(x, -1e9)), axis=1)
+        return largest * ops.max(counts, axis=1)
 
     def compute_mask(self, x: Any, mask: Any = None) -> None:
         """Return none: there are no steps any more."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what makes another."""
+        return {**super().get_config(), "kind": self.kind}
 
 
 @keras.saving.register_keras_serializable("tfspark")
@@ -410,8 +424,8 @@ class WithoutMask(layers.Layer):
     supports_masking = True
 
     def call(self, x: Tensor) -> Tensor:
-        """Change nothing."""
-        return keras.ops.convert_to_tensor(x)
+        """Return the same values in a tensor of its own: Keras hangs the mask on the tensor."""
+        return x * 1
 
     def compute_mask(self, x: Any, mask: Any = None) -> None:
         """Return none."""

@@ -245,9 +245,9 @@ def _move(made: Path, target: Path, dataset: Dataset) -> None:
 
 
 def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
-    """Cut the series into windows of four years and the month after; the last fifth of the months is for the test."""
+    """Cut the series into windows of two years and the month after; the last fifth of the months is for the test."""
     cut = round(0.8 * months.count())
-    rows = windows(months, "month", ["sunspots"], steps=48)
+    rows = windows(months, "month", ["sunspots"], steps=24)
     return {"train": rows.where(rows.month < cut), "test": rows.where(rows.month >= cut)}
 
 

@@ -226,12 +226,15 @@ def _train(
 ) -> _Results:
     began = time.monotonic()
     rows = load_rows(spark, experiment)
+    params = model_params(experiment, rows)
+    if module.adapt is not None:
+        params = module.adapt(params, rows.train)
     watch.seconds["data"] = time.monotonic() - began
     shown.line(f"{'data':<24} {watch.seconds['data']:6.1f} s")
     cluster = TFCluster.run(
         spark,
         module.build_model,
-        model_params(experiment, rows),
+        params,
         **_settings(experiment, module, directory, watch),
     )
     with cluster, shown.live():
@@ -262,7 +265,7 @@ def _settings(
         "learning_rate": train.learning_rate,
         "callbacks": train.callbacks.model_dump(exclude_none=True),
         "checkpoint_every_epochs": experiment.checkpoint.every_epochs,
-        "hooks": Hooks(module.features, module.callbacks, module.export),
+        "hooks": Hooks(module.features, module.callbacks, module.export, module.draw, module.draw_epoch),
         "observer": watch,
     }
 

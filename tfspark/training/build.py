@@ -66,12 +66,16 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
 
 
 def copy_optimizer(source: keras.Model, target: keras.Model) -> None:
-    """Give `target` the state of `source`'s optimizer, so that a saved model can be trained further."""
-    if source.optimizer is None or not source.optimizer.built:
-        return
-    target.optimizer.build(target.trainable_variables)
-    for variable, value in zip(target.optimizer.variables, source.optimizer.variables, strict=True):
-        variable.assign(keras.ops.convert_to_numpy(value))
+    """Give `target` the state of `source`'s optimizers, so that a saved model can be trained further.
+
+    A model with a training step of its own may have more than the compiled one; it builds them itself.
+    """
+    for name, optimizer in vars(source).items():
+        if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
+            copy = getattr(target, name)
+            copy.build(target.trainable_variables)  # Nothing happens if it is built.
+            for variable, value in zip(copy.variables, optimizer.variables, strict=True):
+                variable.assign(keras.ops.convert_to_numpy(value))
 
 
 def weights_digest(model: keras.Model) -> str:

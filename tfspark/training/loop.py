@@ -28,7 +28,7 @@ from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState
 from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
 from tfspark.training.reporting import ReportProgress
-from tfspark.training.saving import Checkpoints, ShareWeights, upload_model
+from tfspark.training.saving import Checkpoints, DrawEpochs, ShareWeights, upload_model, upload_pictures
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -91,6 +91,7 @@ class TrainingSession:
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
         if self.context.hooks.callbacks is not None:
             ours.extend(self.context.hooks.callbacks(self.params))
+        ours.append(DrawEpochs(self.context))
         ours.append(self.checkpoints)
         fitted = self.model.fit(
             self._dataset,
@@ -124,8 +125,11 @@ class TrainingSession:
     def test(self, job: Json) -> Json:
         """Evaluate a stream once; count predicted classes if the job asks for it."""
         results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
-        if job["num_classes"]:
+        if self._evaluator.confusion_matrix is not None:
             results["confusion_matrix"] = self._evaluator.confusion_matrix
+        draw, rows = self.context.hooks.draw, self._evaluator.first_rows
+        if draw is not None and rows is not None and self.context.is_chief:
+            upload_pictures(self.context, lambda folder: draw(self.local_model, *rows, folder))
         return results
 
     def validate(self) -> dict[str, float]:

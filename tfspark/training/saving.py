@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,32 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.save_weights(path)
             upload(self._context, path, name)
             self._context.report("weights", epoch=epoch + 1, name=name)
+
+
+class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
+    """Let the model module draw after every epoch, on the chief; pictures go to ``pictures/``."""
+
+    def __init__(self, context: TFContext):
+        super().__init__()
+        self._context = context
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Draw and send."""
+        draw = self._context.hooks.draw_epoch
+        if draw is not None and self._context.is_chief:
+            upload_pictures(self._context, lambda folder: draw(self.model, epoch + 1, folder))
+
+
+def upload_pictures(context: TFContext, draw: Callable[[str], None]) -> None:
+    """Send what `draw(directory)` writes to ``<run directory>/pictures/``."""
+    folder = Path(context.scratch_dir, "pictures")
+    folder.mkdir()
+    try:
+        draw(str(folder))
+        if any(folder.iterdir()):
+            upload(context, folder, "pictures")
+    finally:
+        shutil.rmtree(folder)
 
 
 def upload_model(context: TFContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
