@@ -456,7 +456,7 @@ class StepAccuracy(keras.metrics.Mean):
         counts = keras.ops.cast(y_true >= 0, self.dtype)
         if sample_weight is not None:
             counts *= keras.ops.cast(keras.ops.reshape(sample_weight, (-1, 1)), self.dtype)
-        right = keras.ops.argmax(y_pred, axis=-1) == keras.ops.cast(y_true, "int64")
+        right = keras.ops.cast(keras.ops.argmax(y_pred, axis=-1), "int32") == keras.ops.cast(y_true, "int32")
         return super().update_state(right, sample_weight=counts)
 
 
