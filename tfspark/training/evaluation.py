@@ -43,6 +43,7 @@ class LocalEvaluator:
 =======
         self._step = tf.function(model.test_step, reduce_retracing=True)
         self.confusion_matrix: list[list[int]] | None = None
+        self.roc: list[list[float]] | None = None
         self.first_rows: tuple[Any, Any] | None = None
 >>>>>>> b8d2171 (Models that draw, adapt to the data on Spark and register their classes; configurations for each)
 
@@ -74,6 +75,7 @@ class LocalEvaluator:
         self.confusion_matrix = np.asarray(counts, np.int64).tolist() if size else None
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
+        self.roc = _roc_of(model)
         return {name: float(value) for name, value in model.get_metrics_result().items()}
 
     def _build(self, feed: Feed) -> None:
@@ -112,6 +114,22 @@ class LocalEvaluator:
         if outputs.shape[-1] == 1 and num_classes == 2:
             return np.asarray(y).reshape(-1).astype(int), (outputs.reshape(-1) > 0.5).astype(int)
         return np.asarray(y).reshape(-1).astype(int), outputs.argmax(-1).reshape(-1)
+
+
+def _roc_of(model: keras.Model) -> list[list[float]] | None:
+    """Return (false positive rate, true positive rate) of the model's first AUC metric, by falling threshold."""
+    flat = [metric for outer in model.metrics for metric in getattr(outer, "metrics", [outer])]
+    for metric in flat:
+        if isinstance(metric, keras.metrics.AUC) and not metric.multi_label:
+            names = ("false_positives", "true_negatives", "true_positives", "false_negatives")
+            false_pos, true_neg, true_pos, false_neg = (getattr(metric, name).numpy() for name in names)
+            rates = (
+                false_pos / np.maximum(false_pos + true_neg, 1),
+                true_pos / np.maximum(true_pos + false_neg, 1),
+            )
+            points: list[list[float]] = np.stack(rates, axis=1)[::-1].tolist()
+            return points
+    return None
 
 
 def _joined(elements: list[Any]) -> tuple[Any, Any] | None:

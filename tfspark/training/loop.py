@@ -127,6 +127,8 @@ class TrainingSession:
         results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
         if self._evaluator.confusion_matrix is not None:
             results["confusion_matrix"] = self._evaluator.confusion_matrix
+        if self._evaluator.roc is not None:
+            results["roc"] = self._evaluator.roc
         draw, rows = self.context.hooks.draw, self._evaluator.first_rows
         if draw is not None and rows is not None and self.context.is_chief:
             upload_pictures(self.context, lambda folder: draw(self.local_model, *rows, folder))
