@@ -186,6 +186,8 @@ class TFCluster:
                 f"expected num_ps=0, got {num_ps}: parameter servers are not supported yet; leave num_ps out to "
                 "train synchronously (MultiWorkerMirroredStrategy)"
             )
+        if hooks is not None and (hooks.draw or hooks.draw_epoch) and log_dir is None:
+            raise ConfigError("expected log_dir with hooks that draw: pictures go to log_dir/pictures")
         if eval_node and log_dir is None:
             raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
         settings = {
