@@ -210,10 +210,11 @@ def build_model(params: Mapping[str, Any] | None = None) -> Autoencoder:
     model = Autoencoder(
         encoder, decoder, p.kl_weight if p.variational else 0.0, p.labels, name=p.architecture
     )
+    metrics = [keras.metrics.MeanSquaredError(name="mse"), keras.metrics.MeanAbsoluteError(name="mae")]
     model.compile(
         keras.optimizers.Adam(p.learning_rate),
         loss=ReconstructionError(list(p.std) if p.standardise else None),
-        metrics=[keras.metrics.MeanSquaredError(name="mse"), keras.metrics.MeanAbsoluteError(name="mae")],
+        metrics=[] if p.standardise else metrics,  # of values of any size the largest ones would be all
     )
     return model
 

@@ -267,8 +267,7 @@ class GAN(keras.Model):
     @property
     def latent(self) -> int:
         """Random numbers that an image is made of."""
-        shapes = self.generator.input_shape
-        return shapes["noise"][-1] if isinstance(shapes, dict) else shapes[-1]
+        return next(tensor.shape[-1] for tensor in self.generator.inputs if len(tensor.shape) == 2)
 
     def compile(self, optimizer: Any) -> None:
         """Set the generator's optimizer."""
