@@ -434,7 +434,7 @@ class DivergenceFromNormal(keras.losses.Loss):
 
 def encoder_of(model: Autoencoder) -> keras.Model:
     """Return what reduces a row to its code; of a variational model, to the mean."""
-    return keras.Model(model.encoder.inputs, model.encoder.outputs[0], name="encoder")
+    return keras.Model(model.encoder.inputs[0], model.encoder.outputs[0], name="encoder")
 
 
 def score(model: Autoencoder, x: np.ndarray) -> np.ndarray:
@@ -522,7 +522,8 @@ def _draw_codes(figure: Any, codes: np.ndarray, labels: np.ndarray | None) -> No
     centred = codes - codes.mean(axis=0)
     main_axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
     axes = figure.subplots()
-    points = axes.scatter(*(centred @ main_axes.T).T, s=8, c=labels, cmap="tab10")
+    colors = {} if labels is None else {"c": labels, "cmap": "tab10"}
+    points = axes.scatter(*(centred @ main_axes.T).T, s=8, **colors)
     axes.set_title("Codes on their two main axes", loc="left")
     if labels is not None and len(set(labels)) <= 10:
         axes.legend(*points.legend_elements(), frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
