@@ -571,10 +571,11 @@ def main() -> None:
     (x, y), (test_x, test_y) = read_windows(data) if args.series else read_texts(data, args.seed)
     if args.series:
         found = {"input_shape": x.shape[1:], "mean": [float(x.mean())], "std": [float(x.std())]}
-        model, epochs = build_model({**SERIES, **found}), 60
+        params, epochs = {**SERIES, **found}, 40
     else:
-        model, epochs = build_model({**TEXT, "vocabulary": vocabulary_of(list(x), Params.vocabulary_size)}), 6
-    model.fit(x, y, batch_size=32, epochs=args.epochs or epochs, verbose=2)
+        params, epochs = {**TEXT, "vocabulary": vocabulary_of(list(x), Params.vocabulary_size)}, 4
+    model = build_model(params)
+    model.fit(x, y, batch_size=32, epochs=args.epochs or epochs, verbose=2, callbacks=callbacks(params))
     results = model.evaluate(test_x, test_y, verbose=0, return_dict=True)
     print(
         "test", ", ".join(f"{name} {value:.4f}" for name, value in results.items()), f"on {len(test_x)} rows"
@@ -585,8 +586,18 @@ def main() -> None:
 
 
 # What `main` trains with, as the experiments in configs/ do.
-TEXT: dict[str, Any] = {"inputs": "text"}
-SERIES: dict[str, Any] = {"inputs": "series", "task": "forecast"}
+TEXT: dict[str, Any] = {"inputs": "text", "units": 16, "length": 48, "learning_rate": 0.002, "decay": 0.5}
+SERIES: dict[str, Any] = {
+    "inputs": "series",
+    "task": "forecast",
+    "bidirectional": False,
+    "units": 16,
+    "pooling": "last",
+    "per_window": True,
+    "dropout": 0.3,
+    "learning_rate": 0.01,
+    "decay": 0.92,
+}
 
 Rows = tuple[np.ndarray, np.ndarray]
 
