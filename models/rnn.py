@@ -540,15 +540,22 @@ def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str]) -> No
 
 
 def _draw_forecast(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw the first step's forecasts against the truth, row after row."""
-    said, y = model.predict(x, verbose=0)[:, 0], y.reshape(len(x), -1)[:, 0]
-    axes = figure.subplots()
-    axes.plot(y, color="#0072B2", label="truth")
-    axes.plot(said, color="#D55E00", label="forecast")
-    axes.set_title(f"RMSE {np.sqrt(np.mean((said - y) ** 2)):.2f} on {len(y)} rows", loc="left")
-    axes.set_xlabel("row")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    """Draw all forecasts of the next step against the truth, and some windows with what follows them."""
+    said, y = model.predict(x, verbose=0), y.reshape(len(x), -1)
+    everything, windows = figure.subfigures(1, 2)
+    axes = everything.subplots()
+    ends = [min(y[:, 0].min(), said[:, 0].min()), max(y[:, 0].max(), said[:, 0].max())]
+    axes.plot(ends, ends, color="#bbbbbb", linewidth=1)
+    axes.scatter(y[:, 0], said[:, 0], s=8, color="#0072B2")
+    axes.set_title(f"RMSE {np.sqrt(np.mean((said[:, 0] - y[:, 0]) ** 2)):.2f} on {len(y)} rows", loc="left")
+    axes.set_xlabel("truth")
+    axes.set_ylabel("forecast")
+    for cell, before, after, forecast in zip(windows.subplots(3, 2).flat, x[:, :, 0], y, said, strict=False):
+        ahead = np.arange(1, len(after) + 1)
+        cell.plot(np.arange(1 - len(before), 1), before, color="#999999", linewidth=1.2)
+        cell.plot(ahead, after, "o", color="#0072B2", markersize=4, label="truth")
+        cell.plot(ahead, forecast, "x", color="#D55E00", markersize=5, label="forecast")
+    cell.legend(frameon=False, fontsize=8)
 
 
 def main() -> None:
