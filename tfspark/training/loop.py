@@ -28,7 +28,7 @@ from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState
 from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
 from tfspark.training.reporting import ReportProgress
-from tfspark.training.saving import Checkpoints, DrawEpochs, ShareWeights, upload_model, upload_pictures
+from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -91,7 +91,8 @@ class TrainingSession:
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
         if self.context.hooks.callbacks is not None:
             ours.extend(self.context.hooks.callbacks(self.params))
-        ours.append(DrawEpochs(self.context))
+        if self.context.hooks.draw_epoch is not None and self.context.is_chief:
+            ours.append(DrawEpochs(self))
         ours.append(self.checkpoints)
         fitted = self.model.fit(
             self._dataset,
@@ -155,6 +156,25 @@ class TrainingSession:
             "iterations": int(self.model.optimizer.iterations.numpy()) if self.model.optimizer else 0,
             "weights_sha256": weights_digest(self.model),
         }
+
+
+class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
+    """Let the model module draw after every epoch, on the chief.
+
+    It draws with the copy outside of the strategy: one worker alone may not predict with the distributed model, as
+    that takes all of them.
+    """
+
+    def __init__(self, session: TrainingSession):
+        super().__init__()
+        self._session = session
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Draw, and send what was drawn."""
+        session, draw = self._session, self._session.context.hooks.draw_epoch
+        if draw is not None:
+            session.copy_weights()
+            upload_pictures(session.context, lambda folder: draw(session.local_model, epoch + 1, folder))
 
 
 class Validation(keras.callbacks.Callback):  # type: ignore[misc]

@@ -59,20 +59,6 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("weights", epoch=epoch + 1, name=name)
 
 
-class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
-    """Let the model module draw after every epoch, on the chief; pictures go to ``pictures/``."""
-
-    def __init__(self, context: TFContext):
-        super().__init__()
-        self._context = context
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Draw and send."""
-        draw = self._context.hooks.draw_epoch
-        if draw is not None and self._context.is_chief:
-            upload_pictures(self._context, lambda folder: draw(self.model, epoch + 1, folder))
-
-
 def upload_pictures(context: TFContext, draw: Callable[[str], None]) -> None:
     """Send what `draw(directory)` writes to ``<run directory>/pictures/``."""
     folder = Path(context.scratch_dir, "pictures")
