@@ -70,7 +70,7 @@ def test_model_of_its_own_kind_when_trained_by_two_workers_is_whole(
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert case["files"] | {"export/saved_model", "checkpoints/epoch-0001.keras"} <= files
     for saved in ("export/model.keras", "checkpoints/epoch-0001.keras"):
-        assert steps_of(tmp_path / saved, case) == dict.fromkeys(case["optimizers"], 7)
+        assert steps_of(tmp_path / saved, case) == dict.fromkeys(case["optimizers"], steps)
 
 
 def steps_of(path: Path, case: dict[str, Any]) -> dict[str, int]:
