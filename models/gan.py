@@ -137,7 +137,7 @@ class Params:
     filters: int = whole(32, 1)
     label_smoothing: float = fraction(0.1)
     dropout: float = fraction(0.3)
-    learning_rate: float = above_0(1e-3)
+    learning_rate: float = above_0(5e-4)
     discriminator_learning_rate: float = above_0(5e-4)
     seed: int = whole(0, 0)
 
