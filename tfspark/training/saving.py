@@ -65,8 +65,10 @@ def upload_pictures(context: TFContext, draw: Callable[[str], None]) -> None:
     folder.mkdir()
     try:
         draw(str(folder))
-        if any(folder.iterdir()):
-            upload(context, folder, "pictures")
+        for picture in sorted(
+            folder.iterdir()
+        ):  # One by one: a folder would take the place of the one before.
+            upload(context, picture, f"pictures/{picture.name}")
     finally:
         shutil.rmtree(folder)
 
