@@ -35,17 +35,12 @@ class LocalEvaluator:
         self._model = model
         self._context = context
         self._num_ranks = num_ranks
-<<<<<<< HEAD
         self._step = tf.function(self._test_step, reduce_retracing=True)
         self._is_built = False
         self._batch_rows: Any = None
-        self.confusion_matrix: list[list[int]] = []
-=======
-        self._step = tf.function(model.test_step, reduce_retracing=True)
         self.confusion_matrix: list[list[int]] | None = None
         self.roc: list[list[float]] | None = None
         self.first_rows: tuple[Any, Any] | None = None
->>>>>>> b8d2171 (Models that draw, adapt to the data on Spark and register their classes; configurations for each)
 
     def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, float]:
         """Return the metrics over all ranks' rows.
@@ -134,7 +129,7 @@ def _roc_of(model: keras.Model) -> list[list[float]] | None:
 
 def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
     """Put the features and the labels of some batches together: at most `SHOWN_ROWS` rows; None if not dense."""
-    if not elements or not all(tf.is_tensor(part) for part in tf.nest.flatten(elements)):
+    if not elements or not all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(elements)):
         return None
     x, y = tf.nest.map_structure(lambda *parts: np.concatenate(parts)[:SHOWN_ROWS], *elements)
     return x, y
