@@ -1,7 +1,7 @@
 """Convolutional networks that classify images.
 
-A model module: tfspark calls `build_model(params)` in every trainer. It needs neither Spark nor tfspark, so
-it also runs alone, from the top of the repository:
+LeNet-style, AlexNet, VGG, ResNet and Inception. A model module: tfspark calls `build_model(params)` in every
+trainer. It needs neither Spark nor tfspark, so it also runs alone, from the top of the repository:
 
     python -m models.cnn
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,170 +19,92 @@ import keras
 import numpy as np
 from keras import layers
 
+Tensor = keras.KerasTensor
+
 # What `main` trains on, and how far it moves the images: 4,000 go further when they do not stay in place.
 DIGITS = Path("data/mnist_5k/images")
 SHIFT = 0.07
 
 
-@dataclasses.dataclass(frozen=True)
-class Params:
-    """What `build_model` can be told.
-
-    Attributes:
-        architecture: a key of `ARCHITECTURES`.
-        input_shape: height, width and channels of one image.
-        num_classes: number of classes, 2 or more; labels are 0 to `num_classes - 1`.
-        filters: channels of the first convolution; later ones have a multiple of it.
-        shift: in training, images are moved by up to this fraction of their height and width, in [0, 1).
-        dropout: fraction of activations dropped before the output layer, in [0, 1).
-        weight_decay: L2 penalty on the kernels, 0 or more.
-        learning_rate: step size of Adam, above 0.
-    """
-
-    architecture: str = "lenet"
-    input_shape: tuple[int, int, int] = (28, 28, 1)
-    num_classes: int = 10
-    filters: int = 32
-    shift: float = 0.0
-    dropout: float = 0.4
-    weight_decay: float = 0.0
-    learning_rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        """Refuse values outside their range.
-
-        Raises:
-            ValueError: names the parameter, its range and the value received.
-        """
-        object.__setattr__(self, "input_shape", _image_shape(self.input_shape))
-        self._require(
-            "architecture", self.architecture in list(ARCHITECTURES), f"one of {', '.join(ARCHITECTURES)}"
-        )
-        self._require("num_classes", _is_whole(self.num_classes, 2), "a whole number, 2 or more")
-        self._require("filters", _is_whole(self.filters, 1), "a whole number, 1 or more")
-        self._require("shift", _is_number(self.shift) and 0 <= self.shift < 1, "a number in [0, 1)")
-        self._require("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "a number in [0, 1)")
-        self._require(
-            "weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "a number, 0 or more"
-        )
-        self._require(
-            "learning_rate", _is_number(self.learning_rate) and self.learning_rate > 0, "a number above 0"
-        )
-        least = LEAST_SIZE[self.architecture]
-        if min(self.input_shape[:2]) < least:
-            raise ValueError(
-                f"{self.architecture} needs images of at least {least} x {least} pixels. "
-                f"Received: input_shape={self.input_shape!r}"
-            )
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}. Received: {name}={getattr(self, name)!r}")
+# Parameters: the value by default, what is expected, and whether a value is that.
 
 
-def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
-    """Build and compile an image classifier.
+def param(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
+    """Declare a parameter: a field of `Params` that knows its range."""
+    return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
 
-    Input shape: `(batch, height, width, channels)`, floats in [0, 1].
-    Output shape: `(batch, num_classes)`, probabilities.
 
-    Args:
-        params: fields of `Params`; whatever is left out has its default.
-
-    Raises:
-        ValueError: a parameter is unknown or outside its range, or the image is too small.
-    """
-    p = read_params(params or {})
-    inputs = keras.Input(p.input_shape, name="image")
-    features = ARCHITECTURES[p.architecture](augment(inputs, p), p)
-    outputs = layers.Dense(p.num_classes, activation="softmax", name="class")(features)
-    model = keras.Model(inputs, outputs, name=p.architecture)
-    model.compile(
-        optimizer=keras.optimizers.Adam(p.learning_rate),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+def whole(default: int | None, least: int) -> Any:
+    """Declare a whole number with a least value; None only if it is the default."""
+    return param(
+        default,
+        f"a whole number, {least} or more",
+        lambda value: _is_whole(value, least) or (value is None and default is None),
     )
-    return model
 
 
-def lenet(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
-    """Two convolutions, each pooled, and a hidden layer: LeNet-5's plan (LeCun et al., 1998) with ReLU."""
-    x = conv(x, p.filters, 5, p, padding="valid")  # (batch, height - 4, width - 4, filters)
-    x = layers.MaxPooling2D()(x)  # half as high and wide
-    x = conv(x, 2 * p.filters, 5, p, padding="valid")  # again 4 less, with 2 filters
-    x = layers.MaxPooling2D()(x)  # half as high and wide
-    return head(x, 128, p)
+def at_least_0(default: float) -> Any:
+    """Declare a number that is 0 or more."""
+    return param(default, "a number, 0 or more", lambda value: _is_number(value) and value >= 0)
 
 
-def simple(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
-    """Two small convolutions, each pooled, and a hidden layer: for small images and quick tries."""
-    x = conv(x, p.filters, 3, p)
-    x = layers.MaxPooling2D()(x)  # half as high and wide
-    x = conv(x, 2 * p.filters, 3, p)
-    x = layers.MaxPooling2D()(x)  # half as high and wide
-    return head(x, 64, p)
+def above_0(default: float) -> Any:
+    """Declare a number above 0."""
+    return param(default, "a number above 0", lambda value: _is_number(value) and value > 0)
 
 
-ARCHITECTURES: dict[str, Callable[[keras.KerasTensor, Params], keras.KerasTensor]] = {
-    "lenet": lenet,
-    "simple": simple,
-}
-
-# The least height and width with a pixel left after the last pooling.
-LEAST_SIZE = {"lenet": 16, "simple": 4}
+def fraction(default: float) -> Any:
+    """Declare a number in [0, 1)."""
+    return param(default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
 
 
-def augment(x: keras.KerasTensor, p: Params) -> keras.KerasTensor:
-    """Move the images about in training; predictions see them as they are."""
-    return layers.RandomTranslation(p.shift, p.shift, fill_mode="constant")(x) if p.shift else x
+def choice(default: str, options: Sequence[str]) -> Any:
+    """Declare one of some words."""
+    return param(default, f"one of {', '.join(options)}", lambda value: value in list(options))
 
 
-def conv(
-    x: keras.KerasTensor, filters: int, kernel: int, p: Params, padding: str = "same"
-) -> keras.KerasTensor:
-    """Convolve and rectify; with the padding "same", height and width stay."""
-    return layers.Conv2D(filters, kernel, padding=padding, activation="relu", kernel_regularizer=l2(p))(x)
+def flag(default: bool) -> Any:
+    """Declare a yes or no."""
+    return param(default, "true or false", lambda value: isinstance(value, bool))
 
 
-def head(x: keras.KerasTensor, units: int, p: Params) -> keras.KerasTensor:
-    """Flatten to one hidden layer."""
-    x = layers.Flatten()(x)  # (batch, height * width * channels)
-    x = layers.Dense(units, activation="relu", kernel_regularizer=l2(p))(x)
-    return layers.Dropout(p.dropout)(x)
+def shape(default: tuple[int, ...] | None, expected: str, length: int) -> Any:
+    """Declare sizes, as many as `length`; None only if it is the default."""
+    return param(
+        default,
+        expected,
+        lambda value: (
+            (value is None and default is None)
+            or (
+                isinstance(value, list | tuple)
+                and len(value) == length
+                and all(_is_whole(size, 1) for size in value)
+            )
+        ),
+    )
 
 
-def l2(p: Params) -> keras.regularizers.Regularizer | None:
-    """Return the penalty on a kernel, or None where there is none."""
-    return keras.regularizers.L2(p.weight_decay) if p.weight_decay else None
-
-
-def read_params(params: Mapping[str, Any]) -> Params:
-    """Check the names in `params` and fill in the defaults.
+def read_params(known: type, params: Mapping[str, Any]) -> Any:
+    """Check `params` and fill in the defaults.
 
     Raises:
         ValueError: an unknown name, with the nearest known one; or a value outside its range.
     """
-    known = [field.name for field in dataclasses.fields(Params)]
-    unknown = [_unknown(name, known) for name in params if name not in known]
-    if unknown:
+    fields = {field.name: field for field in dataclasses.fields(known)}
+    if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
         raise ValueError("; ".join(unknown))
-    return Params(**params)
+    for name, value in params.items():
+        if not fields[name].metadata["holds"](value):
+            raise ValueError(
+                f"{name} must be {fields[name].metadata['expected']}. Received: {name}={value!r}"
+            )
+    return known(**{name: tuple(v) if isinstance(v, list) else v for name, v in params.items()})
 
 
 def _unknown(name: object, known: list[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
     return f"unknown model parameter {name!r}: {hint}"
-
-
-def _image_shape(value: object) -> tuple[int, int, int]:
-    if isinstance(value, list | tuple) and len(value) == 3 and all(_is_whole(size, 1) for size in value):
-        height, width, channels = value
-        return (height, width, channels)
-    raise ValueError(
-        "input_shape must be three whole numbers above 0: height, width, channels. "
-        f"Received: input_shape={value!r}"
-    )
 
 
 def _is_whole(value: object, least: int) -> bool:
@@ -193,6 +115,456 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+# Architectures: the function that makes the network below its output layer, the least height and width it
+# permits, and the width of its first convolution as published; all other widths are multiples of it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network: how it is made of an image and `Params`, and what it permits.
+
+    Attributes:
+        make: image -> features, or several, of which the first counts.
+        least_size: least height and width of an image.
+        filters: channels of the first convolution.
+    """
+
+    make: Callable[[Tensor, Params], Tensor | list[Tensor]]
+    least_size: int
+    filters: int
+
+
+def lenet(x: Tensor, p: Params) -> Tensor:
+    """Two convolutions, each pooled, and a hidden layer: LeNet-5's plan (LeCun et al., 1998) with ReLU."""
+    x = conv(x, p.filters, 5, p, padding="valid")  # (batch, height - 4, width - 4, filters)
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    x = conv(x, 2 * p.filters, 5, p, padding="valid")  # again 4 less, with 2 filters
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    return head(x, [4 * p.filters], p)
+
+
+def simple(x: Tensor, p: Params) -> Tensor:
+    """Two small convolutions, each pooled, and a hidden layer: for small images and quick tries."""
+    x = conv(x, p.filters, 3, p)
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    x = conv(x, 2 * p.filters, 3, p)
+    x = layers.MaxPooling2D()(x)  # half as high and wide
+    return head(x, [2 * p.filters], p)
+
+
+def alexnet(x: Tensor, p: Params) -> Tensor:
+    """Five convolutions and two hidden layers (Krizhevsky et al., 2012), without its two groups."""
+    f = p.filters  # 96
+    x = conv(x, f, 11, p, strides=4, padding="valid")  # (batch, 55, 55, 96) for an image of 227 x 227
+    x = layers.MaxPooling2D(3, 2)(x)  # 27 x 27
+    x = conv(x, f * 8 // 3, 5, p)  # 256 filters
+    x = layers.MaxPooling2D(3, 2)(x)  # 13 x 13
+    for filters in (4 * f, 4 * f, f * 8 // 3):  # 384, 384, 256
+        x = conv(x, filters, 3, p)
+    x = layers.MaxPooling2D(3, 2)(x)  # 6 x 6
+    return head(x, [f * 128 // 3] * 2, p)  # two of 4,096
+
+
+def vgg(*depths: int) -> Callable[[Tensor, Params], Tensor]:
+    """Make a VGG (Simonyan and Zisserman, 2014): five stages of 3 x 3 convolutions, each pooled.
+
+    Each convolution is normalised over its batch, without which 16 and more layers hardly train from scratch.
+    """
+
+    def make(x: Tensor, p: Params) -> Tensor:
+        for depth, factor in zip(depths, (1, 2, 4, 8, 8), strict=True):
+            for _ in range(depth):
+                x = conv_norm(x, factor * p.filters, 3, p)
+            x = layers.MaxPooling2D()(x)  # half as high and wide
+        return head(x, [64 * p.filters] * 2, p)  # two of 4,096
+
+    return make
+
+
+def resnet(
+    depths: Sequence[int], block: Callable[[Tensor, int, int, Params], Tensor]
+) -> Callable[[Tensor, Params], Tensor]:
+    """Make a ResNet for large images (He et al., 2015): a wide first layer, then four stages of blocks."""
+
+    def make(x: Tensor, p: Params) -> Tensor:
+        x = conv_norm(x, p.filters, 7, p, strides=2)  # half as high and wide
+        x = layers.MaxPooling2D(3, 2, padding="same")(x)  # a quarter
+        x = stages(x, depths, block, p)  # 1/32, with 8 (basic) or 32 (bottleneck) times the filters
+        return pooled(x, p)
+
+    return make
+
+
+def cifar_resnet(depth: int) -> Callable[[Tensor, Params], Tensor]:
+    """Make a ResNet for small images (He et al., 2015, section 4.2): 3 stages of (depth - 2) / 6 blocks."""
+
+    def make(x: Tensor, p: Params) -> Tensor:
+        x = conv_norm(x, p.filters, 3, p)
+        x = stages(x, [(depth - 2) // 6] * 3, basic, p)  # a quarter as high and wide, 4 times the filters
+        return pooled(x, p)
+
+    return make
+
+
+def stages(
+    x: Tensor, depths: Sequence[int], block: Callable[[Tensor, int, int, Params], Tensor], p: Params
+) -> Tensor:
+    """Stack residual blocks; each stage but the first halves height and width and doubles the filters."""
+    for stage, depth in enumerate(depths):
+        for index in range(depth):
+            strides = 2 if stage and index == 0 else 1
+            x = block(x, p.filters * 2**stage, strides, p)
+    return x
+
+
+def basic(x: Tensor, filters: int, strides: int, p: Params) -> Tensor:
+    """Add two 3 x 3 convolutions to their input."""
+    y = conv_norm(x, filters, 3, p, strides=strides)
+    y = conv_norm(y, filters, 3, p, activation=None)
+    return layers.ReLU()(layers.Add()([y, shortcut(x, filters, strides, p)]))
+
+
+def bottleneck(x: Tensor, filters: int, strides: int, p: Params) -> Tensor:
+    """Add 1 x 1, 3 x 3 and 1 x 1 convolutions to their input; the last has four times the filters."""
+    y = conv_norm(x, filters, 1, p)
+    y = conv_norm(y, filters, 3, p, strides=strides)
+    y = conv_norm(y, 4 * filters, 1, p, activation=None)
+    return layers.ReLU()(layers.Add()([y, shortcut(x, 4 * filters, strides, p)]))
+
+
+def shortcut(x: Tensor, filters: int, strides: int, p: Params) -> Tensor:
+    """Return a block's input, projected where its shape changes."""
+    if strides == 1 and x.shape[-1] == filters:
+        return x
+    return conv_norm(x, filters, 1, p, strides=strides, activation=None)
+
+
+# Of each Inception module, as in table 1 of the paper: filters of the 1 x 1 path; of the 3 x 3 path's reduction
+# and convolution; of the 5 x 5 path's; of the path that pools. All for 64 filters in the first layer.
+INCEPTION = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+
+
+def inception(x: Tensor, p: Params) -> list[Tensor]:
+    """Inception v1, "GoogLeNet" (Szegedy et al., 2014), with its auxiliary heads after 4a and 4d."""
+    auxiliary = []
+    x = conv_norm(x, p.filters, 7, p, strides=2)  # half as high and wide
+    x = layers.MaxPooling2D(3, 2, padding="same")(x)  # a quarter
+    x = conv_norm(x, p.filters, 1, p)
+    x = conv_norm(x, 3 * p.filters, 3, p)
+    x = layers.MaxPooling2D(3, 2, padding="same")(x)  # 1/8
+    for name, widths in INCEPTION.items():
+        if name in ("4a", "5a"):
+            x = layers.MaxPooling2D(3, 2, padding="same")(x)  # 1/16, then 1/32
+        x = inception_module(x, widths, p)
+        if name in ("4a", "4d"):
+            auxiliary.append(auxiliary_features(x, p))
+    return [pooled(x, p), *auxiliary]
+
+
+def inception_module(x: Tensor, widths: Sequence[int], p: Params) -> Tensor:
+    """Look at several scales at once; height and width stay, the paths' channels are put together."""
+    one, reduce3, three, reduce5, five, pool = (max(1, width * p.filters // 64) for width in widths)
+    paths = [
+        conv_norm(x, one, 1, p),
+        conv_norm(conv_norm(x, reduce3, 1, p), three, 3, p),
+        conv_norm(conv_norm(x, reduce5, 1, p), five, 5, p),
+        conv_norm(layers.MaxPooling2D(3, 1, padding="same")(x), pool, 1, p),
+    ]
+    return layers.Concatenate()(paths)
+
+
+def auxiliary_features(x: Tensor, p: Params) -> Tensor:
+    """Features of an auxiliary head: 5 x 5 means, every third, and a hidden layer of 1,024."""
+    x = layers.AveragePooling2D(5, 3)(x)
+    return head(conv_norm(x, 2 * p.filters, 1, p), [16 * p.filters], p)
+
+
+# Least sizes: one value is left behind the last pooling, and no stride is longer than the image.
+ARCHITECTURES: dict[str, Architecture] = {
+    "lenet": Architecture(lenet, 16, 32),
+    "simple": Architecture(simple, 4, 32),
+    "alexnet": Architecture(alexnet, 67, 96),
+    "vgg11": Architecture(vgg(1, 1, 2, 2, 2), 32, 64),
+    "vgg16": Architecture(vgg(2, 2, 3, 3, 3), 32, 64),
+    "vgg19": Architecture(vgg(2, 2, 4, 4, 4), 32, 64),
+    "resnet18": Architecture(resnet((2, 2, 2, 2), basic), 32, 64),
+    "resnet34": Architecture(resnet((3, 4, 6, 3), basic), 32, 64),
+    "resnet50": Architecture(resnet((3, 4, 6, 3), bottleneck), 32, 64),
+    "resnet20": Architecture(cifar_resnet(20), 4, 16),
+    "resnet32": Architecture(cifar_resnet(32), 4, 16),
+    "resnet56": Architecture(cifar_resnet(56), 4, 16),
+    "inception": Architecture(inception, 65, 64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """What `build_model` can be told.
+
+    Attributes:
+        architecture: a key of `ARCHITECTURES`.
+        input_shape: height, width and channels of one image.
+        resize: height and width to which images are brought within the model; None: they stay.
+        num_classes: number of classes, 2 or more; labels are 0 to `num_classes - 1`.
+        multi_label: each class is a yes or no of its own; a label is a row of `num_classes` zeros and ones.
+        filters: channels of the first convolution, by which all others grow; None: as published.
+        shift: in training, images are moved by up to this fraction of their height and width, in [0, 1).
+        rotate: and turned by up to this fraction of a whole turn, in [0, 1).
+        zoom: and made larger or smaller by up to this fraction, in [0, 1).
+        flip: and mirrored, left to right, every second time.
+        dropout: fraction of activations dropped before an output layer, in [0, 1).
+        weight_decay: L2 penalty on the kernels below the output layer, 0 or more.
+        auxiliary_weight: weight of each auxiliary head in the loss, 0 or more; Inception only.
+        learning_rate: step size of Adam, above 0.
+    """
+
+    architecture: str = choice("lenet", list(ARCHITECTURES))
+    input_shape: tuple[int, int, int] = shape(
+        (28, 28, 1), "three whole numbers above 0: height, width, channels", 3
+    )
+    resize: tuple[int, int] | None = shape(
+        None, "two whole numbers above 0: height, width; or nothing (null)", 2
+    )
+    num_classes: int = whole(10, 2)
+    multi_label: bool = flag(False)
+    filters: int | None = whole(None, 1)
+    shift: float = fraction(0.0)
+    rotate: float = fraction(0.0)
+    zoom: float = fraction(0.0)
+    flip: bool = flag(False)
+    dropout: float = fraction(0.4)
+    weight_decay: float = at_least_0(0.0)
+    auxiliary_weight: float = at_least_0(0.3)
+    learning_rate: float = above_0(1e-3)
+
+    def __post_init__(self) -> None:
+        """Fill in the width as published, and refuse images that are too small.
+
+        Raises:
+            ValueError: names the least size.
+        """
+        architecture = ARCHITECTURES[self.architecture]
+        object.__setattr__(self, "filters", self.filters or architecture.filters)
+        if min(self.resize or self.input_shape[:2]) < architecture.least_size:
+            least = architecture.least_size
+            raise ValueError(
+                f"{self.architecture} needs images of at least {least} x {least} pixels; give larger ones, or "
+                f"resize: [{least}, {least}]. Received: input_shape={self.input_shape!r}, resize={self.resize!r}"
+            )
+
+
+def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
+    """Build and compile an image classifier.
+
+    Input shape: `(batch, height, width, channels)`, floats in [0, 1].
+    Output shape: `(batch, num_classes)`, probabilities; of a multi-label model, one for each class by itself.
+
+    Args:
+        params: fields of `Params`; whatever is left out has its default.
+
+    Raises:
+        ValueError: a parameter is unknown or outside its range, or the image is too small.
+    """
+    p: Params = read_params(Params, params or {})
+    inputs = keras.Input(p.input_shape, name="image")
+    features = ARCHITECTURES[p.architecture].make(augment(inputs, p), p)
+    features = features if isinstance(features, list) else [features]
+    outputs = [output(x, index, p) for index, x in enumerate(features)]
+    model = keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=p.architecture)
+    if len(outputs) > 1:
+        model = AuxiliaryHeads(model, p.auxiliary_weight, name=f"{p.architecture}_with_heads")
+    model.compile(keras.optimizers.Adam(p.learning_rate), loss=loss_of(p), metrics=metrics_of(p))
+    return model
+
+
+def loss_of(p: Params) -> str:
+    """Return the cross-entropy of the task."""
+    return "binary_crossentropy" if p.multi_label else "sparse_categorical_crossentropy"
+
+
+def metrics_of(p: Params) -> list[Any]:
+    """Return what is measured; precision, recall and F1 of a single label come with the confusion matrix."""
+    if not p.multi_label:
+        return ["accuracy"]
+    return [
+        keras.metrics.BinaryAccuracy(name="accuracy"),
+        keras.metrics.AUC(name="auc", multi_label=True, num_labels=p.num_classes),
+        keras.metrics.F1Score(name="f1", average="macro", threshold=0.5),
+    ]
+
+
+@keras.saving.register_keras_serializable("tfspark")
+class AuxiliaryHeads(keras.Model):
+    """A network whose further outputs are learned from, and then left out.
+
+    In training all outputs count in the loss; in prediction and evaluation there is only the first.
+
+    Args:
+        network: a model of several outputs of one shape.
+        weight: of each output but the first in the loss.
+    """
+
+    def __init__(self, network: keras.Model, weight: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.network = network
+        self.weight = weight
+        self(keras.Input(network.input_shape[1:]))  # build it, so that it can be saved untrained
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor | list[Tensor]:
+        """Return all outputs in training, else the first."""
+        outputs = self.network(x, training=training)
+        return outputs if training else outputs[0]
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Add the auxiliary outputs' losses, weighted, to that of the first."""
+        first, *others = y_pred if isinstance(y_pred, list) else [y_pred]
+        loss = super().compute_loss(x, y, first, sample_weight, training)
+        loss_of_head = keras.losses.get(self.loss_name)
+        return loss + sum(self.weight * loss_of_head(y, other, sample_weight) for other in others)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Measure the first output."""
+        return super().compute_metrics(x, y, y_pred[0] if isinstance(y_pred, list) else y_pred, sample_weight)
+
+    @property
+    def loss_name(self) -> str:
+        """The class of the compiled loss, which every head has."""
+        return "BinaryCrossentropy" if self.loss == "binary_crossentropy" else "SparseCategoricalCrossentropy"
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what `from_config` takes."""
+        network = keras.saving.serialize_keras_object(self.network)
+        return {"network": network, "weight": self.weight, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> AuxiliaryHeads:
+        """Make it of what `get_config` returned."""
+        network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
+        return cls(**{**config, "network": network})
+
+
+def augment(x: Tensor, p: Params) -> Tensor:
+    """Bring images to their size and, in training only, change them a little."""
+    if p.resize:
+        x = layers.Resizing(*p.resize)(x)  # (batch, *resize, channels)
+    if p.flip:
+        x = layers.RandomFlip("horizontal")(x)
+    if p.rotate:
+        x = layers.RandomRotation(p.rotate, fill_mode="constant")(x)
+    if p.zoom:
+        x = layers.RandomZoom(p.zoom, fill_mode="constant")(x)
+    return layers.RandomTranslation(p.shift, p.shift, fill_mode="constant")(x) if p.shift else x
+
+
+def conv(x: Tensor, filters: int, kernel: int, p: Params, strides: int = 1, padding: str = "same") -> Tensor:
+    """Convolve and rectify; with the padding "same", height and width are divided by the strides."""
+    return layers.Conv2D(filters, kernel, strides, padding, activation="relu", kernel_regularizer=l2(p))(x)
+
+
+def conv_norm(
+    x: Tensor, filters: int, kernel: int, p: Params, strides: int = 1, activation: str | None = "relu"
+) -> Tensor:
+    """Convolve, normalise over the batch, rectify; height and width are divided by the strides."""
+    x = layers.Conv2D(
+        filters,
+        kernel,
+        strides,
+        "same",
+        use_bias=False,  # the normalisation has one
+        kernel_initializer="he_normal",
+        kernel_regularizer=l2(p),
+    )(x)
+    x = layers.BatchNormalization()(x)
+    return layers.Activation(activation)(x) if activation else x
+
+
+def head(x: Tensor, widths: Sequence[int], p: Params) -> Tensor:
+    """Flatten, then hidden layers."""
+    x = layers.Flatten()(x)  # (batch, height * width * channels)
+    for units in widths:
+        x = layers.Dense(units, activation="relu", kernel_regularizer=l2(p))(x)
+        x = layers.Dropout(p.dropout)(x)
+    return x
+
+
+def pooled(x: Tensor, p: Params) -> Tensor:
+    """Take the mean of each channel."""
+    return layers.Dropout(p.dropout)(layers.GlobalAveragePooling2D()(x))  # (batch, channels)
+
+
+def output(x: Tensor, index: int, p: Params) -> Tensor:
+    """Give probabilities: one of the classes, or each class a yes or no of its own."""
+    name = f"auxiliary_{index}" if index else "class"
+    activation = "sigmoid" if p.multi_label else "softmax"
+    return layers.Dense(p.num_classes, activation, dtype="float32", name=name)(x)
+
+
+def l2(p: Params) -> keras.regularizers.Regularizer | None:
+    """Return the penalty on a kernel, or None where there is none."""
+    return keras.regularizers.L2(p.weight_decay) if p.weight_decay else None
+
+
+def saliency(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Say how much each pixel moves the score of the predicted class (Simonyan et al., 2013).
+
+    Shapes:
+        images: (rows, height, width, channels) float32.
+        returns: (rows, height, width) float32, each row's largest value 1.
+    """
+    import tensorflow as tf
+
+    x = tf.convert_to_tensor(images)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        score = tf.reduce_max(tf.math.log(model(x, training=False) + 1e-7), axis=-1)
+    size = np.abs(tape.gradient(score, x).numpy()).max(axis=-1)
+    return size / np.maximum(size.max(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
+    """Draw `saliency.png`: some images, and below each what the model looks at.
+
+    Args:
+        model: a trained classifier.
+        x: images as the model takes them.
+        y: their labels.
+        directory: where the picture goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    images = np.asarray(x)[:8].astype("float32")
+    said = np.asarray(model(images, training=False)).argmax(-1)
+    maps = saliency(model, images)
+    figure = Figure(figsize=(1.3 * len(images), 3), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for column, image in enumerate(images):
+        axes[0, column].imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray")
+        axes[0, column].set_title(f"says {said[column]}", fontsize=9)
+        axes[1, column].imshow(maps[column], cmap="magma")
+    for cell in axes.flat:
+        cell.set_axis_off()
+    FigureCanvasAgg(figure)
+    figure.savefig(Path(directory, "saliency.png"), dpi=120)
+
+
 def main() -> None:
     """Train on 4,000 of 5,000 handwritten digits and print the accuracy on the other 1,000."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -200,15 +572,21 @@ def main() -> None:
     parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="lenet")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--pictures", type=Path, help="directory for saliency.png")
     args = parser.parse_args()
     if not args.data.is_dir():
         parser.error(f"{args.data} is not there; run: scripts/prepare_data mnist_5k")
     keras.utils.set_random_seed(args.seed)
     images, labels = read_digits(args.data, args.seed)
-    model = build_model({"architecture": args.architecture, "shift": SHIFT})
+    least = ARCHITECTURES[args.architecture].least_size
+    resize = [least, least] if least > 28 else None
+    model = build_model({"architecture": args.architecture, "shift": SHIFT, "resize": resize})
     model.fit(images[:4000], labels[:4000], batch_size=64, epochs=args.epochs, verbose=2)
     _, accuracy = model.evaluate(images[4000:], labels[4000:], verbose=0)
     print(f"test accuracy {accuracy:.4f} on {len(labels) - 4000} images")
+    if args.pictures:
+        args.pictures.mkdir(parents=True, exist_ok=True)
+        draw(model, images[4000:], labels[4000:], str(args.pictures))
 
 
 def read_digits(directory: Path, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from support.environment import python_path
 from support.rows import df_with_partitions
 
 from tfspark import TFCluster
+from tfspark.cluster.context import Hooks
 from tfspark.cluster.node import installed_versions
 from tfspark.cluster.tfcluster import InputMode
 from tfspark.errors import ConfigError, DataError, NodeFailedError, ReservationError
@@ -52,6 +53,7 @@ def raises(kind: type[Exception], *parts: str) -> Iterator[None]:
             {"num_executors": 1, "eval_node": True}, ["at least one worker", "2 or more"], id="no worker left"
         ),
         pytest.param({"num_executors": 2, "eval_node": True}, ["expected log_dir"], id="no way for weights"),
+        pytest.param({"hooks": Hooks(draw_epoch=print)}, ["expected log_dir"], id="nowhere for pictures"),
     ],
 )
 def test_run_when_arguments_disagree_says_which(

@@ -15,9 +15,12 @@ import pytest
 from rich.console import Console
 
 from tfspark.errors import DataError
+from tfspark.experiment.plots import draw_roc
 from tfspark.experiment.report import (
+    class_scores,
     epoch_curves,
     final_table,
+    macro_scores,
     read_events,
     write_confusion_matrix,
     write_curves,
@@ -96,6 +99,19 @@ def test_read_events_when_a_line_is_damaged_names_it(tmp_path: Path, line: str) 
     (tmp_path / "metrics.jsonl").write_text(f'{{"event": "epoch"}}\n{line}\n{{"event": "test"}}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:2: expected a JSON object"):
         read_events(tmp_path)
+
+
+def test_class_scores_when_a_class_is_never_predicted_are_0() -> None:
+    matrix = np.array([[8, 2, 0], [4, 6, 0], [5, 5, 0]])
+    scores = class_scores(matrix, ["a", "b", "c"])
+    assert scores["a"] == pytest.approx({"precision": 8 / 17, "recall": 0.8, "f1": 16 / 27})
+    assert scores["c"] == {"precision": 0, "recall": 0, "f1": 0}
+    assert macro_scores(scores)["recall_macro"] == pytest.approx(1.4 / 3)
+
+
+def test_draw_roc_when_called_writes_a_picture(tmp_path: Path) -> None:
+    path = draw_roc(tmp_path / "roc.png", np.array([[0, 0], [0.1, 0.8], [1, 1]]))
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 10, 50, 200])

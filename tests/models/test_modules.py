@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tfspark.cluster.program import registered_beside
 from tfspark.errors import ConfigError
 from tfspark.experiment.modules import load_model_module
 
@@ -128,3 +129,12 @@ def test_load_model_module_when_not_python_says_so(tmp_path: Path) -> None:
 def test_load_model_module_when_missing_lists_what_is_shipped() -> None:
     with pytest.raises(ConfigError, match=r"models/nn\.py: expected a file.*models/cnn\.py"):
         load_model_module("models/nn.py")
+
+
+def test_registered_beside_when_a_module_registers_a_class_finds_it_by_its_name() -> None:
+    module = load_model_module("models/gan.py")
+    assert set(registered_beside(module.build_model)) == {"tfspark>GAN"}
+
+
+def test_registered_beside_when_nothing_is_registered_is_empty(module_file: Path) -> None:
+    assert registered_beside(load_model_module(module_file).build_model) == {}

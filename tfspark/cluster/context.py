@@ -26,12 +26,16 @@ class Hooks:
     Attributes:
         features: ``features(batch)``: column name -> tensor ``(B, *shape)``, to what the model takes.
         callbacks: ``callbacks(params)``: more Keras callbacks, the same on every worker.
-        export: ``export(model, directory)``: writes the trained model instead of the usual formats.
+        export: ``export(model, directory)``: writes more of the trained model beside the usual formats.
+        draw: ``draw(model, x, y, directory)``: writes pictures, as the model sees some rows of the last evaluation.
+        draw_epoch: ``draw_epoch(model, epoch, directory)``: writes pictures after each epoch, counted from 1.
     """
 
     features: Callable[[Any], Any] | None = None
     callbacks: Callable[[Any], Any] | None = None
     export: Callable[[Any, str], None] | None = None
+    draw: Callable[[Any, Any, Any, str], None] | None = None
+    draw_epoch: Callable[[Any, int, str], None] | None = None
 
 
 class TFContext:

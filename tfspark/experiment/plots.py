@@ -79,6 +79,25 @@ def draw_confusion_matrix(path: Path, matrix: npt.NDArray[np.int64], class_names
     return _save(figure, path)
 
 
+def draw_roc(path: Path, points: npt.NDArray[np.float64]) -> Path:
+    """Draw a receiver operating characteristic and save it as PNG.
+
+    Shapes:
+        points: (thresholds, 2): false and true positive rate, ascending.
+    """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
+    axes.plot(*points.T, color=COLORS["train"], linewidth=1.8)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    area = float(np.sum(np.diff(points[:, 0]) * (points[1:, 1] + points[:-1, 1]) / 2))
+    axes.set_title(f"AUC {area:.4f}", loc="left", fontweight="bold")
+    axes.set_aspect("equal")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
 def _draw_curve(axes: Axes, curve: Curve) -> None:
     marker = "o" if len(curve.epochs) <= FEW_EPOCHS else ""
     axes.plot(

@@ -99,6 +99,30 @@ def write_confusion_matrix(run_dir: Path, matrix: Matrix, class_names: Sequence[
     return draw_confusion_matrix(run_dir / "confusion_matrix.png", matrix, class_names)
 
 
+def class_scores(matrix: Matrix, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return each class's precision, recall and F1; one that is never predicted or never true has 0.
+
+    Shapes:
+        matrix: (classes, classes); axis 0 true, axis 1 predicted.
+    """
+    right = np.diag(matrix).astype(float)
+    precision = right / np.maximum(matrix.sum(axis=0), 1)
+    recall = right / np.maximum(matrix.sum(axis=1), 1)
+    f1 = 2 * right / np.maximum(matrix.sum(axis=0) + matrix.sum(axis=1), 1)
+    return {
+        name: {"precision": float(p), "recall": float(r), "f1": float(f)}
+        for name, p, r, f in zip(class_names, precision, recall, f1, strict=True)
+    }
+
+
+def macro_scores(classes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the means over the classes, each of the same weight."""
+    return {
+        f"{name}_macro": sum(scores[name] for scores in classes.values()) / len(classes)
+        for name in ("precision", "recall", "f1")
+    }
+
+
 def final_table(
     train: Mapping[str, float],
     validation: Mapping[str, float] | None = None,

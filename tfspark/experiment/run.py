@@ -24,7 +24,14 @@ from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics
 from tfspark.experiment.datasets import DATASETS, prepare
 from tfspark.experiment.modules import ModelModule, load_model_module
-from tfspark.experiment.report import final_table, write_confusion_matrix, write_curves
+from tfspark.experiment.plots import draw_roc
+from tfspark.experiment.report import (
+    class_scores,
+    final_table,
+    macro_scores,
+    write_confusion_matrix,
+    write_curves,
+)
 from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
@@ -212,6 +219,7 @@ class _Results:
     history: dict[str, list[float]]
     test: dict[str, float] | None
     confusion: list[list[int]] | None
+    roc: list[list[float]] | None
     class_names: tuple[str, ...]
     nodes: dict[str, Any]
 
@@ -226,22 +234,25 @@ def _train(
 ) -> _Results:
     began = time.monotonic()
     rows = load_rows(spark, experiment)
+    params = model_params(experiment, rows)
+    if module.adapt is not None:
+        params = module.adapt(params, rows.train)
     watch.seconds["data"] = time.monotonic() - began
     shown.line(f"{'data':<24} {watch.seconds['data']:6.1f} s")
     cluster = TFCluster.run(
         spark,
         module.build_model,
-        model_params(experiment, rows),
+        params,
         **_settings(experiment, module, directory, watch),
     )
     with cluster, shown.live():
         history = _fit(cluster, experiment, rows)
-        test, confusion = _test(cluster, rows, watch, shown)
+        test, confusion, roc = _test(cluster, rows, watch, shown)
         began = time.monotonic()
         nodes = cluster.shutdown(export=experiment.export.formats)
         watch.seconds["export and stop"] = time.monotonic() - began
         shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
-    return _Results(history, test, confusion, rows.class_names, nodes)
+    return _Results(history, test, confusion, roc, rows.class_names, nodes)
 
 
 def _settings(
@@ -262,7 +273,7 @@ def _settings(
         "learning_rate": train.learning_rate,
         "callbacks": train.callbacks.model_dump(exclude_none=True),
         "checkpoint_every_epochs": experiment.checkpoint.every_epochs,
-        "hooks": Hooks(module.features, module.callbacks, module.export),
+        "hooks": Hooks(module.features, module.callbacks, module.export, module.draw, module.draw_epoch),
         "observer": watch,
     }
 
@@ -308,15 +319,17 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
 
 def _test(
     cluster: TFCluster, rows: Rows, watch: _Watch, shown: RunConsole
-) -> tuple[dict[str, float] | None, list[list[int]] | None]:
+) -> tuple[dict[str, float] | None, list[list[int]] | None, list[list[float]] | None]:
     if rows.test is None:
-        return None, None
+        return None, None, None
     began = time.monotonic()
     metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=rows.columns.num_classes)
-    confusion = metrics.pop("confusion_matrix", None)
+    confusion, roc = metrics.pop("confusion_matrix", None), metrics.pop("roc", None)
+    if confusion is not None:
+        metrics.update(macro_scores(class_scores(np.asarray(confusion), rows.class_names)))
     watch.seconds["test"] = time.monotonic() - began
     shown.line(f"{'test':<24} {watch.seconds['test']:6.1f} s")
-    return metrics, confusion
+    return metrics, confusion, roc
 
 
 def _report(
@@ -329,9 +342,13 @@ def _report(
     if results.test is not None:
         directory.add_metrics("test", **results.test)
     write_curves(directory.path)
+    classes = None
     if results.confusion is not None:
         matrix = np.asarray(results.confusion, np.int64)
         write_confusion_matrix(directory.path, matrix, results.class_names)
+        classes = class_scores(matrix, results.class_names)
+    if results.roc is not None:
+        draw_roc(directory.path / "roc.png", np.asarray(results.roc))
     outcome = Outcome(directory.path, train, validation, results.test, seconds)
     directory.write_json(
         "results.json",
@@ -341,6 +358,7 @@ def _report(
             "validation": None if validation is None else _finite(validation),
             "test": None if results.test is None else _finite(results.test),
             "confusion_matrix": results.confusion,
+            "classes": classes,
             "seconds": seconds,
             "nodes": results.nodes,
         },

@@ -67,22 +67,25 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
 
 def copy_optimizer(
     target: keras.Model,
-    source: keras.optimizers.Optimizer | None,
+    source: keras.Model,
     values_of: Callable[[Sequence[keras.Variable]], list[Any]] | None = None,
 ) -> None:
-    """Give `target`'s optimizer the state of another, so that a saved model can be trained further.
+    """Give `target`'s optimizers the state of `source`'s, so that a saved model can be trained further.
+
+    A model with a training step of its own may have more than the compiled one; it builds them itself.
 
     Args:
         target: a built model.
-        source: an optimizer that was used, if any was.
-        values_of: returns the values of the source's variables; default: each as it is.
+        source: a model of the same kind; optimizers that were never used are left out.
+        values_of: returns the values of an optimizer's variables; default: each as it is.
     """
-    if source is None or not source.built:
-        return
-    target.optimizer.build(target.trainable_variables)
     read = values_of or (lambda variables: [keras.ops.convert_to_numpy(v) for v in variables])
-    for variable, value in zip(target.optimizer.variables, read(source.variables), strict=True):
-        variable.assign(value)
+    for name, optimizer in vars(source).items():
+        if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
+            copy = getattr(target, name)
+            copy.build(target.trainable_variables)  # Nothing happens if it is built.
+            for variable, value in zip(copy.variables, read(optimizer.variables), strict=True):
+                variable.assign(value)
 
 
 def weights_digest(model: keras.Model) -> str:

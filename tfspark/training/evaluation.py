@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
 
 
+SHOWN_ROWS = 1000
+"""So many rows of an evaluation are kept, for pictures."""
+
+
 class LocalEvaluator:
     """Evaluates a model that belongs to no strategy on this rank's rows, together with the other ranks.
 
@@ -34,7 +38,9 @@ class LocalEvaluator:
         self._step = tf.function(self._test_step, reduce_retracing=True)
         self._is_built = False
         self._batch_rows: Any = None
-        self.confusion_matrix: list[list[int]] = []
+        self.confusion_matrix: list[list[int]] | None = None
+        self.roc: list[list[float]] | None = None
+        self.first_rows: tuple[Any, Any] | None = None
 
     def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, float]:
         """Return the metrics over all ranks' rows.
@@ -42,22 +48,29 @@ class LocalEvaluator:
         Args:
             feed: this rank's rows.
             key: names this evaluation, alike on all ranks.
-            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, too.
+            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, too; it is None for a model
+                that does not predict these classes.
         """
         model = self._model
         if not self._is_built:
             self._build(feed)
         model.reset_metrics()
-        counts = np.zeros((num_classes or 0, num_classes or 0))
+        size = num_classes if num_classes and self._predicts(num_classes, feed) else 0
+        counts = np.zeros((size, size))
+        first: list[Any] = []
         for element in local_dataset(feed):
             self._step(element)
-            if num_classes:
-                np.add.at(counts, self._classes(element, num_classes), 1)
+            if len(first) * len(element[2]) < SHOWN_ROWS:
+                first.append(element[:2])
+            if size:
+                np.add.at(counts, self._classes(element, size), 1)
+        self.first_rows = _joined(first)
         states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
         *total, counts = sum_over_ranks(self._context, key, [*states, counts], self._num_ranks)
-        self.confusion_matrix = np.asarray(counts, np.int64).tolist()
+        self.confusion_matrix = np.asarray(counts, np.int64).tolist() if size else None
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
+        self.roc = _roc_of(model)
         return {name: float(value) for name, value in model.get_metrics_result().items()}
 
     def _build(self, feed: Feed) -> None:
@@ -80,6 +93,15 @@ class LocalEvaluator:
         for metric in self._model._compile_loss.metrics if self._model._compile_loss else []:
             metric.update_state = weighed(metric.update_state)
 
+    def _predicts(self, num_classes: int, feed: Feed) -> bool:
+        """Whether there is one output per class, or one of one unit for two classes."""
+        if self._model.loss is None:  # A model without a loss predicts no label.
+            return False
+        (element,) = local_dataset(feed, lambda: iter([feed.sample]))
+        outputs = self._model(element[0], training=False)
+        sizes = (num_classes, 1) if num_classes == 2 else (num_classes,)
+        return tf.is_tensor(outputs) and len(outputs.shape) == 2 and outputs.shape[-1] in sizes
+
     def _classes(self, element: Any, num_classes: int) -> tuple[Any, Any]:
         """Return the true and the predicted class of each row; one output of one unit is a yes or no."""
         x, y = element[:2]
@@ -87,6 +109,30 @@ class LocalEvaluator:
         if outputs.shape[-1] == 1 and num_classes == 2:
             return np.asarray(y).reshape(-1).astype(int), (outputs.reshape(-1) > 0.5).astype(int)
         return np.asarray(y).reshape(-1).astype(int), outputs.argmax(-1).reshape(-1)
+
+
+def _roc_of(model: keras.Model) -> list[list[float]] | None:
+    """Return (false positive rate, true positive rate) of the model's first AUC metric, by falling threshold."""
+    flat = [metric for outer in model.metrics for metric in getattr(outer, "metrics", [outer])]
+    for metric in flat:
+        if isinstance(metric, keras.metrics.AUC) and not metric.multi_label:
+            names = ("false_positives", "true_negatives", "true_positives", "false_negatives")
+            false_pos, true_neg, true_pos, false_neg = (getattr(metric, name).numpy() for name in names)
+            rates = (
+                false_pos / np.maximum(false_pos + true_neg, 1),
+                true_pos / np.maximum(true_pos + false_neg, 1),
+            )
+            points: list[list[float]] = np.stack(rates, axis=1)[::-1].tolist()
+            return points
+    return None
+
+
+def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
+    """Put the features and the labels of some batches together: at most `SHOWN_ROWS` rows; None if not dense."""
+    if not elements or not all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(elements)):
+        return None
+    x, y = tf.nest.map_structure(lambda *parts: np.concatenate(parts)[:SHOWN_ROWS], *elements)
+    return x, y
 
 
 def sum_over_ranks(

@@ -29,7 +29,7 @@ from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState
 from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
 from tfspark.training.reporting import ReportProgress
-from tfspark.training.saving import Checkpoints, ShareWeights, upload_model
+from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
 from tfspark.training.servers import serve
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ class TrainingSession:
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
         if self.context.hooks.callbacks is not None:
             ours.extend(self.context.hooks.callbacks(self.params))
+        if self.context.hooks.draw_epoch is not None and self.context.is_chief:
+            ours.append(DrawEpochs(self))
         return [*ours, self.checkpoints]
 
     def remember(self, fitted: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
@@ -150,14 +152,29 @@ class TrainingSession:
     def test(self, job: Json) -> Json:
         """Evaluate a stream once; count predicted classes if the job asks for it."""
         results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
-        if job["num_classes"]:
+        if self.confusion_matrix is not None:
             results["confusion_matrix"] = self.confusion_matrix
+        if self.roc is not None:
+            results["roc"] = self.roc
+        draw, rows = self.context.hooks.draw, self.first_rows
+        if draw is not None and rows is not None and self.context.is_chief:
+            upload_pictures(self.context, lambda folder: draw(self.local_model, *rows, folder))
         return results
 
     @property
-    def confusion_matrix(self) -> list[list[int]]:
-        """Counts of (true, predicted) class of the last evaluation that was asked for them."""
+    def confusion_matrix(self) -> list[list[int]] | None:
+        """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
         return self._evaluator.confusion_matrix
+
+    @property
+    def roc(self) -> list[list[float]] | None:
+        """Points of the ROC of the last evaluation, if the model measures its AUC."""
+        return self._evaluator.roc
+
+    @property
+    def first_rows(self) -> tuple[Any, Any] | None:
+        """Some features and labels of the last evaluation."""
+        return self._evaluator.first_rows
 
     def validate(self) -> dict[str, float]:
         """Evaluate the next pass of the stream ``validation``."""
@@ -175,7 +192,7 @@ class TrainingSession:
     def to_export(self) -> keras.Model:
         """Return the model for an export: the copy, which belongs to no strategy, brought up to date."""
         self.copy_weights()
-        copy_optimizer(self.local_model, self.model.optimizer)
+        copy_optimizer(self.local_model, self.model)
         return self.local_model
 
     def close(self, job: Json) -> Json:
@@ -188,6 +205,25 @@ class TrainingSession:
             "iterations": int(self.model.optimizer.iterations.numpy()) if self.model.optimizer else 0,
             "weights_sha256": weights_digest(self.model),
         }
+
+
+class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
+    """Let the model module draw after every epoch, on the chief.
+
+    It draws with the copy outside of the strategy: one worker alone may not predict with the distributed model, as
+    that takes all of them.
+    """
+
+    def __init__(self, session: TrainingSession):
+        super().__init__()
+        self._session = session
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Draw, and send what was drawn."""
+        session, draw = self._session, self._session.context.hooks.draw_epoch
+        if draw is not None:
+            session.copy_weights()
+            upload_pictures(session.context, lambda folder: draw(session.local_model, epoch + 1, folder))
 
 
 class Validation(keras.callbacks.Callback):  # type: ignore[misc]

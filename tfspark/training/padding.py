@@ -23,19 +23,21 @@ if TYPE_CHECKING:
 
 def leave_padding_out_of_metrics(model: keras.Model) -> None:
     """Let the model's unweighted metrics count only rows whose weight is not 0."""
+    metrics = model._compile_metrics
+    if metrics is None:
+        return
     mask: list[tf.Tensor] = []
-    compute_metrics = model.compute_metrics
+    update_state = metrics.update_state
 
-    def masked(x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        metrics = model._compile_metrics
-        if metrics is not None and not metrics.built:
-            metrics.build(y, y_pred)
+    def masked(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        if not metrics.built:
+            metrics.build(y_true, y_pred)
             for metric in filter(None, metrics._flat_metrics):
                 _mask_metric(metric, mask)
         mask[:] = [] if sample_weight is None else [tf.cast(tf.not_equal(sample_weight, 0), tf.float32)]
-        return compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return update_state(y_true, y_pred, sample_weight=sample_weight)
 
-    model.compute_metrics = masked
+    metrics.update_state = masked
 
 
 def _mask_metric(metric: keras.metrics.Metric, mask: list[tf.Tensor]) -> None:
@@ -53,6 +55,8 @@ def _mask_metric(metric: keras.metrics.Metric, mask: list[tf.Tensor]) -> None:
 class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
     """Set an epoch's loss, and that of each output, in proportion to its real rows; must precede callbacks that look.
 
+    A model with a training step of its own weighs its rows itself.
+
     Args:
         context: the node.
         feed: what is trained on: knows its rows, and the rows of a step over all workers.
@@ -66,6 +70,8 @@ class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Correct the loss, unless the epoch was broken off."""
         if logs is None or "loss" not in logs or self.model.stop_training:
+            return
+        if type(self.model).train_step is not keras.Model.train_step:
             return
         rows = [np.array(self._feed.rows_of_pass)]
         (total,) = sum_over_ranks(self._context, f"rows-{epoch}", rows, self._context.num_workers)

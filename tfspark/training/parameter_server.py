@@ -42,7 +42,7 @@ class ParameterServerSession(TrainingSession):
         self._steps: dict[str, WorkerStep] = {}
         self._is_built = False
         self._number = 0
-        self._confusion: list[list[int]] = []
+        self._confusion: list[list[int]] | None = None
 
     def train(self, job: Json) -> Json:
         """Train for the job's epochs; return the history of this job."""
@@ -88,6 +88,8 @@ class ParameterServerSession(TrainingSession):
         """Evaluate all rows of one pass of a stream, on the workers."""
         opened = open_stream(self.context, stream)
         self._build(opened)
+        if self.model.loss is None:  # It predicts no label.
+            num_classes = None
         count = functools.partial(self._count_classes, num_classes) if num_classes else None
         step = self._step(f"test {num_classes}", opened, self.model.test_step, count)
         total = Total()
@@ -98,9 +100,13 @@ class ParameterServerSession(TrainingSession):
         return self._metrics(total)
 
     @property
-    def confusion_matrix(self) -> list[list[int]]:
-        """Counts of (true, predicted) class of the last evaluation that was asked for them."""
+    def confusion_matrix(self) -> list[list[int]] | None:
+        """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
         return self._confusion
+
+    roc = None
+    first_rows = None
+    """Rows are on the workers: pictures of an evaluation are not drawn."""
 
     def to_save(self) -> keras.Model:
         """Return the copy, brought up to date: its tables are whole."""
@@ -108,9 +114,13 @@ class ParameterServerSession(TrainingSession):
 
     def to_export(self) -> keras.Model:
         """Return the copy, which belongs to no strategy, brought up to date."""
-        self.local_model.set_weights(whole_values(self.model.weights))
-        copy_optimizer(self.local_model, self.model.optimizer, whole_values)
+        self.copy_weights()
+        copy_optimizer(self.local_model, self.model, whole_values)
         return self.local_model
+
+    def copy_weights(self) -> None:
+        """Bring the copy outside of the strategy up to date; its tables are whole."""
+        self.local_model.set_weights(whole_values(self.model.weights))
 
     def close(self, job: Json) -> Json:
         """Export if asked to, say what became of the model, and let the servers go."""

@@ -70,6 +70,20 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("weights", epoch=epoch + 1, name=name)
 
 
+def upload_pictures(context: TFContext, draw: Callable[[str], None]) -> None:
+    """Send what `draw(directory)` writes to ``<run directory>/pictures/``."""
+    folder = Path(context.scratch_dir, "pictures")
+    folder.mkdir()
+    try:
+        draw(str(folder))
+        for picture in sorted(
+            folder.iterdir()
+        ):  # One by one: a folder would take the place of the one before.
+            upload(context, picture, f"pictures/{picture.name}")
+    finally:
+        shutil.rmtree(folder)
+
+
 def upload_model(context: TFContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
     """Save the model in the formats asked for and send it to ``<run directory>/<name>/``.
 

@@ -1,0 +1,653 @@
+"""Recurrent networks that classify texts and series, and that forecast series.
+
+LSTM and GRU, in one direction or both, stacked; one answer per row (many to one) or one per step (many to many).
+A model module: tfspark calls `adapt(params, df)` on the driver and `build_model(params)` in every trainer. It needs
+neither Spark nor tfspark, so it also runs alone, from the top of the repository:
+
+    python -m models.rnn                    # the tone of a sentence
+    python -m models.rnn --series           # next month's sunspots
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+Tensor = keras.KerasTensor
+
+# What `main` trains on.
+SENTENCES = Path("data/rotten_tomatoes/texts")
+SUNSPOTS = Path("data/sunspots")
+
+# What separates words, for TensorFlow (RE2) and for Spark (Java) alike: tags of HTML, punctuation and symbols.
+# Apostrophes vanish: "don't" is one word.
+SEPARATORS = r"<[^>]*>|[\p{P}\p{S}]+"
+
+
+# Parameters: the value by default, what is expected, and whether a value is that.
+
+
+def param(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
+    """Declare a parameter: a field of `Params` that knows its range."""
+    return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
+
+
+def whole(default: int | None, least: int) -> Any:
+    """Declare a whole number with a least value; None only if it is the default."""
+    return param(
+        default,
+        f"a whole number, {least} or more",
+        lambda value: _is_whole(value, least) or (value is None and default is None),
+    )
+
+
+def at_least_0(default: float) -> Any:
+    """Declare a number that is 0 or more."""
+    return param(default, "a number, 0 or more", lambda value: _is_number(value) and value >= 0)
+
+
+def above_0(default: float) -> Any:
+    """Declare a number above 0."""
+    return param(default, "a number above 0", lambda value: _is_number(value) and value > 0)
+
+
+def fraction(default: float) -> Any:
+    """Declare a number in [0, 1)."""
+    return param(default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
+
+
+def choice(default: str, options: Sequence[str]) -> Any:
+    """Declare one of some words."""
+    return param(default, f"one of {', '.join(options)}", lambda value: value in list(options))
+
+
+def flag(default: bool) -> Any:
+    """Declare a yes or no."""
+    return param(default, "true or false", lambda value: isinstance(value, bool))
+
+
+def read_params(known: type, params: Mapping[str, Any]) -> Any:
+    """Check `params` and fill in the defaults.
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one; or a value outside its range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(known)}
+    if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
+        raise ValueError("; ".join(unknown))
+    for name, value in params.items():
+        if not fields[name].metadata["holds"](value):
+            raise ValueError(
+                f"{name} must be {fields[name].metadata['expected']}. Received: {name}={value!r}"
+            )
+    return known(**{name: tuple(v) if isinstance(v, list) else v for name, v in params.items()})
+
+
+def _unknown(name: object, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    return f"unknown model parameter {name!r}: {hint}"
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are(values: object, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, list | tuple) and all(map(holds, values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """What `build_model` can be told.
+
+    Attributes:
+        inputs: `text`: strings, split into words within the model; `tokens`: word numbers, 0 for padding;
+            `series`: numbers by step and variable.
+        task: `classify`, or `forecast` the next values of a series.
+        cell: `lstm` or `gru`.
+        bidirectional: read forward and backward; each direction has `units`.
+        units: of each layer, 1 or more.
+        layers: how many are stacked, 1 or more.
+        pooling: what is made of a row's steps: the `last` state, their `mean` or their `max`.
+        per_step: answer at every step instead, many to many.
+        skip: add a linear model of the inputs to the network's output (as in LSTNet, Lai et al., 2018): of the mean
+            embedding for words, of all values for series.
+        vocabulary: the words by falling frequency, which `adapt` counts; `text` only.
+        vocabulary_size: so many words are told apart, 3 or more, two of which stand for padding and unknown words.
+        length: of a text's words so many are read, 1 or more; `text` only.
+        embedding: numbers that stand for a word, 1 or more.
+        input_shape: of one row: steps of `tokens`, steps and variables of a `series`.
+        mean: of each variable, subtracted first, which `adapt` finds; `series` only.
+        std: standard deviation of each variable, by which is divided.
+        per_window: the network sees each window at mean 0 and deviation 1, and its forecast is brought back (Kim et
+            al., 2022), so that what is learned at one level holds at another; `series` only.
+        num_classes: 2 or more; labels are 0 to `num_classes - 1`. Per step, a label of -1 does not count.
+        horizon: so many steps are forecast, 1 or more.
+        targets: so many of the variables are forecast, the first ones, 1 or more.
+        dropout: fraction dropped after the embedding, between layers and before the output, in [0, 1).
+        weight_decay: L2 penalty on the kernels of the layers, 0 or more.
+        learning_rate: step size of Adam in the first epoch, above 0.
+        decay: the step size is multiplied by this after each epoch, above 0.
+    """
+
+    inputs: str = choice("text", ["text", "tokens", "series"])
+    task: str = choice("classify", ["classify", "forecast"])
+    cell: str = choice("gru", ["lstm", "gru"])
+    bidirectional: bool = flag(True)
+    units: int = whole(32, 1)
+    layers: int = whole(1, 1)
+    pooling: str = choice("mean", ["last", "mean", "max"])
+    per_step: bool = flag(False)
+    skip: bool = flag(True)
+    vocabulary: tuple[str, ...] = param(
+        (), "a list of words", lambda value: isinstance(value, list | tuple) and all(map(_is_text, value))
+    )
+    vocabulary_size: int = whole(20_000, 3)
+    length: int = whole(256, 1)
+    embedding: int = whole(64, 1)
+    input_shape: tuple[int, ...] | None = param(
+        None,
+        "whole numbers above 0: steps; or steps and variables",
+        lambda value: (
+            value is None or (_are(value, lambda size: _is_whole(size, 1)) and len(value) in (1, 2))
+        ),
+    )
+    mean: tuple[float, ...] = param((), "a list of numbers", lambda value: _are(value, _is_number))
+    std: tuple[float, ...] = param(
+        (), "a list of numbers above 0", lambda value: _are(value, lambda v: _is_number(v) and v > 0)
+    )
+    per_window: bool = flag(False)
+    num_classes: int = whole(2, 2)
+    horizon: int = whole(1, 1)
+    targets: int = whole(1, 1)
+    dropout: float = fraction(0.5)
+    weight_decay: float = at_least_0(0.0)
+    learning_rate: float = above_0(1e-3)
+    decay: float = above_0(1.0)
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not go together.
+
+        Raises:
+            ValueError: says what goes with what.
+        """
+        series = self.inputs == "series"
+        variables = self.input_shape[-1] if self.input_shape else 0
+        for holds, problem in [
+            (self.task == "classify" or series, "task: forecast goes with inputs: series"),
+            (
+                self.inputs != "text" or self.vocabulary,
+                "inputs: text needs a vocabulary: call adapt(params, df)",
+            ),
+            (not series or len(self.input_shape or ()) == 2, "series need input_shape: [steps, variables]"),
+            (
+                self.inputs != "tokens" or len(self.input_shape or ()) == 1,
+                "tokens need input_shape: [steps], the length to which rows are padded with 0",
+            ),
+            (
+                not series or all(len(values) in (0, variables) for values in (self.mean, self.std)),
+                "mean and std need one value per variable",
+            ),
+            (
+                self.task == "classify" or self.targets <= variables,
+                "targets cannot be more than the variables",
+            ),
+            (not (self.per_step and self.skip), "per_step goes with skip: false"),
+        ]:
+            if not holds:
+                raise ValueError(
+                    f"{problem}. Received: inputs={self.inputs!r}, task={self.task!r}, "
+                    f"input_shape={self.input_shape!r}, per_step={self.per_step!r}"
+                )
+
+
+def adapt(params: Mapping[str, Any], df: Any) -> dict[str, Any]:
+    """Find the vocabulary, or mean and deviation of the variables, of a Spark DataFrame. Runs on the driver.
+
+    All of it is computed by Spark over all rows; only the result comes here. What `params` has is kept.
+
+    Args:
+        params: as for `build_model`.
+        df: the training rows; the first column is what the model reads.
+    """
+    kind, column = params.get("inputs", Params.inputs), f"`{df.columns[0]}`"
+    if kind == "text" and not params.get("vocabulary"):
+        plain = f"regexp_replace(replace(lower({column}), chr(39), ''), r'{SEPARATORS}', ' ')"
+        words = df.selectExpr(f"explode(split(trim({plain}), r'\\s+')) AS word").where("word != ''")
+        counts = words.groupBy("word").count().sort("count", "word", ascending=[False, True])
+        size = params.get("vocabulary_size", Params.vocabulary_size) - 2
+        return {**params, "vocabulary": [row[0] for row in counts.limit(size).collect()]}
+    if kind == "series" and not params.get("mean"):
+        variables = params["input_shape"][-1]
+        values = df.selectExpr(f"posexplode({column}) AS (position, value)")
+        found = values.selectExpr(f"position % {variables} AS variable", "value").groupBy("variable")
+        rows = found.agg({"value": "avg"}).join(found.agg({"value": "stddev_pop"}), "variable").collect()
+        _, means, deviations = zip(*sorted(tuple(row) for row in rows), strict=True)
+        return {**params, "mean": list(means), "std": [deviation or 1.0 for deviation in deviations]}
+    return dict(params)
+
+
+def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
+    """Build and compile a recurrent network.
+
+    Input shape: `text`: `(batch,)` strings; `tokens`: `(batch, steps)` integers; `series`: `(batch, steps, variables)`.
+    Output shape: of a classifier `(batch, classes)` probabilities, or `(batch, 1)`, that of class 1, if there
+    are two; per step `(batch, steps, classes)`. Of a forecast `(batch, horizon * targets)`, or per step
+    `(batch, steps * targets)`: flat, as a TFRecord holds them, steps first, in the units of the inputs.
+
+    Args:
+        params: fields of `Params`; whatever is left out has its default.
+
+    Raises:
+        ValueError: a parameter is unknown or outside its range, or does not go with another.
+    """
+    p: Params = read_params(Params, params or {})
+    inputs, x, linear = series_inputs(p) if p.inputs == "series" else word_inputs(p)
+    x = recurrent(x, p)  # (batch, steps, units), or without steps if the last state is asked for
+    if not p.per_step:
+        x = pool(x, p)  # (batch, units)
+    outputs = forecast(x, linear, inputs, p) if p.task == "forecast" else classes(x, linear, p)
+    model = keras.Model(inputs, outputs, name=f"{p.inputs}_{p.cell}")
+    loss, metrics = goal(p)
+    model.compile(keras.optimizers.Adam(p.learning_rate), loss=loss, metrics=metrics)
+    return model
+
+
+def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.Callback]:
+    """Return what makes the steps smaller from epoch to epoch."""
+    p: Params = read_params(Params, params or {})
+    if p.decay == 1:
+        return []
+    return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * p.decay if epoch else rate)]
+
+
+def goal(p: Params) -> tuple[Any, list[Any]]:
+    """Return the loss and the metrics of the task."""
+    if p.task == "forecast":
+        rmse = keras.metrics.RootMeanSquaredError(name="rmse")
+        return "mean_squared_error", [rmse, keras.metrics.MeanAbsoluteError(name="mae")]
+    if p.per_step:
+        return StepCrossentropy(), [StepAccuracy(name="accuracy")]
+    if p.num_classes == 2:
+        return "binary_crossentropy", ["accuracy", keras.metrics.AUC(name="auc")]
+    return "sparse_categorical_crossentropy", ["accuracy"]
+
+
+def word_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
+    """Take words in, and embed them; positions without a word are masked."""
+    if p.inputs == "text":
+        inputs = keras.Input((), dtype="string", name="text")
+        split = layers.TextVectorization(
+            standardize=standardise, vocabulary=list(p.vocabulary)[: p.vocabulary_size - 2]
+        )
+        # (batch, words of the longest text, at most length); one more, of padding: there may be texts without words.
+        tokens = keras.ops.pad(split(inputs)[:, : p.length], ((0, 0), (0, 1)))
+    else:
+        inputs = tokens = keras.Input(p.input_shape, dtype="int32", name="tokens")
+    x = layers.Embedding(p.vocabulary_size, p.embedding, mask_zero=True)(tokens)  # (batch, words, embedding)
+    linear = layers.Dropout(p.dropout)(MaskedPooling("mean")(x))  # (batch, embedding): their mean
+    return inputs, layers.SpatialDropout1D(p.dropout)(x), linear
+
+
+def series_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
+    """Take a series in; each variable is brought to mean 0 and deviation 1."""
+    inputs = keras.Input(p.input_shape, name="window")  # (batch, steps, variables)
+    x = normalised(inputs, p)
+    if not p.per_window:
+        return inputs, x, layers.Flatten()(x)
+    mean, deviation = window_statistics(x)
+    return inputs, (x - mean) / deviation, layers.Flatten()(x)
+
+
+def normalised(x: Tensor, p: Params) -> Tensor:
+    """Bring each variable to mean 0 and deviation 1 over the training rows."""
+    return layers.Normalization(mean=list(p.mean), variance=[std**2 for std in p.std])(x) if p.mean else x
+
+
+def window_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each window's mean and deviation, `(batch, 1, variables)`; a flat window counts as deviating a little."""
+    return keras.ops.mean(x, axis=1, keepdims=True), keras.ops.std(x, axis=1, keepdims=True) + 0.05
+
+
+def recurrent(x: Tensor, p: Params) -> Tensor:
+    """Stack the layers; all but perhaps the last give their state at every step."""
+    for index in range(p.layers):
+        keeps_steps = p.per_step or p.pooling != "last" or index < p.layers - 1
+        make = layers.LSTM if p.cell == "lstm" else layers.GRU
+        regularizer = keras.regularizers.L2(p.weight_decay) if p.weight_decay else None
+        layer = make(p.units, return_sequences=keeps_steps, kernel_regularizer=regularizer)
+        x = (layers.Bidirectional(layer) if p.bidirectional else layer)(x)
+        x = layers.Dropout(p.dropout)(x)
+    return x
+
+
+def pool(x: Tensor, p: Params) -> Tensor:
+    """Make one state of those of all steps; padding does not count."""
+    return x if p.pooling == "last" else MaskedPooling(p.pooling)(x)
+
+
+def classes(x: Tensor, linear: Tensor, p: Params) -> Tensor:
+    """Give the probability of class 1, or of every class."""
+    is_binary = p.num_classes == 2 and not p.per_step
+    activation = "sigmoid" if is_binary else "softmax"
+    units = 1 if is_binary else p.num_classes
+    scores = layers.Dense(units, name="scores")(x)
+    if p.skip:
+        scores = layers.Add()([scores, layers.Dense(units, use_bias=False, name="linear")(linear)])
+    if p.per_step:
+        scores = WithoutMask()(scores)
+    return layers.Activation(activation, dtype="float32", name="class")(scores)
+
+
+def forecast(x: Tensor, linear: Tensor, inputs: Tensor, p: Params) -> Tensor:
+    """Give the next values in the units of the inputs."""
+    steps = 1 if p.per_step else p.horizon
+    values = layers.Dense(steps * p.targets, name="values")(x)  # (batch, [steps,] horizon * targets)
+    values = layers.Reshape((-1, p.targets))(values)  # (batch, steps or horizon, targets)
+    if p.per_window:
+        mean, deviation = window_statistics(normalised(inputs, p)[:, :, : p.targets])
+        values = values * deviation + mean
+    if p.skip:
+        ahead = layers.Dense(steps * p.targets, name="linear")(linear)
+        values = layers.Add()([values, layers.Reshape((steps, p.targets))(ahead)])
+    if p.mean:
+        scale, offset = list(p.std[: p.targets]), list(p.mean[: p.targets])
+        values = layers.Rescaling(scale, offset)(values)
+    return layers.Flatten(dtype="float32", name="forecast")(values)
+
+
+@keras.saving.register_keras_serializable("tfspark")
+def standardise(texts: Any) -> Any:
+    """Write in small letters and put spaces between words; what `adapt` does with Spark."""
+    import tensorflow as tf
+
+    plain = tf.strings.regex_replace(tf.strings.lower(texts, "utf-8"), "'", "")
+    return tf.strings.regex_replace(plain, SEPARATORS, " ")
+
+
+@keras.saving.register_keras_serializable("tfspark")
+class MaskedPooling(layers.Layer):
+    """Take the mean or the maximum over the steps that are not masked; 0 for a row without any.
+
+    Args:
+        kind: `mean` or `max`.
+
+    Input shape: `(batch, steps, features)`.
+    Output shape: `(batch, features)`.
+    """
+
+    supports_masking = True
+
+    def __init__(self, kind: str, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def call(self, x: Tensor, mask: Any = None) -> Tensor:
+        """Pool."""
+        ops = keras.ops
+        counts = ops.ones_like(x[..., :1]) if mask is None else ops.cast(mask, x.dtype)[..., None]
+        if self.kind == "mean":
+            return ops.sum(x * counts, axis=1) / ops.maximum(ops.sum(counts, axis=1), 1)
+        largest = ops.max(ops.where(counts > 0, x, ops.full_like(x, -1e9)), axis=1)
+        return largest * ops.max(counts, axis=1)
+
+    def compute_mask(self, x: Any, mask: Any = None) -> None:
+        """Return none: there are no steps any more."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what makes another."""
+        return {**super().get_config(), "kind": self.kind}
+
+
+@keras.saving.register_keras_serializable("tfspark")
+class WithoutMask(layers.Layer):
+    """Pass values on without their mask: labels of -1 say what does not count."""
+
+    supports_masking = True
+
+    def call(self, x: Tensor) -> Tensor:
+        """Return the same values in a tensor of its own: Keras hangs the mask on the tensor."""
+        return x * 1
+
+    def compute_mask(self, x: Any, mask: Any = None) -> None:
+        """Return none."""
+
+
+@keras.saving.register_keras_serializable("tfspark")
+class StepCrossentropy(keras.losses.Loss):
+    """The mean cross-entropy over a row's steps, of those whose label is not -1.
+
+    Shapes:
+        y_true: (batch, steps) integers.
+        y_pred: (batch, steps, classes) probabilities.
+    """
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return one value per row, so that a row's weight can be applied."""
+        counts = keras.ops.cast(y_true >= 0, y_pred.dtype)
+        values = keras.losses.sparse_categorical_crossentropy(keras.ops.maximum(y_true, 0), y_pred)
+        return keras.ops.sum(values * counts, axis=-1) / keras.ops.maximum(keras.ops.sum(counts, axis=-1), 1)
+
+
+@keras.saving.register_keras_serializable("tfspark")
+class StepAccuracy(keras.metrics.Mean):
+    """The share of steps whose class is right, of those whose label is not -1."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Count a batch; a row's weight is that of each of its steps."""
+        counts = keras.ops.cast(y_true >= 0, self.dtype)
+        if sample_weight is not None:
+            counts *= keras.ops.cast(keras.ops.reshape(sample_weight, (-1, 1)), self.dtype)
+        right = keras.ops.cast(keras.ops.argmax(y_pred, axis=-1), "int32") == keras.ops.cast(y_true, "int32")
+        return super().update_state(right, sample_weight=counts)
+
+
+def vocabulary_of(texts: Sequence[str], size: int) -> list[str]:
+    """Return the most frequent words, as `adapt` does with Spark."""
+    import tensorflow as tf
+
+    counts: Counter[str] = Counter()
+    for start in range(0, len(texts), 1024):
+        words = tf.strings.split(standardise(tf.constant(texts[start : start + 1024]))).flat_values
+        counts.update(word.decode() for word in words.numpy())
+    return sorted(counts, key=lambda word: (-counts[word], word))[: size - 2]
+
+
+def occlusion(model: keras.Model, text: str) -> list[tuple[str, float]]:
+    """Say by how much the probability of what is predicted falls when a word is left out (Zeiler, Fergus, 2013).
+
+    Returns:
+        Each word of the text with its importance.
+    """
+    words = text.split()
+    texts = [text, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
+    said = model.predict(np.array(texts, object), verbose=0, batch_size=64)
+    if said.shape[-1] == 1:
+        said = np.concatenate([1 - said, said], axis=1)
+    whole_text, *without = said[:, said[0].argmax()]
+    return [(word, float(whole_text - part)) for word, part in zip(words, without, strict=True)]
+
+
+def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
+    """Draw what the model makes of some rows: `occlusion.png` for texts, `forecast.png` for series.
+
+    Args:
+        model: a trained model of this module.
+        x: rows as the model takes them.
+        y: what they should give.
+        directory: where the picture goes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    if model.inputs[0].dtype == "string":
+        _draw_occlusion(figure, model, [_text(value) for value in np.asarray(x).reshape(-1)[:6]])
+        name = "occlusion.png"
+    elif model.output_names == ["forecast"]:
+        _draw_forecast(figure, model, np.asarray(x), np.asarray(y))
+        name = "forecast.png"
+    else:
+        return
+    FigureCanvasAgg(figure)
+    figure.savefig(Path(directory, name), dpi=120)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str]) -> None:
+    """Set each text's words in lines, on red where they speak for the prediction, on blue where against it."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+
+    rows = figure.subplots(len(texts), 1, squeeze=False)[:, 0]
+    for axes, text in zip(rows, texts, strict=True):
+        axes.set_axis_off()
+        importance = occlusion(model, " ".join(text.split()[:48]))
+        largest = max((abs(value) for _, value in importance), default=0.0) or 1.0
+        color, column, line = Normalize(-largest, largest), 0, 0
+        for word, value in importance:
+            if column + len(word) > 120:
+                column, line = 0, line + 1
+            axes.text(
+                column / 125, 0.9 - 0.3 * line, word, fontsize=8, family="monospace", va="top",
+                bbox={"facecolor": colormaps["coolwarm"](color(value)), "edgecolor": "none", "pad": 1, "alpha": 0.7},
+            )  # fmt: skip
+            column += len(word) + 1
+    figure.suptitle(
+        "What speaks for the prediction (red) and against it (blue)", x=0.01, ha="left", fontsize=10
+    )
+
+
+def _draw_forecast(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw all forecasts of the next step against the truth, and some windows with what follows them."""
+    said, y = model.predict(x, verbose=0), y.reshape(len(x), -1)
+    everything, windows = figure.subfigures(1, 2)
+    axes = everything.subplots()
+    ends = [min(y[:, 0].min(), said[:, 0].min()), max(y[:, 0].max(), said[:, 0].max())]
+    axes.plot(ends, ends, color="#bbbbbb", linewidth=1)
+    axes.scatter(y[:, 0], said[:, 0], s=8, color="#0072B2")
+    axes.set_title(f"RMSE {np.sqrt(np.mean((said[:, 0] - y[:, 0]) ** 2)):.2f} on {len(y)} rows", loc="left")
+    axes.set_xlabel("truth")
+    axes.set_ylabel("forecast")
+    for cell, before, after, forecast in zip(windows.subplots(3, 2).flat, x[:, :, 0], y, said, strict=False):
+        ahead = np.arange(1, len(after) + 1)
+        cell.plot(np.arange(1 - len(before), 1), before, color="#999999", linewidth=1.2)
+        cell.plot(ahead, after, "o", color="#0072B2", markersize=4, label="truth")
+        cell.plot(ahead, forecast, "x", color="#D55E00", markersize=5, label="forecast")
+    cell.legend(frameon=False, fontsize=8)
+
+
+def main() -> None:
+    """Train on a data set and print the metrics on its test rows."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument(
+        "--data", type=Path, help="directory of TFRecord files; of a series: with train and test"
+    )
+    parser.add_argument(
+        "--series", action="store_true", help="forecast sunspots instead of classifying sentences"
+    )
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--pictures", type=Path, help="directory for occlusion.png or forecast.png")
+    args = parser.parse_args()
+    data = args.data or (SUNSPOTS if args.series else SENTENCES)
+    if not data.is_dir():
+        parser.error(f"{data} is not there; run: scripts/prepare_data {data.parts[1]}")
+    keras.utils.set_random_seed(args.seed)
+    (x, y), (test_x, test_y) = read_windows(data) if args.series else read_texts(data, args.seed)
+    if args.series:
+        found = {"input_shape": x.shape[1:], "mean": [float(x.mean())], "std": [float(x.std())]}
+        params, epochs = {**SERIES, **found}, 40
+    else:
+        params, epochs = {**TEXT, "vocabulary": vocabulary_of(list(x), Params.vocabulary_size)}, 4
+    model = build_model(params)
+    model.fit(x, y, batch_size=32, epochs=args.epochs or epochs, verbose=2, callbacks=callbacks(params))
+    results = model.evaluate(test_x, test_y, verbose=0, return_dict=True)
+    print(
+        "test", ", ".join(f"{name} {value:.4f}" for name, value in results.items()), f"on {len(test_x)} rows"
+    )
+    if args.pictures:
+        args.pictures.mkdir(parents=True, exist_ok=True)
+        draw(model, test_x, test_y, str(args.pictures))
+
+
+# What `main` trains with, as the experiments in configs/ do.
+TEXT: dict[str, Any] = {"inputs": "text", "units": 16, "length": 48, "learning_rate": 0.002, "decay": 0.5}
+SERIES: dict[str, Any] = {
+    "inputs": "series",
+    "task": "forecast",
+    "bidirectional": False,
+    "units": 16,
+    "pooling": "last",
+    "per_window": True,
+    "dropout": 0.3,
+    "learning_rate": 0.01,
+    "decay": 0.92,
+}
+
+Rows = tuple[np.ndarray, np.ndarray]
+
+
+def read_texts(directory: Path, seed: int) -> tuple[Rows, Rows]:
+    """Read texts and their labels, and keep a random fifth for the test.
+
+    Shapes:
+        texts: (rows,) strings.
+        labels: (rows,) int64.
+    """
+    import tensorflow as tf
+
+    rows = read_records(
+        directory, text=tf.io.FixedLenFeature([], tf.string), label=tf.io.FixedLenFeature([], tf.int64)
+    )
+    order = np.random.default_rng(seed).permutation(len(rows["label"]))
+    texts, labels, cut = rows["text"].astype(object)[order], rows["label"][order], round(0.8 * len(order))
+    return (texts[:cut], labels[:cut]), (texts[cut:], labels[cut:])
+
+
+def read_windows(directory: Path) -> tuple[Rows, Rows]:
+    """Read the windows of one variable, and the values after each, of `train` and of `test`.
+
+    Shapes:
+        windows: (rows, steps, 1) float32.
+        targets: (rows, horizon) float32.
+    """
+    import tensorflow as tf
+
+    many = tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)
+    train, test = (read_records(directory / part, window=many, target=many) for part in ("train", "test"))
+    return (train["window"][..., None], train["target"]), (test["window"][..., None], test["target"])
+
+
+def read_records(directory: Path, **features: Any) -> dict[str, np.ndarray]:
+    """Read all rows of a directory of TFRecord files."""
+    import tensorflow as tf
+
+    files = sorted(str(path) for path in directory.iterdir() if path.name[0] not in "._")
+    columns = tf.io.parse_example(list(tf.data.TFRecordDataset(files)), features)
+    return {name: values.numpy() for name, values in columns.items()}
+
+
+if __name__ == "__main__":
+    main()

