@@ -12,8 +12,23 @@ if TYPE_CHECKING:
     from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
     from tfspark.feed.columns import Column, Columns
     from tfspark.feed.files import TFRecordFiles
+    from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
 
-__all__ = ["Column", "Columns", "Feeding", "InputMode", "TFCluster", "TFRecordFiles"]
+__all__ = [
+    "Column",
+    "Columns",
+    "Feeding",
+    "InputMode",
+    "TFCluster",
+    "TFNode",
+    "TFParallel",
+    "TFRecordFiles",
+    "compat",
+    "dfutil",
+    "gpu_info",
+    "pipeline",
+    "util",
+]
 
 _HOMES = {
     "Column": "tfspark.feed.columns",
@@ -24,8 +39,13 @@ _HOMES = {
     "TFRecordFiles": "tfspark.feed.files",
 }
 
+_MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline", "util")
+"""Modules that TensorFlowOnSpark has under these names."""
+
 
 def __getattr__(name: str) -> Any:
+    if name in _MIGRATED:
+        return import_module(f"tfspark.migrate.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tfspark' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

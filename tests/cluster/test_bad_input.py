@@ -60,7 +60,7 @@ def test_run_when_arguments_disagree_says_which(
     spark: SparkSession, arguments: dict[str, Any], parts: list[str]
 ) -> None:
     with raises(ConfigError, *parts):
-        TFCluster.run(spark, dense, **{"args": {}, **arguments})
+        TFCluster.run(spark, dense, **{"tf_args": {}, **arguments})
 
 
 def test_run_when_the_function_takes_three_arguments_says_what_it_may_take(spark: SparkSession) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.failing import describe
-from tfspark.cluster.roles import NodeSpec
+from tfspark.cluster.roles import NodeSpec, task_of
 from tfspark.cluster.wire import ActionClient, Json
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+
+    from tfspark.feed.rowfeed import RowFeed
+    from tfspark.migrate.TFNode import DataFeed
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class TFContext:
         self.token = token
         self.settings = settings
         self.hooks = Hooks()
-        self._port_fd = port_fd
+        self.tmp_socket = None if port_fd is None else socket.socket(fileno=port_fd)
+        self._row_feeds: dict[str, RowFeed] = {}
         self._began = time.monotonic()
         self.scratch_dir = scratch_dir
 
@@ -92,16 +98,18 @@ class TFContext:
 
     @property
     def role(self) -> str:
-        """TensorFlow's task type: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
+        """What the node does: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
         return self.node.role
 
-    job_name = role
-    """TensorFlowOnSpark's name for `role`."""
+    @property
+    def job_name(self) -> str:
+        """TensorFlow's task type: `role`, or ``master_node`` on worker 0 when that was given to `TFCluster.run`."""
+        return task_of(self.node, self.settings.get("master_node"))[0]
 
     @property
     def task_index(self) -> int:
-        """Number of this node among those of its role, from 0."""
-        return self.node.task_index
+        """Number of this node among those of its `job_name`, from 0."""
+        return task_of(self.node, self.settings.get("master_node"))[1]
 
     @property
     def is_chief(self) -> bool:
@@ -208,6 +216,80 @@ class TFContext:
 
     def release_port(self) -> None:
         """Give up the socket that kept TensorFlow's port free until its server listened."""
-        if self._port_fd is not None:
-            os.close(self._port_fd)
-            self._port_fd = None
+        if self.tmp_socket is not None:
+            self.tmp_socket.close()
+            self.tmp_socket = None
+
+    # --- TensorFlowOnSpark's names -----------------------------------------------------------------
+
+    @property
+    def executor_id(self) -> int:
+        """Number of this node among all, from 0."""
+        return self.node.index
+
+    worker_num = executor_id
+
+    @property
+    def cluster_spec(self) -> dict[str, list[str]]:
+        """TensorFlow task type -> addresses of its nodes, in their order; empty without a cluster."""
+        spec: dict[str, list[str]] = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+        return spec
+
+    @property
+    def defaultFS(self) -> str:  # noqa: N802 - the name programs use
+        """Hadoop's default file system as Spark's driver has it, for example ``hdfs://namenode:8020``."""
+        return str(self.settings["default_fs"])
+
+    @property
+    def working_dir(self) -> str:
+        """Working directory of Spark's driver."""
+        return str(self.settings["working_dir"])
+
+    @property
+    def mgr(self) -> TFContext:
+        """What `TFNode.DataFeed` is made of: this context."""
+        return self
+
+    def absolute_path(self, path: str) -> str:
+        """Return a path with its file system; see `TFNode.hdfs_path`."""
+        from tfspark.migrate.TFNode import hdfs_path
+
+        return hdfs_path(self, path)
+
+    def get_data_feed(
+        self,
+        train_mode: bool = True,
+        qname_in: str = "input",
+        qname_out: str = "output",
+        input_mapping: Mapping[str, str] | None = None,
+    ) -> DataFeed:
+        """Return the rows the driver feeds, one by one; see `TFNode.DataFeed`."""
+        from tfspark.migrate.TFNode import DataFeed
+
+        return DataFeed(self, train_mode, qname_in, qname_out, input_mapping)
+
+    def export_saved_model(self, model: Any, export_dir: str, *gone: Any) -> None:
+        """Write a Keras model as a SavedModel; only the chief does. See `TFNode.export_saved_model`."""
+        from tfspark.migrate.TFNode import export_saved_model
+
+        if self.is_chief:
+            export_saved_model(model, self.absolute_path(export_dir), *gone)
+
+    def start_cluster_server(self, num_gpus: int = 1, rdma: bool = False) -> None:
+        """Refuse: see `TFNode.start_cluster_server`."""
+        from tfspark.migrate.TFNode import start_cluster_server
+
+        start_cluster_server(self, num_gpus, rdma)
+
+    def row_feed(self, stream: str) -> RowFeed:
+        """Return the rows of a stream, for a program that takes them apart itself; one feed for each stream."""
+        from tfspark.feed.rowfeed import RowFeed
+
+        if stream not in self._row_feeds:
+            self._row_feeds[stream] = RowFeed(self, stream)
+        return self._row_feeds[stream]
+
+    def leave_feeds(self) -> None:
+        """Take no further rows; the other workers get them."""
+        for feed in self._row_feeds.values():
+            feed.leave()

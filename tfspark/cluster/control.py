@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ from tfspark.cluster.roles import NodeSpec, tf_config
 from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
+from tfspark.feed.offers import Offers
 
 FILE_CHUNK_BYTES = 4 << 20
 
@@ -39,6 +41,9 @@ class ControlPlane(ActionServer):
         registry: the book of nodes.
         observer: called with (event, fields) for what a person may want to see.
         artifact_dir: where uploads of the chief are kept; None refuses them.
+        master_node: name of worker 0's task type in ``TF_CONFIG``; None: ``worker``.
+        independent: nodes get no ``TF_CONFIG``: each runs TensorFlow for itself.
+        all_at_once: no node begins before all have registered.
     """
 
     def __init__(
@@ -49,12 +54,20 @@ class ControlPlane(ActionServer):
         registry: Registry,
         observer: Observer,
         artifact_dir: Path | None,
+        master_node: str | None = None,
+        independent: bool = False,
+        all_at_once: bool = True,
     ):
         self.registry = registry
         self.directory = FeedDirectory()
+        self.offers = Offers()
+        self.feeding_over = False
         self._nodes = nodes
         self._observer = observer
         self._artifact_dir = artifact_dir
+        self._master_node = master_node
+        self._independent = independent
+        self._all_at_once = all_at_once
         self._jobs: list[Json] = []
         self._done: dict[tuple[int, int], Json] = {}
         self._sums: dict[str, dict[int, Any]] = {}
@@ -128,12 +141,20 @@ class ControlPlane(ActionServer):
     def on_assignment(self, request: Json) -> Json:
         """Give a registered node its ``TF_CONFIG`` once all have registered."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.registry.missing() or self._stopping(), LONG_POLL_S)
+            self._changed.wait_for(lambda: self._reserved() or self._stopping(), LONG_POLL_S)
             stop = self.registry.heartbeat(request["node"], request["attempt"])
-            if stop or self.registry.missing():
+            if stop or not self._reserved():
                 return {"action": "stop" if stop else "wait"}
-            spec = self.registry.nodes[request["node"]].spec
-            return {"action": "go", "tf_config": tf_config(self._nodes, self.registry.addresses(), spec)}
+            return {"action": "go", "tf_config": self._tf_config(request["node"])}
+
+    def _reserved(self) -> bool:
+        return not self._all_at_once or not self.registry.missing()
+
+    def _tf_config(self, node: int) -> str:
+        if self._independent:
+            return ""
+        spec = self.registry.nodes[node].spec
+        return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
 
     def on_heartbeat(self, request: Json) -> Json:
         """Hear a node, take its new log lines, tell it whether to stop."""
@@ -162,8 +183,15 @@ class ControlPlane(ActionServer):
     # --- trainers ----------------------------------------------------------------------------------
 
     def on_trainer_ended(self, request: Json) -> Json:
-        """Take the value a trainer returned."""
-        self.update(lambda: self.registry.trainer_ended(request["node"], request["result"]))
+        """Take the value a trainer returned; it reads no further rows."""
+
+        def ended() -> None:
+            node = self.registry.nodes[request["node"]].spec
+            if node.role == "worker":
+                self._reader_left(node.task_index)
+            self.registry.trainer_ended(request["node"], request["result"])
+
+        self.update(ended)
         return {}
 
     def on_trainer_failed(self, request: Json) -> Json:
@@ -271,7 +299,10 @@ class ControlPlane(ActionServer):
     def on_source_alive(self, request: Json) -> Json:
         """See `FeedDirectory.source_alive`; a failed cluster stops its sources."""
         with self._changed:
-            reply = self.directory.source_alive(**request)
+            is_offer = request["source"] in self.offers
+            reply = (
+                self.offers.alive(request["source"]) if is_offer else self.directory.source_alive(**request)
+            )
             return {"stop": reply["stop"] or self._stopping()}
 
     def on_partition_done(self, request: Json) -> Json:
@@ -292,6 +323,62 @@ class ControlPlane(ActionServer):
         """See `FeedDirectory.release`."""
         reply: Json = self.update(lambda: self.directory.release(**request))
         return reply
+
+    def on_next_rows(self, request: Json) -> Json:
+        """Tell a reader of elements what comes next: a pass, a partition to infer, or the end."""
+        stream, rank = request["stream"], request["rank"]
+
+        def ask() -> Json:
+            offer = self.offers.take(stream, rank, request["host"], request["held"])
+            if offer is not None:
+                return offer
+            if self.directory.has_pass(stream, request["index"]):
+                return {"status": "pass", "description": self.directory.describe_rows(stream)}
+            over = self.feeding_over or self._stopping()
+            return {"status": "end" if over else "wait", "most_rows": self.directory.most_rows(stream)}
+
+        with self._changed:
+            until = time.monotonic() + LONG_POLL_S
+            while (reply := ask())["status"] == "wait" and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+            return reply
+
+    def on_leave(self, request: Json) -> Json:
+        """Note that a reader wants no more rows of a stream."""
+
+        def leave() -> None:
+            self.directory.cut_short(**request)
+            self.directory.leave(request["rank"], request["stream"])
+            self.offers.drop(request["rank"])
+
+        self.update(leave)
+        return {}
+
+    def on_offer_partition(self, request: Json) -> Json:
+        """See `Offers.offer`."""
+        reply: Json = self.update(lambda: self.offers.offer(**request))
+        return reply
+
+    def on_await_reader(self, request: Json) -> Json:
+        """Hear an offer and wait for its reader."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self.offers.alive(**request)["taken"] or self._no_reader(), LONG_POLL_S
+            )
+            reply = self.offers.alive(**request)
+            return {**reply, "stop": reply["stop"] or self._no_reader()}
+
+    def on_partition_inferred(self, request: Json) -> Json:
+        """See `Offers.done`."""
+        reply: Json = self.update(lambda: self.offers.done(request["offer"]))
+        return reply
+
+    def _no_reader(self) -> bool:
+        return self._stopping() or self.feeding_over or self.registry.all_succeeded("worker")
+
+    def _reader_left(self, rank: int) -> None:
+        self.directory.leave(rank)
+        self.offers.drop(rank)
 
     def on_agree(self, request: Json) -> Json:
         """See `FeedDirectory.agree`; a reader that ended waits here for news."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.partition_order import with_mixed_partitions
@@ -13,11 +13,13 @@ from tfspark.cluster.sparkjob import SparkJob
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
+from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
 from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark import RDD
+    from pyspark.sql import DataFrame, SparkSession
 
 JOIN_TIMEOUT_S = 5.0
 
@@ -40,12 +42,20 @@ class Feeder:
     """Feeds DataFrames to nodes.
 
     Args:
+        spark: the session.
         control: the control plane.
         token: the cluster's secret.
         ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
     """
 
-    def __init__(self, control: ControlPlane, token: str, ended: Callable[[int, Sequence[NodeSpec]], bool]):
+    def __init__(
+        self,
+        spark: SparkSession,
+        control: ControlPlane,
+        token: str,
+        ended: Callable[[int, Sequence[NodeSpec]], bool],
+    ):
+        self._spark = spark
         self._control = control
         self._token = token
         self._ended = ended
@@ -54,28 +64,46 @@ class Feeder:
         self._buffer_bytes: dict[str, int] = {}
         self._last_from_spark: dict[str, int] = {}
 
-    def open(self, spec: StreamSpec, readers: Sequence[NodeSpec], buffer_bytes: int) -> None:
-        """Declare a stream; one that is open already is left as it is."""
+    def open(
+        self,
+        spec: StreamSpec,
+        readers: Sequence[NodeSpec],
+        buffer_bytes: int,
+        layout: Mapping[str, object] | None = None,
+    ) -> None:
+        """Declare a stream; one that is open already is left as it is.
+
+        Args:
+            spec: the stream.
+            readers: the nodes that read it.
+            buffer_bytes: bound of the rows waiting in a feed task.
+            layout: more of its description, for readers of elements; see `Fed.layout`.
+        """
         if spec.name in self._specs:
             return
         self._specs[spec.name] = replace(spec, num_readers=len(readers))
         self._readers[spec.name] = readers
         self._buffer_bytes[spec.name] = buffer_bytes
-        description = {**self._specs[spec.name].to_json(), "kind": "rows", "needs_sample": True}
+        description = {
+            **self._specs[spec.name].to_json(),
+            "kind": "rows",
+            "needs_sample": True,
+            **(layout or {}),
+        }
         self._control.update(
             lambda: self._directory.open_stream(spec.name, description, len(readers), spec.ordered)
         )
 
     def feed(
-        self, stream: str, df: DataFrame, job: int, keep: bool = False, again: bool = False
+        self, stream: str, rows: DataFrame | RDD[Any], job: int, keep: bool = False, again: bool = False
     ) -> int | None:
-        """Feed every row of the DataFrame once, and see that all arrived.
+        """Feed every row once, and see that all arrived.
 
         One Spark job serves them, or, where the nodes have kept them, the nodes themselves do.
 
         Args:
             stream: an open stream.
-            df: the rows, with the stream's columns.
+            rows: a DataFrame with the stream's columns, or an RDD of elements.
             job: what the nodes need the rows for; if they end it early, the rest is not fed.
             keep: let the nodes keep these rows, if the stream has a node cache.
             again: these are the rows of the pass before.
@@ -85,7 +113,7 @@ class Feeder:
 
         Raises:
             DataError: there are no rows.
-            Exception: what Spark raised when the DataFrame could not be computed.
+            Exception: what Spark raised when the rows could not be computed.
         """
         if again and self.is_kept(stream):
             return self._feed_kept(stream, job)
@@ -94,8 +122,8 @@ class Feeder:
         index = self._control.update(lambda: directory.open_pass(stream, keep))
         self._last_from_spark[stream] = index
         feeding = SparkJob(
-            df.sparkSession,
-            lambda: self._serving(stream, index, df),
+            self._spark,
+            lambda: self._serving(stream, index, rows),
             f"tfspark feed {stream} pass {index + 1}",
         )
 
@@ -104,7 +132,7 @@ class Feeder:
 
         try:
             self._control.wait(over, float("inf"), "the Spark job that feeds")
-            if not feeding.ended:
+            if not feeding.ended or directory.unread(stream, index):
                 self._control.update(lambda: directory.abandon_pass(stream, index))
                 feeding.join(JOIN_TIMEOUT_S)
                 return None
@@ -129,7 +157,9 @@ class Feeder:
         return expected if arrived else None
 
     def _unwanted(self, stream: str, index: int, job: int) -> bool:
-        """Whether the nodes have ended the job before they had all rows of the pass."""
+        """Whether the nodes have ended the job, or left the stream, before they had all rows of the pass."""
+        if self._directory.unread(stream, index):
+            return True
         readers = self._readers[stream]
         all_read = len(self._directory.rows_received(stream, index)) == len(readers)
         return not all_read and self._ended(job, readers)
@@ -139,6 +169,7 @@ class Feeder:
         directory = self._directory
 
         def close() -> None:
+            self._control.feeding_over = True
             for name in directory.stream_names:
                 directory.close_stream(name)
 
@@ -148,12 +179,15 @@ class Feeder:
     def _directory(self) -> FeedDirectory:
         return self._control.directory
 
-    def _serving(self, stream: str, index: int, df: DataFrame) -> DataFrame:
+    def _serving(self, stream: str, index: int, rows: DataFrame | RDD[Any]) -> DataFrame:
         """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order."""
         spec, order = self._specs[stream], list[int]()
+        if not hasattr(rows, "mapInArrow"):
+            served = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
+            return self._spark.createDataFrame(served, FEED_RESULT_DDL)
         if spec.shuffle_rows:
-            df, order = with_mixed_partitions(df, spec.seed, index)
-        return df.mapInArrow(self._task(stream, index, order), FEED_RESULT_DDL)
+            rows, order = with_mixed_partitions(rows, spec.seed, index)
+        return rows.mapInArrow(self._task(stream, index, order), FEED_RESULT_DDL)
 
     def _task(self, stream: str, index: int, order: Sequence[int]) -> FeedTask:
         spec = self._specs[stream]
@@ -187,7 +221,7 @@ class Feeder:
             f"the workers to end epoch {index + 1} of {stream!r}",
         )
         received = directory.rows_received(stream, index)
-        if len(received) < num_readers:
+        if len(received) < num_readers or directory.unread(stream, index):
             return False
         if sum(received.values()) != served:
             raise TfsparkError(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pyspark.errors import PySparkException
+
+from tfspark.cluster.sparkjob import without_java_stack
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns, check_columns
 
 if TYPE_CHECKING:
+    from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
 
 
@@ -26,17 +31,89 @@ def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
     """Return a DataFrame itself, or one made of an RDD of Rows or tuples.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is something else, or Spark cannot tell the columns of the RDD's elements.
     """
     if hasattr(data, "mapInArrow"):
         frame: DataFrame = data
         return frame
-    if hasattr(data, "mapPartitions"):
-        return spark.createDataFrame(data)
+    if is_rdd(data):
+        try:
+            return spark.createDataFrame(data)
+        except (PySparkException, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"expected an RDD of Rows, tuples or dicts of plain Python values, which Spark makes columns of; "
+                f"got {without_java_stack(str(error))}; make a DataFrame with spark.createDataFrame(rdd, schema)"
+            ) from error
     raise ConfigError(
         f"expected a Spark DataFrame or an RDD of Rows or tuples, got {type(data).__name__}; make one with "
         "spark.createDataFrame(...) or spark.read"
     )
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a `train` call feeds.
+
+    Attributes:
+        rows: a DataFrame with the columns fed, or, for a `main_fun`, an RDD.
+        columns: what ``ctx.dataset()`` makes of them.
+        layout: what readers of elements need beside: ``names``, the columns in the DataFrame's order, and
+            ``no_dataset``, why ``ctx.dataset()`` cannot have the rows, if it cannot.
+    """
+
+    rows: DataFrame | RDD[Any]
+    columns: Columns
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether these are the rows of a streaming DataFrame."""
+        return bool(getattr(self.rows, "isStreaming", False))
+
+
+def columns_to_feed(df: DataFrame, columns: Columns) -> Fed:
+    """Feed just these columns of a DataFrame."""
+    sent = [column.name for column in columns.sent]
+    names = [name for name in df.columns if name in sent]
+    return Fed(select_columns(df, columns), columns, {"names": names})
+
+
+def all_columns_to_feed(df: DataFrame) -> Fed:
+    """Feed a DataFrame whose label is not named: a `main_fun` may take its rows apart itself."""
+    return Fed(
+        df,
+        Columns(tuple(Column(name) for name in df.columns)),
+        {"names": df.columns, "no_dataset": _no_dataset(f"a DataFrame of {df.columns}")},
+    )
+
+
+def elements_to_feed(rdd: RDD[Any]) -> Fed:
+    """Feed the elements of an RDD as they are."""
+    return Fed(rdd, Columns((Column("value"),)), {"no_dataset": _no_dataset("an RDD")})
+
+
+def _no_dataset(what: str) -> str:
+    return (
+        f"expected to know the label, got {what} without features= and label=; name them in cluster.train(), or "
+        "take the rows apart with ctx.get_data_feed()"
+    )
+
+
+def has_field(rdd: RDD[Any], name: str) -> bool:
+    """Tell whether the first element of an RDD is a Row or a dict with this field; runs a small Spark job."""
+    for first in rdd.take(1):
+        return name in (first if isinstance(first, dict) else getattr(first, "__fields__", ()))
+    return False
+
+
+def is_rdd(data: Any) -> bool:
+    """Tell an RDD from a DataFrame, without importing either."""
+    return hasattr(data, "mapPartitionsWithIndex") and not hasattr(data, "mapInArrow")
+
+
+def is_dstream(data: Any) -> bool:
+    """Tell whether this is a stream of RDDs."""
+    return hasattr(data, "foreachRDD")
 
 
 def choose_columns(
@@ -76,3 +153,60 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
     """
     check_columns(columns, df.columns)
     return df.select(*[df[f"`{column.name}`"] for column in columns.sent])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a caller of `train` said about columns.
+
+    Attributes:
+        features: feature columns; None: every column but the label.
+        label: label column, or several; None: there is none.
+        num_classes: labels lie in [0, num_classes).
+        class_weights: class -> weight of its rows in the loss.
+        columns: all of the others in one.
+    """
+
+    features: Sequence[str | Column] | None = None
+    label: str | Column | Sequence[str | Column] | None = "label"
+    num_classes: int | None = None
+    class_weights: Mapping[int, float] | None = None
+    columns: Columns | None = None
+
+    @property
+    def is_default(self) -> bool:
+        """Whether nothing was said."""
+        return self == Selection()
+
+    def of(self, df: DataFrame) -> Columns:
+        """Return the columns of a DataFrame; see `choose_columns`."""
+        return self.columns or choose_columns(
+            df, self.features, self.label, self.num_classes, self.class_weights
+        )
+
+
+def what_to_feed(spark: SparkSession, data: Any, chosen: Selection, to_main_fun: bool) -> Fed:
+    """Resolve what was handed to `train`.
+
+    A `main_fun` may read its rows with ``ctx.dataset()``, which needs to know the label, or take them apart
+    itself. So if nothing was said about columns and there is none called ``label``, it gets the rows as they are.
+
+    Raises:
+        ConfigError: it cannot be fed, or a column is not there.
+    """
+    as_it_is = to_main_fun and chosen.is_default
+    if as_it_is and is_rdd(data) and not has_field(data, "label"):
+        return elements_to_feed(data)
+    df = as_dataframe(spark, data)
+    if as_it_is and "label" not in df.columns:
+        return all_columns_to_feed(df)
+    return columns_to_feed(df, chosen.of(df))
+
+
+def default_fs(spark: SparkSession) -> str:
+    """Return Hadoop's default file system without a slash at its end; on Spark Connect it is not known: local."""
+    try:
+        found = spark.sparkContext._jsc.hadoopConfiguration().get("fs.defaultFS")
+    except PySparkException:
+        found = "file:///"
+    return "file://" if found == "file:///" else str(found).rstrip("/")

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster.roles import NodeSpec
+from tfspark.cluster.tensorboard import TensorBoard
 from tfspark.cluster.wire import ActionClient, Json, local_address_towards
 
 HEARTBEAT_S = 1.0
@@ -117,7 +118,7 @@ class _Node:
         self._unsent: deque[str] = deque(maxlen=20 * LOG_LINES_PER_HEARTBEAT)
 
     def run(self) -> str:
-        with _reserved_port() as port:
+        with _reserved_port() as port, self._tensorboard():
             reply = self._control.call(
                 "register",
                 attempts=1,
@@ -133,6 +134,18 @@ class _Node:
             cause = "" if config is None else self._supervise(config, port)
         self._say_ended(cause)
         return cause or "ended"
+
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator[None]:
+        """Run TensorBoard beside the chief, if asked to, and tell the driver where."""
+        log_dir = self._task.settings["tensorboard_dir"]
+        if log_dir is None or self._spec.index != 0:
+            yield
+            return
+        with TensorBoard(log_dir, self._host) as board:
+            fields = {"url": board.url}
+            self._control.call("report", node=self._spec.index, event="tensorboard", fields=fields)
+            yield
 
     def _assignment(self) -> str | None:
         """Wait until all nodes have registered; the driver sets the deadline and says stop."""
@@ -189,7 +202,7 @@ class _Node:
         environment = {
             **os.environ,
             "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
-            "TF_CONFIG": config,
+            **({"TF_CONFIG": config} if config else {}),
             "TF_GRPC_REUSE_PORT": "1",
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),

@@ -61,13 +61,23 @@ def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> 
     return tuple(NodeSpec(index, role, i) for index, (role, i) in enumerate(roles))
 
 
-def tf_config(nodes: Sequence[NodeSpec], addresses: Mapping[int, str], me: NodeSpec) -> str:
+def task_of(node: NodeSpec, master_node: str | None) -> tuple[str, int]:
+    """Return TensorFlow's task type and index of a node; worker 0 may go by the name `master_node`."""
+    if master_node is None or node.role != "worker":
+        return node.role, node.task_index
+    return (master_node, 0) if node.task_index == 0 else ("worker", node.task_index - 1)
+
+
+def tf_config(
+    nodes: Sequence[NodeSpec], addresses: Mapping[int, str], me: NodeSpec, master_node: str | None = None
+) -> str:
     """Compose ``TF_CONFIG`` for one node.
 
     Args:
         nodes: all nodes.
         addresses: node index -> ``host:port`` of its TensorFlow server.
         me: the node the text is for.
+        master_node: name of worker 0's task type; None: ``worker``.
 
     Returns:
         JSON as TensorFlow's `TFConfigClusterResolver` reads it. The evaluator is not part of the cluster
@@ -76,8 +86,9 @@ def tf_config(nodes: Sequence[NodeSpec], addresses: Mapping[int, str], me: NodeS
     cluster: dict[str, list[str]] = {}
     for node in nodes:
         if node.role != "evaluator":
-            cluster.setdefault(node.role, []).append(addresses[node.index])
-    return json.dumps({"cluster": cluster, "task": {"type": me.role, "index": me.task_index}})
+            cluster.setdefault(task_of(node, master_node)[0], []).append(addresses[node.index])
+    job_name, task_index = task_of(me, master_node)
+    return json.dumps({"cluster": cluster, "task": {"type": job_name, "index": task_index}})
 
 
 def local_batch_size(global_batch_size: int, num_workers: int) -> int:

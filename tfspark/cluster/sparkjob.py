@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
 from collections.abc import Callable
@@ -75,3 +76,9 @@ class SparkJob:
         self._cancelled = True
         self._spark.interruptTag(self._tag)
         self._thread.join(10.0)
+
+
+def without_java_stack(message: str) -> str:
+    """Return an error message of Spark's without the lines of the JVM's stack."""
+    lines = message.splitlines()
+    return "\n".join(line for line in lines if not re.match(r"\s+(at |\.\.\. \d+ more)", line)).strip()

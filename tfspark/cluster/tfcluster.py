@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,19 +17,32 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.feeder import Feeder, for_evaluation
-from tfspark.cluster.inputs import as_dataframe, choose_columns, select_columns, session_of
+from tfspark.cluster.inputs import (
+    Fed,
+    Selection,
+    as_dataframe,
+    default_fs,
+    elements_to_feed,
+    is_dstream,
+    is_rdd,
+    select_columns,
+    session_of,
+    what_to_feed,
+)
 from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
 from tfspark.cluster.preflight import check_settings, check_slots, driver_addresses
 from tfspark.cluster.program import pickled, wants_context
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
 from tfspark.cluster.sidecar import SideCar
-from tfspark.cluster.sparkjob import SparkJob
+from tfspark.cluster.sparkjob import SparkJob, without_java_stack
 from tfspark.cluster.streaming import MicroBatches
-from tfspark.cluster.wire import Json, new_token
+from tfspark.cluster.wire import CALL_TIMEOUT_S, Json, new_token
 from tfspark.errors import ConfigError, DeadlineError, ReservationError, TfsparkError
 from tfspark.feed.columns import Column, Columns
+from tfspark.feed.exchange import InferenceTask
 from tfspark.feed.reader import StreamSpec
+from tfspark.migrate.TFNode import check_qname, stream_of
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -41,15 +55,26 @@ logger = logging.getLogger("tfspark")
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
 STOP_TIMEOUT_S = 10.0
+HEARTBEAT_TIMEOUT_S = 30.0
+INDEPENDENT_TIMEOUT_S = 600.0
+SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
+"""As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
+EVALUATOR_GRACE_S = 30.0
+DEFAULT_PASSES = 10
+"""What TensorFlowOnSpark makes of ``num_epochs=0``, its default."""
 
 
-class InputMode(Enum):
+class InputMode(IntEnum):
     """Who reads the data."""
 
     TENSORFLOW = 0
     """Each worker reads its share of TFRecord files through tf.data."""
     SPARK = 1
     """Spark reads; rows of a DataFrame are streamed to the workers."""
+
+
+Mode = InputMode
+"""The same, where `TFCluster.InputMode` hides it."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +113,15 @@ class Feeding:
 class TFCluster:
     """A running cluster; made by `run`, ended by `shutdown`. Also a context manager."""
 
+    InputMode = InputMode
+
     def __init__(
         self,
         spark: SparkSession,
         nodes: tuple[NodeSpec, ...],
         code: bytes,
         settings: Json,
-        input_mode: InputMode,
+        input_mode: Mode | None,
         observer: Observer | None,
         log_dir: str | None,
         heartbeat_timeout_s: float,
@@ -109,7 +136,9 @@ class TFCluster:
         self._stopped = False
         self._closed_by_trainers = False
         self._evaluations = itertools.count(1)
-        self._train_spec: StreamSpec | None = None
+        self._opened: dict[str, StreamSpec] = {}
+        self._tensorboard_url: str | None = None
+        self._purpose = ""
         self._feeding = Feeding()
         self._num_passes = 0
         self._rows_in_files = 0
@@ -119,9 +148,17 @@ class TFCluster:
         self._jobs: list[SparkJob] = []
         registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
         self._control = ControlPlane(
-            driver_addresses(spark), self._token, nodes, registry, self._observe, self._log_dir
+            driver_addresses(spark),
+            self._token,
+            nodes,
+            registry,
+            self._observe,
+            self._log_dir,
+            settings["master_node"],
+            settings["independent"],
+            settings["all_at_once"],
         )
-        self._feeder = Feeder(self._control, self._token, self._ended)
+        self._feeder = Feeder(spark, self._control, self._token, self._ended)
         self._code = code
 
     # --- life --------------------------------------------------------------------------------------
@@ -129,19 +166,24 @@ class TFCluster:
     @classmethod
     def run(
         cls,
-        spark: SparkSession | SparkContext,
-        main_fun: Callable[..., Any],
-        args: Any = None,
+        sc: SparkSession | SparkContext,
+        map_fun: Callable[..., Any],
+        tf_args: Any = None,
         num_executors: int = 1,
         num_ps: int = 0,
-        *,
-        input_mode: InputMode = InputMode.SPARK,
+        tensorboard: bool = False,
+        input_mode: Mode | int | None = None,
         log_dir: str | None = None,
+        driver_ps_nodes: bool = False,
+        master_node: str | None = None,
         reservation_timeout: float = 600.0,
+        queues: Sequence[str] = ("input", "output", "error"),
         eval_node: bool = False,
+        release_port: bool = True,
+        *,
         seed: int = 0,
         feed_timeout: float = 600.0,
-        heartbeat_timeout: float = 30.0,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S,
         optimizer: Mapping[str, Any] | None = None,
         learning_rate: float | None = None,
         callbacks: Mapping[str, Any] | None = None,
@@ -152,19 +194,27 @@ class TFCluster:
     ) -> TFCluster:
         """Reserve executors and start a TensorFlow process on each.
 
+        The arguments before `seed` are those of TensorFlowOnSpark, in its order.
+
         Args:
-            spark: the session, or a SparkContext.
-            main_fun: ``main_fun(args, ctx)``, run on every node; or a function that takes no context and
+            sc: the session, or a SparkContext.
+            map_fun: ``main_fun(args, ctx)``, run on every node; or a function that takes no context and
                 returns a compiled `keras.Model` (``build_model(args)`` or ``build_model()``), which
                 tfspark trains itself.
-            args: first argument of `main_fun`.
+            tf_args: first argument of `map_fun`. A list becomes ``sys.argv`` of a `main_fun`, too.
             num_executors: nodes of all roles together; each holds one Spark task slot.
             num_ps: how many of them are parameter servers; with any, workers train asynchronously
                 (ParameterServerStrategy), and a chief beside worker 0 coordinates them.
-            input_mode: who reads the data.
+            tensorboard: run TensorBoard on the chief's executor, over `log_dir`, until the cluster ends.
+            input_mode: who reads the data; None: the first call tells: TFRecordFiles given to `train` are read
+                by the workers, anything else by Spark.
             log_dir: the run directory on the driver's machine: logs, checkpoints and exports go there.
+            driver_ps_nodes: no effect without parameter servers.
+            master_node: ``"chief"`` or ``"master"``: worker 0's ``ctx.job_name``; None: ``"worker"``.
             reservation_timeout: seconds until every node must have registered.
+            queues: names that ``qname`` of `train` and `inference` may have.
             eval_node: reserve one node as a side-car evaluator.
+            release_port: no effect: a node's port is kept until TensorFlow listens on it.
             seed: seed of weights, shuffling and dropout, the same on every worker.
             feed_timeout: seconds the feed may stand still in any place before that is an error.
             heartbeat_timeout: seconds of silence after which a node is lost.
@@ -180,19 +230,22 @@ class TFCluster:
             ConfigError: an argument or a Spark setting is wrong; nothing was started.
             ReservationError: too few slots, other versions, or a node missing at the deadline.
         """
-        session = session_of(spark)
+        del release_port
+        session = session_of(sc)
         nodes = plan_nodes(num_executors, num_ps, eval_node)
-        if num_ps and wants_context(main_fun):
+        is_main_fun = wants_context(map_fun)
+        if num_ps and is_main_fun:
             raise ConfigError(
                 f"expected build_model(params) with num_ps={num_ps}, got a main_fun(args, ctx): with parameter servers "
                 "tfspark trains the model that build_model returns; give such a function, or leave num_ps out"
             )
         if hooks is not None and (hooks.draw or hooks.draw_epoch) and log_dir is None:
             raise ConfigError("expected log_dir with hooks that draw: pictures go to log_dir/pictures")
-        if eval_node and log_dir is None:
+        if eval_node and log_dir is None and not is_main_fun:
             raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
         settings = {
-            "wants_context": wants_context(main_fun),
+            **migrated_settings(session, tensorboard, log_dir, master_node, queues),
+            "wants_context": is_main_fun,
             "seed": seed,
             "feed_timeout_s": feed_timeout,
             "optimizer": None if optimizer is None else dict(optimizer),
@@ -201,16 +254,43 @@ class TFCluster:
             "checkpoint_dir": checkpoint_dir,
             "checkpoint_every_epochs": checkpoint_every_epochs,
         }
-        code = pickled(main_fun, args, hooks or Hooks())
+        code = pickled(map_fun, tf_args, hooks or Hooks())
+        mode = None if input_mode is None else InputMode(input_mode)
         check_settings(session)
-        check_slots(session, num_executors, int(input_mode is InputMode.SPARK), reservation_timeout)
-        cluster = cls(session, nodes, code, settings, input_mode, observer, log_dir, heartbeat_timeout)
+        feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
+        check_slots(session, num_executors, int(feeds), reservation_timeout)
+        cluster = cls(session, nodes, code, settings, mode, observer, log_dir, heartbeat_timeout)
+        return cluster._launched(reservation_timeout)
+
+    @classmethod
+    def run_independently(
+        cls, spark: SparkSession, map_fun: Callable[..., Any], tf_args: Any, num_nodes: int, all_at_once: bool
+    ) -> TFCluster:
+        """Start nodes that know nothing of each other; see `TFParallel.run`."""
+        nodes = plan_nodes(num_nodes)
+        settings = {
+            **migrated_settings(spark, False, None, None, ()),
+            "independent": True,
+            "all_at_once": all_at_once,
+            "wants_context": True,
+            "seed": 0,
+            "feed_timeout_s": CALL_TIMEOUT_S,
+            "checkpoint_dir": None,
+        }
+        check_settings(spark)
+        check_slots(spark, num_nodes if all_at_once else 1, 0, INDEPENDENT_TIMEOUT_S)
+        code = pickled(map_fun, tf_args, Hooks())
+        mode = InputMode.TENSORFLOW
+        cluster = cls(spark, nodes, code, settings, mode, None, None, HEARTBEAT_TIMEOUT_S)
+        return cluster._launched(INDEPENDENT_TIMEOUT_S)
+
+    def _launched(self, timeout_s: float) -> TFCluster:
         try:
-            cluster._launch(reservation_timeout)
+            self._launch(timeout_s)
         except BaseException:
-            cluster.stop()
+            self.stop()
             raise
-        return cluster
+        return self
 
     def _launch(self, timeout_s: float) -> None:
         began = time.monotonic()
@@ -218,6 +298,8 @@ class TFCluster:
             group = [node for node in self._nodes if node.role == role]
             if group:
                 self._jobs.append(self._start_nodes(role, group))
+        if not self._settings["all_at_once"]:
+            return
         try:
             self._control.wait(lambda: not self._registry.missing(), timeout_s, "the nodes to register")
         except DeadlineError:
@@ -245,11 +327,21 @@ class TFCluster:
             lambda error: self._spark_failed(role, group[0].index, error),
         )
 
-    def shutdown(self, timeout: float = 600.0, export: Sequence[str] = ()) -> dict[str, Any]:
+    def shutdown(
+        self,
+        ssc: Any = None,
+        grace_secs: float = 0,
+        timeout: float = SHUTDOWN_TIMEOUT_S,
+        *,
+        export: Sequence[str] = (),
+    ) -> dict[str, Any]:
         """End the cluster in order: let the trainers finish, export, collect what they returned.
 
         Args:
-            timeout: seconds the trainers have to return after the last row.
+            ssc: the StreamingContext of a DStream that is fed; waits until it or all workers have ended.
+            grace_secs: seconds an evaluator that runs a `main_fun` has to return after the workers, 30 at least.
+                Workers are waited for anyhow.
+            timeout: seconds the trainers have to return after the last row; -1: no limit.
             export: with `build_model`: formats to export to ``log_dir/export``: ``keras``, ``saved_model``.
 
         Returns:
@@ -265,14 +357,44 @@ class TFCluster:
         if export and self._log_dir is None:
             raise ConfigError("expected log_dir to be set, to hold the export; pass it to TFCluster.run")
         try:
+            if ssc is not None:
+                self._await_streaming(ssc)
             self._feeder.close_all()
             self._control.post_job("close", export=list(export))
-            self._control.wait(self._trainers_done, timeout, "the trainers to return after the last row")
+            timeout_s = timeout if timeout >= 0 else float("inf")
+            self._control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
+            self._await_evaluator(grace_secs)
             self._check_identical_weights()
             self._control.wait(lambda: self._registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
             return {n.spec.name: n.result for n in self._registry.nodes.values()}
         finally:
             self.stop()
+
+    def _await_streaming(self, ssc: Any) -> None:
+        """Wait for the end of a StreamingContext; end it when a node fails or no worker reads any more."""
+        directory = self._control.directory
+        try:
+            while not ssc.awaitTerminationOrTimeout(1):
+                if any(directory.all_left(name) for name in self._opened):
+                    ssc.stop(stopSparkContext=False, stopGraceFully=True)
+                    return
+                self._control.check()
+        except TfsparkError:
+            ssc.stop(stopSparkContext=False, stopGraceFully=False)
+            raise
+
+    def _await_evaluator(self, grace_s: float) -> None:
+        """Let an evaluator's `main_fun` return; one that evaluates for ever is told to stop, which is no failure."""
+        if not (self._evaluators and self._settings["wants_context"]):
+            return
+        try:
+            self._control.wait(
+                lambda: self._registry.all_succeeded("evaluator"),
+                max(grace_s, EVALUATOR_GRACE_S),
+                "the evaluator to return",
+            )
+        except DeadlineError:
+            self._control.update(lambda: setattr(self._registry, "stopping", True))
 
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
@@ -303,8 +425,10 @@ class TFCluster:
 
     def train(
         self,
-        data: DataFrame | RDD[Any] | TFRecordFiles,
-        num_epochs: int = 1,
+        data: DataFrame | RDD[Any] | TFRecordFiles | Any,
+        num_epochs: int | None = None,
+        feed_timeout: float | None = None,
+        qname: str = "input",
         *,
         features: Sequence[str | Column] | None = None,
         label: str | Column | Sequence[str | Column] | None = "label",
@@ -323,8 +447,13 @@ class TFCluster:
         `stop_stream` is called. Spark commits a micro-batch when it is trained.
 
         Args:
-            data: rows to train on; in `InputMode.TENSORFLOW` the files to read.
-            num_epochs: how often.
+            data: rows to train on; in `InputMode.TENSORFLOW` the files to read. To a `main_fun` also an RDD of
+                anything Arrow can hold, or a DStream of such.
+            num_epochs: how often; default 1. An RDD to a `main_fun` is fed ten times by default, and if it is 0,
+                as in TensorFlowOnSpark: until the workers have enough.
+            feed_timeout: seconds the feed may stand still; default that of `run`.
+            qname: one of the queues of `run`; a `main_fun` reads it by ``ctx.get_data_feed(qname_in=qname)``, or by
+                ``ctx.dataset(qname)``.
             features: feature columns; None: every column but the label. One is fed as a tensor, several
                 as a dict by name.
             label: label column; several are fed as a dict by name, for a model of several outputs; None: the
@@ -347,9 +476,8 @@ class TFCluster:
             DataError: a row is not what was declared; the message names partition and row.
             NodeFailedError: a node failed.
         """
-        if num_epochs < 1:
-            raise ConfigError(f"expected num_epochs >= 1, got {num_epochs}")
-        if self._input_mode is InputMode.TENSORFLOW:
+        num_epochs = self._passes(num_epochs, data)
+        if self._use_for("train", data, qname) is InputMode.TENSORFLOW:
             given = {
                 "features": features,
                 "columns": columns,
@@ -359,18 +487,22 @@ class TFCluster:
                 "checkpoint_location": checkpoint_location,
             }
             return self._train_on_files(data, num_epochs, batch_size, given)
-        df = as_dataframe(self._spark, data)
-        columns = columns or choose_columns(df, features, label, num_classes, class_weights)
+        stream = stream_of(qname)
+        timeout_s = feed_timeout or self._feed_timeout_s
+        chosen = Selection(features, label, num_classes, class_weights, columns)
+        if is_dstream(data):
+            return self._train_on_dstream(data, stream, batch_size, timeout_s)
+        fed = what_to_feed(self._spark, data, chosen, self._settings["wants_context"])
         checked = (
-            None if validation is None else select_columns(as_dataframe(self._spark, validation), columns)
+            None if validation is None else select_columns(as_dataframe(self._spark, validation), fed.columns)
         )
         self._open_training(
-            columns, batch_size, feeding or Feeding(), validation is not None, open_ended=df.isStreaming
+            stream, fed, batch_size, feeding or Feeding(), timeout_s, validation is not None, fed.is_streaming
         )
-        rows = select_columns(df, columns)
-        if df.isStreaming:
-            return self._train_on_stream(rows, num_epochs, checked, trigger or {}, checkpoint_location)
-        return self._train_on_rows(rows, num_epochs, checked)
+        if fed.is_streaming:
+            place = checkpoint_location
+            return self._train_on_stream(stream, fed.rows, num_epochs, checked, trigger or {}, place)
+        return self._train_on_rows(stream, fed.rows, num_epochs, checked)
 
     def stop_stream(self) -> None:
         """Let `train` on a streaming DataFrame end after the micro-batch in work; from another thread.
@@ -381,14 +513,16 @@ class TFCluster:
             self._stream.stop()
 
     def _train_on_rows(
-        self, rows: DataFrame, num_epochs: int, checked: DataFrame | None
+        self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
     ) -> dict[str, list[float]]:
         job = self._post_training(num_epochs, checked)
         for epoch in range(num_epochs):
             self._num_passes += 1  # Those that were begun: training may stop before num_epochs.
-            self._feed("train", rows, job, keep=num_epochs > 1 and epoch == 0, again=epoch > 0)
+            self._feed(stream, rows, job, keep=num_epochs > 1 and epoch == 0, again=epoch > 0)
+            if self._control.directory.all_left(stream):
+                break
             if epoch == 0 and num_epochs > 1 and self._feeding.cache == "node":
-                self._observe("cache", {"kept": self._feeder.is_kept("train")})
+                self._observe("cache", {"kept": self._feeder.is_kept(stream)})
             if checked is not None and self._side_car is None and not self._trained(job):
                 self._feed("validation", checked, job)
             if self._trained(job):
@@ -397,7 +531,8 @@ class TFCluster:
 
     def _train_on_stream(
         self,
-        rows: DataFrame,
+        stream: str,
+        rows: Any,
         num_epochs: int,
         checked: DataFrame | None,
         trigger: Mapping[str, Any],
@@ -406,7 +541,7 @@ class TFCluster:
         history: dict[str, list[float]] = {}
 
         def train(batch: DataFrame) -> None:
-            for name, values in self._train_on_rows(batch, num_epochs, checked).items():
+            for name, values in self._train_on_rows(stream, batch, num_epochs, checked).items():
                 history.setdefault(name, []).extend(values)
 
         self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
@@ -431,7 +566,7 @@ class TFCluster:
             Metric name -> value; with `num_classes` also ``confusion_matrix``: rows are the true classes,
             columns the predicted ones, ``num_classes`` x ``num_classes`` counts.
         """
-        spec = self._train_spec
+        spec = self._opened.get("train")
         if self._settings["wants_context"] or spec is None:
             raise ConfigError(
                 "expected a cluster started with build_model and trained before evaluate(), this one "
@@ -454,11 +589,109 @@ class TFCluster:
         self._control.update(lambda: self._control.directory.close_stream(name))
         return dict(next(iter(self._control.job_results(job).values())))
 
+    def inference(
+        self, data: RDD[Any] | DataFrame, feed_timeout: float | None = None, qname: str = "input"
+    ) -> RDD[Any]:
+        """Let the workers' `main_fun` compute one result for each row.
+
+        The `main_fun` takes rows with ``next_batch()`` of a `TFNode.DataFeed` until ``should_stop()``, and returns
+        one result for each with ``batch_results()``. The workers compute when Spark computes the RDD that is returned,
+        so shut the cluster down after that, and again each time unless it is cached.
+
+        Args:
+            data: an RDD, or a DataFrame, whose rows come as Spark Rows.
+            feed_timeout: seconds the exchange of one partition may stand still; default that of `run`.
+            qname: one of the queues of `run`.
+
+        Returns:
+            The results; partitions, and the order within each, are those of `data`.
+
+        Raises:
+            ConfigError: the cluster was started with `build_model`, or trains, or reads files itself.
+        """
+        if not self._settings["wants_context"]:
+            raise ConfigError(
+                "expected a cluster started with main_fun(args, ctx) for inference(), this one trains what build_model "
+                "returns; export the model and apply it with pipeline.TFModel"
+            )
+        rows = data.rdd if hasattr(data, "mapInArrow") else data
+        if not is_rdd(rows):
+            raise ConfigError(f"expected an RDD or a DataFrame to infer, got {type(data).__name__}")
+        self._use_for("inference", data, qname)
+        task = InferenceTask(
+            self._control.location,
+            self._token,
+            stream_of(qname),
+            ROWS_PER_WORKER,
+            self._feeding.buffer_bytes,
+            feed_timeout or self._feed_timeout_s,
+        )
+        results: RDD[Any] = rows.mapPartitionsWithIndex(task)
+        return results
+
+    def tensorboard_url(self) -> str | None:
+        """Return the address of TensorBoard, if ``tensorboard=True`` was given."""
+        return self._tensorboard_url
+
+    def _passes(self, num_epochs: int | None, data: Any) -> int:
+        """Return how often to feed."""
+        as_elements = self._settings["wants_context"] and is_rdd(data)
+        passes = (0 if as_elements else 1) if num_epochs is None else num_epochs
+        if passes == 0 and as_elements:
+            return DEFAULT_PASSES
+        if passes < 1:
+            raise ConfigError(f"expected num_epochs >= 1, got {passes}")
+        return passes
+
+    def _use_for(self, purpose: str, data: Any, qname: str) -> Mode:
+        """Check that this call fits the cluster and those before it; return who reads the data."""
+        from tfspark.feed.files import TFRecordFiles
+
+        check_qname(qname, self._settings["queues"])
+        reads_files = isinstance(data, TFRecordFiles)
+        mode = self._input_mode
+        if mode is None:
+            mode = InputMode.TENSORFLOW if reads_files else InputMode.SPARK
+            if mode is InputMode.SPARK and self._settings["wants_context"]:
+                check_slots(self._spark, len(self._nodes), 1, timeout_s=0)
+        if purpose == "inference" and mode is InputMode.TENSORFLOW:
+            raise ConfigError(
+                "expected InputMode.SPARK for inference(), this cluster has InputMode.TENSORFLOW, whose workers read "
+                "files themselves; run it with input_mode=TFCluster.InputMode.SPARK"
+            )
+        if self._purpose not in ("", purpose):
+            raise ConfigError(
+                f"expected a cluster that was not used before for {purpose}(), this one was for {self._purpose}(): its "
+                "main_fun would take rows of one for the other; shut it down and run another cluster"
+            )
+        self._input_mode, self._purpose = mode, purpose
+        return mode
+
+    def _train_on_dstream(
+        self, data: Any, stream: str, batch_size: int | None, timeout_s: float
+    ) -> dict[str, list[float]]:
+        """Feed each RDD of a DStream once, when it comes; returns at once."""
+        if not self._settings["wants_context"]:
+            raise ConfigError(
+                "expected a main_fun(args, ctx) to feed a DStream to; pass a DataFrame to build_model"
+            )
+
+        def feed(rdd: RDD[Any]) -> None:
+            if not rdd.isEmpty() and not self._control.directory.all_left(stream):
+                fed = elements_to_feed(rdd)
+                self._open_training(stream, fed, batch_size, Feeding(), timeout_s, False, open_ended=True)
+                self._feed(stream, rdd, 0)
+
+        data.foreachRDD(feed)
+        return {}
+
     def _open_training(
         self,
-        columns: Columns,
+        stream: str,
+        fed: Fed,
         batch_size: int | None,
         feeding: Feeding,
+        timeout_s: float,
         validation: bool,
         open_ended: bool = False,
     ) -> None:
@@ -468,14 +701,19 @@ class TFCluster:
                 "expected Feeding(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
                 "order; leave it out, or leave num_ps out"
             )
-        spec = replace(self._stream_spec(columns, batch_size, feeding), open_ended=open_ended)
-        if self._train_spec not in (None, spec):
+        spec = replace(
+            self._stream_spec(fed.columns, batch_size, feeding),
+            name=stream,
+            timeout_s=timeout_s,
+            open_ended=open_ended,
+        )
+        if self._opened.setdefault(stream, spec) != spec:
             raise ConfigError(
                 "expected the same columns, batch_size and feeding as at the first train(), got others; shut this "
                 "cluster down and run a new one"
             )
-        self._train_spec, self._feeding = spec, feeding
-        self._feeder.open(spec, self._workers, feeding.buffer_bytes)
+        self._feeding = feeding
+        self._feeder.open(spec, self._workers, feeding.buffer_bytes, fed.layout)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
@@ -500,8 +738,10 @@ class TFCluster:
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
         )
 
-    def _feed(self, stream: str, df: DataFrame, job: int, keep: bool = False, again: bool = False) -> None:
-        rows = self._feeder.feed(stream, df, job, keep, again)
+    def _feed(
+        self, stream: str, data: DataFrame | RDD[Any], job: int, keep: bool = False, again: bool = False
+    ) -> None:
+        rows = self._feeder.feed(stream, data, job, keep, again)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 
@@ -548,7 +788,7 @@ class TFCluster:
             )
         spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
         plan = data.plan(len(self._workers), spec.batch_size)
-        self._train_spec = spec
+        self._opened["train"] = spec
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._settings["seed"]}
         directory = self._control.directory
@@ -608,7 +848,9 @@ class TFCluster:
         return float(self._settings["feed_timeout_s"])
 
     def _trainers_done(self) -> bool:
-        return all(self._registry.all_succeeded(role) for role in ("worker", "ps", "evaluator", "chief"))
+        everyone = ("worker", "ps", "evaluator", "chief")
+        roles = ("worker",) if self._settings["wants_context"] else everyone
+        return all(self._registry.all_succeeded(role) for role in roles)
 
     def _check_identical_weights(self) -> None:
         """Synchronous training keeps all workers' weights equal; anything else is an error."""
@@ -644,6 +886,8 @@ class TFCluster:
             self._keep_log(fields["node"], fields["lines"])
         if event == "epoch":
             fields = {**fields, "rows_fed": self._rows_of_epoch(fields["epoch"])}
+        if event == "tensorboard":
+            self._tensorboard_url = fields["url"]
         if event == "weights" and self._side_car is not None:
             self._side_car.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
@@ -664,7 +908,26 @@ class TFCluster:
                 log.writelines(f"{line}\n" for line in lines)
 
 
-def without_java_stack(message: str) -> str:
-    """Return an error message of Spark's without the lines of the JVM's stack."""
-    lines = message.splitlines()
-    return "\n".join(line for line in lines if not re.match(r"\s+(at |\.\.\. \d+ more)", line)).strip()
+def migrated_settings(
+    spark: SparkSession,
+    tensorboard: bool,
+    log_dir: str | None,
+    master_node: str | None,
+    queues: Sequence[str],
+) -> Json:
+    """Return the trainers' settings that TensorFlowOnSpark's arguments and context attributes are made of.
+
+    Raises:
+        ConfigError: `master_node` is no name TensorFlow knows.
+    """
+    if master_node not in (None, "chief", "master"):
+        raise ConfigError(f"expected master_node='chief', 'master' or None, got {master_node!r}")
+    return {
+        "independent": False,
+        "all_at_once": True,
+        "tensorboard_dir": os.path.abspath(log_dir or "tensorboard") if tensorboard else None,
+        "master_node": master_node,
+        "queues": list(queues),
+        "default_fs": default_fs(spark),
+        "working_dir": os.getcwd(),
+    }

@@ -7,11 +7,9 @@ Python thread can run.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pickle
-import signal
 import sys
 import threading
 import traceback
@@ -19,17 +17,17 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from tfspark.cluster.context import TFContext
+from tfspark.cluster.lifeline import die_with_parent
 from tfspark.cluster.node import read_frame
 from tfspark.cluster.wire import ActionClient
 from tfspark.feed.graph_errors import as_data_error
-
-PR_SET_PDEATHSIG = 1
+from tfspark.training.on_import import correct_keras_when_imported
 
 
 def main() -> int:
     """Run the user's function on this node; return the exit code."""
     orders = sys.stdin.buffer
-    _die_with_parent()
+    die_with_parent()
     header = json.loads(read_frame(orders))
     code = read_frame(orders)
     with ActionClient(header["location"], header["token"]) as control:
@@ -60,15 +58,16 @@ def _register_with_keras(registered: dict[str, Any]) -> None:
 def run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
     """Call ``main_fun(args, ctx)``, or train the model that ``build_model`` returns."""
     if context.settings["wants_context"]:
-        return function(args, context)
+        if isinstance(args, list):
+            sys.argv = args  # As TensorFlowOnSpark did, for functions that parse a command line.
+        correct_keras_when_imported()
+        try:
+            return function(args, context)
+        finally:
+            context.leave_feeds()
     from tfspark.training.loop import run_jobs
 
     return run_jobs(function, args, context)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _watch_lifeline(orders: BinaryIO) -> None:

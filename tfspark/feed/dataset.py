@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.cluster.wire import Json
-from tfspark.errors import DataError, DeadlineError
+from tfspark.errors import ConfigError, DataError, DeadlineError
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
@@ -80,7 +80,7 @@ class Feed:
             self._context.token,
             self.spec,
             self.next_index,
-            self._context.task_index,
+            self._context.node.task_index,
             self._context.host,
             self.sample,
             self._cache,
@@ -178,6 +178,8 @@ def describe_stream(context: TFContext, stream: str) -> Json:
 def distributed_dataset(context: TFContext, stream: str) -> tf.distribute.DistributedDataset:
     """Return `stream` as a dataset distributed over the workers; see `TFContext.dataset`."""
     described = describe_stream(context, stream)
+    if described["description"].get("no_dataset"):
+        raise ConfigError(described["description"]["no_dataset"])
     if described["description"]["kind"] == "files":
         from tfspark.feed.files import files_dataset
 

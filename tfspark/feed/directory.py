@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,7 @@ class FeedPass:
     abandoned: bool = False
     announced: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
+    cut: bool = False
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Stream:
     passes: list[FeedPass] = field(default_factory=list)
     sample: str | None = None
     closed: bool = False
+    left: set[int] = field(default_factory=set)
 
 
 class FeedDirectory:
@@ -126,8 +129,21 @@ class FeedDirectory:
         self._streams[stream].closed = True
 
     def rows_received(self, stream: str, index: int) -> dict[int, int]:
-        """Return reader -> rows it received, of the readers that have ended the pass."""
-        return dict(self._streams[stream].passes[index].ended)
+        """Return reader -> rows it received, of the readers that have ended the pass or left the stream."""
+        book = self._streams[stream]
+        return {**dict.fromkeys(book.left, 0), **book.passes[index].ended}
+
+    def unread(self, stream: str, index: int) -> bool:
+        """Tell whether every reader has left the stream, at least one of them before it ended the pass."""
+        book = self._streams[stream]
+        feed_pass = book.passes[index]
+        at_work = book.num_readers - len(feed_pass.ended)
+        return len(book.left) == book.num_readers and (feed_pass.cut or at_work > 0)
+
+    def all_left(self, stream: str) -> bool:
+        """Tell whether nobody reads the stream any more."""
+        book = self._streams.get(stream)
+        return book is not None and len(book.left) == book.num_readers
 
     def all_kept(self, stream: str, index: int) -> bool:
         """Tell whether every reader has kept what it received in a pass."""
@@ -288,9 +304,40 @@ class FeedDirectory:
         book = self._streams[stream]
         return {
             "steps": max(feed_pass.announced.values()),
-            "final": len(feed_pass.ended) == book.num_readers,
+            "final": len(book.left | feed_pass.ended.keys()) == book.num_readers,
             "closed": book.closed,
         }
+
+    def has_pass(self, stream: str, index: int) -> bool:
+        """Tell whether a pass was begun."""
+        return stream in self._streams and index < len(self._streams[stream].passes)
+
+    def describe_rows(self, stream: str) -> Json:
+        """Return the stream's description, whether or not its first row is there."""
+        return self._streams[stream].description
+
+    def most_rows(self, stream: str) -> int:
+        """Return the rows of the reader that had most of them in all passes; 0 once a reader has left."""
+        book = self._streams.get(stream)
+        if book is None or book.left:
+            return 0
+        totals = Counter[int]()
+        for feed_pass in book.passes:
+            totals.update(feed_pass.ended)
+        return max(totals.values(), default=0)
+
+    def cut_short(self, stream: str, index: int, rank: int, rows: int) -> None:
+        """Note that a reader wants no more rows of a pass than it has."""
+        if self.has_pass(stream, index) and rank not in self._streams[stream].passes[index].ended:
+            feed_pass = self._streams[stream].passes[index]
+            feed_pass.ended[rank], feed_pass.cut = rows, True
+
+    def leave(self, rank: int, stream: str | None = None) -> Json:
+        """Note that a reader wants no more rows of a stream, or, None, of any; the others get what is left."""
+        for name, book in self._streams.items():
+            if stream in (None, name) and rank < book.num_readers:
+                book.left.add(rank)
+        return {}
 
     # --- choices -----------------------------------------------------------------------------------
 

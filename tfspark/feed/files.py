@@ -177,13 +177,13 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
     """Return this worker's share as a distributed dataset; runs in the trainer."""
     from tfspark.feed.dataset import distribute_from_function
 
-    share = plan["shares"][context.task_index]
+    share = plan["shares"][context.node.task_index]
     rows = sum(piece["take"] for piece in share)
     feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"])
     hook, strategy = context.hooks.features, context.strategy
 
     def epoch() -> tf.data.Dataset:
-        return share_dataset(plan, context.task_index, hook)
+        return share_dataset(plan, context.node.task_index, hook)
 
     feed.make_iterator = lambda: iter(
         distribute_from_function(strategy, lambda _: epoch().repeat().prefetch(2), feed)

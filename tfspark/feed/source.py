@@ -363,7 +363,7 @@ class FeedTask:
                 return int(reply["rows"]), ""
             if reply["want_sample"]:
                 control.call("offer_sample", stream=self.stream, sample=encode_sample(first.slice(0, 1)))
-            with _heartbeats(control, reply["source"], buffer) as errors:
+            with heartbeats(control, reply["source"], buffer) as errors:
                 rows = _fill(buffer, first, batches, Ranges(reply["skip"]))
                 if not buffer.stopped:
                     control.call("source_alive", source=reply["source"], rows=rows)
@@ -429,7 +429,7 @@ def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBa
 
 
 @contextmanager
-def _heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iterator[list[Exception]]:
+def heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iterator[list[Exception]]:
     """Tell the driver once a second that the source lives; stop the buffer when the driver says so.
 
     Yields:

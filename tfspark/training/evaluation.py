@@ -145,7 +145,7 @@ def sum_over_ranks(
         reply = context.control.call(
             "sum",
             key=key,
-            rank=context.task_index,
+            rank=context.node.task_index,
             of=num_ranks,
             values=[value.tolist() for value in values],
         )

@@ -1,0 +1,92 @@
+"""Partitions that wait for results, and readers that leave a stream: state only."""
+
+from __future__ import annotations
+
+from tfspark.feed.directory import FeedDirectory
+from tfspark.feed.offers import OFFER_SILENCE_S, Offers
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_take_when_partitions_wait_gives_each_to_one_reader_its_host_first() -> None:
+    offers = Offers(Clock())
+    far = offers.offer("train", "grpc://b:1", "b")["offer"]
+    near = offers.offer("train", "grpc://a:1", "a")["offer"]
+
+    assert offers.take("other", 0, "a") is None
+    assert offers.take("train", 0, "a") == {"status": "partition", "offer": near, "location": "grpc://a:1"}
+    assert (offers.take("train", 1, "a") or {})["offer"] == far
+    assert offers.take("train", 2, "a") is None
+    assert offers.take("train", 0, "a", [near]) is None
+    assert (offers.take("train", 0, "a") or {})["offer"] == near, "its answer was lost"
+    assert offers.alive(near) == {"taken": True, "stop": False, "idle_s": 0.0}
+
+
+def test_take_when_an_offer_went_silent_does_not_give_it() -> None:
+    clock = Clock()
+    offers = Offers(clock)
+    silent = offers.offer("train", "grpc://a:1", "a")["offer"]
+    clock.now += OFFER_SILENCE_S
+
+    assert offers.take("train", 0, "a") is None
+    assert offers.alive(silent)["idle_s"] == OFFER_SILENCE_S
+    assert (offers.take("train", 0, "a") or {})["offer"] == silent, "it spoke again"
+
+
+def test_drop_when_a_reader_leaves_stops_only_what_it_had_taken() -> None:
+    offers = Offers(Clock())
+    names = [offers.offer("train", f"grpc://a:{i}", "a")["offer"] for i in range(2)]
+    taken = (offers.take("train", 5, "a") or {})["offer"]
+
+    offers.drop(5)
+
+    assert {name: offers.alive(name)["stop"] for name in names} == {name: name == taken for name in names}
+    offers.done(taken)
+    assert taken not in offers
+
+
+def directory_with_a_pass(num_readers: int = 2) -> FeedDirectory:
+    directory = FeedDirectory(Clock())
+    directory.open_stream("train", {}, num_readers)
+    directory.open_pass("train")
+    return directory
+
+
+def test_leave_when_all_readers_leave_unread_the_pass_is_unread() -> None:
+    directory = directory_with_a_pass()
+    directory.cut_short("train", 0, 0, 10)
+    directory.leave(0, "train")
+    assert not directory.unread("train", 0), "the other reader takes the rest"
+
+    directory.leave(1, "train")
+
+    assert directory.unread("train", 0)
+    assert directory.all_left("train")
+    assert directory.rows_received("train", 0) == {0: 10, 1: 0}
+
+
+def test_leave_when_the_pass_was_read_to_its_end_leaves_nothing_unread() -> None:
+    directory = directory_with_a_pass()
+    for rank in (0, 1):
+        directory.agree("train", 0, rank, steps=0, ended=True, rows=5)
+        directory.cut_short("train", 1, rank, 0)
+        directory.leave(rank, "train")
+
+    assert not directory.unread("train", 0)
+    assert directory.rows_received("train", 0) == {0: 5, 1: 5}
+
+
+def test_agree_when_a_reader_has_left_is_final_without_it() -> None:
+    directory = directory_with_a_pass()
+    assert not directory.agree("train", 0, 0, steps=3, ended=True, rows=5)["final"]
+    directory.leave(1)
+    assert directory.agree("train", 0, 0, steps=3, ended=True, rows=5)["final"]
+
+
+def test_all_left_when_the_stream_was_never_opened_is_false() -> None:
+    assert not FeedDirectory(Clock()).all_left("train")

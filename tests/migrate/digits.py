@@ -1,0 +1,30 @@
+"""Small images of two classes that a small network learns, as lines of text and as arrays. No data set needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SIDE = 8
+
+
+def image(index: int) -> tuple[list[int], int]:
+    """Return the pixels, row by row, of image `index` and its label: bright left half 0, bright right half 1."""
+    label = index % 2
+    pixels = [
+        (index * 7 + at * 13) % 60 + (190 if (at % SIDE >= SIDE // 2) == bool(label) else 0)
+        for at in range(SIDE * SIDE)
+    ]
+    return pixels, label
+
+
+def write_csv(path: Path, sizes: list[int]) -> None:
+    """Write a text file per size into the folder `path`, one image per line: the label, then the pixels."""
+    path.mkdir()
+    first = 0
+    for part, size in enumerate(sizes):
+        lines = []
+        for index in range(first, first + size):
+            pixels, label = image(index)
+            lines.append(",".join(map(str, [label, *pixels])))
+        (path / f"part-{part:05d}").write_text("\n".join(lines) + "\n")
+        first += size

@@ -1,0 +1,96 @@
+"""Partitions whose rows wait for results: which are offered, which reader has which.
+
+Lives in the driver beside the feed directory, under the same lock; state and decisions only. A task that computes
+a partition of an inference offers it; one reader takes it as a whole, so that results keep the order of the rows.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+OFFER_SILENCE_S = 5.0
+"""An offer that has not been heard of for this long is taken for dead."""
+
+
+@dataclass
+class Offer:
+    """One attempt of one task that offers its partition."""
+
+    stream: str
+    location: str
+    host: str
+    heard: float
+    taken_by: int | None = None
+    dropped: bool = False
+
+
+class Offers:
+    """The driver's book of offered partitions.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._offers: dict[str, Offer] = {}
+        self._clock = clock
+        self._last_taken = clock()
+
+    def offer(self, stream: str, location: str, host: str) -> Json:
+        """Take in a partition; return its number."""
+        if not self._offers:
+            self._last_taken = self._clock()
+        name = uuid.uuid4().hex
+        self._offers[name] = Offer(stream, location, host, self._clock())
+        return {"offer": name}
+
+    def alive(self, offer: str) -> Json:
+        """Hear an offer; say whether it is taken or was dropped, and since when no offer was taken at all."""
+        entry = self._offers[offer]
+        entry.heard = self._clock()
+        return {
+            "taken": entry.taken_by is not None,
+            "stop": entry.dropped,
+            "idle_s": self._clock() - self._last_taken,
+        }
+
+    def __contains__(self, offer: str) -> bool:
+        """Tell whether this is an offer."""
+        return offer in self._offers
+
+    def done(self, offer: str) -> Json:
+        """Forget a partition that has all its results, or whose task failed."""
+        self._offers.pop(offer, None)
+        self._last_taken = self._clock()
+        return {}
+
+    def take(self, stream: str, rank: int, host: str, held: Sequence[str] = ()) -> Json | None:
+        """Give a reader a partition, one of its own host first; None if none waits.
+
+        What the reader has been given but does not hold was in an answer that it never got: it gets that again.
+        """
+        now = self._clock()
+        waiting = {
+            name: entry
+            for name, entry in self._offers.items()
+            if entry.stream == stream
+            and (entry.taken_by is None or (entry.taken_by == rank and name not in held))
+            and now - entry.heard < OFFER_SILENCE_S
+        }
+        if not waiting:
+            return None
+        name = min(waiting, key=lambda key: waiting[key].host != host)
+        waiting[name].taken_by = rank
+        self._last_taken = now
+        return {"status": "partition", "offer": name, "location": waiting[name].location}
+
+    def drop(self, rank: int | None = None) -> None:
+        """Give up what a reader has taken, or, None, everything: it leaves without results."""
+        for entry in self._offers.values():
+            entry.dropped = entry.dropped or rank is None or entry.taken_by == rank

@@ -1,0 +1,170 @@
+"""TensorFlowOnSpark's ``TFNode``: what a map function calls. Used in the trainer.
+
+``from tfspark import TFNode``; the same things are methods of the context.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from tfspark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+
+
+class Places(Protocol):
+    """What `hdfs_path` needs of a context."""
+
+    @property
+    def defaultFS(self) -> str:
+        """Hadoop's default file system."""
+
+    @property
+    def working_dir(self) -> str:
+        """Working directory of the driver."""
+
+
+class DataFeed:
+    """The rows the driver feeds with ``cluster.train`` or ``cluster.inference``, as they are in the RDD.
+
+    Rows are pulled over the feed as by ``ctx.dataset()``; all passes of all calls follow one another. All feeds of
+    one queue in a process share its rows.
+
+    Args:
+        mgr: ``ctx.mgr``, or the context itself.
+        train_mode: False if results are returned with `batch_results`. Both ways a batch never mixes rows of two
+            partitions of an inference, and may mix those of two epochs.
+        qname_in: the queue, as ``qname`` of ``train`` and ``inference``.
+        qname_out: one of the queues; results go back to the partition their rows came from.
+        input_mapping: column -> tensor name; batches then are dicts of lists by tensor name, the fields of a row
+            in the order of the sorted column names.
+    """
+
+    def __init__(
+        self,
+        mgr: TFContext,
+        train_mode: bool = True,
+        qname_in: str = "input",
+        qname_out: str = "output",
+        input_mapping: Mapping[str, str] | None = None,
+    ):
+        if not hasattr(mgr, "row_feed"):
+            raise ConfigError(f"expected DataFeed(ctx.mgr, ...) in a map function, got {type(mgr).__name__}")
+        for qname in (qname_in, qname_out):
+            check_qname(qname, mgr.settings["queues"])
+        self.train_mode = train_mode
+        self.input_tensors = (
+            None if input_mapping is None else [tensor for _, tensor in sorted(input_mapping.items())]
+        )
+        self._feed = mgr.row_feed(stream_of(qname_in))
+
+    def next_batch(self, batch_size: int) -> Any:
+        """Return the next rows, waiting for them.
+
+        Args:
+            batch_size: how many; fewer at the end of the feed, and of each partition of an inference.
+
+        Returns:
+            A list of rows; with an input mapping, tensor name -> list of values.
+        """
+        rows = self._feed.take(batch_size)
+        if self.input_tensors is None:
+            return rows
+        return {tensor: [row[i] for row in rows] for i, tensor in enumerate(self.input_tensors)}
+
+    def should_stop(self) -> bool:
+        """Tell whether no more rows come: the driver has shut the cluster down, or `terminate` was called."""
+        return self._feed.ended
+
+    def batch_results(self, results: Sequence[Any]) -> None:
+        """Return one result for each row of the batch before, in the same order.
+
+        Args:
+            results: what Arrow can hold: numbers, text, bytes, lists, dicts, NumPy arrays.
+        """
+        self._feed.answer(results if hasattr(results, "__len__") else list(results))
+
+    def terminate(self) -> None:
+        """Take no further rows. The other workers get them; when all have ended, ``train`` returns."""
+        self._feed.leave()
+
+
+def stream_of(qname: str) -> str:
+    """Return the name of the stream that feeds a queue."""
+    return "train" if qname == "input" else qname
+
+
+def check_qname(qname: str, queues: Sequence[str]) -> None:
+    """Refuse a queue the cluster does not have.
+
+    Raises:
+        ConfigError: its name is not among `queues`, or is kept for errors.
+    """
+    known = [name for name in queues if name != "error"]
+    if qname not in known:
+        raise ConfigError(
+            f"expected qname to be one of {known}, got {qname!r}; name further queues in TFCluster.run(queues=[...])"
+        )
+
+
+def hdfs_path(ctx: Places, path: str) -> str:
+    """Return a path with the file system it belongs to, as Hadoop resolves it.
+
+    Args:
+        ctx: the context, or anything with ``defaultFS`` and ``working_dir``.
+        path: returned as it is if it names its file system; else absolute on the default file system, or relative
+            to the user's home there; on local disks, to the driver's working directory.
+    """
+    root = "file://" if ctx.defaultFS.startswith("file:") else ctx.defaultFS.rstrip("/")
+    if "://" in path:
+        return path
+    if path.startswith("/"):
+        return root + path
+    if root.startswith(("hdfs://", "viewfs://")):
+        return f"{root}/user/{getpass.getuser()}/{path}"
+    if root.startswith("file:"):
+        return f"{root}/{ctx.working_dir.strip('/')}/{path}"
+    return f"{root}/{path}"
+
+
+def export_saved_model(model: Any, export_dir: str, *gone: Any) -> None:
+    """Write a Keras model as a SavedModel with the signature ``serving_default``.
+
+    Args:
+        model: a built model.
+        export_dir: directory, with or without a file system.
+        gone: tag set and signatures, which a session needed and a model does not.
+
+    Raises:
+        ConfigError: it is a session of TensorFlow 1.
+    """
+    if not hasattr(model, "layers"):
+        raise ConfigError(
+            f"expected a Keras model, got {type(model).__name__}; TensorFlow 1 sessions are gone: call "
+            "ctx.export_saved_model(model, export_dir)"
+        )
+    from tfspark.migrate.compat import write_saved_model
+
+    del gone
+    write_saved_model(model, export_dir)
+
+
+def start_cluster_server(ctx: Any, num_gpus: int = 1, rdma: bool = False) -> NoReturn:
+    """Refuse: TensorFlow 2 starts its servers itself.
+
+    Raises:
+        ConfigError: always.
+    """
+    del ctx, num_gpus, rdma
+    raise ConfigError(
+        "start_cluster_server() is gone with TensorFlow 1; expected a tf.distribute strategy instead: use "
+        "ctx.strategy, which starts the node's server"
+    )
+
+
+def release_port(ctx: Any) -> None:
+    """Give up the socket that kept TensorFlow's port; the strategy does so by itself."""
+    ctx.release_port()

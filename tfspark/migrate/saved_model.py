@@ -1,0 +1,165 @@
+"""Apply a SavedModel to Arrow batches. Runs in Spark's Python workers, which then hold TensorFlow and the model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tfspark.errors import ConfigError
+from tfspark.feed.arrays import column_to_numpy
+from tfspark.feed.columns import Column
+
+SPARK_TYPES = {
+    "bool": "boolean",
+    "int8": "tinyint",
+    "int16": "smallint",
+    "int32": "int",
+    "int64": "bigint",
+    "uint8": "smallint",
+    "uint16": "int",
+    "uint32": "bigint",
+    "float16": "float",
+    "bfloat16": "float",
+    "float32": "float",
+    "float64": "double",
+    "string": "binary",
+}
+"""TensorFlow's type of an output -> Spark's type of its column, or of the elements of its arrays."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A SavedModel and how its tensors meet columns.
+
+    Attributes:
+        directory: as the executors see it.
+        tags: of the graph to load; None: the only one.
+        signature: its name.
+        inputs: (column, tensor name) pairs.
+        outputs: (tensor name, column) pairs.
+        batch_rows: rows of one call.
+    """
+
+    directory: str
+    tags: tuple[str, ...] | None
+    signature: str
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    batch_rows: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Compute the output columns of Spark's batches."""
+        function = load(self.directory, self.tags, self.signature)
+        for batch in batches:
+            for start in range(0, batch.num_rows, self.batch_rows):
+                yield self._predict(function, batch.slice(start, self.batch_rows))
+
+    def describe(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one row: the output columns in Spark's DDL."""
+        del batches
+        specs = load(self.directory, self.tags, self.signature).structured_outputs
+        names = tensor_names([tensor for tensor, _ in self.outputs], list(specs), "output")
+        columns = [
+            f"`{column}` {spark_type(specs[name])}"
+            for name, (_, column) in zip(names, self.outputs, strict=True)
+        ]
+        yield pa.record_batch([[", ".join(columns)]], ["ddl"])
+
+    def _predict(self, function: Any, batch: pa.RecordBatch) -> pa.RecordBatch:
+        results = function(**self._inputs(function, batch))
+        names = tensor_names([tensor for tensor, _ in self.outputs], list(results), "output")
+        arrays = []
+        for name in names:
+            values = results[name].numpy()
+            if len(values) != batch.num_rows:
+                raise ConfigError(
+                    f"expected an output for each of {batch.num_rows} rows, {name!r} has {len(values)}; export a "
+                    "signature whose outputs keep the batch axis"
+                )
+            arrays.append(to_arrow(values))
+        return pa.RecordBatch.from_arrays(arrays, [column for _, column in self.outputs])
+
+    def _inputs(self, function: Any, batch: pa.RecordBatch) -> dict[str, Any]:
+        import tensorflow as tf
+
+        specs: Mapping[str, Any] = function.structured_input_signature[1]
+        names = tensor_names([tensor for _, tensor in self.inputs], list(specs), "input")
+        given = {}
+        for name, (column, _) in zip(names, self.inputs, strict=True):
+            values = column_to_numpy(batch.column(column), Column(column))
+            tensor = tf.constant(values)
+            if tensor.dtype != specs[name].dtype:
+                tensor = tf.cast(tensor, specs[name].dtype)
+            if specs[name].shape.rank is not None and specs[name].shape[1:].is_fully_defined():
+                tensor = tf.reshape(tensor, [-1, *specs[name].shape[1:]])
+            given[name] = tensor
+        return given
+
+
+@functools.lru_cache(maxsize=1)
+def load(directory: str, tags: tuple[str, ...] | None, signature: str) -> Any:
+    """Load a signature, once for all partitions that this Python worker computes with it.
+
+    Raises:
+        ConfigError: the SavedModel has no such signature.
+    """
+    import tensorflow as tf
+
+    model = tf.saved_model.load(directory, tags=None if tags is None else list(tags))
+    if signature not in model.signatures:
+        raise ConfigError(
+            f"expected the signature {signature!r} in {directory}, it has {sorted(model.signatures)}; name one with "
+            "setSignatureDefKey()"
+        )
+    function = model.signatures[signature]
+    function._tfspark_model = model  # A signature does not keep its model's variables alive.
+    return function
+
+
+def tensor_names(wanted: Sequence[str], present: Sequence[str], what: str) -> list[str]:
+    """Return the names of the tensors meant; a model's only input or output may be called as one likes.
+
+    Keras 3 names tensors otherwise than Keras 2, for which mappings were written.
+
+    Raises:
+        ConfigError: one is not there.
+    """
+    if len(wanted) == len(present) == 1:
+        return list(present)
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise ConfigError(
+            f"expected {what} tensors {list(wanted)}, the signature has {sorted(present)}; change the {what} mapping"
+        )
+    return list(wanted)
+
+
+def spark_type(spec: Any) -> str:
+    """Return the Spark type of an output's column: an array for each axis behind the batch's."""
+    depth = 1 if spec.shape.rank is None else spec.shape.rank - 1
+    return "array<" * depth + SPARK_TYPES[spec.dtype.name] + ">" * depth
+
+
+def to_arrow(values: np.ndarray[Any, Any]) -> pa.Array:
+    """Return ``(n, ...)`` values as a column of ``n`` values or nested arrays, of a type Spark has."""
+    flat = values.reshape(-1)
+    if flat.dtype.name in SPARK_TYPES and flat.dtype.name in (
+        "uint8",
+        "uint16",
+        "uint32",
+        "float16",
+        "bfloat16",
+    ):
+        flat = flat.astype(
+            {"uint8": "int16", "uint16": "int32", "uint32": "int64"}.get(flat.dtype.name, "float32")
+        )
+    array = pa.array(flat.tolist(), pa.binary()) if flat.dtype == object else pa.array(flat)
+    for size in reversed(values.shape[1:]):
+        offsets = np.arange(len(array) // size + 1, dtype=np.int32) * size
+        array = pa.ListArray.from_arrays(offsets, array)
+    return array

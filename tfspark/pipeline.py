@@ -1,0 +1,7 @@
+"""`tfspark.migrate.pipeline` under the name that programs for TensorFlowOnSpark import from."""
+
+import sys
+
+from tfspark.migrate import pipeline
+
+sys.modules[__name__] = pipeline

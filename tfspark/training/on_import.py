@@ -1,0 +1,66 @@
+"""Correct Keras as soon as a `main_fun` imports it; importing this module imports neither Keras nor TensorFlow.
+
+A `main_fun` may make its strategy itself, as programs for TensorFlowOnSpark do; `ctx.strategy`, which applies the
+corrections too, is then never called.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+STEPS = ("steps_per_epoch", "validation_steps")
+
+
+def correct_keras_when_imported() -> None:
+    """Apply `tfspark.training.keras_corrections` and `take_broken_steps` once ``import keras`` has run."""
+    if "keras" not in sys.modules:
+        sys.meta_path.insert(0, _KerasFinder())
+
+
+def take_broken_steps(keras: Any) -> None:
+    """Let ``fit`` take numbers of steps that are not whole, as Keras 2 did: a step begun is a step."""
+    trainer = keras.Model
+    original = trainer.fit
+
+    @functools.wraps(original)
+    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        whole = {name: math.ceil(kwargs[name]) for name in STEPS if isinstance(kwargs.get(name), float)}
+        return original(self, *args, **{**kwargs, **whole})
+
+    trainer.fit = fit
+
+
+class _KerasFinder(MetaPathFinder):
+    """Finds Keras as Python would, with a loader that corrects it afterwards."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "keras":
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _CorrectingLoader(spec.loader)  # Only an import uses it, which happens once.
+        return spec
+
+
+class _CorrectingLoader(Loader):
+    def __init__(self, loader: Loader):
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        from tfspark.training.keras_corrections import apply_corrections
+
+        apply_corrections()
+        take_broken_steps(module)
