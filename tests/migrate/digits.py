@@ -26,5 +26,5 @@ def write_csv(path: Path, sizes: list[int]) -> None:
         for index in range(first, first + size):
             pixels, label = image(index)
             lines.append(",".join(map(str, [label, *pixels])))
-        (path / f"part-{part:05d}").write_text("\n".join(lines) + "\n")
+        (path / f"part-{part:05d}").write_text("".join(f"{line}\n" for line in lines))
         first += size

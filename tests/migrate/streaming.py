@@ -1,4 +1,4 @@
-"""A DStream fed to a map function that has enough after 20 rows. Prints the rows as JSON."""
+"""A DStream fed to a map function that has enough after 21 rows, three batches of seven. Prints the rows as JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def main() -> None:
     sc = SparkContext(conf=SparkConf().setAppName("streaming"))
     warnings.simplefilter("ignore", FutureWarning)  # Spark calls DStreams a legacy.
     ssc = StreamingContext(sc, 1)
-    stream = ssc.queueStream([sc.parallelize(range(10), 2), sc.parallelize(range(10, 20), 1)])
-    cluster = TFCluster.run(sc, collect, [20], 1, 0, input_mode=TFCluster.InputMode.SPARK)
+    stream = ssc.queueStream([sc.parallelize(range(10), 2), sc.parallelize(range(10, 21), 1)])
+    cluster = TFCluster.run(sc, collect, [21], 1, 0, input_mode=TFCluster.InputMode.SPARK)
     cluster.train(stream)
     ssc.start()
     nodes = cluster.shutdown(ssc)

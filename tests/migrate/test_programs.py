@@ -92,4 +92,4 @@ def test_mnist_others_when_run_do_what_they_say(
 
 def test_streaming_when_the_workers_have_enough_ends_the_stream() -> None:
     ended = run_driver("local[3]", HERE / "streaming.py", timeout_s=TIMEOUT_S).check()
-    assert sorted(told(ended.stdout, "ROWS")) == list(range(20))
+    assert sorted(told(ended.stdout, "ROWS")) == list(range(21))
