@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from models import autoencoder, cnn, gan, rnn
+from tfspark.experiment.config import load_config
+from tfspark.experiment.modules import load_model_module
 
 FAMILIES = [cnn, rnn, autoencoder, gan]
 CHECKS = ("param", "whole", "at_least_0", "above_0", "fraction", "choice", "flag", "shape", "read_params",
@@ -34,3 +37,17 @@ def test_family_when_imported_needs_neither_spark_nor_tfspark(family: ModuleType
 def test_parameter_when_declared_is_documented(family: ModuleType) -> None:
     text = family.Params.__doc__
     assert [name for name in family.Params.__dataclass_fields__ if f"\n        {name}: " not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiment_when_shipped_builds_its_model(path: Path) -> None:
+    experiment = load_config(path)
+    (feature,) = experiment.data.features.values()
+    params = dict(experiment.model.params)
+    if feature.shape is not None:
+        params.setdefault("input_shape", list(feature.shape))
+    if params.get("inputs") == "text":  # what `adapt` finds in the data
+        params["vocabulary"] = ["good", "bad"]
+    if params.get("standardise"):
+        params.update(mean=[0.0] * 30, std=[1.0] * 30)
+    assert load_model_module(experiment.model.module).build_model(params).compiled
