@@ -36,7 +36,7 @@ def reading_ids() -> Callable[[Any, Any], Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(110)
 def test_trainer_that_is_paused_for_longer_than_a_call_may_take_loses_nothing(spark: SparkSession) -> None:
     paused: list[threading.Timer] = []
 

@@ -17,6 +17,7 @@ from support.rows import df_with_partitions
 
 from tfspark import Column, Columns, TFRecordFiles, tfrecord
 from tfspark.cluster.context import Hooks
+from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.wire import ActionClient
 from tfspark.errors import DataError
 from tfspark.feed.files import element_of_records, records_of_share
@@ -36,6 +37,7 @@ class Worker(SimpleNamespace):
 def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
     return Worker(
         control=control, token=loop.token, host=HOST, task_index=rank, hooks=Hooks(),
+        node=NodeSpec(rank, "worker", rank),
         settings={"feed_timeout_s": PATIENCE_S}, told=[],
     )  # fmt: skip
 

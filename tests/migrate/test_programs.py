@@ -45,7 +45,7 @@ def test_mnist_spark_when_it_stops_at_nine_tenths_trains_together_and_exports(tm
 
     ended = run_driver(LOCAL_CLUSTER, HERE / "mnist_spark.py", *arguments, timeout_s=TIMEOUT_S).check()
 
-    check_mnist_spark(told(ended.stdout, "NODES"), 2 * 360)
+    check_mnist_spark(told(ended.stdout, "NODES"), 360)
     assert (tmp_path / "export" / "saved_model.pb").is_file()
 
 
