@@ -201,7 +201,7 @@ def test_run_when_a_spark_setting_is_wrong_says_which(
         ),
         pytest.param(
             experiment(x="IF(id = 7, array(1.0F), array(1.0F, 2.0F))"),
-            ["partition 0", "column 'features'", "expected arrays of one length; pad or filter"],
+            ["partition 0", "column 'features'", "expected arrays of one length", "pad or filter"],
             id="unequal lengths",
         ),
         pytest.param(
