@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 from collections.abc import Callable
@@ -38,20 +39,27 @@ def reading_ids() -> Callable[[Any, Any], Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_trainer_that_is_paused_for_longer_than_a_call_may_take_loses_nothing(spark: SparkSession) -> None:
-    paused: list[threading.Timer] = []
+    pids: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def pause_worker_0(event: str, fields: Any) -> None:
-        # The report comes again: the pause is longer than the trainer waits for its answer.
-        if event == "pid" and fields["node"] == "worker 0" and not paused:
-            os.kill(fields["pid"], signal.SIGSTOP)
-            paused.append(threading.Timer(PAUSE_S, os.kill, (fields["pid"], signal.SIGCONT)))
-            paused[0].start()
+    def tell(event: str, fields: Any) -> None:
+        if event == "pid" and fields["node"] == "worker 0":
+            pids.put(
+                fields["pid"]
+            )  # It comes again: the pause is longer than the trainer waits for an answer.
 
+    def pause() -> None:
+        pid = pids.get(timeout=120)
+        os.kill(pid, signal.SIGSTOP)
+        threading.Event().wait(PAUSE_S)
+        os.kill(pid, signal.SIGCONT)
+
+    pausing = threading.Thread(target=pause)
+    pausing.start()
     rows = df_with_partitions(spark, [20_000, 0, 30_000, 10_000])
-    with TFCluster.run(spark, reading_ids(), None, 2, observer=pause_worker_0) as cluster:
+    with TFCluster.run(spark, reading_ids(), None, 2, observer=tell) as cluster:
         feeding = Feeding(chunk_bytes=4096, buffer_bytes=16384)
         cluster.train(rows, features=["id"], batch_size=64, feeding=feeding)
         results = cluster.shutdown()
-    assert paused
-    paused[0].join()
+    assert pids.qsize() > 0, "the trainer repeated what it told before the pause"
+    pausing.join()
     assert sorted(results["worker 0"] + results["worker 1"]) == list(range(60_000))
