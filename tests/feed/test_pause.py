@@ -60,6 +60,5 @@ def test_trainer_that_is_paused_for_longer_than_a_call_may_take_loses_nothing(sp
         feeding = Feeding(chunk_bytes=4096, buffer_bytes=16384)
         cluster.train(rows, features=["id"], batch_size=64, feeding=feeding)
         results = cluster.shutdown()
-    assert pids.qsize() > 0, "the trainer repeated what it told before the pause"
     pausing.join()
     assert sorted(results["worker 0"] + results["worker 1"]) == list(range(60_000))
