@@ -479,7 +479,7 @@ def draw(model: Autoencoder, x: Any, y: Any, directory: str) -> None:
     if labels is not None and len(set(labels)) == 2:
         _save(Path(directory, "errors.png"), (7, 4), _draw_errors, score(model, x), labels)
     codes = encoder_of(model).predict(x, verbose=0)
-    if codes.shape[1] > 1:
+    if min(codes.shape) > 1:
         _save(Path(directory, "latent_space.png"), (6, 5.5), _draw_codes, codes, labels)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from support.driver import run_driver
 from support.environment import python_path
+from support.errors import raises
 from support.rows import df_with_partitions
 
 from tfspark import TFCluster
@@ -27,15 +27,6 @@ RAISED_S = 5.0
 """From an exception in user code to the driver's; the project's own promise."""
 SLACK_S = 3.0
 """For a loaded machine."""
-
-
-@contextmanager
-def raises(kind: type[Exception], *parts: str) -> Iterator[None]:
-    """Expect an error whose message has all parts: what was expected, what came, what to do."""
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert [part for part in parts if part not in message] == [], message
 
 
 # --- refused before anything starts ----------------------------------------------------------------

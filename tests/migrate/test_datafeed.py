@@ -7,8 +7,6 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +23,13 @@ from migrate.rows import (
     tell,
 )
 from pyspark.sql import Row, SparkSession
+from support.errors import raises
 
 from tfspark import InputMode, TFCluster, TFNode, TFParallel, TFRecordFiles
 from tfspark.errors import ConfigError, DataError, NodeFailedError, ReservationError
 from tfspark.feed.columns import Column, Columns
 
 SPARK = TFCluster.InputMode.SPARK
-
-
-@contextmanager
-def raises(kind: type[Exception], *parts: str) -> Iterator[None]:
-    """Expect an error whose message has all parts."""
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert [part for part in parts if part not in message] == [], message
 
 
 # --- inference -------------------------------------------------------------------------------------

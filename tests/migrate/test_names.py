@@ -47,7 +47,7 @@ def test_import_of_tfspark_when_done_alone_loads_none_of_them() -> None:
         pytest.param("hdfs://nn:8020", "a/b", "hdfs://nn:8020/user/me/a/b", id="relative to the home"),
         pytest.param("viewfs://x", "a", "viewfs://x/user/me/a", id="viewfs has homes, too"),
         pytest.param("file://", "/a", "file:///a", id="absolute on disk"),
-        pytest.param("file:///", "a", "file:///work/dir/a", id="relative to the driver's directory"),
+        pytest.param("file:///", "a", "file:///home/me/a", id="relative to the driver's directory"),
         pytest.param("s3a://bucket", "a", "s3a://bucket/a", id="no homes: relative to the root"),
     ],
 )
@@ -55,7 +55,7 @@ def test_hdfs_path_when_resolved_is_as_hadoop_does(
     monkeypatch: pytest.MonkeyPatch, default_fs: str, path: str, expected: str
 ) -> None:
     monkeypatch.setenv("LOGNAME", "me")
-    context = SimpleNamespace(defaultFS=default_fs, working_dir="/work/dir")
+    context = SimpleNamespace(defaultFS=default_fs, working_dir="/home/me")
     assert TFNode.hdfs_path(context, path) == expected
 
 

@@ -259,14 +259,13 @@ class ControlPlane(ActionServer):
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
         """Fail the cluster for a disk of the driver's; the trainer's own error would not name it."""
-        if (
-            error.errno is not None
-        ):  # Else it is pyarrow's: the trainer is gone, which is found out elsewhere.
-            failure = TfsparkError(
-                f"expected to keep {name} in the run directory {self._artifact_dir}, the driver's system said: "
-                f"{error.strerror}; make room there, or choose another directory"
-            )
-            self.update(lambda: self.registry.fail_cluster(failure))
+        if error.errno is None:
+            return  # It is pyarrow's: the trainer is gone, which is found out elsewhere.
+        failure = TfsparkError(
+            f"expected to keep {name} in the run directory {self._artifact_dir}, the driver's system said: "
+            f"{error.strerror}; make room there, or choose another directory"
+        )
+        self.update(lambda: self.registry.fail_cluster(failure))
 
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
         """Give out a file that was uploaded before."""
@@ -337,11 +336,7 @@ class ControlPlane(ActionServer):
             over = self.feeding_over or self._stopping()
             return {"status": "end" if over else "wait", "most_rows": self.directory.most_rows(stream)}
 
-        with self._changed:
-            until = time.monotonic() + LONG_POLL_S
-            while (reply := ask())["status"] == "wait" and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
-            return reply
+        return self._poll(ask)
 
     def on_leave(self, request: Json) -> Json:
         """Note that a reader wants no more rows of a stream."""
@@ -397,10 +392,15 @@ class ControlPlane(ActionServer):
         return bool(reply["final"] or reply["closed"] or reply["steps"] > known)
 
     def _poll(self, ask: Callable[[], Json], wait_s: float = LONG_POLL_S) -> Json:
-        """Ask until the answer is not ``wait``, at most `wait_s`."""
+        """Ask until the answer is not ``wait``, at most `wait_s`; once per change, as asking may change the books."""
         with self._changed:
-            self._changed.wait_for(lambda: ask()["status"] != "wait" or self._stopping(), wait_s)
-            return ask()
+            until = time.monotonic() + wait_s
+            while (reply := ask())["status"] == "wait" and not self._stopping():
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            return reply
 
 
 def receive_files(reader: Any, directory: Path, name: str) -> None:

@@ -134,7 +134,6 @@ class TFCluster:
         self._log_dir = None if log_dir is None else Path(log_dir).absolute()
         self._token = new_token()
         self._stopped = False
-        self._closed_by_trainers = False
         self._evaluations = itertools.count(1)
         self._opened: dict[str, StreamSpec] = {}
         self._tensorboard_url: str | None = None
@@ -209,7 +208,7 @@ class TFCluster:
             input_mode: who reads the data; None: the first call tells: TFRecordFiles given to `train` are read
                 by the workers, anything else by Spark.
             log_dir: the run directory on the driver's machine: logs, checkpoints and exports go there.
-            driver_ps_nodes: no effect without parameter servers.
+            driver_ps_nodes: no effect: parameter servers are nodes on executors, like the workers.
             master_node: ``"chief"`` or ``"master"``: worker 0's ``ctx.job_name``; None: ``"worker"``.
             reservation_timeout: seconds until every node must have registered.
             queues: names that ``qname`` of `train` and `inference` may have.
@@ -578,7 +577,7 @@ class TFCluster:
                 "leave it out"
             )
         if self._input_mode is InputMode.TENSORFLOW:
-            check_slots(self._spark, len(self._nodes) - int(self._chief is not None), 1, timeout_s=0)
+            check_slots(self._spark, self._num_slots, 1, timeout_s=0)
         name = f"evaluate-{next(self._evaluations)}"
         self._feeder.open(for_evaluation(spec, name), self._workers, self._feeding.buffer_bytes)
         job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
@@ -653,7 +652,7 @@ class TFCluster:
         if mode is None:
             mode = InputMode.TENSORFLOW if reads_files else InputMode.SPARK
             if mode is InputMode.SPARK and self._settings["wants_context"]:
-                check_slots(self._spark, len(self._nodes), 1, timeout_s=0)
+                check_slots(self._spark, self._num_slots, 1, timeout_s=0)
         if purpose == "inference" and mode is InputMode.TENSORFLOW:
             raise ConfigError(
                 "expected InputMode.SPARK for inference(), this cluster has InputMode.TENSORFLOW, whose workers read "
@@ -838,6 +837,11 @@ class TFCluster:
     def _chief(self) -> NodeSpec | None:
         """Who coordinates the parameter servers, if there are any."""
         return next((node for node in self._nodes if node.role == "chief"), None)
+
+    @property
+    def _num_slots(self) -> int:
+        """Task slots the nodes hold: one each, but the chief shares that of worker 0."""
+        return sum(node.role != "chief" for node in self._nodes)
 
     @property
     def _evaluators(self) -> list[NodeSpec]:

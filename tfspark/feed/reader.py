@@ -253,9 +253,7 @@ class PassReader:
 
     def _has_kept(self) -> bool:
         """Whether this pass's rows, all of them, are in the node cache now."""
-        if self._cache is None or not self._keeps:
-            return False
-        return self._cache.holds(self._index) or self._cache.complete()
+        return self._cache is not None and self._keeps and self._cache.complete()
 
     def _put(self, batch: Rows) -> None:
         """Queue a batch; while the queue is full, let nobody wait for what this reader holds."""
@@ -302,7 +300,7 @@ class PassReader:
                 if self._cache is not None and self._keeps:
                     self._cache.add(place, batch)
                 yield place, batch
-        if self._cache is not None and self._kept_in >= 0 and self._cache.holds(self._kept_in):
+        if self._cache is not None and self._cache.holds(self._kept_in):
             yield from self._cache.read(self._rng if self._spec.shuffle_rows else None)
 
     def _converted(self, place: Place, batch: pa.RecordBatch) -> Rows:

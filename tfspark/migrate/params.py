@@ -357,7 +357,7 @@ class HasTagSet(Params):  # type: ignore[misc]
 
 
 class HasNumPS(Params):  # type: ignore[misc]
-    """``num_ps``: parameter servers; ``driver_ps_nodes``: no effect without them."""
+    """``num_ps``: parameter servers; ``driver_ps_nodes``: no effect."""
 
     num_ps: Param[Any] = Param(
         Params._dummy(), "num_ps", "parameter servers", typeConverter=TypeConverters.toInt
@@ -365,7 +365,7 @@ class HasNumPS(Params):  # type: ignore[misc]
     driver_ps_nodes: Param[Any] = Param(
         Params._dummy(),
         "driver_ps_nodes",
-        "no effect without them",
+        "no effect",
         typeConverter=TypeConverters.toBoolean,
     )
 

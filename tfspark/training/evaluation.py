@@ -60,13 +60,17 @@ class LocalEvaluator:
         first: list[Any] = []
         for element in local_dataset(feed):
             self._step(element)
-            if len(first) * len(element[2]) < SHOWN_ROWS:
-                first.append(element[:2])
+            if sum(len(weights) for *_, weights in first) < SHOWN_ROWS:
+                first.append(element)
             if size:
                 np.add.at(counts, self._classes(element, size), 1)
-        self.first_rows = _joined(first)
+        rank = self._context.node.task_index
+        shown = np.zeros(self._num_ranks)
+        shown[rank] = sum(len(weights) for *_, weights in first)
         states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
-        *total, counts = sum_over_ranks(self._context, key, [*states, counts], self._num_ranks)
+        *total, counts, shown = sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
+        # Rows go to whoever asks first, so any rank may have had none of a small evaluation, the chief included.
+        self.first_rows = _joined([element[:2] for element in first]) if np.argmax(shown) == rank else None
         self.confusion_matrix = np.asarray(counts, np.int64).tolist() if size else None
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))

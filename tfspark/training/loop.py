@@ -157,7 +157,7 @@ class TrainingSession:
         if self.roc is not None:
             results["roc"] = self.roc
         draw, rows = self.context.hooks.draw, self.first_rows
-        if draw is not None and rows is not None and self.context.is_chief:
+        if draw is not None and rows is not None:
             upload_pictures(self.context, lambda folder: draw(self.local_model, *rows, folder))
         return results
 
@@ -173,7 +173,7 @@ class TrainingSession:
 
     @property
     def first_rows(self) -> tuple[Any, Any] | None:
-        """Some features and labels of the last evaluation."""
+        """Some features and labels of the last evaluation, on the worker that had the most rows of it."""
         return self._evaluator.first_rows
 
     def validate(self) -> dict[str, float]:
