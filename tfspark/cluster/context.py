@@ -203,9 +203,9 @@ class TFContext:
         if self.is_chief:
             upload_model(self, model, name, ("keras", "saved_model"))
 
-    def download(self, name: str, target: Path) -> None:
-        """Fetch a file that the chief has sent to the run directory."""
-        table = self.control.get({"artifact": name}, timeout_s=float(self.settings["feed_timeout_s"]))
+    def download(self, name: str, target: Path, kind: str = "artifact") -> None:
+        """Fetch a file that the chief has sent to the run directory, or a ``part`` of a checkpoint."""
+        table = self.control.get({kind: name}, timeout_s=float(self.settings["feed_timeout_s"]))
         with target.open("wb") as out:
             out.writelines(table.column("data").to_pylist())
 

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from tfspark.cluster.checkpoints import CheckpointStore, write_part
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, tf_config
 from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json
@@ -44,6 +45,7 @@ class ControlPlane(ActionServer):
         master_node: name of worker 0's task type in ``TF_CONFIG``; None: ``worker``.
         independent: nodes get no ``TF_CONFIG``: each runs TensorFlow for itself.
         all_at_once: no node begins before all have registered.
+        store: where checkpoints of the state are kept; None refuses them.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ControlPlane(ActionServer):
         master_node: str | None = None,
         independent: bool = False,
         all_at_once: bool = True,
+        store: CheckpointStore | None = None,
     ):
         self.registry = registry
         self.directory = FeedDirectory()
@@ -65,6 +68,7 @@ class ControlPlane(ActionServer):
         self._nodes = nodes
         self._observer = observer
         self._artifact_dir = artifact_dir
+        self._store = store
         self._master_node = master_node
         self._independent = independent
         self._all_at_once = all_at_once
@@ -245,9 +249,13 @@ class ControlPlane(ActionServer):
             return {"status": "ok", "values": total}
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Take an upload: files as a stream of (path, bytes) rows, kept below the artifact directory."""
+        """Take an upload as a stream of (path, bytes) rows: a part of a checkpoint, or files for the run directory."""
         del context, writer
-        name = json.loads(descriptor.command)["name"]
+        header = json.loads(descriptor.command)
+        if "part" in header:
+            self._take_part(header["part"], reader)
+            return
+        name = header["name"]
         if self._artifact_dir is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
         try:
@@ -256,6 +264,24 @@ class ControlPlane(ActionServer):
             self._cannot_keep(name, error)
             raise
         self.update(lambda: None)
+
+    def _take_part(self, header: Json, reader: Any) -> None:
+        """Keep a part of a checkpoint; a disk that cannot hold it is told, and training goes on."""
+        store = self._store
+        if store is None:
+            raise ValueError("this cluster keeps no checkpoints of its state")
+        try:
+            part: Path = self.update(lambda: store.place(header))
+            digest = write_part(part, reader)
+            kept = self.update(lambda: store.add(header, part, digest))
+            if kept is not None:
+                self._observer(
+                    "state", {"epoch": kept.passes + 1, "step": kept.steps, "path": str(kept.path)}
+                )
+        except OSError as error:
+            if error.errno is None:
+                raise  # It is pyarrow's: the trainer is gone, which is found out elsewhere.
+            self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
         """Fail the cluster for a disk of the driver's; the trainer's own error would not name it."""
@@ -270,10 +296,13 @@ class ControlPlane(ActionServer):
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
         """Give out a file that was uploaded before."""
         del context
-        name = json.loads(ticket.ticket)["artifact"]
-        if self._artifact_dir is None:
+        wanted = json.loads(ticket.ticket)
+        directory = self._artifact_dir
+        if "part" in wanted:
+            directory = None if self._store is None else self._store.directory
+        if directory is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
-        file = self._artifact_dir.joinpath(*safe_parts(name))
+        file = directory.joinpath(*safe_parts(wanted.get("part") or wanted["artifact"]))
         schema = pa.schema([("data", pa.binary())])
         return flight.RecordBatchStream(
             pa.RecordBatchReader.from_batches(schema, _file_batches(file, schema))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from tfspark.cluster.sparkjob import SparkJob
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
+from tfspark.feed.ledger import Used
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
 from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
@@ -35,6 +36,7 @@ def for_evaluation(spec: StreamSpec, name: str) -> StreamSpec:
         ordered=False,
         shuffle_rows=0,
         cache_bytes=0,
+        has_ledger=False,
     )
 
 
@@ -62,6 +64,7 @@ class Feeder:
         self._readers: dict[str, Sequence[NodeSpec]] = {}
         self._specs: dict[str, StreamSpec] = {}
         self._buffer_bytes: dict[str, int] = {}
+        self._layouts: dict[str, Mapping[str, object]] = {}
         self._last_from_spark: dict[str, int] = {}
 
     def open(
@@ -84,6 +87,7 @@ class Feeder:
         self._specs[spec.name] = replace(spec, num_readers=len(readers))
         self._readers[spec.name] = readers
         self._buffer_bytes[spec.name] = buffer_bytes
+        self._layouts[spec.name] = layout or {}
         description = {
             **self._specs[spec.name].to_json(),
             "kind": "rows",
@@ -94,8 +98,28 @@ class Feeder:
             lambda: self._directory.open_stream(spec.name, description, len(readers), spec.ordered)
         )
 
+    def take_over(self, earlier: Feeder, names: Collection[str]) -> None:
+        """Open the streams of an earlier life of the cluster, whose first rows are known."""
+        for name in names:
+            if name in earlier._specs:
+                spec, buffer_bytes = earlier._specs[name], earlier._buffer_bytes[name]
+                self.open(spec, earlier._readers[name], buffer_bytes, earlier._layouts[name])
+                sample = earlier._directory.sample(name)
+                if sample is not None:
+                    self._directory.offer_sample(name, sample)
+
+    def begin_at(self, stream: str, index: int) -> None:
+        """Let the next pass of a stream be number `index`, or a later one if that was fed."""
+        self._control.update(lambda: self._directory.skip_passes(stream, index))
+
     def feed(
-        self, stream: str, rows: DataFrame | RDD[Any], job: int, keep: bool = False, again: bool = False
+        self,
+        stream: str,
+        rows: DataFrame | RDD[Any],
+        job: int,
+        keep: bool = False,
+        again: bool = False,
+        used: Used | None = None,
     ) -> int | None:
         """Feed every row once, and see that all arrived.
 
@@ -107,6 +131,7 @@ class Feeder:
             job: what the nodes need the rows for; if they end it early, the rest is not fed.
             keep: let the nodes keep these rows, if the stream has a node cache.
             again: these are the rows of the pass before.
+            used: rows the nodes have trained on in an earlier life of the cluster; they are not fed.
 
         Returns:
             The number of rows; None if the nodes ended the job before they had them all.
@@ -119,7 +144,7 @@ class Feeder:
             return self._feed_kept(stream, job)
         directory = self._directory
         keep = keep and self._specs[stream].cache_bytes > 0
-        index = self._control.update(lambda: directory.open_pass(stream, keep))
+        index = self._control.update(lambda: directory.open_pass(stream, keep, used=used))
         self._last_from_spark[stream] = index
         feeding = SparkJob(
             self._spark,
@@ -145,7 +170,8 @@ class Feeder:
 
     def is_kept(self, stream: str) -> bool:
         """Whether the nodes have kept all rows of the last pass that Spark served."""
-        return self._directory.all_kept(stream, self._last_from_spark[stream])
+        last = self._last_from_spark.get(stream)
+        return last is not None and self._directory.all_kept(stream, last)
 
     def _feed_kept(self, stream: str, job: int) -> int | None:
         """Let the nodes read again what they have kept."""

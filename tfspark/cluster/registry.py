@@ -17,6 +17,10 @@ SETTLE_S = 1.5
 """How long after the first failure report others may still come in that explain it better."""
 
 
+TRANSIENT = ("collective", "killed", "lost")
+"""Kinds of failures after which starting again may help."""
+
+
 @dataclass
 class Failure:
     """Why a node ended before its time.
@@ -177,6 +181,11 @@ class Registry:
         if self._fatal is not None:
             return self._fatal
         return min(self._failures(), key=lambda f: (f.kind == "collective", f.at)).to_error()
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether what `error` tells may not happen again: a process or a host was lost, no program was wrong."""
+        return self._fatal is None and all(f.kind in TRANSIENT for f in self._failures())
 
     def missing(self) -> list[str]:
         """Names of the nodes that have not registered."""

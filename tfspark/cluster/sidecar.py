@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+ABANDON_S = 10.0
+
 
 class SideCar:
     """Evaluates one epoch after the other in a thread.
@@ -36,6 +38,13 @@ class SideCar:
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
+
+    def abandon(self) -> None:
+        """End without what is waiting; the cluster has failed, so an evaluation under way ends with an error."""
+        while not self._waiting.empty():
+            self._waiting.get_nowait()
+        self._waiting.put(None)
+        self._thread.join(ABANDON_S)
 
     def _run(self) -> None:
         try:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from tfspark.cluster.checkpoints import check_same_run
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.feeder import Feeder, for_evaluation
@@ -29,18 +30,20 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
-from tfspark.cluster.preflight import check_settings, check_slots, driver_addresses
+from tfspark.cluster.life import STOP_TIMEOUT_S, Life
+from tfspark.cluster.preflight import check_settings, check_slots
 from tfspark.cluster.program import pickled, wants_context
+from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.registry import Registry
+from tfspark.cluster.restarts import RestartBudget
 from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
 from tfspark.cluster.sidecar import SideCar
-from tfspark.cluster.sparkjob import SparkJob, without_java_stack
 from tfspark.cluster.streaming import MicroBatches
-from tfspark.cluster.wire import CALL_TIMEOUT_S, Json, new_token
-from tfspark.errors import ConfigError, DeadlineError, ReservationError, TfsparkError
+from tfspark.cluster.wire import CALL_TIMEOUT_S, Json
+from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
+from tfspark.feed.ledger import Used
 from tfspark.feed.reader import StreamSpec
 from tfspark.migrate.TFNode import check_qname, stream_of
 
@@ -52,9 +55,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tfspark")
 
+T = TypeVar("T")
+
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
-STOP_TIMEOUT_S = 10.0
 HEARTBEAT_TIMEOUT_S = 30.0
 INDEPENDENT_TIMEOUT_S = 600.0
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
@@ -124,7 +128,8 @@ class TFCluster:
         input_mode: Mode | None,
         observer: Observer | None,
         log_dir: str | None,
-        heartbeat_timeout_s: float,
+        timeouts: tuple[float, float],
+        recovery: Recovery | None = None,
     ):
         self._spark = spark
         self._nodes = nodes
@@ -132,7 +137,6 @@ class TFCluster:
         self._input_mode = input_mode
         self._observer = observer
         self._log_dir = None if log_dir is None else Path(log_dir).absolute()
-        self._token = new_token()
         self._stopped = False
         self._evaluations = itertools.count(1)
         self._opened: dict[str, StreamSpec] = {}
@@ -144,21 +148,12 @@ class TFCluster:
         self._side_car: SideCar | None = None
         self._stream: MicroBatches | None = None
         self._num_side_car = 0
-        self._jobs: list[SparkJob] = []
-        registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
-        self._control = ControlPlane(
-            driver_addresses(spark),
-            self._token,
-            nodes,
-            registry,
-            self._observe,
-            self._log_dir,
-            settings["master_node"],
-            settings["independent"],
-            settings["all_at_once"],
-        )
-        self._feeder = Feeder(spark, self._control, self._token, self._ended)
         self._code = code
+        self._reservation_timeout_s, self._heartbeat_timeout_s = timeouts
+        self._recovery = recovery
+        self._is_up = False
+        self._went_back = False
+        self._life = self._new_life()
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -188,6 +183,10 @@ class TFCluster:
         callbacks: Mapping[str, Any] | None = None,
         checkpoint_dir: str | None = None,
         checkpoint_every_epochs: int = 0,
+        checkpoint_every_steps: int = 0,
+        max_restarts: int | None = None,
+        restart_window: float = RESTART_WINDOW_S,
+        resume: str | None = None,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
     ) -> TFCluster:
@@ -222,6 +221,13 @@ class TFCluster:
             callbacks: ``early_stopping``, ``reduce_lr_on_plateau``, ``terminate_on_nan`` with their arguments.
             checkpoint_dir: directory for `main_fun`'s own checkpoints, on storage all executors share.
             checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
+            checkpoint_every_steps: with `build_model`: save the training's state after every so many steps, too, and
+                not only after each epoch.
+            max_restarts: with `build_model`: how often within `restart_window` the cluster is started again, from its
+                newest checkpoint, when a process or an executor is lost; default 3. Checkpoints of the state are in
+                ``log_dir/checkpoints``, or without `log_dir` in a temporary directory.
+            restart_window: seconds.
+            resume: ``log_dir`` of a run that was interrupted; `train` goes on where its newest checkpoint was.
             hooks: more functions of the model module, with `build_model` only.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
@@ -242,9 +248,15 @@ class TFCluster:
             raise ConfigError("expected log_dir with hooks that draw: pictures go to log_dir/pictures")
         if eval_node and log_dir is None and not is_main_fun:
             raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
+        if max_restarts is None:
+            max_restarts = 0 if is_main_fun else MAX_RESTARTS
+        check_recovery(is_main_fun, max_restarts, checkpoint_every_steps, resume)
+        keeps_state = bool(max_restarts or checkpoint_every_steps or resume)
         settings = {
             **migrated_settings(session, tensorboard, log_dir, master_node, queues),
             "wants_context": is_main_fun,
+            "keeps_state": keeps_state,
+            "checkpoint_every_steps": checkpoint_every_steps,
             "seed": seed,
             "feed_timeout_s": feed_timeout,
             "optimizer": None if optimizer is None else dict(optimizer),
@@ -258,8 +270,16 @@ class TFCluster:
         check_settings(session)
         feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
         check_slots(session, num_executors, int(feeds), reservation_timeout)
-        cluster = cls(session, nodes, code, settings, mode, observer, log_dir, heartbeat_timeout)
-        return cluster._launched(reservation_timeout)
+        recovery = None
+        if keeps_state:
+            recovery = Recovery(
+                RestartBudget(max_restarts, restart_window),
+                None if log_dir is None else Path(log_dir).absolute(),
+                None if resume is None else Path(resume),
+            )
+        timeouts = (reservation_timeout, heartbeat_timeout)
+        cluster = cls(session, nodes, code, settings, mode, observer, log_dir, timeouts, recovery)
+        return cluster._launched()
 
     @classmethod
     def run_independently(
@@ -272,6 +292,8 @@ class TFCluster:
             "independent": True,
             "all_at_once": all_at_once,
             "wants_context": True,
+            "keeps_state": False,
+            "checkpoint_every_steps": 0,
             "seed": 0,
             "feed_timeout_s": CALL_TIMEOUT_S,
             "checkpoint_dir": None,
@@ -280,51 +302,106 @@ class TFCluster:
         check_slots(spark, num_nodes if all_at_once else 1, 0, INDEPENDENT_TIMEOUT_S)
         code = pickled(map_fun, tf_args, Hooks())
         mode = InputMode.TENSORFLOW
-        cluster = cls(spark, nodes, code, settings, mode, None, None, HEARTBEAT_TIMEOUT_S)
-        return cluster._launched(INDEPENDENT_TIMEOUT_S)
+        timeouts = (INDEPENDENT_TIMEOUT_S, HEARTBEAT_TIMEOUT_S)
+        cluster = cls(spark, nodes, code, settings, mode, None, None, timeouts)
+        return cluster._launched()
 
-    def _launched(self, timeout_s: float) -> TFCluster:
+    def _launched(self) -> TFCluster:
         try:
-            self._launch(timeout_s)
+            self._surviving(lambda: None)
         except BaseException:
             self.stop()
             raise
         return self
 
-    def _launch(self, timeout_s: float) -> None:
-        began = time.monotonic()
-        for role in ("worker", "ps", "evaluator"):
-            group = [node for node in self._nodes if node.role == role]
-            if group:
-                self._jobs.append(self._start_nodes(role, group))
-        if not self._settings["all_at_once"]:
+    # --- new lives ---------------------------------------------------------------------------------
+
+    def _new_life(self) -> Life:
+        return Life(
+            self._spark,
+            self._nodes,
+            self._code,
+            self._settings,
+            self._observe,
+            self._log_dir,
+            self._heartbeat_timeout_s,
+            None if self._recovery is None else self._recovery.store,
+            self._ended,
+        )
+
+    def _surviving(self, work: Callable[[], T]) -> T:
+        """Do some work with the cluster; when a node is lost, do it again in a new life from the newest checkpoint.
+
+        Raises:
+            TfsparkError: a node failed for good, or too often.
+        """
+        while True:
+            try:
+                self._bring_up()
+                return work()
+            except Exception as error:
+                self._pause_after(error)
+
+    def _pause_after(self, error: Exception) -> None:
+        """Wait a little before the new life; raise the error if there shall be none."""
+        if self._recovery is None or self._stopped:
+            raise error
+        cause = self._life.failure_behind(error)
+        if cause is None or not self._registry.is_transient:
+            raise error
+        budget = self._recovery.budget
+        pause_s = budget.spend()
+        if pause_s is None:
+            cause.add_note(
+                f"max_restarts={budget.most} within {budget.window_s:g} s are used up; raise max_restarts, or resume "
+                "from the run directory"
+            )
+            raise cause
+        self._observe("restarting", {"cause": str(cause).splitlines()[0], "pause_s": pause_s})
+        self._is_up = False
+        self._life.stop()
+        time.sleep(pause_s)
+
+    def _bring_up(self) -> None:
+        """Launch the cluster if it is not up; after a failure a new life goes back to the newest checkpoint."""
+        if self._is_up:
             return
-        try:
-            self._control.wait(lambda: not self._registry.missing(), timeout_s, "the nodes to register")
-        except DeadlineError:
-            missing = self._registry.missing()
-            raise ReservationError(
-                f"reserved {len(self._nodes) - len(missing)} of {len(self._nodes)} nodes after {timeout_s:g} s; "
-                f"missing {', '.join(missing)}; see whether other jobs hold the slots, raise "
-                "reservation_timeout, or lower num_executors"
-            ) from None
-        self._observe("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
+        earlier = self._life
+        if earlier.is_over:
+            self._life = self._new_life()
+        self._life.launch(self._reservation_timeout_s)
         if self._chief is not None:
             job = self._control.post_job("build")
+            timeout_s = self._reservation_timeout_s
             self._control.wait(lambda: self._trained(job), timeout_s, "the chief to build the model")
+        if earlier.is_over:
+            self._take_over(earlier)
+        self._is_up = True
 
-    def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
-        task = NodeTask(
-            self._control.location, self._token, self._nodes, group[0].index, self._settings, self._code
-        )
-        count = len(group)
-        nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
-        return SparkJob(
-            self._spark,
-            lambda: nodes,
-            f"tfspark {role} nodes",
-            lambda error: self._spark_failed(role, group[0].index, error),
-        )
+    def _take_over(self, earlier: Life) -> None:
+        recovery = self._recovery
+        assert recovery is not None
+        if self._side_car is not None:
+            self._side_car.abandon()
+        self._side_car, self._num_side_car = None, 0
+        self._feeder.take_over(earlier.feeder, [*self._opened, "validation"])
+        recovery.point = recovery.store.newest()
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """Let the trainers go back to the checkpoint, as soon as they know the first row that is fed."""
+        self._went_back = True
+        point = None if self._recovery is None else self._recovery.point
+        if point is not None:
+            self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
+            self._control.post_job(
+                "resume",
+                parts=point.parts,
+                passes=point.passes,
+                steps=point.steps,
+                rows=point.rows,
+                replays=self._feeding.ordered,
+            )
 
     def shutdown(
         self,
@@ -358,16 +435,20 @@ class TFCluster:
         try:
             if ssc is not None:
                 self._await_streaming(ssc)
-            self._feeder.close_all()
-            self._control.post_job("close", export=list(export))
             timeout_s = timeout if timeout >= 0 else float("inf")
-            self._control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
-            self._await_evaluator(grace_secs)
-            self._check_identical_weights()
-            self._control.wait(lambda: self._registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
-            return {n.spec.name: n.result for n in self._registry.nodes.values()}
+            return self._surviving(lambda: self._closed(grace_secs, timeout_s, export))
         finally:
             self.stop()
+
+    def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, Any]:
+        """Let the trainers finish; return what they returned."""
+        self._feeder.close_all()
+        self._control.post_job("close", export=list(export))
+        self._control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
+        self._await_evaluator(grace_s)
+        self._check_identical_weights()
+        self._control.wait(lambda: self._registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
+        return {n.spec.name: n.result for n in self._registry.nodes.values()}
 
     def _await_streaming(self, ssc: Any) -> None:
         """Wait for the end of a StreamingContext; end it when a node fails or no worker reads any more."""
@@ -400,14 +481,9 @@ class TFCluster:
         if self._stopped:
             return
         self._stopped = True
-        self._control.update(lambda: setattr(self._registry, "stopping", True))
-        self._feeder.close_all()
-        until = time.monotonic() + STOP_TIMEOUT_S / 2
-        for job in self._jobs:
-            job.join(max(0.0, until - time.monotonic()))
-        for job in self._jobs:
-            job.cancel()
-        self._control.close()
+        self._life.stop()
+        if self._recovery is not None:
+            self._recovery.close()
 
     def __enter__(self) -> TFCluster:
         return self
@@ -514,19 +590,48 @@ class TFCluster:
     def _train_on_rows(
         self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
     ) -> dict[str, list[float]]:
-        job = self._post_training(num_epochs, checked)
-        for epoch in range(num_epochs):
-            self._num_passes += 1  # Those that were begun: training may stop before num_epochs.
-            self._feed(stream, rows, job, keep=num_epochs > 1 and epoch == 0, again=epoch > 0)
+        first = self._num_passes
+        self._num_passes += num_epochs
+        call = range(first, self._num_passes)
+        return self._surviving(lambda: self._train_passes(stream, rows, call, checked))
+
+    def _train_passes(
+        self, stream: str, rows: DataFrame | RDD[Any], call: range, checked: DataFrame | None
+    ) -> dict[str, list[float]]:
+        """Feed what is left of a training, which may be all of it."""
+        left, used = self._left_of(call)
+        if left is None:
+            return {}
+        if not self._settings["wants_context"]:
+            self._feeder.begin_at(stream, left.start)
+        job = self._post_training(call, left, checked)
+        first_whole = left.start + bool(used)
+        for index in left:
+            first_of_several = index == first_whole and index + 1 < left.stop
+            self._feed(stream, rows, job, first_of_several, index > first_whole, used)
+            used = {}
             if self._control.directory.all_left(stream):
                 break
-            if epoch == 0 and num_epochs > 1 and self._feeding.cache == "node":
+            if first_of_several and self._feeding.cache == "node":
                 self._observe("cache", {"kept": self._feeder.is_kept(stream)})
             if checked is not None and self._side_car is None and not self._trained(job):
                 self._feed("validation", checked, job)
             if self._trained(job):
                 break
         return self._training_result(job)
+
+    def _left_of(self, call: range) -> tuple[range | None, Used]:
+        """Return the passes of a training that are not in the checkpoint this life began with, and what is of the next.
+
+        None: a run that was resumed has done this training, and a later one, before.
+        """
+        point = None if self._recovery is None else self._recovery.point
+        if point is None or not self._went_back or point.call < call.start:
+            return call, {}
+        if point.call > call.start:
+            return None, {}
+        begin = call.stop if point.finished else point.passes
+        return range(min(begin, call.stop), call.stop), dict(point.used) if point.steps else {}
 
     def _train_on_stream(
         self,
@@ -578,10 +683,14 @@ class TFCluster:
             )
         if self._input_mode is InputMode.TENSORFLOW:
             check_slots(self._spark, self._num_slots, 1, timeout_s=0)
+        rows = select_columns(as_dataframe(self._spark, df), spec.columns)
+        return self._surviving(lambda: self._evaluated(spec, rows, num_classes))
+
+    def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
         name = f"evaluate-{next(self._evaluations)}"
         self._feeder.open(for_evaluation(spec, name), self._workers, self._feeding.buffer_bytes)
         job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
-        self._feed(name, select_columns(as_dataframe(self._spark, df), spec.columns), job)
+        self._feed(name, rows, job)
         self._control.wait(
             lambda: self._trained(job), self._feed_timeout_s, f"the workers to evaluate {name!r}"
         )
@@ -619,7 +728,7 @@ class TFCluster:
         self._use_for("inference", data, qname)
         task = InferenceTask(
             self._control.location,
-            self._token,
+            self._life.token,
             stream_of(qname),
             ROWS_PER_WORKER,
             self._feeding.buffer_bytes,
@@ -713,6 +822,7 @@ class TFCluster:
             )
         self._feeding = feeding
         self._feeder.open(spec, self._workers, feeding.buffer_bytes, fed.layout)
+        self._check_resumed(spec)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
@@ -720,6 +830,23 @@ class TFCluster:
         elif validation:
             readers = self._evaluators or self._workers
             self._feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
+
+    def _check_resumed(self, spec: StreamSpec) -> None:
+        """At the first training of a run that resumes another: check that it is the same, and go back."""
+        if self._recovery is None:
+            return
+        run = {
+            "workers": len(self._workers),
+            "parameter servers": sum(node.role == "ps" for node in self._nodes),
+            "seed": spec.seed,
+            "rows per worker and step": spec.batch_size,
+            "ordered": spec.ordered,
+            "columns": spec.columns.to_json(),
+        }
+        self._recovery.store.run = json.loads(json.dumps(run))
+        if self._recovery.point is not None and not self._went_back:
+            check_same_run(self._recovery.point, self._recovery.store.run)
+            self._go_back()
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
         size = batch_size or ROWS_PER_WORKER * len(self._workers)
@@ -735,24 +862,32 @@ class TFCluster:
             chunk_bytes=feeding.chunk_bytes,
             timeout_s=self._feed_timeout_s,
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
+            has_ledger=bool(self._settings["checkpoint_every_steps"]) and not feeding.ordered,
         )
 
     def _feed(
-        self, stream: str, data: DataFrame | RDD[Any], job: int, keep: bool = False, again: bool = False
+        self,
+        stream: str,
+        data: DataFrame | RDD[Any],
+        job: int,
+        keep: bool = False,
+        again: bool = False,
+        used: Used | None = None,
     ) -> None:
-        rows = self._feeder.feed(stream, data, job, keep, again)
+        rows = self._feeder.feed(stream, data, job, keep, again, used)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 
-    def _post_training(self, epochs: int, validation: DataFrame | None) -> int:
+    def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
         if self._settings["wants_context"]:
             return 0
         if validation is not None and self._evaluators:
             self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
         return self._control.post_job(
             "train",
-            first_pass=self._num_passes,
-            epochs=epochs,
+            call=call.start,
+            first_pass=left.start,
+            epochs=len(left),
             validation=validation is not None and self._side_car is None,
             side_car=self._side_car is not None,
         )
@@ -790,13 +925,21 @@ class TFCluster:
         self._opened["train"] = spec
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._settings["seed"]}
+        call = range(self._num_passes, self._num_passes + num_epochs)
+        self._num_passes = call.stop
+        return self._surviving(lambda: self._train_on_plan(description, spec, call))
+
+    def _train_on_plan(self, description: Json, spec: StreamSpec, call: range) -> dict[str, list[float]]:
+        """Let the workers read files as planned, as often as is left of a training."""
         directory = self._control.directory
         self._control.update(lambda: directory.open_stream("train", description, len(self._workers)))
         if self._settings["wants_context"]:
             return {}
-        job = self._post_training(num_epochs, None)
-        self._num_passes += num_epochs
-        return self._training_result(job)
+        self._check_resumed(spec)
+        left, _ = self._left_of(call)
+        if left is None:
+            return {}
+        return self._training_result(self._post_training(call, left, None))
 
     def _training_result(self, job: int) -> dict[str, list[float]]:
         if self._settings["wants_context"]:
@@ -826,8 +969,16 @@ class TFCluster:
     # --- state -------------------------------------------------------------------------------------
 
     @property
+    def _control(self) -> ControlPlane:
+        return self._life.control
+
+    @property
+    def _feeder(self) -> Feeder:
+        return self._life.feeder
+
+    @property
     def _registry(self) -> Registry:
-        return self._control.registry
+        return self._life.registry
 
     @property
     def _workers(self) -> list[NodeSpec]:
@@ -868,22 +1019,6 @@ class TFCluster:
                 f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
                 "that is not synchronised (see docs/troubleshooting.md)"
             )
-
-    def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
-        """Note that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
-        message = without_java_stack(str(error))
-        failed = re.search(r"Task (\d+) in stage .*?most recent failure: (.*)", message)
-
-        def note() -> None:
-            index = first_index + int(failed.group(1)) if failed else -1
-            if failed and self._registry.nodes[index].attempt:
-                cause = f"its Spark task failed or was killed: {failed.group(2)}"
-                self._registry.task_failed(index, cause)
-                return
-            failure = ReservationError(f"the Spark job of the {role} nodes failed: {message}")
-            self._registry.fail_cluster(failure)
-
-        self._control.update(note)
 
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":

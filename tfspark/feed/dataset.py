@@ -19,7 +19,8 @@ from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.elements import flattened, joined, signature, to_element
 from tfspark.feed.examples import class_weights_of, features_of_record, parse_examples
-from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
+from tfspark.feed.ledger import Used
+from tfspark.feed.reader import WEIGHT, PassReader, Start, StreamSpec
 from tfspark.feed.source import decode_sample
 from tfspark.training.keras_corrections import FEED_ATTRIBUTE
 
@@ -40,6 +41,7 @@ class Feed:
         self.spec = spec
         self.sample = sample
         self.next_index = 0
+        self.start: tuple[int, Start] = (0, Start())
         self.features_hook = context.hooks.features
         self._context = context
         self._opened: queue.SimpleQueue[PassReader] = queue.SimpleQueue()
@@ -64,6 +66,15 @@ class Feed:
         return self._readings[-1].steps
 
     @property
+    def first_step_of_pass(self) -> int:
+        """Number of the first batch of the last pass that was given out, 0 but in a pass that was resumed."""
+        return self._readings[-1].first_step
+
+    def used(self, steps: int) -> Used:
+        """Return the rows that this node's batches up to step `steps` of the last pass are made of."""
+        return self._readings[-1].used(steps)
+
+    @property
     def is_over(self) -> bool:
         """Whether the last pass that was asked for does not exist: the stream has ended."""
         return self._readings[-1].is_behind_the_end
@@ -75,6 +86,7 @@ class Feed:
 
     def open_pass(self) -> PassReader:
         """Begin to read the next pass."""
+        index, start = self.start
         reading = PassReader(
             self._context.control,
             self._context.token,
@@ -84,6 +96,7 @@ class Feed:
             self._context.host,
             self.sample,
             self._cache,
+            start if index == self.next_index else None,
         )
         self._readings.append(reading)
         self._opened.put(reading)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfspark.errors import DataError
+from tfspark.feed.ledger import union
 from tfspark.feed.ranges import Ranges
 
 Json = dict[str, Any]
@@ -54,8 +55,11 @@ class FeedPass:
         keep: the readers keep what they receive on their nodes.
         kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
         kept: readers that have kept all they received.
+        used: rows that need not be served, as an earlier life of the cluster has trained on them: the partition's own
+            number -> intervals.
     """
 
+    used: Mapping[int, list[list[int]]] = field(default_factory=dict)
     keep: bool = False
     kept_in: int = -1
     kept: set[int] = field(default_factory=set)
@@ -102,16 +106,29 @@ class FeedDirectory:
         """All streams ever opened."""
         return list(self._streams)
 
-    def open_pass(self, stream: str, keep: bool = False, kept_in: int = -1) -> int:
+    def skip_passes(self, stream: str, count: int) -> None:
+        """Let the next pass have at least number `count`: an earlier life of the cluster had those before it."""
+        book = self._streams[stream]
+        while len(book.passes) < count:
+            book.passes.append(FeedPass(ended=dict.fromkeys(range(book.num_readers), 0)))
+
+    def open_pass(
+        self,
+        stream: str,
+        keep: bool = False,
+        kept_in: int = -1,
+        used: Mapping[int, list[list[int]]] | None = None,
+    ) -> int:
         """Begin the next pass and return its number.
 
         Args:
             stream: name of the stream.
             keep: let the readers keep what they receive.
             kept_in: a pass whose rows the readers have kept and shall read again, without Spark.
+            used: rows not to serve; see `FeedPass`.
         """
         passes = self._streams[stream].passes
-        passes.append(FeedPass(keep=keep, kept_in=kept_in))
+        passes.append(FeedPass(used=used or {}, keep=keep, kept_in=kept_in))
         return len(passes) - 1
 
     def finish_pass(self, stream: str, index: int) -> int:
@@ -150,6 +167,10 @@ class FeedDirectory:
         book = self._streams[stream]
         return len(book.passes[index].kept) == book.num_readers
 
+    def sample(self, stream: str) -> str | None:
+        """Return the first row of the stream, as `offer_sample` was given it."""
+        return self._streams[stream].sample
+
     def has_sample(self, stream: str) -> bool:
         """Tell whether any row of the stream has been seen."""
         return self._streams[stream].sample is not None
@@ -172,11 +193,11 @@ class FeedDirectory:
         source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock())
         feed_pass.sources[partition] = source
         self._by_id[source.id] = (book, feed_pass, source)
-        delivered = feed_pass.delivered.get(partition, Ranges())
+        delivered = feed_pass.delivered.get(partition, Ranges()).to_json()
         return {
             "action": "serve",
             "source": source.id,
-            "skip": delivered.to_json(),
+            "skip": union([delivered, feed_pass.used.get(name, [])]),
             "want_sample": book.sample is None,
         }
 

@@ -24,11 +24,15 @@ from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
 from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns
+from tfspark.feed.ledger import Ledger, Used
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.source import CHUNK
 
 WEIGHT = "__weight__"
 """Key of each row's weight in a batch: 0 for padding, otherwise its class's weight or 1."""
+
+PARTITION, ROW = "__partition__", "__row__"
+"""Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
 
 BLOCKED_S = 0.05
 PREFETCH_BATCHES = 4
@@ -53,6 +57,7 @@ class StreamSpec:
         timeout_s: how long the reader bears that no row comes.
         cache_bytes: size of each reader's node cache at most; 0: nothing is kept.
         open_ended: nobody knows how many passes come, nor when the next one does: a stream's micro-batches.
+        has_ledger: readers note which rows each step uses, for checkpoints within a pass.
     """
 
     name: str
@@ -67,6 +72,7 @@ class StreamSpec:
     timeout_s: float
     cache_bytes: int = 0
     open_ended: bool = False
+    has_ledger: bool = False
 
     def to_json(self) -> Json:
         """Return a form that survives JSON."""
@@ -77,6 +83,22 @@ class StreamSpec:
         """Rebuild what `to_json` gave."""
         known = {key: data[key] for key in cls.__dataclass_fields__}
         return cls(**{**known, "columns": Columns.from_json(data["columns"])})
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a reader begins within a pass, as a checkpoint has it.
+
+    Attributes:
+        steps: batches that were used before.
+        rows: rows this reader has had before, if it does not read the pass anew.
+        replays: whether it reads the pass anew and leaves out the first `steps` batches: those of an ordered stream
+            are the same again.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    replays: bool = False
 
 
 @dataclass
@@ -105,6 +127,7 @@ class PassReader:
         host: this machine, for sources of the same host.
         filler: rows to pad with when the pass brings this reader none of its own.
         cache: where this reader keeps its rows when the driver asks for it.
+        start: where within the pass to begin.
     """
 
     def __init__(
@@ -117,7 +140,9 @@ class PassReader:
         host: str,
         filler: Rows,
         cache: NodeCache | None = None,
+        start: Start | None = None,
     ):
+        start = start or Start()
         self._control = control
         self._token = token
         self._spec = spec
@@ -133,8 +158,10 @@ class PassReader:
         self._leases: list[Lease] = []
         self._clients: dict[str, ActionClient] = {}
         self._last_partition = -1
-        self._rows = 0
-        self._formed = 0
+        self._first_step = start.steps
+        self._rows_before = self._rows = start.rows
+        self._formed_before = self._formed = 0 if start.replays else start.steps
+        self._ledger = Ledger()
         self._queue: deque[Rows] = deque()
         self._ended = False
         self._stopped = False
@@ -148,11 +175,12 @@ class PassReader:
     # --- the training thread's side ----------------------------------------------------------------
 
     def has_step(self, step: int) -> bool:
-        """Wait until it is known whether the pass has a batch number `step` (from 0); tell it."""
+        """Wait until it is known whether there is a batch number `step`, from 0 where this reader began; tell it."""
+        wanted = self._first_step + step
         with self._changed:
-            self._changed.wait_for(lambda: self._formed > step or self._ended)
+            self._changed.wait_for(lambda: self._formed > wanted or self._ended)
             self._raise_error()
-            return self._formed > step
+            return self._formed > wanted
 
     def __iter__(self) -> Iterator[Rows]:
         """Yield batches until the pass ends."""
@@ -168,13 +196,22 @@ class PassReader:
 
     @property
     def steps(self) -> int:
-        """Batches formed so far, those for the training thread to come included."""
+        """Batches formed so far, those before the start and those for the training thread to come included."""
         return self._formed
+
+    @property
+    def first_step(self) -> int:
+        """Number of the first batch this reader gives out."""
+        return self._first_step
 
     @property
     def rows(self) -> int:
         """Rows received so far, padding not counted."""
         return self._rows
+
+    def used(self, steps: int) -> Used:
+        """Return the rows that this reader's batches up to step number `steps` of the pass are made of."""
+        return self._ledger.up_to(steps)
 
     @property
     def is_behind_the_end(self) -> bool:
@@ -211,14 +248,29 @@ class PassReader:
             rows = self._converted(place, batch)
             self._rows += num_rows(rows)
             self._filler = take(rows, [0])
-            self._batcher.add(rows)
+            self._batcher.add(self._with_origin(rows, place))
             for full in self._batcher.full_batches():
-                self._put(full)
+                self._put(self._noted(full))
         if not self._is_open:
             return  # The stream ended before this pass.
-        for rows in self._batcher.rest():
+        for last in self._batcher.rest():
+            rows = self._noted(last)
             self._put(self._padded(rows) if self._spec.synchronous else rows)
         self._agree_on_end()
+
+    def _with_origin(self, rows: Rows, place: Place) -> Rows:
+        if not self._spec.has_ledger:
+            return rows
+        count = num_rows(rows)
+        first = place.first_row
+        return {**rows, PARTITION: np.full(count, place.partition), ROW: np.arange(first, first + count)}
+
+    def _noted(self, batch: Rows) -> Rows:
+        """Note whose rows the next step uses; return the batch as that step takes it."""
+        if not self._spec.has_ledger:
+            return batch
+        self._ledger.note(self._formed, batch.pop(PARTITION), batch.pop(ROW))
+        return batch
 
     def _padded(self, rows: Rows) -> Rows:
         filler = {**rows, WEIGHT: np.zeros_like(rows[WEIGHT])}
@@ -258,7 +310,8 @@ class PassReader:
     def _put(self, batch: Rows) -> None:
         """Queue a batch; while the queue is full, let nobody wait for what this reader holds."""
         with self._changed:
-            self._queue.append(batch)
+            if self._formed >= self._first_step:
+                self._queue.append(batch)
             self._formed += 1
             self._changed.notify_all()
             if self._changed.wait_for(self._has_space, BLOCKED_S):
@@ -278,7 +331,8 @@ class PassReader:
         for lease in list(self._leases):
             self._release(lease, "left" if self._acknowledge(lease) else "gone")
         if self._spec.synchronous:
-            self._agree(max(self._formed, self._rows // self._spec.batch_size), ended=False)
+            received = (self._rows - self._rows_before) // self._spec.batch_size
+            self._agree(max(self._formed, self._formed_before + received), ended=False)
 
     def _acknowledge(self, lease: Lease) -> bool:
         """Acknowledge the last chunk; tell whether the source is still there."""

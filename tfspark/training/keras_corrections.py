@@ -90,12 +90,17 @@ def _build_from_element_spec(original: Any) -> Any:
         is_ours = is_fed or keras_trainer._collective_all_reduce_multi_worker(strategy)
         if dataset is None or not is_ours:
             return original(self, iterator=iterator, data_batch=data_batch)
-        batch = tree.map_structure(_local_spec, dataset.element_spec)
-        with strategy.scope():
-            self._symbolic_build(data_batch=batch)
+        build_for(self, dataset)
         return None
 
     return _maybe_symbolic_build
+
+
+def build_for(model: keras.Model, dataset: Any) -> None:
+    """Make all variables of a model, its optimizers' and metrics' too, for a distributed dataset."""
+    batch = tree.map_structure(_local_spec, dataset.element_spec)
+    with model.distribute_strategy.scope():
+        model._symbolic_build(data_batch=batch)
 
 
 def _local_spec(spec: Any) -> Any:

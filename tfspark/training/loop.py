@@ -8,13 +8,16 @@ metrics' states, which are sums, are added up by the driver. So every row counts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
 from typing import TYPE_CHECKING, Any
 
 import keras
 
 from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import describe_stream, distributed_dataset, open_feed
+from tfspark.feed.dataset import Feed, describe_stream, distributed_dataset, open_feed
+from tfspark.feed.ledger import Used
+from tfspark.feed.reader import Start
+from tfspark.training import state
 from tfspark.training.build import (
     BuildModel,
     call_build_model,
@@ -23,10 +26,11 @@ from tfspark.training.build import (
     weights_digest,
 )
 from tfspark.training.callbacks import make_callbacks
+from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateCheckpoints, fetch, start_of
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
-from tfspark.training.keras_corrections import SynchroniseState
+from tfspark.training.keras_corrections import SynchroniseState, build_for
 from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
@@ -55,6 +59,9 @@ def do_jobs(session: TrainingSession, context: TFContext) -> Json:
     for job in posted_jobs(context):
         if job["kind"] == "build":
             job_done(context, job, {})
+        elif job["kind"] == "resume":
+            session.resume(job)
+            job_done(context, job, {})
         elif job["kind"] == "train":
             job_done(context, job, session.train(job))
         elif job["kind"] == "evaluate":
@@ -82,8 +89,10 @@ class TrainingSession:
             set_optimizer(self.model, context.settings)
         self.local_model = call_build_model(build_model, params)
         set_optimizer(self.local_model, context.settings)
-        self.rows: list[int] = []
-        self.history: dict[str, list[float]] = {}
+        self.progress = Progress()
+        self.resumed: Resumed | None = None
+        self._start: tuple[int, Start] = (0, Start())
+        self._sender = self.make_sender()
         self.checkpoints = Checkpoints(context, self.to_save)
         self._dataset: Any = None
         self._described: Json = {}
@@ -96,22 +105,73 @@ class TrainingSession:
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
-        """Fit for the job's epochs; return the history of this job."""
+        """Fit for the job's epochs; return the history of this job, earlier lives of the cluster included."""
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
-        passes_before = len(feed.rows_per_pass)
+        feed.start = self._start
         first = [SynchroniseState(), LossOfRealRows(self.context, feed)]
-        fitted = self.model.fit(
-            self._dataset,
-            epochs=job["first_pass"] + job["epochs"],
-            initial_epoch=job["first_pass"],
-            callbacks=[*first, *self.callbacks(job, feed.global_batch_size)],
-            verbose=0,
-            shuffle=False,
-        )
-        rows = feed.rows_per_pass[passes_before:]
-        self.rows.extend(rows)
-        return {"history": self.remember(fitted.history), "rows": rows}
+        counted = feed if isinstance(feed, Feed) else None
+        if not self.begin(job):
+            self.model.fit(
+                self._dataset,
+                epochs=job["first_pass"] + job["epochs"],
+                initial_epoch=job["first_pass"],
+                callbacks=[*first, *self.callbacks(job, feed.global_batch_size, counted)],
+                verbose=0,
+                shuffle=False,
+            )
+            self.finish(job)
+        return self.progress.of_call
+
+    def begin(self, job: Json) -> bool:
+        """Begin a training, or go on with it where a checkpoint was; tell whether it had ended."""
+        if job["call"] != self.progress.call:
+            self.resumed = None
+        self.progress.begin(job["call"])
+        return self.progress.finished
+
+    def finish(self, job: Json) -> None:
+        """Save the state after a training: callbacks may have put the best weights back."""
+        self.progress.finished = True
+        self.save(job["first_pass"] + job["epochs"], 0, [], {})
+        self._sender.finish()
+
+    @property
+    def rows_of_pass(self) -> int:
+        """Rows this node had of the last pass over the training rows."""
+        return int(self._training_feed().rows_of_pass)
+
+    # --- checkpoints of the state ------------------------------------------------------------------
+
+    def make_sender(self) -> PartSender:
+        """Return what sends this node's parts of checkpoints."""
+        return PartSender(self.context, self.context.num_workers, self.context.node.task_index)
+
+    def save(self, passes: int, steps: int, callbacks: list[keras.callbacks.Callback], used: Used) -> None:
+        """Save the state as it is after so many passes and so many steps of the next."""
+        if not self.context.settings["keeps_state"]:
+            return
+        arrays = state.capture(self.model, self.context.is_chief)
+        plain, of_callbacks = state.capture_callbacks(callbacks)
+        facts: Json = {"passes": passes, "steps": steps, "progress": copy.deepcopy(vars(self.progress))}
+        if self.context.is_chief:
+            facts |= {"callbacks": plain, "model": state.describe(self.model)}
+            arrays |= of_callbacks
+        self._sender.send(arrays, facts, used)
+
+    def resume(self, job: Json) -> None:
+        """Go back to a checkpoint, in a new life of the cluster."""
+        self.build()
+        rank = self.context.node.task_index
+        self.resumed, self.progress = fetch(self.context, job, rank)
+        state.restore(self.model, self.resumed.shared, self.resumed.own)
+        if job["steps"]:
+            self._start = job["passes"], start_of(job, rank)
+
+    def build(self) -> None:
+        """Make all variables, as ``fit`` does."""
+        self._training_feed()
+        build_for(self.model, self._dataset)
 
     def _training_feed(self) -> Any:
         """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
@@ -120,7 +180,7 @@ class TrainingSession:
             self._dataset, self._described = distributed_dataset(self.context, "train"), described
         return self._dataset._tfspark_feed
 
-    def callbacks(self, job: Json, step_rows: int) -> list[keras.callbacks.Callback]:
+    def callbacks(self, job: Json, step_rows: int, feed: Any = None) -> list[keras.callbacks.Callback]:
         """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
         ours: list[keras.callbacks.Callback] = []
         if job["validation"]:
@@ -133,14 +193,8 @@ class TrainingSession:
             ours.extend(self.context.hooks.callbacks(self.params))
         if self.context.hooks.draw_epoch is not None and self.context.is_chief:
             ours.append(DrawEpochs(self))
-        return [*ours, self.checkpoints]
-
-    def remember(self, fitted: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
-        """Add the history of one training to that of all, and return it as plain numbers."""
-        history = {name: [float(v) for v in values] for name, values in fitted.items()}
-        for name, values in history.items():
-            self.history.setdefault(name, []).extend(values)
-        return history
+        ours.append(self.checkpoints)
+        return [*ours, StateCheckpoints(self, ours, feed)]
 
     def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""
@@ -200,8 +254,8 @@ class TrainingSession:
         if job["export"] and self.context.is_chief:
             upload_model(self.context, self.to_export(), "export", tuple(job["export"]))
         return {
-            "history": self.history,
-            "rows": self.rows,
+            "history": self.progress.history,
+            "rows": self.progress.rows,
             "iterations": int(self.model.optimizer.iterations.numpy()) if self.model.optimizer else 0,
             "weights_sha256": weights_digest(self.model),
         }

@@ -21,9 +21,11 @@ from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError
 from tfspark.feed.worker_feed import WorkerStream, open_stream
 from tfspark.training.build import copy_optimizer
+from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.loop import TrainingSession
 from tfspark.training.servers import CHIEF_DONE, meet
 from tfspark.training.sharding import whole_values
+from tfspark.training.state import restore
 from tfspark.training.worker_steps import StepResult, WorkerStep
 
 STEPS_PER_WORKER = 2
@@ -48,6 +50,8 @@ class ParameterServerSession(TrainingSession):
         """Train for the job's epochs; return the history of this job."""
         stream = open_stream(self.context, "train")
         self._build(stream)
+        if self.begin(job):
+            return self.progress.of_call
         callbacks = keras.callbacks.CallbackList(
             self.callbacks(job, stream.batch_size),
             add_history=True,
@@ -57,13 +61,30 @@ class ParameterServerSession(TrainingSession):
             verbose=0,
             steps=None,
         )
-        rows = self._fit(stream, callbacks, range(job["first_pass"], job["first_pass"] + job["epochs"]))
-        self.rows.extend(rows)
-        return {"history": self.remember(self.model.history.history), "rows": rows}
+        self._fit(stream, callbacks, range(job["first_pass"], job["first_pass"] + job["epochs"]))
+        self.finish(job)
+        return self.progress.of_call
 
-    def _fit(self, stream: WorkerStream, callbacks: keras.callbacks.CallbackList, epochs: range) -> list[int]:
-        """Do what ``fit`` does; return the rows of each epoch."""
-        model, rows, logs = self.model, [], None
+    rows_of_pass = 0
+
+    def make_sender(self) -> PartSender:
+        """Return what sends checkpoints; the chief's part is all of them."""
+        return PartSender(self.context, 1, 0)
+
+    def resume(self, job: Json) -> None:
+        """Go back to a checkpoint, which is one of whole passes."""
+        self.build()
+        self.resumed, self.progress = fetch(self.context, job, 0)
+        restore(self.model, self.resumed.shared, self.resumed.own)
+
+    def build(self) -> None:
+        """Make all variables."""
+        self._build(open_stream(self.context, "train"))
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    def _fit(self, stream: WorkerStream, callbacks: keras.callbacks.CallbackList, epochs: range) -> None:
+        """Do what ``fit`` does."""
+        model, logs = self.model, None
         step = self._step("train", stream, model.train_step)
         model.stop_training = False
         callbacks.on_train_begin()
@@ -74,7 +95,7 @@ class ParameterServerSession(TrainingSession):
                 callbacks.on_train_batch_begin(total.steps)
                 total.add(result)
                 callbacks.on_train_batch_end(total.steps - 1, result.logs)
-            rows.append(total.rows)
+            self.rows_of_pass = total.rows
             logs = self._metrics(total)
             callbacks.on_epoch_end(epoch, logs)
             if model.stop_training:
@@ -82,7 +103,6 @@ class ParameterServerSession(TrainingSession):
         if model.optimizer is not None:
             model.optimizer.finalize_variable_values(model.trainable_weights)
         callbacks.on_train_end(logs)
-        return rows
 
     def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
         """Evaluate all rows of one pass of a stream, on the workers."""

@@ -111,10 +111,11 @@ def upload_model(context: TFContext, model: keras.Model, name: str, formats: tup
 
 def upload(context: TFContext, path: Path, name: str) -> None:
     """Send a file or a folder to the driver's run directory."""
-    context.control.put({"name": name}, UPLOAD_SCHEMA, _chunks(path), UPLOAD_TIMEOUT_S)
+    context.control.put({"name": name}, UPLOAD_SCHEMA, chunks_of(path), UPLOAD_TIMEOUT_S)
 
 
-def _chunks(path: Path) -> Iterator[pa.RecordBatch]:
+def chunks_of(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield a file, or the files of a folder, as (path, bytes) rows for an upload."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
         relative = "" if file == path else file.relative_to(path).as_posix()

@@ -1,0 +1,253 @@
+"""The driver's store of checkpoints of a training's state.
+
+A checkpoint is a folder ``state-<number>`` with one part per node and ``manifest.json``, which says where in the
+training it was taken and has a checksum of every part. It is put together aside and renamed when it is whole, so what
+has the final name was complete; the checksums find what was damaged later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfspark.errors import ConfigError
+from tfspark.feed.ledger import Intervals, merged
+
+Json = dict[str, Any]
+
+logger = logging.getLogger("tfspark")
+
+FORMAT = 1
+KEPT = 2
+"""So many checkpoints are kept: if the newest is damaged, there is the one before."""
+_NAME = re.compile(r"state-(\d{6})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint.
+
+    Attributes:
+        path: its folder.
+        passes: whole passes over the training rows.
+        steps: steps of the next pass.
+        call: first pass of the ``train()`` that was under way.
+        finished: whether that had ended.
+        rows: rows each worker has had of the pass that was under way.
+        used: which rows those were: partition -> intervals.
+        run: what a run must share with the one that was interrupted.
+        model: path, shape and type of every weight.
+        files: name of each node's part -> its SHA-256.
+    """
+
+    path: Path
+    passes: int
+    steps: int
+    call: int
+    finished: bool
+    rows: tuple[int, ...]
+    used: Mapping[int, Intervals]
+    run: Json
+    model: Sequence[Json]
+    files: Mapping[str, str]
+
+    def to_json(self) -> Json:
+        """Return the manifest."""
+        return {"format": FORMAT, **{key: value for key, value in vars(self).items() if key != "path"}}
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint's manifest and check its parts.
+
+        Raises:
+            ValueError: it is not what a checkpoint must be; the message says in what.
+        """
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            if manifest.pop("format") != FORMAT:
+                raise ValueError(f"expected format {FORMAT}")
+            used = {int(partition): intervals for partition, intervals in manifest.pop("used").items()}
+            found = cls(path=path, used=used, rows=tuple(manifest.pop("rows")), **manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its manifest.json cannot be read: {error}") from None
+        for name, digest in found.files.items():
+            if not (path / name).is_file() or _digest(path / name) != digest:
+                raise ValueError(f"{name} is missing or damaged")
+        return found
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of the parts by rank, as nodes ask for them."""
+        return [f"{self.path.name}/{name}" for name in sorted(self.files)]
+
+
+@dataclass
+class _Draft:
+    """A checkpoint whose parts are coming in."""
+
+    path: Path
+    of: int
+    headers: dict[int, Json] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """Keeps the newest checkpoints of one run. Methods are called under the control plane's lock.
+
+    Args:
+        directory: where; made when the first part comes.
+        resumed: the checkpoint this run goes on from.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        resumed: Checkpoint | None,
+    ):
+        self.directory = directory
+        self.run: Json = {}
+        """What a run that resumes must share with this one."""
+        self._kept: list[Checkpoint] = [] if resumed is None else [resumed]
+        self._base = resumed
+        self._drafts: dict[tuple[int, int, bool], _Draft] = {}
+        self._number = max((int(match[1]) for match in _numbered(directory)), default=0)
+
+    def place(self, header: Json) -> Path:
+        """Return where a node's part is to be written."""
+        draft = self._draft(header)
+        draft.path.mkdir(parents=True, exist_ok=True)
+        return draft.path / f"part-{header['rank']:04d}.npz"
+
+    def add(self, header: Json, part: Path, digest: str) -> Checkpoint | None:
+        """Take in a part that was written; return the checkpoint if it is complete now."""
+        draft = self._draft(header)
+        if part.parent != draft.path:
+            return None  # Of a life of the cluster that is over.
+        draft.headers[header["rank"]] = header
+        draft.files[part.name] = digest
+        if len(draft.files) < draft.of:
+            return None
+        del self._drafts[_key(header)]
+        return self._keep(draft)
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""
+        while self._kept:
+            try:
+                found = Checkpoint.load(self._kept[-1].path)
+            except ValueError as error:
+                logger.warning("the checkpoint %s is left out: %s", self._kept.pop().path, error)
+            else:
+                self._base = found
+                self._drafts.clear()
+                return found
+        self._base = None
+        self._drafts.clear()
+        return None
+
+    def drop_drafts(self) -> None:
+        """Remove what is not complete."""
+        for aside in self.directory.glob(".state-*"):
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _draft(self, header: Json) -> _Draft:
+        key = _key(header)
+        if key not in self._drafts:
+            self._number += 1
+            self._drafts[key] = _Draft(self.directory / f".state-{self._number:06d}", header["of"])
+        return self._drafts[key]
+
+    def _keep(self, draft: _Draft) -> Checkpoint:
+        chief, base = draft.headers[0], self._base
+        passes, steps = chief["passes"], chief["steps"]
+        goes_on = base is not None and base.steps and base.passes == passes and steps
+        before = base if goes_on else None
+        ranks = range(draft.of)
+        found = Checkpoint(
+            path=draft.path.with_name(draft.path.name.removeprefix(".")),
+            passes=passes,
+            steps=steps,
+            call=chief["facts"]["progress"]["call"],
+            finished=chief["facts"]["progress"]["finished"],
+            rows=tuple(
+                draft.headers[rank]["rows"] + (before.rows[rank] if before and rank < len(before.rows) else 0)
+                for rank in ranks
+            ),
+            used=merged([before.used if before else {}, *(draft.headers[rank]["used"] for rank in ranks)]),
+            run=self.run,
+            model=chief["facts"]["model"],
+            files=draft.files,
+        )
+        (draft.path / "manifest.json").write_text(json.dumps(found.to_json()))
+        draft.path.rename(found.path)
+        self._kept.append(found)
+        while len(self._kept) > KEPT:
+            shutil.rmtree(self._kept.pop(0).path, ignore_errors=True)
+        return found
+
+
+def write_part(path: Path, chunks: Iterable[Any]) -> str:
+    """Write an uploaded part; return its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as out:
+        for chunk in chunks:
+            for data in chunk.data.column(1):
+                out.write(data.as_buffer())
+                digest.update(data.as_buffer())
+    return digest.hexdigest()
+
+
+def newest_in(directory: Path) -> Checkpoint:
+    """Return the newest whole checkpoint of a run that was interrupted.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    wrong = []
+    for match in sorted(_numbered(directory), key=lambda match: match[1], reverse=True):
+        try:
+            return Checkpoint.load(directory / match[0])
+        except ValueError as error:
+            wrong.append(f"{match[0]}: {error}")
+    raise ConfigError(
+        f"expected a checkpoint state-NNNNNN to resume from in {directory}, found "
+        f"{'; '.join(wrong) or 'none'}; a run keeps them in its run directory when max_restarts is 1 or more"
+    )
+
+
+def check_same_run(found: Checkpoint, run: Json) -> None:
+    """Refuse to go on with another run's checkpoint.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    wrong = [
+        f"{key} {run[key]!r}, it has {found.run.get(key)!r}" for key in run if run[key] != found.run.get(key)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"expected the checkpoint {found.path} to be of a run with {'; '.join(wrong)}; resume with the same, or "
+            "start anew"
+        )
+
+
+def _numbered(directory: Path) -> list[re.Match[str]]:
+    if not directory.is_dir():
+        return []
+    return [match for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+
+
+def _key(header: Json) -> tuple[int, int, bool]:
+    return header["passes"], header["steps"], header["facts"]["progress"]["finished"]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,162 @@
+"""One life of a cluster: its servers on the driver, its nodes on the executors, its secret.
+
+After a failure a cluster begins a new life. It has nothing in common with the one before but what the driver knows:
+the secret and the addresses are new, so whatever is left of the old life cannot be heard any more.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tfspark.cluster.checkpoints import CheckpointStore
+from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.feeder import Feeder
+from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
+from tfspark.cluster.preflight import driver_addresses
+from tfspark.cluster.registry import Registry
+from tfspark.cluster.roles import NodeSpec
+from tfspark.cluster.sparkjob import SparkJob, without_java_stack
+from tfspark.cluster.wire import Json, new_token
+from tfspark.errors import DeadlineError, ReservationError, TfsparkError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+STOP_TIMEOUT_S = 10.0
+EXPLAIN_S = 5.0
+"""How long after an error of Spark's a node may take to tell what was behind it."""
+
+
+class Life:
+    """See the module's docstring.
+
+    Args:
+        spark: the session.
+        nodes: the plan.
+        code: the user's function and its arguments, pickled.
+        settings: plain values for the trainers.
+        observer: called with (event, fields).
+        log_dir: where uploads are kept.
+        heartbeat_timeout_s: silence after which a node is lost.
+        store: where checkpoints of the state are kept.
+        ended: tells whether all of some nodes have ended a job.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        nodes: tuple[NodeSpec, ...],
+        code: bytes,
+        settings: Json,
+        observer: Observer,
+        log_dir: Path | None,
+        heartbeat_timeout_s: float,
+        store: CheckpointStore | None,
+        ended: Callable[[int, Sequence[NodeSpec]], bool],
+    ):
+        self._spark = spark
+        self._nodes = nodes
+        self._code = code
+        self._settings = settings
+        self._observer = observer
+        self.token = new_token()
+        self._jobs: list[SparkJob] = []
+        self.is_over = False
+        self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
+        self.control = ControlPlane(
+            driver_addresses(spark),
+            self.token,
+            nodes,
+            self.registry,
+            observer,
+            log_dir,
+            settings["master_node"],
+            settings["independent"],
+            settings["all_at_once"],
+            store,
+        )
+        self.feeder = Feeder(spark, self.control, self.token, ended)
+
+    def launch(self, timeout_s: float) -> None:
+        """Start the nodes and wait until all have registered.
+
+        Raises:
+            ReservationError: a node is missing at the deadline.
+            TfsparkError: a node failed.
+        """
+        began = time.monotonic()
+        for role in ("worker", "ps", "evaluator"):
+            group = [node for node in self._nodes if node.role == role]
+            if group:
+                self._jobs.append(self._start_nodes(role, group))
+        if not self._settings["all_at_once"]:
+            return
+        try:
+            self.control.wait(lambda: not self.registry.missing(), timeout_s, "the nodes to register")
+        except DeadlineError:
+            missing = self.registry.missing()
+            raise ReservationError(
+                f"reserved {len(self._nodes) - len(missing)} of {len(self._nodes)} nodes after {timeout_s:g} s; "
+                f"missing {', '.join(missing)}; see whether other jobs hold the slots, raise "
+                "reservation_timeout, or lower num_executors"
+            ) from None
+        self._observer("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
+
+    def stop(self) -> None:
+        """End it now, in whatever state it is; harmless when it has ended."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self.control.update(lambda: setattr(self.registry, "stopping", True))
+        self.feeder.close_all()
+        until = time.monotonic() + STOP_TIMEOUT_S / 2
+        for job in self._jobs:
+            job.join(max(0.0, until - time.monotonic()))
+        for job in self._jobs:
+            job.cancel()
+        self.control.close()
+
+    def failure_behind(self, error: Exception) -> Exception | None:
+        """Return the nodes' failure that explains an error; None if no node has failed.
+
+        When an executor goes, the Spark job that feeds may fail before the nodes' end is known.
+        """
+        wait_s = 0.0 if isinstance(error, TfsparkError) else EXPLAIN_S
+        until = time.monotonic() + wait_s
+        while not self.registry.failed and time.monotonic() < until:
+            time.sleep(0.1)
+            self.registry.check()
+        return self.registry.error() if self.registry.failed else None
+
+    def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
+        task = NodeTask(
+            self.control.location, self.token, self._nodes, group[0].index, self._settings, self._code
+        )
+        count = len(group)
+        nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
+        return SparkJob(
+            self._spark,
+            lambda: nodes,
+            f"tfspark {role} nodes",
+            lambda error: self._spark_failed(role, group[0].index, error),
+        )
+
+    def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
+        """Note that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
+        message = without_java_stack(str(error))
+        failed = re.search(r"Task (\d+) in stage .*?most recent failure: (.*)", message)
+
+        def note() -> None:
+            index = first_index + int(failed.group(1)) if failed else -1
+            if failed and self.registry.nodes[index].attempt:
+                cause = f"its Spark task failed or was killed: {failed.group(2)}"
+                self.registry.task_failed(index, cause)
+                return
+            failure = ReservationError(f"the Spark job of the {role} nodes failed: {message}")
+            self.registry.fail_cluster(failure)
+
+        self.control.update(note)

@@ -1,0 +1,69 @@
+"""What a cluster needs to begin a new life: its checkpoints, and how often it may. Runs on the driver."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tfspark.cluster.checkpoints import CheckpointStore, newest_in
+from tfspark.cluster.restarts import RestartBudget
+from tfspark.errors import ConfigError
+
+Json = dict[str, Any]
+
+MAX_RESTARTS = 3
+RESTART_WINDOW_S = 3600.0
+
+
+class Recovery:
+    """See the module's docstring.
+
+    Args:
+        budget: how often.
+        directory: where checkpoints are kept; None: in a temporary directory, as long as the cluster lives.
+        resume: the run directory of a run to go on from.
+
+    Raises:
+        ConfigError: `resume` has no checkpoint.
+    """
+
+    def __init__(
+        self,
+        budget: RestartBudget,
+        directory: Path | None,
+        resume: Path | None,
+    ):
+        self.budget = budget
+        self.point = None if resume is None else newest_in(state_directory(resume))
+        self._temporary = Path(tempfile.mkdtemp(prefix="tfspark-state-")) if directory is None else None
+        place = self._temporary or state_directory(directory or Path())
+        self.store = CheckpointStore(place, self.point)
+
+    def close(self) -> None:
+        """Remove what was for this life of the program only."""
+        self.store.drop_drafts()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def state_directory(run_directory: Path) -> Path:
+    """Return where a run keeps the checkpoints of its state."""
+    return run_directory / "checkpoints"
+
+
+def check_recovery(is_main_fun: bool, max_restarts: int, every_steps: int, resume: str | None) -> None:
+    """Refuse what cannot be.
+
+    Raises:
+        ConfigError: an argument is out of range, or is not for a `main_fun`.
+    """
+    for name, value in (("max_restarts", max_restarts), ("checkpoint_every_steps", every_steps)):
+        if value < 0:
+            raise ConfigError(f"expected {name} >= 0, got {value}")
+    if is_main_fun and (max_restarts or every_steps or resume):
+        raise ConfigError(
+            "expected no max_restarts, checkpoint_every_steps or resume with main_fun(args, ctx), whose state tfspark "
+            "does not know: save and load checkpoints in it (ctx.checkpoint_dir), or give a build_model"
+        )

@@ -1,0 +1,36 @@
+"""How often a cluster may be started again. Pure: no sockets, no Spark."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+class RestartBudget:
+    """So many restarts within a sliding window of time; each next one within it after a longer pause.
+
+    Args:
+        most: restarts within the window; 0: none ever.
+        window_s: its length.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, most: int, window_s: float, clock: Callable[[], float] = time.monotonic):
+        self.most = most
+        self.window_s = window_s
+        self._clock = clock
+        self._spent: deque[float] = deque()
+
+    def spend(self) -> float | None:
+        """Take one restart; return the pause before it in seconds, None when there is none left."""
+        now = self._clock()
+        while self._spent and now - self._spent[0] > self.window_s:
+            self._spent.popleft()
+        if len(self._spent) >= self.most:
+            return None
+        self._spent.append(now)
+        return float(min(FIRST_PAUSE_S * 2 ** (len(self._spent) - 1), LONGEST_PAUSE_S))

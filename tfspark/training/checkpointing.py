@@ -1,0 +1,217 @@
+"""Checkpoints of a training's state, taken while it goes on, and the return to one. Runs in the trainer.
+
+A checkpoint is a *position*, so many passes over the training rows and so many steps of the next, and what each node
+has there (see `state`). Every node sends its part to the driver, which keeps the checkpoint when it has all parts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from tfspark.cluster.wire import Json
+from tfspark.feed.ledger import Used, num_rows
+from tfspark.feed.reader import Start
+from tfspark.training import state
+
+if TYPE_CHECKING:
+    from tfspark.cluster.context import TFContext
+    from tfspark.training.loop import TrainingSession
+
+UPLOAD_TIMEOUT_S = 600.0
+
+
+@dataclass
+class Progress:
+    """What a node has done so far, over all lives of its cluster.
+
+    Attributes:
+        history: metric -> value of each epoch.
+        rows: this node's rows of each epoch.
+        call: number of the first pass of the ``train()`` under way.
+        epochs_before: epochs in `history` before it.
+        finished: whether that training has ended.
+    """
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
+    call: int = 0
+    epochs_before: int = 0
+    finished: bool = False
+
+    def begin(self, call: int) -> None:
+        """Begin a training, or go on with it if it was begun before."""
+        if call != self.call:
+            epochs = max(map(len, self.history.values()), default=0)
+            self.call, self.epochs_before, self.finished = call, epochs, False
+
+    def add(self, logs: Mapping[str, Any], rows: int) -> None:
+        """Add an epoch."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        self.rows.append(rows)
+
+    @property
+    def of_call(self) -> Json:
+        """The history and the rows of the training under way."""
+        first = self.epochs_before
+        history = {name: values[first:] for name, values in self.history.items()}
+        return {"history": history, "rows": self.rows[first:]}
+
+
+class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
+    """Save the state after each epoch, and every so many steps; put back what a checkpoint has of an epoch.
+
+    It must be the last callback: what the others count is saved with the model.
+
+    Args:
+        session: whose training this is.
+        others: the callbacks before this one.
+        feed: what is trained on, if its steps are counted; None: only whole epochs are saved.
+    """
+
+    def __init__(self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Any = None):
+        super().__init__()
+        self._session = session
+        self._others = others
+        self._feed = feed
+        self._every = int(session.context.settings["checkpoint_every_steps"]) if feed is not None else 0
+        self._epoch = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Let the other callbacks go on where they were."""
+        resumed = self._session.resumed
+        if resumed is not None:
+            state.restore_callbacks(self._others, resumed.callbacks, resumed.shared)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Put back the metrics of an epoch that was half done."""
+        self._epoch = epoch
+        resumed, self._session.resumed = self._session.resumed, None
+        if resumed is not None and resumed.steps and resumed.own:
+            state.restore_metrics(self.model, resumed.own)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Save if it is time to."""
+        if self._every:
+            steps = self._feed.first_step_of_pass + batch + 1
+            if steps % self._every == 0:
+                self._session.save(self._epoch, steps, self._others, self._feed.used(steps))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Note the epoch and save."""
+        if logs:
+            self._session.progress.add(logs, self._session.rows_of_pass)
+            self._session.save(epoch + 1, 0, self._others, {})
+
+
+@dataclass
+class Resumed:
+    """What a node has got back from a checkpoint.
+
+    Attributes:
+        passes: whole passes that were trained.
+        steps: steps of the next.
+        shared: the chief's arrays.
+        own: this node's arrays; empty for a node that was not there.
+        callbacks: what each callback counted.
+    """
+
+    passes: int
+    steps: int
+    shared: state.Arrays
+    own: state.Arrays
+    callbacks: list[Json]
+
+
+class PartSender:
+    """Sends this node's parts of checkpoints to the driver, in the background, one at a time.
+
+    Args:
+        context: the node.
+        num_nodes: how many nodes have a part.
+        rank: which of them this one is.
+    """
+
+    def __init__(self, context: TFContext, num_nodes: int, rank: int):
+        self._context = context
+        self._num_nodes = num_nodes
+        self._rank = rank
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tfspark-checkpoint")
+        self._sending: Future[None] | None = None
+
+    def send(self, arrays: state.Arrays, facts: Json, used: Used) -> None:
+        """Send a part; waits until the one before has arrived.
+
+        Raises:
+            pyarrow.flight.FlightError: the driver could not keep the one before.
+        """
+        self.finish()
+        header = {
+            "passes": facts["passes"],
+            "steps": facts["steps"],
+            "rank": self._rank,
+            "of": self._num_nodes,
+            "used": used,
+            "rows": num_rows(used),
+            "facts": facts,
+        }
+        self._sending = self._pool.submit(self._send, arrays, facts, header)
+
+    def finish(self) -> None:
+        """Wait until what is on its way has arrived."""
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.result()
+
+    def _send(self, arrays: state.Arrays, facts: Json, header: Json) -> None:
+        from tfspark.training.saving import UPLOAD_SCHEMA, chunks_of
+
+        handle, name = tempfile.mkstemp(".npz", "part-", self._context.scratch_dir)
+        os.close(handle)
+        try:
+            state.write_part(Path(name), arrays, facts)
+            self._context.control.put(
+                {"part": header}, UPLOAD_SCHEMA, chunks_of(Path(name)), UPLOAD_TIMEOUT_S
+            )
+        finally:
+            os.unlink(name)
+
+
+def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
+    """Fetch what a checkpoint has for this node.
+
+    Args:
+        context: the node.
+        job: the driver's job: ``parts``, names of the parts by rank; ``passes`` and ``steps``.
+        rank: which node this one is.
+    """
+    shared, facts = _fetched(context, job["parts"][0])
+    own = (shared, facts) if rank == 0 else ({}, {})
+    if 0 < rank < len(job["parts"]):
+        own = _fetched(context, job["parts"][rank])
+    progress = Progress(**{**facts["progress"], **({"rows": own[1]["progress"]["rows"]} if own[1] else {})})
+    if not own[1]:
+        progress.rows = [0] * len(progress.rows)
+    return Resumed(job["passes"], job["steps"], shared, own[0], facts["callbacks"]), progress
+
+
+def start_of(job: Json, rank: int) -> Start:
+    """Return where this node begins in the pass that was interrupted."""
+    return Start(job["steps"], 0 if job["replays"] else job["rows"][rank], job["replays"])
+
+
+def _fetched(context: TFContext, name: str) -> tuple[state.Arrays, Json]:
+    path = Path(context.scratch_dir, "checkpoint.npz")
+    context.download(name, path, "part")
+    try:
+        return state.read_part(path)
+    finally:
+        path.unlink()

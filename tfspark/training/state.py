@@ -1,0 +1,149 @@
+"""The state of a training as arrays: everything that must be put back for it to go on as if never interrupted.
+
+Runs in the trainer. A node saves what is its own: moving statistics, seeds of random layers, metrics half-way through
+an epoch. The chief saves the weights and the optimizers as well, which are the same on all nodes. Variables are read
+and written where they are, on this node, without speaking to the others.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfspark.cluster.wire import Json
+from tfspark.errors import ConfigError
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def capture(model: keras.Model, is_chief: bool) -> Arrays:
+    """Return a node's arrays; those of the chief are all, those of another node only its own.
+
+    Names are ``shared/<group>/<number>`` and ``own/<group>/<number>``.
+    """
+    groups = {**_own(model), **(_shared(model) if is_chief else {})}
+    return {
+        f"{group}/{number:04d}": np.array(_local(variable).numpy())
+        for group, variables in groups.items()
+        for number, variable in enumerate(variables)
+    }
+
+
+def restore(model: keras.Model, shared: Arrays, own: Arrays) -> None:
+    """Put the arrays back into a built model.
+
+    Args:
+        model: built, as it was when the state was saved.
+        shared: the chief's arrays.
+        own: this node's arrays; empty for a node that was not there.
+
+    Raises:
+        ConfigError: the arrays are another model's.
+    """
+    for group, variables in _shared(model).items():
+        _assign(group, variables, shared)
+    for group, variables in _own(model).items():
+        if group != "own/metrics":
+            _assign(group, variables, own or shared)
+
+
+def restore_metrics(model: keras.Model, own: Arrays) -> None:
+    """Put back the metrics of an epoch that is half done."""
+    _assign("own/metrics", model.metrics_variables, own)
+
+
+def describe(model: keras.Model) -> list[Json]:
+    """Return path, shape and type of every weight: a checkpoint fits the models that have the same."""
+    return [{"path": v.path, "shape": list(v.shape), "dtype": str(v.dtype)} for v in model.weights]
+
+
+def _own(model: keras.Model) -> dict[str, list[Any]]:
+    metrics = list(model.metrics_variables)
+    known = set(map(id, metrics))
+    kept = [variable for variable in model.non_trainable_variables if id(variable) not in known]
+    return {"own/state": kept, "own/metrics": metrics}
+
+
+def _shared(model: keras.Model) -> dict[str, list[Any]]:
+    optimizers = {
+        f"shared/optimizer {name}": list(value.variables)
+        for name, value in sorted(vars(model).items())
+        if isinstance(value, keras.optimizers.Optimizer)
+    }
+    return {"shared/weights": list(model.trainable_variables), **optimizers}
+
+
+def _local(variable: Any) -> Any:
+    """Return this node's component of a variable."""
+    value = variable.value
+    return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
+
+
+def _assign(group: str, variables: list[Any], arrays: Arrays) -> None:
+    values = [arrays[name] for name in sorted(arrays) if name.rpartition("/")[0] == group]
+    shapes, found = [tuple(v.shape) for v in variables], [value.shape for value in values]
+    if shapes != found:
+        raise ConfigError(
+            f"expected a checkpoint of this model, whose {group} has shapes {shapes}, got {found}; resume with the "
+            "model module and the parameters the checkpoint was made with"
+        )
+    for variable, value in zip(variables, values, strict=True):
+        _local(variable).assign(value)
+
+
+# --- callbacks -------------------------------------------------------------------------------------
+
+
+def capture_callbacks(callbacks: list[keras.callbacks.Callback]) -> tuple[list[Json], Arrays]:
+    """Return what callbacks count and remember: plain attributes, and lists of arrays such as the best weights."""
+    plain, arrays = list[Json](), Arrays()
+    for number, callback in enumerate(callbacks):
+        kept = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
+        plain.append({name: _plain(value) for name, value in kept.items() if _is_plain(value)})
+        for name, value in kept.items():
+            if isinstance(value, list) and value and all(isinstance(each, np.ndarray) for each in value):
+                arrays |= {f"callback/{number}/{name}/{i:04d}": each for i, each in enumerate(value)}
+    return plain, arrays
+
+
+def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: list[Json], arrays: Arrays) -> None:
+    """Put back what `capture_callbacks` returned, to callbacks of the same kinds in the same order."""
+    for number, (callback, values) in enumerate(zip(callbacks, plain, strict=False)):
+        for name, value in values.items():
+            setattr(callback, name, value)
+        lists: dict[str, list[Any]] = {}
+        for key in sorted(key for key in arrays if key.startswith(f"callback/{number}/")):
+            lists.setdefault(key.split("/")[2], []).append(arrays[key])
+        for name, value in lists.items():
+            setattr(callback, name, value)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | np.number)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.number) else value
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def write_part(path: Path, arrays: Arrays, facts: Json) -> None:
+    """Write arrays and facts into one ``.npz`` file, which is read without unpickling anything."""
+    members: dict[str, Any] = {**arrays, "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+    np.savez(path, **members)
+
+
+def read_part(path: Path) -> tuple[Arrays, Json]:
+    """Read what `write_part` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files if name != "facts"}
+        facts: Json = json.loads(file["facts"].tobytes())
+    return arrays, facts
