@@ -133,3 +133,20 @@ def say(args: Any, ctx: Any) -> Any:
 
         Event().wait()
     return {"said": args, "workers": ctx.num_workers}
+
+
+def counting(params: dict[str, Any]) -> Any:
+    """A model whose weights count: entry ``i`` grows by 1 / (rows of a step) whenever row ``i`` is trained on."""
+    import keras
+
+    numbers = keras.layers.Input((1,), dtype="int64")
+    counts = keras.layers.Embedding(params["rows"], 1, embeddings_initializer="zeros")(numbers)
+    model = keras.Model(numbers, keras.layers.Flatten()(counts))
+    model.compile(keras.optimizers.SGD(1.0), minus)
+    return model
+
+
+def minus(truth: Any, counts: Any) -> Any:
+    """A loss whose gradient is -1 for each row."""
+    del truth
+    return -counts[:, 0]

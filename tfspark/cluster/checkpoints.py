@@ -117,7 +117,8 @@ class CheckpointStore:
         self._kept: list[Checkpoint] = [] if resumed is None else [resumed]
         self._base = resumed
         self._drafts: dict[tuple[int, int, bool], _Draft] = {}
-        self._number = max((int(match[1]) for match in _numbered(directory)), default=0)
+        names = [match[0] for match in _numbered(directory)] + [kept.path.name for kept in self._kept]
+        self._number = max((int(name.rpartition("-")[2]) for name in names), default=0)
 
     def place(self, header: Json) -> Path:
         """Return where a node's part is to be written."""
@@ -136,6 +137,17 @@ class CheckpointStore:
             return None
         del self._drafts[_key(header)]
         return self._keep(draft)
+
+    def file(self, part: str) -> Path:
+        """Return where a part of a complete checkpoint is.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        for kept in self._kept:
+            if part in kept.parts:
+                return kept.path.parent / part
+        raise ValueError(f"expected a part of a checkpoint that is kept, got {part!r}")
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""
@@ -189,7 +201,9 @@ class CheckpointStore:
         draft.path.rename(found.path)
         self._kept.append(found)
         while len(self._kept) > KEPT:
-            shutil.rmtree(self._kept.pop(0).path, ignore_errors=True)
+            old = self._kept.pop(0).path
+            if old.parent == self.directory:  # Else it is the run's that this one resumes.
+                shutil.rmtree(old, ignore_errors=True)
         return found
 
 

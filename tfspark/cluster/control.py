@@ -296,17 +296,20 @@ class ControlPlane(ActionServer):
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
         """Give out a file that was uploaded before."""
         del context
-        wanted = json.loads(ticket.ticket)
-        directory = self._artifact_dir
-        if "part" in wanted:
-            directory = None if self._store is None else self._store.directory
-        if directory is None:
-            raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
-        file = directory.joinpath(*safe_parts(wanted.get("part") or wanted["artifact"]))
+        file = self._uploaded(json.loads(ticket.ticket))
         schema = pa.schema([("data", pa.binary())])
         return flight.RecordBatchStream(
             pa.RecordBatchReader.from_batches(schema, _file_batches(file, schema))
         )
+
+    def _uploaded(self, ticket: Json) -> Path:
+        if "part" in ticket and self._store is not None:
+            store = self._store
+            path: Path = self.update(lambda: store.file(ticket["part"]))
+            return path
+        if self._artifact_dir is None:
+            raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
+        return self._artifact_dir.joinpath(*safe_parts(ticket["artifact"]))
 
     # --- the feed ----------------------------------------------------------------------------------
 

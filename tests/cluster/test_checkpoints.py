@@ -1,0 +1,181 @@
+"""The driver's store of checkpoints, and the budget of restarts: no Spark, no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support.errors import raises
+
+from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, check_same_run, newest_in, write_part
+from tfspark.cluster.restarts import FIRST_PAUSE_S, LONGEST_PAUSE_S, RestartBudget
+from tfspark.errors import ConfigError
+
+
+def header(passes: int, steps: int, rank: int, used: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """What comes with a node's part."""
+    return {
+        "passes": passes,
+        "steps": steps,
+        "rank": rank,
+        "of": 2,
+        "used": used,
+        "rows": sum(end - first for intervals in used.values() for first, end in intervals),
+        "facts": {"progress": {"call": 0, "finished": False}, "model": [{"path": "dense/kernel"}]},
+    }
+
+
+def chunks(data: bytes) -> Iterator[Any]:
+    """An upload of one file."""
+    table = pa.record_batch([pa.array([""]), pa.array([data], pa.binary())], names=["path", "data"])
+    yield SimpleNamespace(data=table)
+
+
+def save(
+    store: CheckpointStore, passes: int, steps: int, *used: dict[str, list[list[int]]]
+) -> Checkpoint | None:
+    """Send the parts of both workers."""
+    kept = None
+    for rank, rows in enumerate(used or ({}, {})):
+        told = header(passes, steps, rank, rows)
+        part = store.place(told)
+        kept = store.add(told, part, write_part(part, chunks(f"{passes} {steps} {rank}".encode())))
+    return kept
+
+
+def new_store(path: Path, resumed: Checkpoint | None = None) -> CheckpointStore:
+    store = CheckpointStore(path, resumed)
+    store.run = {"seed": 3}
+    return store
+
+
+def test_checkpoint_is_there_when_all_parts_are_and_not_before(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    told = header(0, 4, 0, {"0": [[0, 8]]})
+    part = store.place(told)
+    assert store.add(told, part, write_part(part, chunks(b"weights"))) is None
+    assert store.newest() is None
+    assert [path.name for path in tmp_path.glob("state-*")] == []
+
+
+def test_checkpoint_when_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    kept = save(store, 0, 4, {"0": [[0, 8]]}, {"0": [[8, 12]], "2": [[0, 4]]})
+    assert kept is not None
+    assert kept == newest_in(tmp_path)
+    assert (kept.passes, kept.steps, kept.call, kept.finished) == (0, 4, 0, False)
+    assert (kept.used, kept.rows) == ({0: [[0, 12]], 2: [[0, 4]]}, (8, 8))
+    assert [store.file(part).read_bytes() for part in kept.parts] == [b"0 4 0", b"0 4 1"]
+
+
+def test_ledger_of_a_pass_that_was_resumed_holds_what_was_used_before(tmp_path: Path) -> None:
+    save(new_store(tmp_path), 1, 4, {"0": [[0, 8]]}, {"0": [[8, 16]]})
+    store = new_store(tmp_path, newest_in(tmp_path))
+    kept = save(store, 1, 6, {"0": [[16, 18]]}, {"1": [[0, 2]]})
+    assert kept is not None
+    assert (kept.used, kept.rows) == ({0: [[0, 18]], 1: [[0, 2]]}, (10, 10))
+    later = save(store, 2, 1, {"0": [[4, 8]]}, {})
+    assert later is not None
+    assert (later.used, later.rows) == ({0: [[4, 8]]}, (4, 0))
+
+
+def test_run_that_resumes_reads_parts_of_the_one_before_and_leaves_them_there(tmp_path: Path) -> None:
+    before = save(new_store(tmp_path / "before"), 1, 0)
+    assert before is not None
+    store = new_store(tmp_path / "after", before)
+    assert store.file(before.parts[1]).read_bytes() == b"1 0 1"
+    names = [kept.path.name for passes in range(2, 5) if (kept := save(store, passes, 0))]
+    assert names == ["state-000002", "state-000003", "state-000004"]
+    assert (before.path / "part-0000.npz").is_file()
+    with raises(ValueError, "expected a part of a checkpoint that is kept", "../before"):
+        store.file("../before/state-000001/part-0000.npz")
+
+
+def test_two_checkpoints_are_kept_and_numbers_go_on_over_runs(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    for passes in range(1, 5):
+        save(store, passes, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-000003", "state-000004"]
+    save(new_store(tmp_path), 1, 0)
+    assert sorted(path.name for path in tmp_path.iterdir())[-1] == "state-000005"
+
+
+@pytest.mark.parametrize("damage", ["truncated part", "no part", "truncated manifest", "foreign manifest"])
+def test_checkpoint_that_is_damaged_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    store = new_store(tmp_path)
+    before, last = save(store, 1, 0), save(store, 2, 0)
+    assert before is not None
+    assert last is not None
+    part, manifest = last.path / "part-0001.npz", last.path / "manifest.json"
+    if damage == "truncated part":
+        part.write_bytes(part.read_bytes()[:-1])
+    elif damage == "no part":
+        part.unlink()
+    elif damage == "truncated manifest":
+        manifest.write_text(manifest.read_text()[:-9])
+    else:
+        manifest.write_text('{"format": 1, "weights": "elsewhere"}')
+    assert newest_in(tmp_path) == before
+    assert store.newest() == before
+
+
+def test_resuming_where_there_is_no_checkpoint_says_what_was_found(tmp_path: Path) -> None:
+    with raises(
+        ConfigError, "expected a checkpoint state-NNNNNN", str(tmp_path), "found none", "max_restarts"
+    ):
+        newest_in(tmp_path)
+    kept = save(new_store(tmp_path), 1, 0)
+    assert kept is not None
+    (kept.path / "part-0000.npz").unlink()
+    with raises(ConfigError, "state-000001: part-0000.npz is missing or damaged"):
+        newest_in(tmp_path)
+
+
+def test_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+    kept = save(new_store(tmp_path), 1, 0)
+    assert kept is not None
+    check_same_run(kept, {"seed": 3})
+    with raises(ConfigError, "seed 4, it has 3", "resume with the same, or start anew"):
+        check_same_run(kept, {"seed": 4})
+
+
+def test_part_of_a_life_that_is_over_completes_nothing(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    told = [header(1, 0, rank, {}) for rank in (0, 1)]
+    late = store.place(told[0])
+    digest = write_part(late, chunks(b"late"))
+    store.newest()  # A new life begins.
+    other = store.place(told[1])
+    assert store.add(told[0], late, digest) is None
+    assert store.add(told[1], other, write_part(other, chunks(b"new"))) is None
+    store.drop_drafts()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifest_is_plain_json(tmp_path: Path) -> None:
+    kept = save(new_store(tmp_path), 1, 2, {"0": [[0, 1]]}, {})
+    assert kept is not None
+    manifest = json.loads((kept.path / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert manifest["run"] == {"seed": 3}
+    assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
+
+
+def test_budget_gives_restarts_with_growing_pauses_and_again_when_the_window_has_passed() -> None:
+    now = [0.0]
+    budget = RestartBudget(3, 100.0, clock=lambda: now[0])
+    assert [budget.spend() for _ in range(4)] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S, None]
+    now[0] = 101.0
+    assert budget.spend() == FIRST_PAUSE_S
+
+
+def test_pauses_have_a_longest_and_no_budget_gives_none() -> None:
+    assert [RestartBudget(99, 1e9).spend() for _ in range(1)] == [FIRST_PAUSE_S]
+    budget = RestartBudget(99, 1e9)
+    assert [budget.spend() for _ in range(12)][-1] == LONGEST_PAUSE_S
+    assert RestartBudget(0, 100.0).spend() is None

@@ -1,0 +1,325 @@
+"""Processes are lost in the middle of things, and training ends as if they had not been."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import psutil
+import pytest
+from cluster.lives import Events
+from cluster.programs import counting, dense, with_state
+from pyspark.sql import SparkSession
+from support.driver import run_driver
+from support.errors import raises
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import ConfigError, NodeFailedError
+
+ROWS = [320, 160, 0, 160]
+BATCH = 64
+EPOCHS = 2
+STEPS = sum(ROWS) // BATCH
+
+
+def trainers() -> dict[tuple[str, int], psutil.Process]:
+    """Find the trainers below this process by their TF_CONFIG."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # A process of Spark's that has just ended.
+            if "tfspark.cluster.trainer" in process.cmdline():
+                task = json.loads(process.environ()["TF_CONFIG"])["task"]
+                found[task["type"], task["index"]] = process
+    return found
+
+
+class Strike(Events):
+    """An observer that does something the first time it is told a certain thing."""
+
+    def __init__(self, what: Callable[[], None], event: str, **fields: Any):
+        super().__init__()
+        self._what, self._event, self._fields = what, event, fields
+        self.struck_at = 0.0
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        super().__call__(event, fields)
+        if not self.struck_at and event == self._event and self._fields.items() <= fields.items():
+            self.struck_at = time.monotonic()
+            self._what()
+
+
+def kill(role: str = "worker", index: int = 1) -> Callable[[], None]:
+    return lambda: trainers()[role, index].kill()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training."""
+
+    history: dict[str, list[float]]
+    accuracy: float
+    iterations: int
+    weights: str
+    rows: list[int]
+
+
+def train(spark: SparkSession, observer: Events | None = None, **options: Any) -> Trained:
+    """Train in order a model with state and random layers, evaluate it, end."""
+    rows = df_with_partitions(spark, ROWS)
+    feeding = Feeding(ordered=True, shuffle_rows=2 * BATCH)
+    with TFCluster.run(spark, with_state, {"num_classes": 2}, 2, observer=observer, **options) as cluster:
+        history = cluster.train(rows, EPOCHS, features=["features"], batch_size=BATCH, feeding=feeding)
+        metrics = cluster.evaluate(rows)
+        nodes = cluster.shutdown()
+    first, second = nodes["worker 0"], nodes["worker 1"]
+    rows_of_epochs = [a + b for a, b in zip(first["rows"], second["rows"], strict=True)]
+    return Trained(history, metrics["accuracy"], first["iterations"], first["weights_sha256"], rows_of_epochs)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(spark: SparkSession) -> Trained:
+    return train(spark, checkpoint_every_steps=3)
+
+
+def test_training_without_a_failure_is_the_same_with_and_without_checkpoints(
+    spark: SparkSession, uninterrupted: Trained
+) -> None:
+    assert uninterrupted.iterations == EPOCHS * STEPS
+    assert uninterrupted.rows == [sum(ROWS)] * EPOCHS
+    assert train(spark, max_restarts=0) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("strike", "event", "fields", "lives"),
+    [
+        pytest.param(kill(), "tensorflow", {"node": "worker 1"}, 2, id="before the first step"),
+        pytest.param(kill(), "state", {"epoch": 2, "step": 3}, 2, id="mid-epoch"),
+        pytest.param(kill(index=0), "state", {"epoch": 1, "step": 9}, 2, id="mid-epoch, the chief"),
+        pytest.param(kill(), "state", {"epoch": 2, "step": 0}, 2, id="at the end of an epoch"),
+        pytest.param(kill(), "fed", {"stream": "evaluate-1"}, 2, id="during evaluation"),
+        pytest.param(
+            lambda: psutil.Process(trainers()["worker", 1].ppid()).kill(),
+            "state",
+            {"epoch": 1, "step": 6},
+            2,
+            id="Spark's Python worker, mid-epoch",
+        ),
+        pytest.param(
+            lambda: psutil.Process(trainers()["worker", 1].ppid()).terminate(),
+            "state",
+            {"epoch": 1, "step": 6},
+            2,
+            id="SIGTERM to Spark's Python worker",
+        ),
+    ],
+)
+def test_training_when_a_process_is_lost_ends_as_if_it_had_not_been(
+    spark: SparkSession,
+    uninterrupted: Trained,
+    strike: Callable[[], None],
+    event: str,
+    fields: dict[str, Any],
+    lives: int,
+) -> None:
+    observer = Strike(strike, event, **fields)
+    trained = train(spark, observer, checkpoint_every_steps=3)
+    assert observer.struck_at
+    assert len(observer.of("reserved")) == lives
+    assert "worker" in observer.of("restarting")[0]["cause"]
+    assert trained == uninterrupted
+
+
+def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    """The weights count the rows; the worker that is killed had more rows in its memory than it had trained on."""
+    total = sum(ROWS)
+    rows = df_with_partitions(spark, ROWS).select("id")
+    observer = Strike(kill(), "state", epoch=1, step=6)
+    feeding = Feeding(shuffle_rows=3 * BATCH)
+    with TFCluster.run(
+        spark,
+        counting,
+        {"rows": total},
+        2,
+        observer=observer,
+        log_dir=str(tmp_path),
+        checkpoint_every_steps=3,
+        checkpoint_every_epochs=1,
+    ) as cluster:
+        cluster.train(rows, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
+        nodes = cluster.shutdown(export=["keras"])
+    assert [event["step"] for event in observer.of("resumed")] == [6]
+    for epochs, path in ((1, "checkpoints/epoch-0001.keras"), (2, "export/model.keras")):
+        (counts,) = keras.models.load_model(tmp_path / path, compile=False).get_weights()
+        assert np.round(counts[:, 0] * BATCH, 3).tolist() == [epochs] * total
+    assert [sum(node["rows"][epoch] for node in nodes.values()) for epoch in (0, 1)] == [total] * 2
+
+
+def test_failure_of_the_users_code_is_told_at_once_and_not_tried_again(spark: SparkSession) -> None:
+    def build_wrongly(params: Any) -> Any:
+        raise ValueError("the dog ate the layers")
+
+    events = Events()
+    with (
+        raises(NodeFailedError, "the dog ate the layers"),
+        TFCluster.run(spark, build_wrongly, {}, 2, observer=events) as cluster,
+    ):
+        cluster.train(df_with_partitions(spark, ROWS), 1, features=["features"])
+    assert len(events.of("reserved")) == 1
+    assert events.of("restarting") == []
+
+
+def test_cluster_that_is_lost_again_and_again_gives_up_with_the_cause(spark: SparkSession) -> None:
+    def build_and_die(params: Any) -> Any:
+        os._exit(1)
+
+    events = Events()
+    with (
+        pytest.raises(NodeFailedError) as caught,
+        TFCluster.run(spark, build_and_die, {}, 2, max_restarts=1, observer=events) as cluster,
+    ):
+        cluster.train(df_with_partitions(spark, ROWS), 1, features=["features"])
+    assert "exited with code 1 without reporting an error" in caught.value.cause
+    assert "max_restarts=1 within 3600 s are used up" in caught.value.__notes__[0]
+    assert len(events.of("reserved")) == 2
+
+
+class Interrupted(Exception):
+    """Ends the driver's program."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended in its second epoch."""
+    log_dir = tmp_path_factory.mktemp("interrupted")
+    with contextlib.suppress(NodeFailedError):
+        train(
+            spark,
+            Strike(kill(), "state", epoch=2, step=6),
+            log_dir=str(log_dir),
+            checkpoint_every_steps=3,
+            max_restarts=0,
+        )
+    return log_dir
+
+
+def test_run_that_resumes_another_ends_as_if_that_had_not_ended(
+    spark: SparkSession, uninterrupted: Trained, interrupted: Path, tmp_path: Path
+) -> None:
+    events = Events()
+    trained = train(spark, events, resume=str(interrupted), log_dir=str(tmp_path), checkpoint_every_steps=3)
+    assert events.of("resumed") == [{"epoch": 2, "step": 6}]
+    assert [event["epoch"] for event in events.of("epoch")] == [2]
+    assert trained == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"seed": 7}, ["seed 7, it has 0"], id="another seed"),
+        pytest.param({"resume": "/nowhere"}, ["/nowhere/checkpoints", "found none"], id="no run directory"),
+        pytest.param({"max_restarts": -1}, ["max_restarts >= 0", "-1"], id="negative restarts"),
+        pytest.param(
+            {"checkpoint_every_steps": -2}, ["checkpoint_every_steps >= 0", "-2"], id="negative steps"
+        ),
+    ],
+)
+def test_resuming_wrongly_is_refused_with_what_differs(
+    spark: SparkSession, interrupted: Path, options: dict[str, Any], words: list[str]
+) -> None:
+    with raises(ConfigError, *words):
+        train(spark, **{"resume": str(interrupted), **options})
+
+
+def test_resuming_with_another_model_is_refused(spark: SparkSession, interrupted: Path) -> None:
+    rows, feeding = df_with_partitions(spark, ROWS), Feeding(ordered=True, shuffle_rows=2 * BATCH)
+    with (
+        raises(NodeFailedError, "expected a checkpoint of this model", "shapes"),
+        TFCluster.run(spark, dense, {}, 2, resume=str(interrupted)) as cluster,
+    ):
+        cluster.train(rows, EPOCHS, features=["features"], batch_size=BATCH, feeding=feeding)
+
+
+def test_main_fun_is_not_restarted(spark: SparkSession) -> None:
+    def main_fun(args: Any, ctx: Any) -> None:
+        del args, ctx
+
+    with raises(ConfigError, "expected no max_restarts", "ctx.checkpoint_dir"):
+        TFCluster.run(spark, main_fun, {}, 1, max_restarts=1)
+
+
+def test_disk_that_cannot_keep_checkpoints_is_told_and_training_goes_on(
+    spark: SparkSession, uninterrupted: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    events = Events()
+    trained = train(spark, events, log_dir=str(tmp_path), checkpoint_every_steps=3)
+    assert str(tmp_path / "checkpoints") in events.of("state_not_kept")[0]["why"]
+    assert events.of("state") == []
+    assert trained == uninterrupted
+
+
+@pytest.mark.parametrize(("role", "index"), [("worker", 1), ("ps", 0), ("chief", 0)])
+def test_training_on_parameter_servers_when_a_process_is_lost_goes_on_from_the_last_epoch(
+    spark: SparkSession, role: str, index: int
+) -> None:
+    observer = Strike(kill(role, index), "state", epoch=2, step=0)
+    rows = df_with_partitions(spark, ROWS)
+    with TFCluster.run(spark, dense, {"optimizer": "adam"}, 3, 1, observer=observer) as cluster:
+        history = cluster.train(rows, 3, features=["features"], batch_size=BATCH)
+        nodes = cluster.shutdown()
+    assert [event["epoch"] for event in observer.of("resumed")] == [2]
+    assert len(history["loss"]) == 3
+    assert nodes["chief 0"]["rows"] == [sum(ROWS)] * 3
+    assert nodes["chief 0"]["iterations"] == sum(event["steps"] for event in observer.of("epoch"))
+
+
+LOSE_AN_EXECUTOR = """
+    import json, os, sys
+    import psutil
+    from pyspark.sql import SparkSession
+    from cluster.programs import dense
+    from cluster.test_recovery import Strike, trainers
+    from support.rows import df_with_partitions
+    from tfspark import TFCluster
+    from tfspark.cluster.tfcluster import Feeding
+
+    def kill_executor():
+        java = [p for p in trainers()["worker", 1].parents() if p.name() == "java"]
+        java[0].kill()
+
+    spark = SparkSession.builder.getOrCreate()
+    rows = df_with_partitions(spark, [320, 160, 0, 160])
+    observer = Strike(kill_executor, "state", epoch=1, step=6)
+    with TFCluster.run(spark, dense, {}, 2, observer=observer, checkpoint_every_steps=3) as cluster:
+        cluster.train(rows, 2, features=["features"], batch_size=64, feeding=Feeding(ordered=True))
+        nodes = cluster.shutdown()
+    spark.stop()
+    print(json.dumps({
+        "causes": [told["cause"] for told in observer.of("restarting")],
+        "resumed": observer.of("resumed"),
+        "rows": [a + b for a, b in zip(nodes["worker 0"]["rows"], nodes["worker 1"]["rows"])],
+        "iterations": nodes["worker 0"]["iterations"],
+    }))
+"""
+
+
+def test_training_when_an_executor_is_killed_goes_on_with_another(tmp_path: Path) -> None:
+    result = run_driver("local-cluster[2,2,1024]", LOSE_AN_EXECUTOR, timeout_s=180).check()
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert len(told["causes"]) == 1
+    assert "worker 1" in told["causes"][0]
+    assert told["resumed"] == [{"epoch": 1, "step": 6}]
+    assert told["rows"] == [640, 640]
+    assert told["iterations"] == 20
