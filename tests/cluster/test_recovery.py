@@ -320,6 +320,7 @@ def test_training_when_an_executor_is_killed_goes_on_with_another(tmp_path: Path
     told = json.loads(result.stdout.splitlines()[-1])
     assert len(told["causes"]) == 1
     assert "worker 1" in told["causes"][0]
-    assert told["resumed"] == [{"epoch": 1, "step": 6}]
+    # The trainer learns from its pipe that the executor is gone, and may have made some steps until then.
+    assert told["resumed"] in ([{"epoch": 1, "step": 6}], [{"epoch": 1, "step": 9}])
     assert told["rows"] == [640, 640]
     assert told["iterations"] == 20
