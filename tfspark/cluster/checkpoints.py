@@ -189,7 +189,9 @@ class CheckpointStore:
         draft.path.rename(found.path)
         self._kept.append(found)
         while len(self._kept) > KEPT:
-            shutil.rmtree(self._kept.pop(0).path, ignore_errors=True)
+            old = self._kept.pop(0).path
+            if old.parent == self.directory:  # Else it is the other run's, which stays as it is.
+                shutil.rmtree(old, ignore_errors=True)
         return found
 
 

@@ -275,7 +275,7 @@ class TFCluster:
             recovery = Recovery(
                 RestartBudget(max_restarts, restart_window),
                 None if log_dir is None else Path(log_dir).absolute(),
-                None if resume is None else Path(resume),
+                None if resume is None else Path(resume).absolute(),
             )
         timeouts = (reservation_timeout, heartbeat_timeout)
         cluster = cls(session, nodes, code, settings, mode, observer, log_dir, timeouts, recovery)
