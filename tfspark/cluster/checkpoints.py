@@ -117,7 +117,8 @@ class CheckpointStore:
         self._kept: list[Checkpoint] = [] if resumed is None else [resumed]
         self._base = resumed
         self._drafts: dict[tuple[int, int, bool], _Draft] = {}
-        self._number = max((int(match[1]) for match in _numbered(directory)), default=0)
+        taken = [*_numbered(directory), *([] if resumed is None else _numbered(resumed.path.parent))]
+        self._number = max((int(match[1]) for match in taken), default=0)
 
     def place(self, header: Json) -> Path:
         """Return where a node's part is to be written."""
@@ -136,6 +137,14 @@ class CheckpointStore:
             return None
         del self._drafts[_key(header)]
         return self._keep(draft)
+
+    def part(self, name: str) -> Path:
+        """Return the file of a part as `Checkpoint.parts` names it, also of the run that is gone on with."""
+        folder, _, file = name.partition("/")
+        for kept in (*self._kept, *([] if self._base is None else [self._base])):
+            if kept.path.name == folder and file in kept.files:
+                return kept.path / file
+        raise ValueError(f"expected a part of a checkpoint that is kept, got {name!r}")
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""

@@ -297,12 +297,13 @@ class ControlPlane(ActionServer):
         """Give out a file that was uploaded before."""
         del context
         wanted = json.loads(ticket.ticket)
-        directory = self._artifact_dir
-        if "part" in wanted:
-            directory = None if self._store is None else self._store.directory
-        if directory is None:
+        if "part" in wanted and self._store is not None:
+            store = self._store
+            file: Path = self.update(lambda: store.part(wanted["part"]))
+        elif self._artifact_dir is not None and "artifact" in wanted:
+            file = self._artifact_dir.joinpath(*safe_parts(wanted["artifact"]))
+        else:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
-        file = directory.joinpath(*safe_parts(wanted.get("part") or wanted["artifact"]))
         schema = pa.schema([("data", pa.binary())])
         return flight.RecordBatchStream(
             pa.RecordBatchReader.from_batches(schema, _file_batches(file, schema))

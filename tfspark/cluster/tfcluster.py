@@ -604,6 +604,8 @@ class TFCluster:
             return {}
         if not self._settings["wants_context"]:
             self._feeder.begin_at(stream, left.start)
+        if not left:
+            self._feeder.show_first_row(stream, rows)
         job = self._post_training(call, left, checked)
         first_whole = left.start + bool(used)
         for index in left:

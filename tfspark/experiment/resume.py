@@ -29,7 +29,8 @@ class Earlier:
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """Its events of the epochs that are not trained again; of an epoch trained twice, the last."""
-        from tfspark.experiment.report import METRICS_FILE, read_events  # Imports matplotlib, a second's work.
+        # Here, as it imports matplotlib: a mistake shall show before that.
+        from tfspark.experiment.report import METRICS_FILE, read_events
 
         if not (self.directory / METRICS_FILE).is_file():
             return []
