@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tfspark.errors import ConfigError, TfsparkError
+from tfspark.errors import ConfigError, TfsparkError, in_words
 
 app = typer.Typer(
     name="tfspark",
@@ -138,7 +138,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except TfsparkError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {in_words(error)}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt as interrupt:
         Console(stderr=True).print("interrupted: all processes of the run were ended")

@@ -19,7 +19,7 @@ from rich.console import Console
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
-from tfspark.errors import ConfigError, TfsparkError
+from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
 from tfspark.experiment.datasets import DATASETS, prepare
@@ -176,7 +176,7 @@ def run_experiment(
         try:
             return _run(experiment, module, directory, shown, console, earlier)
         except (TfsparkError, KeyboardInterrupt) as error:
-            shown.note(f"error: {error}" if isinstance(error, TfsparkError) else "interrupted")
+            shown.note(f"error: {in_words(error)}" if isinstance(error, TfsparkError) else "interrupted")
             raise
 
 
