@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tfspark.errors import ConfigError, TfsparkError
+from tfspark.errors import ConfigError, TfsparkError, in_words
 
 app = typer.Typer(
     name="tfspark",
@@ -31,20 +31,35 @@ ENDING_S = 10.0
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(help="A YAML experiment, e.g. configs/mnist_cnn.yaml.")],
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML experiment, e.g. configs/mnist_cnn.yaml.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key: --set train.epochs=5.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on with an interrupted run: its directory, e.g. runs/mnist_cnn-20261121-031607."
+        ),
     ] = None,
     worker_logs: Annotated[bool, typer.Option(help="Print what the workers write.")] = False,
 ) -> None:
     """Run an experiment: train, evaluate, export, report."""
     with _in_words():
         from tfspark.experiment.config import load_config
+        from tfspark.experiment.resume import config_of
 
-        experiment = load_config(config, set_ or [])  # Mistakes show before anything heavy is imported.
+        if config is None and resume is None:
+            raise ConfigError(
+                "expected a YAML experiment or --resume with a run directory, got neither; run `tfspark run "
+                "experiment.yaml`, or `tfspark run --resume RUN_DIR` to go on with a run that was interrupted"
+            )
+        path = config if config is not None else config_of(Path(str(resume)))
+        experiment = load_config(path, set_ or [])  # Mistakes show before anything heavy is imported.
         from tfspark.experiment.run import run_experiment
 
-        run_experiment(experiment, show_worker_logs=worker_logs)
+        run_experiment(experiment, show_worker_logs=worker_logs, resume=resume)
 
 
 @app.command()
@@ -123,7 +138,7 @@ def _in_words() -> Iterator[None]:
     try:
         yield
     except TfsparkError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {in_words(error)}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt as interrupt:
         Console(stderr=True).print("interrupted: all processes of the run were ended")

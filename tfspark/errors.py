@@ -17,6 +17,11 @@ class TfsparkError(Exception):
     """Base class of all errors raised by tfspark itself."""
 
 
+def in_words(error: BaseException) -> str:
+    """Return an error's message with the notes that were added to it."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
 class ConfigError(TfsparkError, ValueError):
     """A configuration, an argument or a setting is wrong; nothing was started."""
 

@@ -98,8 +98,18 @@ def command(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -
 
 def tfspark_run(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -> Finished:
     """Run an experiment in a directory to its end."""
+    return _to_end(command(directory, config, *arguments), directory)
+
+
+def tfspark_resume(directory: Path, run: Path, *arguments: str) -> Finished:
+    """Go on with a run to its end."""
+    words = [sys.executable, "-m", "tfspark.cli", "run", "--resume", str(run), *arguments]
+    return _to_end(words, directory)
+
+
+def _to_end(words: list[str], directory: Path) -> Finished:
     return run_to_end(
-        command(directory, config, *arguments),
+        words,
         env=environment(),
         mark=(DRIVER_ID, uuid.uuid4().hex),
         cwd=directory,
@@ -115,10 +125,10 @@ def run_directory(directory: Path) -> Path:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """How a run ended that was sent a signal.
+    """How a run ended that was disturbed.
 
     Attributes:
-        seconds: from the signal to the end of its last process.
+        seconds: from the disturbance to the end of its last process.
         survivors: processes that had to be killed.
         scratch: the temporary directory of all its processes.
     """
@@ -150,6 +160,35 @@ def interrupt_run(
         times: how often, as an impatient person does.
         to_group: send it to the whole group, as a terminal does, or to the command alone.
     """
+
+    def interrupt(process: subprocess.Popen[bytes], mark: str) -> None:
+        for _ in range(times):
+            (os.killpg if to_group else os.kill)(process.pid, number)
+            poll_until(lambda: process.poll() is not None, AGAIN_S)
+
+    return disturb_run(directory, config, moment, interrupt)
+
+
+def kill_a_trainer(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Kill one of a run's trainers, as the kernel does when memory is short."""
+    del process
+    next(p for p in left_of(mark) if "tfspark.cluster.trainer" in p.cmdline()).kill()
+
+
+def disturb_run(
+    directory: Path,
+    config: Mapping[str, Any],
+    moment: Callable[[Path], bool],
+    disturb: Callable[[subprocess.Popen[bytes], str], None],
+) -> Interrupted:
+    """Start an experiment, disturb it at some moment, and wait for its end.
+
+    Args:
+        directory: where to run.
+        config: the experiment.
+        moment: looks into the directory and says whether it is time.
+        disturb: is given the command's process, and the mark of all its descendants.
+    """
     mark = uuid.uuid4().hex
     out, err, scratch = directory / "stdout", directory / "stderr", directory / "tmp"
     scratch.mkdir()
@@ -169,9 +208,7 @@ def interrupt_run(
         assert came, out.read_text() + err.read_text()
         assert process.poll() is None, out.read_text() + err.read_text()
         began = time.monotonic()
-        for _ in range(times):
-            (os.killpg if to_group else os.kill)(process.pid, number)
-            poll_until(lambda: process.poll() is not None, AGAIN_S)
+        disturb(process, mark)
         process.wait(DEADLINE_S)
         poll_until(lambda: not left_of(mark), DEADLINE_S / 2)
         seconds = time.monotonic() - began

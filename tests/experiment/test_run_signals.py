@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from experiment.runs import has_checkpoint, interrupt_run, logged, run_directory, spark_starts
 
+from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.experiment.config import load_config
 
 GONE_S = 10.0
@@ -110,7 +111,10 @@ def check_readable(directory: Path) -> None:
     assert "pyspark" in json.loads((directory / "versions.json").read_text())
     for metrics in directory.glob("metrics.jsonl"):
         assert all("event" in json.loads(line) for line in metrics.read_text().splitlines())
-    for checkpoint in directory.glob("checkpoints/*"):
+    for checkpoint in directory.glob("checkpoints/*.keras"):
         assert zipfile.ZipFile(checkpoint).testzip() is None
+    for state in directory.glob("checkpoints/state-*"):
+        Checkpoint.load(state)
     assert not (directory / "export").exists()
     assert not list(directory.rglob("*.partial"))
+    assert not list(directory.glob("checkpoints/.state-*"))

@@ -138,16 +138,13 @@ class CheckpointStore:
         del self._drafts[_key(header)]
         return self._keep(draft)
 
-    def file(self, part: str) -> Path:
-        """Return where a part of a complete checkpoint is.
-
-        Raises:
-            ValueError: there is no such part.
-        """
-        for kept in self._kept:
-            if part in kept.parts:
-                return kept.path.parent / part
-        raise ValueError(f"expected a part of a checkpoint that is kept, got {part!r}")
+    def file(self, name: str) -> Path:
+        """Return the file of a part as `Checkpoint.parts` names it, also of the run that is gone on with."""
+        folder, _, file = name.partition("/")
+        for kept in (*self._kept, *([] if self._base is None else [self._base])):
+            if kept.path.name == folder and file in kept.files:
+                return kept.path / file
+        raise ValueError(f"expected a part of a checkpoint that is kept, got {name!r}")
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""

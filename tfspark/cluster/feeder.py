@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.ledger import Used
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
-from tfspark.feed.source import FEED_RESULT_DDL, FeedTask
+from tfspark.feed.source import FEED_RESULT_DDL, SAMPLE_DDL, FeedTask, first_row
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -107,6 +108,14 @@ class Feeder:
                 sample = earlier._directory.sample(name)
                 if sample is not None:
                     self._directory.offer_sample(name, sample)
+
+    def show_first_row(self, stream: str, rows: DataFrame) -> None:
+        """Let the nodes know shapes and types of a stream of which no pass will be fed."""
+        directory = self._directory
+        if not directory.has_sample(stream):
+            for row in rows.limit(1).mapInArrow(first_row, SAMPLE_DDL).collect():
+                sample: str = row["sample"]
+                self._control.update(functools.partial(directory.offer_sample, stream, sample))
 
     def begin_at(self, stream: str, index: int) -> None:
         """Let the next pass of a stream be number `index`, or a later one if that was fed."""

@@ -275,7 +275,7 @@ class TFCluster:
             recovery = Recovery(
                 RestartBudget(max_restarts, restart_window),
                 None if log_dir is None else Path(log_dir).absolute(),
-                None if resume is None else Path(resume),
+                None if resume is None else Path(resume).absolute(),
             )
         timeouts = (reservation_timeout, heartbeat_timeout)
         cluster = cls(session, nodes, code, settings, mode, observer, log_dir, timeouts, recovery)
@@ -604,6 +604,8 @@ class TFCluster:
             return {}
         if not self._settings["wants_context"]:
             self._feeder.begin_at(stream, left.start)
+        if not left:
+            self._feeder.show_first_row(stream, rows)
         job = self._post_training(call, left, checked)
         first_whole = left.start + bool(used)
         for index in left:

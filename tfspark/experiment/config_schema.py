@@ -283,6 +283,11 @@ class Cluster(Section):
     """How long the start waits until every node has reported."""
     feed_timeout_s: Annotated[Seconds, _SECONDS] = 600.0
     """How long a worker may go without taking a row before the run is called stalled."""
+    max_restarts: Annotated[AtLeast0, _COUNT_OR_0] = 3
+    """How often within `restart_window_s` the nodes are started again, from the newest checkpoint, when a process or an
+    executor is lost; 0: the first loss ends the run."""
+    restart_window_s: Annotated[Seconds, _SECONDS] = 3600.0
+    """Length of the sliding window of time in which restarts are counted."""
     spark: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
     """More of Spark's configuration, for example `spark.executor.memory: 4g`."""
 
@@ -376,9 +381,12 @@ class Checkpoint(Section):
     """What a restart goes back to."""
 
     every_epochs: Annotated[AtLeast1, _COUNT] = 1
-    """Epochs from one checkpoint to the next."""
+    """Epochs from one saved model, `checkpoints/epoch-0001.keras` and so on, to the next."""
+    every_steps: Annotated[AtLeast0, _COUNT_OR_0] = 0
+    """Steps from one checkpoint of the training's state to the next; 0: after each epoch only. With parameter servers
+    and with `input_mode: tensorflow` it is always whole epochs."""
     keep: Annotated[AtLeast1, _COUNT] = 3
-    """Number of newest checkpoints that are kept."""
+    """Number of newest saved models that are kept. Of the state the newest two are, whatever this says."""
 
 
 class Export(Section):

@@ -65,7 +65,7 @@ class RunConsole:
 
     def step(self, fields: Mapping[str, Any]) -> None:
         """Move the progress bar."""
-        rate = fields["rows"] / fields["seconds"] if fields["seconds"] else 0.0
+        rate = rows_per_s(fields, fields["rows"])
         text = (
             f"epoch {fields['epoch']}/{self._num_epochs}  step {fields['steps']}  {rate:,.0f} rows/s  "
             f"{format_metrics(fields['metrics'])}"
@@ -80,10 +80,29 @@ class RunConsole:
     def epoch(self, fields: Mapping[str, Any], rows: int) -> None:
         """Print an epoch's line."""
         self._rows_per_epoch = rows
-        seconds = fields["seconds"]
         self.line(
-            f"epoch {fields['epoch']}/{self._num_epochs}{'':<11} {seconds:6.1f} s  {rows / seconds:,.0f} rows/s  "
-            f"{format_metrics(fields['metrics'])}"
+            f"epoch {fields['epoch']}/{self._num_epochs}{'':<11} {fields['seconds']:6.1f} s  "
+            f"{rows_per_s(fields, rows):,.0f} rows/s  {format_metrics(fields['metrics'])}"
+        )
+
+    def restarting(self, number: int, cause: str, pause_s: float) -> None:
+        """Tell that a node was lost."""
+        self.line(f"restart {number}: {cause}; all nodes are started again in {pause_s:g} s")
+
+    def resumed(self, epoch: int, step: int) -> None:
+        """Tell where training goes on."""
+        if epoch > self._num_epochs:
+            self.line(f"resumed: all {self._num_epochs} epochs are trained")
+        else:
+            self.line(
+                f"resumed: goes on in epoch {epoch}/{self._num_epochs}" + f" after step {step}" * (step > 0)
+            )
+
+    def state_not_kept(self, why: str) -> None:
+        """Warn that a checkpoint is missing."""
+        self.line(
+            f"warning: a checkpoint could not be kept ({why}); training goes on, but after a loss it would go back to "
+            "an older one: make room there"
         )
 
     def worker_lines(self, node: str, lines: list[str]) -> None:
@@ -95,6 +114,11 @@ class RunConsole:
     def _write(self, text: str) -> None:
         self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
         self._log.flush()
+
+
+def rows_per_s(fields: Mapping[str, Any], rows: int) -> float:
+    """Return the speed of an epoch that has trained so many rows; an earlier life's part of it does not count."""
+    return float((rows - fields.get("rows_before", 0)) / fields["seconds"]) if fields["seconds"] else 0.0
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

@@ -56,7 +56,7 @@ def epoch_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:
     epochs: dict[int, dict[str, float]] = {}
     for event in events:
         if event.get("event") in ("epoch", "validation"):
-            epochs.setdefault(event["epoch"], {}).update(_metrics(event))
+            epochs.setdefault(event["epoch"], {}).update(metrics_of(event))
     ordered = sorted(epochs.items())
     names = list(dict.fromkeys(name for _, metrics in ordered for name in metrics))
     return {
@@ -146,7 +146,7 @@ def final_table(
     return table
 
 
-def _metrics(event: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
     """Return what an event says of the model: its other numbers are about the run."""
     return {
         name: float(value)

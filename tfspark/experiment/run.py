@@ -19,9 +19,9 @@ from rich.console import Console
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
-from tfspark.errors import ConfigError, TfsparkError
+from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
-from tfspark.experiment.console import RunConsole, format_metrics
+from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
 from tfspark.experiment.datasets import DATASETS, prepare
 from tfspark.experiment.modules import ModelModule, load_model_module
 from tfspark.experiment.plots import draw_roc
@@ -32,6 +32,7 @@ from tfspark.experiment.report import (
     write_confusion_matrix,
     write_curves,
 )
+from tfspark.experiment.resume import Earlier, find_earlier
 from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
@@ -75,6 +76,8 @@ class _Watch:
     rows: int = 0
     tensorflow_up: set[str] = field(default_factory=set)
     pending: dict[int, dict[str, Any]] = field(default_factory=dict)
+    restarts: int = 0
+    warned_of: set[str] = field(default_factory=set)
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_on_{event}", None)
@@ -101,7 +104,7 @@ class _Watch:
             epoch=fields["epoch"],
             seconds=seconds,
             rows=fields["rows_fed"],
-            rows_per_s=fields["rows_fed"] / seconds,
+            rows_per_s=rows_per_s(fields, fields["rows_fed"]),
             **fields["metrics"],
         )
         self.directory.add_scalars(fields["epoch"], fields["metrics"])
@@ -121,14 +124,38 @@ class _Watch:
         for old in kept[: -self.keep_checkpoints]:
             old.unlink()
 
+    def _on_restarting(self, fields: Mapping[str, Any]) -> None:
+        self.restarts += 1
+        self.console.restarting(self.restarts, fields["cause"], fields["pause_s"])
+        self.directory.add_metrics("restart", **fields)
+
+    def _on_resumed(self, fields: Mapping[str, Any]) -> None:
+        self.console.resumed(fields["epoch"], fields["step"])
+        self.directory.add_metrics("resumed", **fields)
+
+    def _on_state_not_kept(self, fields: Mapping[str, Any]) -> None:
+        if fields["why"] not in self.warned_of:  # Every worker's part of every checkpoint is told.
+            self.warned_of.add(fields["why"])
+            self.console.state_not_kept(fields["why"])
+            self.directory.add_metrics("state_not_kept", **fields)
+
     def _on_log(self, fields: Mapping[str, Any]) -> None:
         self.console.worker_lines(fields["node"], fields["lines"])
 
 
 def run_experiment(
-    experiment: Experiment, console: Console | None = None, show_worker_logs: bool = False
+    experiment: Experiment,
+    console: Console | None = None,
+    show_worker_logs: bool = False,
+    resume: Path | None = None,
 ) -> Outcome:
     """Train, evaluate, export and report an experiment.
+
+    Args:
+        experiment: what to do.
+        console: where a person looks; None: standard output.
+        show_worker_logs: print what the workers write.
+        resume: run directory of a run that was interrupted, to go on with.
 
     Raises:
         ConfigError: something is wrong before anything starts.
@@ -136,17 +163,20 @@ def run_experiment(
         NodeFailedError: a node failed; the message carries its traceback and log.
     """
     console = console or Console()
+    earlier = None if resume is None else find_earlier(resume, experiment)
     with _quiet_stderr():
         module = load_model_module(experiment.model.module)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
     directory.write_text("config.yaml", resolved_yaml(experiment))
     directory.write_versions()
+    if earlier is not None:
+        directory.add_epochs(earlier.epochs)
     with (directory.path / "run.log").open("a") as log:
         shown = RunConsole(console, log, experiment.train.epochs, show_worker_logs)
         try:
-            return _run(experiment, module, directory, shown, console)
+            return _run(experiment, module, directory, shown, console, earlier)
         except (TfsparkError, KeyboardInterrupt) as error:
-            shown.note(f"error: {error}" if isinstance(error, TfsparkError) else "interrupted")
+            shown.note(f"error: {in_words(error)}" if isinstance(error, TfsparkError) else "interrupted")
             raise
 
 
@@ -197,6 +227,7 @@ def _run(
     directory: RunDirectory,
     shown: RunConsole,
     console: Console,
+    earlier: Earlier | None,
 ) -> Outcome:
     watch = _Watch(shown, directory, experiment.checkpoint.keep)
     began = time.monotonic()
@@ -207,8 +238,8 @@ def _run(
         )
         with spark_errors_in_words():
             fetch_known_data(experiment, spark, shown)
-            results = _train(experiment, module, directory, shown, watch, spark)
-    outcome = _report(experiment, directory, results, watch.seconds)
+            results = _train(experiment, module, directory, shown, watch, spark, earlier)
+    outcome = _report(experiment, directory, results, watch, earlier)
     console.print(final_table(outcome.train, outcome.validation, outcome.test))
     shown.line(f"results in {directory.path}")
     return outcome
@@ -231,6 +262,7 @@ def _train(
     shown: RunConsole,
     watch: _Watch,
     spark: SparkSession,
+    earlier: Earlier | None,
 ) -> _Results:
     began = time.monotonic()
     rows = load_rows(spark, experiment)
@@ -244,6 +276,7 @@ def _train(
         module.build_model,
         params,
         **_settings(experiment, module, directory, watch),
+        resume=None if earlier is None else str(earlier.directory),
     )
     with cluster, shown.live():
         history = _fit(cluster, experiment, rows)
@@ -273,6 +306,9 @@ def _settings(
         "learning_rate": train.learning_rate,
         "callbacks": train.callbacks.model_dump(exclude_none=True),
         "checkpoint_every_epochs": experiment.checkpoint.every_epochs,
+        "checkpoint_every_steps": experiment.checkpoint.every_steps,
+        "max_restarts": cluster.max_restarts,
+        "restart_window": cluster.restart_window_s,
         "hooks": Hooks(module.features, module.callbacks, module.export, module.draw, module.draw_epoch),
         "observer": watch,
     }
@@ -333,7 +369,11 @@ def _test(
 
 
 def _report(
-    experiment: Experiment, directory: RunDirectory, results: _Results, seconds: dict[str, float]
+    experiment: Experiment,
+    directory: RunDirectory,
+    results: _Results,
+    watch: _Watch,
+    earlier: Earlier | None,
 ) -> Outcome:
     side_car = results.nodes.get("evaluator 0") or {"history": {}}
     last = {name: values[-1] for name, values in {**results.history, **side_car["history"]}.items()}
@@ -349,7 +389,7 @@ def _report(
         classes = class_scores(matrix, results.class_names)
     if results.roc is not None:
         draw_roc(directory.path / "roc.png", np.asarray(results.roc))
-    outcome = Outcome(directory.path, train, validation, results.test, seconds)
+    outcome = Outcome(directory.path, train, validation, results.test, watch.seconds)
     directory.write_json(
         "results.json",
         {
@@ -359,7 +399,9 @@ def _report(
             "test": None if results.test is None else _finite(results.test),
             "confusion_matrix": results.confusion,
             "classes": classes,
-            "seconds": seconds,
+            "seconds": watch.seconds,
+            "restarts": watch.restarts,
+            "resumed_from": None if earlier is None else str(earlier.directory),
             "nodes": results.nodes,
         },
     )

@@ -11,12 +11,13 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tfspark.errors import ConfigError
+from tfspark.experiment.report import metrics_of
 from tfspark.tfrecord.framing import frame
 
 PACKAGES = ("tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pandas")
@@ -67,6 +68,12 @@ class RunDirectory:
         """Append a line to ``metrics.jsonl``."""
         with (self.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
+
+    def add_epochs(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Take over an earlier run's events of epochs, with their times."""
+        for event in events:
+            self.add_metrics(**event)
+            self.add_scalars(event["epoch"], metrics_of(event))
 
     def add_scalars(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Add an epoch's metrics to the TensorBoard logs."""

@@ -409,6 +409,17 @@ def encode_sample(batch: pa.RecordBatch) -> str:
     return base64.b64encode(sink.getvalue()).decode()
 
 
+SAMPLE_DDL = "sample string"
+
+
+def first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the first row of a partition, encoded; for Spark's `mapInArrow`."""
+    for batch in batches:
+        if batch.num_rows:
+            yield pa.RecordBatch.from_pydict({"sample": [encode_sample(batch.slice(0, 1))]})
+            return
+
+
 def decode_sample(text: str) -> pa.RecordBatch:
     """Decode what `encode_sample` gave."""
     table = pa.ipc.open_stream(base64.b64decode(text)).read_all()

@@ -187,7 +187,7 @@ class TrainingSession:
             ours.append(Validation(self))
         if job["side_car"]:
             ours.append(ShareWeights(self.context, self.to_save))
-        ours.append(ReportProgress(self.context, step_rows))
+        ours.append(ReportProgress(self.context, step_rows, feed))
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
         if self.context.hooks.callbacks is not None:
             ours.extend(self.context.hooks.callbacks(self.params))

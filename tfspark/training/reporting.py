@@ -19,12 +19,14 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
     Args:
         context: the node.
         batch_size: rows of a step over all workers.
+        feed: what is trained on, if its steps are counted: an epoch that was resumed begins with those before.
     """
 
-    def __init__(self, context: TFContext, batch_size: int):
+    def __init__(self, context: TFContext, batch_size: int, feed: Any = None):
         super().__init__()
         self._context = context
         self._batch_size = batch_size
+        self._feed = feed
         self._reported = 0.0
         self._began = 0.0
         self._epoch = 0
@@ -48,9 +50,12 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("epoch", **self._progress(logs), epoch=epoch + 1)
 
     def _progress(self, logs: Any) -> dict[str, Any]:
+        """Return where the epoch is; its clock has run since `rows_before`, 0 but in an epoch that was resumed."""
+        before = self._feed.first_step_of_pass if self._feed is not None else 0
         return {
-            "steps": self._steps,
-            "rows": self._steps * self._batch_size,
+            "steps": before + self._steps,
+            "rows": (before + self._steps) * self._batch_size,
+            "rows_before": before * self._batch_size,
             "seconds": time.monotonic() - self._began,
             "metrics": {name: float(value) for name, value in (logs or {}).items()},
         }

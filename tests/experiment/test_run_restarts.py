@@ -1,0 +1,214 @@
+"""``tfspark run`` that loses a process and goes on, and ``tfspark run --resume`` after one that was broken off."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from experiment.runs import (
+    disturb_run,
+    interrupt_run,
+    kill_a_trainer,
+    logged,
+    run_directory,
+    tfspark_resume,
+)
+
+from tfspark.cli import app
+
+WRONG_CONFIGURATION = 2
+
+MODEL = """
+def build_model(params):
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+NUM_ROWS, BATCH = 2000, 20
+STEPS = NUM_ROWS // BATCH
+
+
+def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
+    """Rows that Spark makes up itself, the same each time."""
+    sql = "SELECT transform(sequence(1, 4), i -> float(hash(id, i) / 2e9)) AS x, id % 2 AS y FROM range({})"
+    return {
+        "name": "lost",
+        "model": {"module": "model.py"},
+        "data": {
+            "sql": sql.format(NUM_ROWS),
+            "features": {"x": {}},
+            "label": {"column": "y", "classes": 2},
+            "batch_size": BATCH,
+            "shuffle": False,
+        },
+        "cluster": {"master": "local[4]", "executors": executors, **cluster},
+        "train": {"epochs": epochs},
+        "checkpoint": {"every_steps": 30},
+        "export": {"formats": []},
+    }
+
+
+def events_of(run: Path, name: str) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [event for event in events if event["event"] == name]
+
+
+def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    config = experiment(epochs=8, executors=2)
+
+    ended = disturb_run(tmp_path, config, logged(r"epoch [2-4]/8 +step [4-9]\d"), kill_a_trainer)
+
+    assert (ended.returncode, ended.survivors) == (0, []), ended.stdout + ended.stderr
+    assert "restart 1: worker " in ended.stdout
+    assert "killed by SIGKILL" in ended.stdout
+    assert "all nodes are started again in 1 s" in ended.stdout
+    run = run_directory(tmp_path)
+    resumed = re.search(r"resumed: goes on in epoch (\d)/8 after step (\d+)", ended.stdout)
+    assert resumed
+    shown = re.findall(
+        rf"epoch {resumed[1]}/8 +step (\d+)", (run / "run.log").read_text().split("resumed")[1]
+    )
+    assert all(int(step) > int(resumed[2]) for step in shown), "steps before the loss count, too"
+    results = json.loads((run / "results.json").read_text())
+    assert results["restarts"] == len(events_of(run, "restart")) == len(events_of(run, "resumed")) == 1
+    assert {event["epoch"] for event in events_of(run, "epoch")} == set(range(1, 9))
+    assert {event["rows"] for event in events_of(run, "epoch")} == {NUM_ROWS}
+    for node in results["nodes"].values():
+        assert len(node["history"]["loss"]) == len(node["rows"]) == 8
+    assert sum(sum(node["rows"]) for node in results["nodes"].values()) == 8 * NUM_ROWS
+
+
+def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    broken_off = interrupt_run(tmp_path, experiment(epochs=500), logged("epoch 2/.* step"), signal.SIGINT)
+    assert broken_off.returncode == 128 + signal.SIGINT
+    first = run_directory(tmp_path)
+    kept = sorted(first.rglob("state-*/*"))
+    epochs = events_of(first, "epoch")[-1]["epoch"] + 2
+
+    resumed = tfspark_resume(tmp_path, first, "--set", f"train.epochs={epochs}").check()
+
+    assert "resumed: goes on in epoch " in resumed.stdout
+    (second,) = set((tmp_path / "runs").iterdir()) - {first}
+    results = json.loads((second / "results.json").read_text())
+    node = results["nodes"]["worker 0"]
+    assert node["iterations"] == epochs * STEPS
+    assert node["rows"] == [NUM_ROWS] * epochs
+    told = events_of(second, "epoch")
+    assert [event["epoch"] for event in told] == list(range(1, epochs + 1))
+    assert [event["loss"] for event in told] == node["history"]["loss"]
+    assert results["resumed_from"] == str(first)
+    assert sorted(first.rglob("state-*/*")) == kept, (
+        "the earlier run's checkpoints are not this one's to remove"
+    )
+
+    again = tfspark_resume(tmp_path, second).check()
+
+    assert f"resumed: all {epochs} epochs are trained" in again.stdout
+    (third,) = set((tmp_path / "runs").iterdir()) - {first, second}
+    digests = [
+        json.loads((run / "results.json").read_text())["nodes"]["worker 0"]["weights_sha256"]
+        for run in (second, third)
+    ]
+    assert digests[0] == digests[1]
+
+
+# --- refused before Spark starts -------------------------------------------------------------------
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that is refused; return what it says."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            app(["run", *arguments])
+        err = capfd.readouterr().err
+        assert ended.value.code == WRONG_CONFIGURATION, err
+        assert err.startswith("error: expected ")
+        assert not Path("runs").exists()
+        return err
+
+    return start
+
+
+def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> Path:
+    """What is left of a run: its configuration and a checkpoint."""
+    state = Path("earlier/checkpoints/state-000003")
+    state.mkdir(parents=True)
+    Path("earlier/config.yaml").write_text(yaml.safe_dump(experiment(epochs=9), sort_keys=False))
+    run = {"workers": 1, "parameter servers": 0, "seed": seed, "rows per worker and step": BATCH}
+    manifest = {
+        "format": 1, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
+        "run": run, "model": [], "files": {},
+    }  # fmt: skip
+    (state / "manifest.json").write_text(json.dumps(manifest))
+    return Path("earlier")
+
+
+def test_run_without_configuration_and_resume_says_what_to_type(refused: Refused) -> None:
+    err = refused()
+    assert "a YAML experiment or --resume with a run directory, got neither" in err
+    assert "tfspark run experiment.yaml" in err
+
+
+def test_resume_when_the_directory_is_not_there_says_so(refused: Refused) -> None:
+    err = refused("--resume", "runs/nowhere")
+    assert "config.yaml to resume from, runs/nowhere is no directory" in err
+    assert "give --resume the directory that the run named" in err
+
+
+def test_resume_when_the_directory_is_of_no_run_says_so(refused: Refused, tmp_path: Path) -> None:
+    assert f"{tmp_path} is a directory without it" in refused("--resume", str(tmp_path))
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_resume_when_there_is_no_checkpoint_says_where_it_looked(refused: Refused, with_config: bool) -> None:
+    Path("empty").mkdir()
+    text = yaml.safe_dump(experiment(epochs=2), sort_keys=False)
+    (Path("experiment.yaml") if with_config else Path("empty/config.yaml")).write_text(text)
+    err = refused(*(["experiment.yaml"] if with_config else []), "--resume", "empty")
+    assert f"a checkpoint state-NNNNNN to resume from in {Path.cwd()}/empty/checkpoints, found none" in err
+
+
+def test_resume_when_a_part_is_missing_says_which(refused: Refused) -> None:
+    manifest = an_earlier_run() / "checkpoints/state-000003/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {"part-0000.npz": "0"}}))
+    assert "state-000003: part-0000.npz is missing or damaged" in refused("--resume", "earlier")
+
+
+@pytest.mark.parametrize(
+    ("finished", "option", "parts"),
+    [
+        pytest.param(
+            False, "train.epochs=2",
+            ["train.epochs to be at least 3", "earlier has trained with 3, got 2", "start anew"], id="fewer epochs",
+        ),
+        pytest.param(
+            True, "train.epochs=4",
+            ["train.epochs to be 3", "earlier has ended its training with 3, got 4"], id="more epochs than there were",
+        ),
+        pytest.param(False, "seed=7", ["seed 7, it has 42", "resume with the same"], id="another seed"),
+        pytest.param(False, "data.batch_size=25", ["rows per worker and step 25, it has 20"], id="another batch"),
+        pytest.param(False, "cluster.executors=2", ["workers 2, it has 1"], id="more workers"),
+    ],
+)  # fmt: skip
+def test_resume_when_the_training_is_another_says_in_what(
+    refused: Refused, finished: bool, option: str, parts: list[str]
+) -> None:
+    an_earlier_run(finished=finished)
+    err = refused("--resume", "earlier", "--set", option)
+    assert [part for part in parts if part not in err] == [], err
