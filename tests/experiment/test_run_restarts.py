@@ -18,6 +18,7 @@ from experiment.runs import (
     logged,
     run_directory,
     tfspark_resume,
+    tfspark_run,
 )
 
 from tfspark.cli import app
@@ -121,6 +122,27 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
         for run in (second, third)
     ]
     assert digests[0] == digests[1]
+
+
+def test_run_when_a_checkpoint_of_the_state_cannot_be_kept_warns_and_trains_on(tmp_path: Path) -> None:
+    in_the_way = f"""
+    import glob, os
+
+    (run,) = glob.glob("{tmp_path}/runs/*")
+    os.makedirs(run + "/checkpoints", exist_ok=True)
+    open(run + "/checkpoints/.state-000001", "w").close()
+    """
+    (tmp_path / "model.py").write_text(
+        MODEL.replace("import keras", in_the_way.strip() + "\n    import keras")
+    )
+
+    ended = tfspark_run(tmp_path, experiment(epochs=2)).check()
+
+    run = run_directory(tmp_path)
+    assert ended.stdout.count("warning: a checkpoint could not be kept (File exists: ") == 1
+    assert [event["epoch"] for event in events_of(run, "epoch")] == [1, 2]
+    assert len(events_of(run, "state_not_kept")) == 1
+    assert len(list((run / "checkpoints").glob("state-*"))) == 2
 
 
 # --- refused before Spark starts -------------------------------------------------------------------
