@@ -52,7 +52,7 @@ def test_trainer_when_killed_while_training_is_named_and_not_its_peer(spark: Spa
 
     with (
         pytest.raises(NodeFailedError) as caught,
-        TFCluster.run(spark, dense, {}, 2, observer=kill_worker_1) as cluster,
+        TFCluster.run(spark, dense, {}, 2, max_restarts=0, observer=kill_worker_1) as cluster,
     ):
         cluster.train(rows, 50, features=["features"])
     told_after_s = time.monotonic() - killed_at

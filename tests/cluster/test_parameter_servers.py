@@ -158,7 +158,7 @@ def killed_while_training(spark: SparkSession, role: str, index: int) -> tuple[N
     rows = df_with_partitions(spark, [20_000])
     with (
         pytest.raises(NodeFailedError) as caught,
-        TFCluster.run(spark, dense, {}, 3, 1, observer=kill) as cluster,
+        TFCluster.run(spark, dense, {}, 3, 1, max_restarts=0, observer=kill) as cluster,
     ):
         cluster.train(rows, 50, features=["features"])
     return caught.value, time.monotonic() - killed_at
