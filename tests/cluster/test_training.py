@@ -109,7 +109,7 @@ def test_confusion_matrix_counts_every_row_under_its_true_class(life: Life) -> N
 
 def test_log_dir_after_a_run_holds_logs_checkpoints_and_the_export(life: Life) -> None:
     assert (life.log_dir / "logs/worker-0.log").is_file()
-    assert [path.name for path in (life.log_dir / "checkpoints").iterdir()] == ["epoch-0002.keras"]
+    assert [path.name for path in (life.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]
     assert sorted(path.name for path in (life.log_dir / "export").iterdir()) == ["model.keras", "saved_model"]
 
 
