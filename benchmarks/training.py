@@ -105,7 +105,7 @@ def our_seconds(options: argparse.Namespace) -> list[float]:
     from tfspark.experiment.modules import load_model_module
     from tfspark.tfrecord import register
 
-    spark = local_session()
+    spark = local_session(4)
     register(spark)
     seconds = []
 
