@@ -139,6 +139,16 @@ def test_training_when_a_process_is_lost_ends_as_if_it_had_not_been(
     assert trained == uninterrupted
 
 
+def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
+    spark: SparkSession, uninterrupted: Trained
+) -> None:
+    observer = Strike(lambda: trainers()["worker", 1].suspend(), "state", epoch=1, step=6)
+    trained = train(spark, observer, checkpoint_every_steps=3, feed_timeout=20.0)
+    (told,) = observer.of("restarting")
+    assert told["cause"].startswith("worker 1 on 127.0.0.1 failed: its trainer process was not heard of for ")
+    assert trained == uninterrupted
+
+
 def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
     spark: SparkSession, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from tfspark.cluster.roles import plan_nodes
 from tfspark.errors import DataError, NodeFailedError, ReservationError
 
 VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
+TRAINER_TIMEOUT_S = 40.0
 TIMEOUT_S = 10.0
 
 
@@ -37,7 +38,7 @@ def registry(clock: Clock) -> Registry:
 
 
 def new_registry(clock: Clock) -> Registry:
-    return Registry(plan_nodes(2), TIMEOUT_S, VERSIONS, clock)
+    return Registry(plan_nodes(2), TIMEOUT_S, VERSIONS, TRAINER_TIMEOUT_S, clock)
 
 
 def register(registry: Registry, index: int, **versions: str | None) -> dict[str, object]:
@@ -223,3 +224,42 @@ def after_settling(registry: Registry) -> Exception:
     clock.now += SETTLE_S + 0.1
     assert registry.check()
     return registry.error()
+
+
+def test_trainer_that_falls_silent_while_its_node_lives_is_lost(registry: Registry, clock: Clock) -> None:
+    for index in (0, 1):
+        registry.trainer_alive(index)
+    for _ in range(5):
+        clock.now += TIMEOUT_S - 1
+        registry.trainer_alive(0)
+        for index in (0, 1):
+            registry.heartbeat(index, 1)
+        registry.check()
+
+    error = registry.error()
+    assert isinstance(error, NodeFailedError)
+    assert error.node == "worker 1"
+    assert "not heard of for 45 s" in error.cause
+    assert registry.is_transient
+
+
+def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
+    registry: Registry, clock: Clock
+) -> None:
+    for index in (0, 1):
+        registry.trainer_alive(index)
+    clock.now += 8.0
+    registry.trainer_alive(0)
+    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
+    registry.check()
+
+    error = registry.error()
+    assert isinstance(error, NodeFailedError)
+    assert error.node == "worker 1"
+
+
+def test_failure_is_transient_only_if_no_program_was_wrong(registry: Registry) -> None:
+    registry.task_failed(0, "its executor was lost")
+    assert registry.is_transient
+    registry.trainer_failed(1, "ValueError: no", "", "exception")
+    assert not registry.is_transient

@@ -186,6 +186,11 @@ class ControlPlane(ActionServer):
 
     # --- trainers ----------------------------------------------------------------------------------
 
+    def on_trainer_alive(self, request: Json) -> Json:
+        """Hear a trainer."""
+        self.update(lambda: self.registry.trainer_alive(request["node"]))
+        return {}
+
     def on_trainer_ended(self, request: Json) -> Json:
         """Take the value a trainer returned; it reads no further rows."""
 

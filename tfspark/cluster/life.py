@@ -66,7 +66,9 @@ class Life:
         self.token = new_token()
         self._jobs: list[SparkJob] = []
         self.is_over = False
-        self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions())
+        # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
+        trainer_timeout_s = float(settings["feed_timeout_s"]) / 2
+        self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions(), trainer_timeout_s)
         self.control = ControlPlane(
             driver_addresses(spark),
             self.token,

@@ -17,6 +17,8 @@ SETTLE_S = 1.5
 """How long after the first failure report others may still come in that explain it better."""
 
 
+SILENT_PEER_S = 6.0
+"""Silence that makes a trainer the one whom another's failed collective operation misses."""
 TRANSIENT = ("collective", "killed", "lost")
 """Kinds of failures after which starting again may help."""
 
@@ -63,6 +65,7 @@ class Node:
     address: str = ""
     versions: Json = field(default_factory=dict)
     heard: float = 0.0
+    trainer_heard: float = 0.0
     ended: bool = False
     result: Any = None
     succeeded: bool = False
@@ -76,6 +79,7 @@ class Registry:
         nodes: the plan.
         heartbeat_timeout_s: silence after which a node is lost.
         versions: the driver's own, which every node must match.
+        trainer_timeout_s: silence after which a trainer whose node lives is lost: longer, since it may only be busy.
         clock: monotonic seconds.
     """
 
@@ -84,12 +88,14 @@ class Registry:
         nodes: Sequence[NodeSpec],
         heartbeat_timeout_s: float,
         versions: Mapping[str, str | None],
+        trainer_timeout_s: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
     ):
         self.nodes = {spec.index: Node(spec) for spec in nodes}
         self.stopping = False
         self._timeout_s = heartbeat_timeout_s
         self._versions = dict(versions)
+        self._trainer_timeout_s = trainer_timeout_s
         self._clock = clock
         self._fatal: Exception | None = None
 
@@ -121,6 +127,10 @@ class Registry:
             return True
         node.heard = self._clock()
         return self.stopping or self.failed
+
+    def trainer_alive(self, index: int) -> None:
+        """Hear a node's trainer."""
+        self.nodes[index].trainer_heard = self._clock()
 
     def trainer_ended(self, index: int, result: Any) -> None:
         """Note that the node's trainer returned."""
@@ -167,6 +177,8 @@ class Registry:
             if node.attempt and not node.ended and now - node.heard > self._timeout_s:
                 silence = f"no heartbeat for {self._timeout_s:g} s"
                 self._fail(node, "lost", f"{silence}: its executor or host is gone, or the network is cut")
+            if node.trainer_heard and not node.ended and not node.succeeded:
+                self._check_trainer(node, now)
         if self._fatal is not None:
             return True
         failures = self._failures()
@@ -175,6 +187,14 @@ class Registry:
         if now - failures[0].at > SETTLE_S:
             return True
         return failures[0].kind != "collective" and self._node_named(failures[0].node).ended
+
+    def _check_trainer(self, node: Node, now: float) -> None:
+        """Fail a node whose trainer went silent; sooner if another trainer misses a peer."""
+        peer_missed = any(failure.kind == "collective" for failure in self._failures())
+        silent_s = now - node.trainer_heard
+        if silent_s > (SILENT_PEER_S if peer_missed else self._trainer_timeout_s):
+            silence = f"its trainer process was not heard of for {silent_s:.0f} s, though its node was"
+            self._fail(node, "lost", f"{silence}: it was stopped, or it hangs")
 
     def error(self) -> Exception:
         """Return the failure that explains the others best: the first that no lost peer explains."""

@@ -7,14 +7,18 @@ Python thread can run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO
+
+import pyarrow.flight as flight
 
 from tfspark.cluster.context import TFContext
 from tfspark.cluster.lifeline import die_with_parent
@@ -22,6 +26,8 @@ from tfspark.cluster.node import read_frame
 from tfspark.cluster.wire import ActionClient
 from tfspark.feed.graph_errors import as_data_error
 from tfspark.training.on_import import correct_keras_when_imported
+
+ALIVE_S = 2.0
 
 
 def main() -> int:
@@ -33,6 +39,7 @@ def main() -> int:
     with ActionClient(header["location"], header["token"]) as control:
         context = TFContext.from_orders(header, control)
         _watch_lifeline(orders)
+        _say_alive(control, context)
         try:
             function, args, context.hooks, registered = pickle.loads(code)
             _register_with_keras(registered)
@@ -78,6 +85,20 @@ def _watch_lifeline(orders: BinaryIO) -> None:
         os._exit(0)
 
     threading.Thread(target=watch, name="tfspark-lifeline", daemon=True).start()
+
+
+def _say_alive(control: ActionClient, context: TFContext) -> None:
+    """Tell the driver every few seconds that this process runs: the node task cannot know when it is stopped."""
+
+    def beat() -> None:
+        while True:
+            with contextlib.suppress(
+                flight.FlightError
+            ):  # The node task finds out whether the driver is gone.
+                control.call("trainer_alive", node=context.node.index)
+            time.sleep(ALIVE_S)
+
+    threading.Thread(target=beat, name="tfspark-alive", daemon=True).start()
 
 
 def _as_json(result: Any) -> Any:

@@ -1,0 +1,95 @@
+"""Seconds from the loss of a process to its detection, and to the next step of the training.
+
+    python benchmarks/recovery.py [--times 3] [--rows 20000]
+
+Two workers on this machine train a small network on rows from Spark, with a checkpoint of the state every 10 steps. In
+the middle of an epoch one worker's trainer is killed (SIGKILL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+import psutil
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=20_000)
+    options = parser.parse_args()
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    from feed import local_session
+
+    spark = local_session(4)
+    seconds = [lose_a_trainer(spark, options.rows) for _ in range(options.times)]
+    print(f"{'':<28}{'median':>8}{'each':>28}")
+    for name in seconds[0]:
+        values = [one[name] for one in seconds]
+        each = ", ".join(f"{value:.1f}" for value in values)
+        print(f"{name:<28}{statistics.median(values):>6.1f} s{each:>28}")
+    spark.stop()
+
+
+def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
+    from pyspark.sql import functions as sf
+
+    from tfspark import TFCluster
+
+    at: dict[str, float] = {}
+
+    def observe(event: str, fields: Any) -> None:
+        now = time.monotonic()
+        if event == "state" and fields["step"] == 50 and not at:
+            at["killed"] = now
+            kill_trainer("worker", 1)
+        elif "killed" in at and event in ("restarting", "reserved", "tensorflow", "step"):
+            at.setdefault(event, now)
+
+    def build_model() -> Any:
+        import keras
+
+        layers = [keras.layers.Input((32,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
+        model = keras.Sequential(layers)
+        model.compile("adam", "mse")
+        return model
+
+    features = sf.array(*[sf.rand(seed).cast("float") for seed in range(32)])
+    rows = (
+        spark.range(0, num_rows, 1, 8)
+        .select(features.alias("features"), sf.rand(99).alias("label"))
+        .persist()
+    )
+    with TFCluster.run(
+        spark, build_model, num_executors=2, checkpoint_every_steps=10, observer=observe
+    ) as cluster:
+        cluster.train(rows, 2, batch_size=64)
+    rows.unpersist()
+    return {
+        "killed to detected": at["restarting"] - at["killed"],
+        "detected to nodes reserved": at["reserved"] - at["restarting"],
+        "reserved to TensorFlow up": at["tensorflow"] - at["reserved"],
+        "TensorFlow up to next step": at["step"] - at["tensorflow"],
+        "killed to next step": at["step"] - at["killed"],
+    }
+
+
+def kill_trainer(role: str, index: int) -> None:
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "tfspark.cluster.trainer" in process.cmdline():
+                task = json.loads(process.environ()["TF_CONFIG"])["task"]
+                if task == {"type": role, "index": index}:
+                    process.kill()
+
+
+if __name__ == "__main__":
+    main()
