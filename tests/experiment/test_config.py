@@ -166,6 +166,12 @@ def test_set_when_value_is_yaml_takes_its_type(
         ("train: {class_weights: {10: 1}}", "x.yaml:8: train.class_weights: expected labels among"),
         ("train: {callbacks: {early_stopping: {}}}", "expected a metric of the training rows"),
         ("train: {learning_rate: 1, optimizer: {name: sgd, learning_rate: 2}}", "expected one learning rate"),
+        (
+            "train: {learning_rate: 1, schedule: {name: cosine_decay}}",
+            "train.schedule: expected no schedule beside",
+        ),
+        ("train: {schedule: {name: cosine}}", "train.schedule.name: expected one of cosine_decay, "),
+        ("train: {mixed_precision: half}", "train.mixed_precision: expected none, float16 or bfloat16"),
         ("cluster: {master: locl}", "x.yaml:8: cluster.master: expected a Spark master: local[4],"),
         ("cluster: {executors: 2, ps: 2}", "x.yaml:8: cluster.executors: expected more than 2"),
         (

@@ -180,6 +180,8 @@ class TFCluster:
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S,
         optimizer: Mapping[str, Any] | None = None,
         learning_rate: float | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        mixed_precision: Literal["float16", "bfloat16"] | None = None,
         callbacks: Mapping[str, Any] | None = None,
         checkpoint_dir: str | None = None,
         checkpoint_every_epochs: int = 0,
@@ -218,6 +220,9 @@ class TFCluster:
             heartbeat_timeout: seconds of silence after which a node is lost.
             optimizer: a Keras optimizer instead of the one `build_model` compiled: ``{"name": "sgd", ...}``.
             learning_rate: instead of the compiled one.
+            schedule: of the learning rate, instead of the compiled one, by its name in `keras.optimizers.schedules`:
+                ``{"name": "cosine_decay", "initial_learning_rate": 0.01, "decay_steps": 1000}``.
+            mixed_precision: with `build_model`: compute in this type, with weights in float32.
             callbacks: ``early_stopping``, ``reduce_lr_on_plateau``, ``terminate_on_nan`` with their arguments.
             checkpoint_dir: directory for `main_fun`'s own checkpoints, on storage all executors share.
             checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
@@ -261,6 +266,8 @@ class TFCluster:
             "feed_timeout_s": feed_timeout,
             "optimizer": None if optimizer is None else dict(optimizer),
             "learning_rate": learning_rate,
+            "schedule": None if schedule is None else dict(schedule),
+            "mixed_precision": mixed_precision,
             "callbacks": dict(callbacks or {}),
             "checkpoint_dir": checkpoint_dir,
             "checkpoint_every_epochs": checkpoint_every_epochs,

@@ -227,6 +227,42 @@ def one_learning_rate(train: Train) -> Iterator[Broken]:
             f"expected one learning rate, got {train.learning_rate} here and "
             f"{train.optimizer.arguments['learning_rate']} in train.optimizer; keep one of the two",
         )
+    if train.schedule is not None and train.learning_rate is not None:
+        yield (
+            ("train", "schedule"),
+            f"expected no schedule beside train.learning_rate {train.learning_rate}; keep one of the two",
+        )
+    if train.schedule is not None and train.callbacks.reduce_lr_on_plateau is not None:
+        yield (
+            ("train", "schedule"),
+            "expected no schedule beside train.callbacks.reduce_lr_on_plateau, which sets the rate, too; keep one of "
+            "the two",
+        )
+
+
+def resampled_classes(data: Data, cluster: Cluster) -> Iterator[Broken]:
+    """Spark resamples rows whose class it knows."""
+    if data.resample == "none":
+        return
+    key, came = ("data", "resample"), f"got {data.resample}"
+    if data.label is None or data.label.classes is None:
+        yield (
+            key,
+            f"expected none, since there are no classes; {came}; set data.label.classes or leave it out",
+        )
+    elif data.examples is not None:
+        yield key, f"expected none beside data.examples, since Spark does not look into the records; {came}"
+    elif cluster.input_mode == "tensorflow":
+        yield key, f"expected none under input_mode tensorflow, where Spark reads no row; {came}"
+
+
+def precision_of_parameter_servers(train: Train, cluster: Cluster) -> Iterator[Broken]:
+    """Workers of parameter servers would change the scale of the loss under each other."""
+    if train.mixed_precision == "float16" and cluster.ps:
+        yield (
+            ("train", "mixed_precision"),
+            f"expected none or bfloat16 with cluster.ps={cluster.ps}, since float16 scales the loss; got float16",
+        )
 
 
 RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
@@ -244,6 +280,8 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     monitored_rows,
     weighted_classes,
     one_learning_rate,
+    resampled_classes,
+    precision_of_parameter_servers,
 )
 
 

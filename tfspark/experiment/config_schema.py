@@ -29,6 +29,12 @@ OPTIMIZERS = (
 )  # fmt: skip
 """The optimizers that `keras.optimizers.get` of Keras 3 knows by name (Lamb it does not)."""
 
+SCHEDULES = (
+    "cosine_decay", "cosine_decay_restarts", "exponential_decay", "inverse_time_decay",
+    "piecewise_constant_decay", "polynomial_decay",
+)  # fmt: skip
+"""The schedules of `keras.optimizers.schedules`, their classes' names written with underscores."""
+
 MASTER = r"local|local\[(\*|[1-9]\d*)(,\s*\d+)?\]|local-cluster\[\d+,\s*\d+,\s*\d+\]|yarn|spark://.+|k8s://.+|sc://.+|"
 
 DTYPES = (
@@ -203,6 +209,10 @@ class Data(Source):
     their own; it takes `format`, `schema` and `options` from `data` where it has none."""
     test: Split = 0.0
     """Rows that training does not see and that are evaluated once, at the end. As `validation` otherwise."""
+    resample: Annotated[Literal["none", "over", "under"], Words("none, over or under")] = "none"
+    """What is done for classes with few training rows. `over`: rows of smaller classes are fed several times, so that
+    each class has about as many as the largest. `under`: rows of larger classes are left out at random, so that each
+    has about as many as the smallest. Validation and test rows stay as they are."""
     shuffle: Annotated[bool, _TRUTH] = True
     """Shuffle the rows once, with `seed`, before they are divided."""
     cache: Annotated[Literal["none", "node"], Words("none or node")] = "none"
@@ -311,6 +321,20 @@ class Optimizer(Section):
         return dict(self.model_extra or {})
 
 
+class Schedule(Section):
+    """A schedule of the learning rate, by steps (`keras.optimizers.schedules`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[Literal[SCHEDULES], Words(f"one of {', '.join(SCHEDULES)}")]  # type: ignore[valid-type]
+    """Its name. Every other key is an argument of its class, for example `initial_learning_rate` or `decay_steps`."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the schedule's class."""
+        return dict(self.model_extra or {})
+
+
 class EarlyStopping(Section):
     """Stop when a metric no longer improves (`keras.callbacks.EarlyStopping`)."""
 
@@ -367,6 +391,16 @@ class Train(Section):
     """Replaces the optimizer that `build_model` compiled; left out: that one is kept."""
     learning_rate: Annotated[Positive | None, Words("a number above 0")] = None
     """Replaces the optimizer's learning rate; left out: its own is kept."""
+    schedule: Annotated[
+        Schedule | None,
+        Words("a mapping such as {name: cosine_decay, initial_learning_rate: 0.01, decay_steps: 1000}"),
+    ] = None
+    """Replaces the optimizer's learning rate by one that changes from step to step; left out: it does not."""
+    mixed_precision: Annotated[Literal["none", "float16", "bfloat16"], Words("none, float16 or bfloat16")] = (
+        "none"
+    )
+    """Compute in this type and keep weights in float32 (Keras's `mixed_float16`, `mixed_bfloat16`). It pays on
+    accelerators that have it; `float16` scales the loss, which parameter servers cannot."""
     class_weights: Annotated[
         Literal["balanced"] | Annotated[dict[int | Text, Weight], Field(min_length=1)] | None,
         Words("balanced, or a mapping: label -> a weight, 0 or more"),

@@ -304,6 +304,10 @@ def _settings(
         "seed": experiment.seed,
         "optimizer": None if optimizer is None else {"name": optimizer.name, **optimizer.arguments},
         "learning_rate": train.learning_rate,
+        "schedule": None
+        if train.schedule is None
+        else {"name": train.schedule.name, **train.schedule.arguments},
+        "mixed_precision": None if train.mixed_precision == "none" else train.mixed_precision,
         "callbacks": train.callbacks.model_dump(exclude_none=True),
         "checkpoint_every_epochs": experiment.checkpoint.every_epochs,
         "checkpoint_every_steps": experiment.checkpoint.every_steps,

@@ -63,6 +63,30 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
         model.compile_from_config(compiled)
     if rate is not None:
         model.optimizer.learning_rate = rate
+    if settings.get("schedule") is not None:
+        model.optimizer.learning_rate = make_schedule(settings["schedule"])
+
+
+def make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Make a schedule of the learning rate: its ``name``, and the arguments of its class.
+
+    Raises:
+        ConfigError: Keras does not know it or one of its arguments.
+    """
+    arguments = dict(wanted)
+    name = "".join(part.capitalize() for part in str(arguments.pop("name")).split("_"))
+    try:
+        return getattr(keras.optimizers.schedules, name)(**arguments)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"expected a schedule of keras.optimizers.schedules and its arguments, got {wanted}: {error}"
+        ) from None
+
+
+def set_precision(settings: Json) -> None:
+    """Let models that are built from now on compute as the settings say."""
+    if settings.get("mixed_precision"):
+        keras.mixed_precision.set_global_policy(f"mixed_{settings['mixed_precision']}")
 
 
 def copy_optimizer(

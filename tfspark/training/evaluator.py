@@ -9,7 +9,7 @@ import keras
 
 from tfspark.cluster.wire import Json
 from tfspark.feed.dataset import open_feed
-from tfspark.training.build import BuildModel, call_build_model
+from tfspark.training.build import BuildModel, call_build_model, set_precision
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.jobs import job_done, posted_jobs
 
@@ -27,6 +27,7 @@ def run_evaluator(build_model: BuildModel, params: Any, context: TFContext) -> J
         ``{"epochs": [...], "history": {"val_loss": [...], ...}}``.
     """
     keras.utils.set_random_seed(context.seed)
+    set_precision(context.settings)
     model = call_build_model(build_model, params)
     evaluator = LocalEvaluator(model, context, num_ranks=1)
     epochs: list[int] = []

@@ -23,6 +23,7 @@ from tfspark.training.build import (
     call_build_model,
     copy_optimizer,
     set_optimizer,
+    set_precision,
     weights_digest,
 )
 from tfspark.training.callbacks import make_callbacks
@@ -84,6 +85,7 @@ class TrainingSession:
         self.context = context
         self.params = params
         keras.utils.set_random_seed(context.seed)
+        set_precision(context.settings)
         with context.strategy.scope():
             self.model = call_build_model(build_model, params)
             set_optimizer(self.model, context.settings)

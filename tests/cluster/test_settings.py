@@ -1,0 +1,57 @@
+"""Schedules of the learning rate and mixed precision, set from outside of `build_model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import pytest
+from cluster.programs import dense
+from pyspark.sql import SparkSession
+from support.errors import raises
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import NodeFailedError
+
+ROWS = [96, 32]
+
+
+def test_schedule_when_it_starts_at_zero_leaves_the_weights_until_it_rises(spark: SparkSession) -> None:
+    schedule = {"name": "piecewise_constant_decay", "boundaries": [8], "values": [0.0, 0.5]}
+    with TFCluster.run(spark, dense, {}, 2, schedule=schedule) as cluster:
+        # 4 steps per epoch: the rate is above zero from the third epoch on.
+        history = cluster.train(
+            df_with_partitions(spark, ROWS),
+            4,
+            features=["features"],
+            batch_size=32,
+            feeding=Feeding(ordered=True),
+        )
+    assert history["loss"][0] == pytest.approx(history["loss"][1])
+    assert history["loss"][2] != pytest.approx(history["loss"][1], abs=1e-6)
+
+
+def test_schedule_that_keras_does_not_know_is_refused_with_its_words(spark: SparkSession) -> None:
+    with (
+        raises(NodeFailedError, "expected a schedule of keras.optimizers.schedules", "decay_stairs"),
+        TFCluster.run(spark, dense, {}, 1, schedule={"name": "cosine_decay", "decay_stairs": 4}) as cluster,
+    ):
+        cluster.train(df_with_partitions(spark, ROWS), 1, features=["features"])
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_computes_in_it_and_keeps_weights_in_float32(
+    spark: SparkSession, tmp_path: Path, precision: str
+) -> None:
+    with TFCluster.run(
+        spark, dense, {"rate": 0.5}, 2, mixed_precision=precision, log_dir=str(tmp_path)
+    ) as cluster:
+        history = cluster.train(df_with_partitions(spark, ROWS), 2, features=["features"], batch_size=32)
+        nodes = cluster.shutdown(export=["keras"])
+    model = keras.models.load_model(tmp_path / "export/model.keras")
+    assert [layer.compute_dtype for layer in model.layers] == [precision] * 2
+    assert {str(weight.dtype) for weight in model.weights} == {"float32"}
+    assert nodes["worker 0"]["weights_sha256"] == nodes["worker 1"]["weights_sha256"]
+    assert all(loss < 2 for loss in history["loss"])
