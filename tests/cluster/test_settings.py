@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import keras
 import pytest
+from cluster.lives import plain_keras
 from cluster.programs import dense
 from pyspark.sql import SparkSession
 from support.errors import raises
@@ -16,6 +16,17 @@ from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import NodeFailedError
 
 ROWS = [96, 32]
+LOAD = """
+import json, sys, keras
+keras.mixed_precision.set_global_policy("mixed_" + sys.argv[1])
+model = keras.models.load_model(sys.argv[2])
+optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+print(json.dumps({
+    "compute": [layer.compute_dtype for layer in model.layers],
+    "weights": [str(weight.dtype) for weight in model.weights],
+    "iterations": int(optimizer.iterations),
+}))
+"""
 
 
 def test_schedule_when_it_starts_at_zero_leaves_the_weights_until_it_rises(spark: SparkSession) -> None:
@@ -48,10 +59,15 @@ def test_mixed_precision_computes_in_it_and_keeps_weights_in_float32(
     with TFCluster.run(
         spark, dense, {"rate": 0.5}, 2, mixed_precision=precision, log_dir=str(tmp_path)
     ) as cluster:
-        history = cluster.train(df_with_partitions(spark, ROWS), 2, features=["features"], batch_size=32)
+        history = cluster.train(
+            df_with_partitions(spark, ROWS),
+            2,
+            features=["features"],
+            batch_size=32,
+            feeding=Feeding(ordered=True),
+        )
         nodes = cluster.shutdown(export=["keras"])
-    model = keras.models.load_model(tmp_path / "export/model.keras")
-    assert [layer.compute_dtype for layer in model.layers] == [precision] * 2
-    assert {str(weight.dtype) for weight in model.weights} == {"float32"}
+    told = plain_keras(LOAD, precision, tmp_path / "export/model.keras")
+    assert told == {"compute": [precision] * 2, "weights": ["float32"] * 4, "iterations": 8}
     assert nodes["worker 0"]["weights_sha256"] == nodes["worker 1"]["weights_sha256"]
     assert all(loss < 2 for loss in history["loss"])

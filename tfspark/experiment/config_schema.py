@@ -400,7 +400,8 @@ class Train(Section):
         "none"
     )
     """Compute in this type and keep weights in float32 (Keras's `mixed_float16`, `mixed_bfloat16`). It pays on
-    accelerators that have it; `float16` scales the loss, which parameter servers cannot."""
+    accelerators that have it. `float16` scales the loss, which parameter servers cannot; Keras loads such a model
+    with its optimizer if its global policy is set to `mixed_float16` before."""
     class_weights: Annotated[
         Literal["balanced"] | Annotated[dict[int | Text, Weight], Field(min_length=1)] | None,
         Words("balanced, or a mapping: label -> a weight, 0 or more"),

@@ -45,39 +45,40 @@ class Feed:
         self.features_hook = context.hooks.features
         self._context = context
         self._opened: queue.SimpleQueue[PassReader] = queue.SimpleQueue()
-        self._readings: list[PassReader] = []
+        self._last: PassReader | None = None
         self._iterator: Any = None
         self._cache = NodeCache(_cache_file(context), spec.cache_bytes) if spec.cache_bytes else None
         self.make_iterator: Callable[[], Any] = lambda: None
 
     @property
-    def rows_per_pass(self) -> list[int]:
-        """Rows this node has received, padding not counted, of each pass so far."""
-        return [reading.rows for reading in self._readings]
+    def _reading(self) -> PassReader:
+        """The last pass that was opened."""
+        assert self._last is not None
+        return self._last
 
     @property
     def rows_of_pass(self) -> int:
         """Rows of the last pass."""
-        return self._readings[-1].rows
+        return self._reading.rows
 
     @property
     def steps_of_pass(self) -> int:
         """Batches of the last pass."""
-        return self._readings[-1].steps
+        return self._reading.steps
 
     @property
     def first_step_of_pass(self) -> int:
         """Number of the first batch of the last pass that was given out, 0 but in a pass that was resumed."""
-        return self._readings[-1].first_step
+        return self._reading.first_step
 
     def used(self, steps: int) -> Used:
         """Return the rows that this node's batches up to step `steps` of the last pass are made of."""
-        return self._readings[-1].used(steps)
+        return self._reading.used(steps)
 
     @property
     def is_over(self) -> bool:
         """Whether the last pass that was asked for does not exist: the stream has ended."""
-        return self._readings[-1].is_behind_the_end
+        return self._reading.is_behind_the_end
 
     @property
     def global_batch_size(self) -> int:
@@ -98,7 +99,7 @@ class Feed:
             self._cache,
             start if index == self.next_index else None,
         )
-        self._readings.append(reading)
+        self._last = reading
         self._opened.put(reading)
         self.next_index += 1
         return reading
@@ -127,14 +128,14 @@ class Feed:
 
     def abandon_pass(self) -> None:
         """Leave a pass before its end; what was read ahead of it goes with its iterator."""
-        self._readings[-1].close()
+        self._reading.close()
         self._opened = queue.SimpleQueue()
         self._iterator = None
 
     def close(self) -> None:
         """Stop reading the last pass, if any was opened."""
-        for reading in self._readings[-1:]:
-            reading.close()
+        if self._last is not None:
+            self._last.close()
 
     @staticmethod
     def _batches_of(reading: PassReader) -> Iterator[Rows]:

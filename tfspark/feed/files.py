@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -138,14 +138,12 @@ class FilesFeed:
     rows: int
     global_batch_size: int
     next_index: int = 0
-    rows_per_pass: list[int] = field(default_factory=list)
     make_iterator: Callable[[], Any] = lambda: None
     _iterator: Any = None
 
     def open_pass(self) -> FilesFeed:
         """Begin the next epoch."""
         self.next_index += 1
-        self.rows_per_pass.append(self.rows)
         return self
 
     def iterator(self) -> Any:
