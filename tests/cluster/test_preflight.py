@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tfspark.cluster.preflight import check_settings, check_slots, driver_addresses
+from tfspark.cluster.preflight import (
+    ENCRYPTING,
+    check_encryption,
+    check_settings,
+    check_slots,
+    driver_addresses,
+)
 from tfspark.errors import ConfigError, ReservationError
 
 
@@ -123,3 +129,15 @@ def test_driver_addresses_are_those_spark_uses(settings: dict[str, str], expecte
 def test_check_settings_when_speculation_is_on_says_to_set_it_to_false() -> None:
     with pytest.raises(ConfigError, match=r"expected spark\.speculation=false"):
         check_settings(FakeSpark({"spark.speculation": "true"}))
+
+
+@pytest.mark.parametrize("key", ENCRYPTING)
+def test_check_encryption_when_spark_encrypts_refuses_unless_plaintext_is_allowed(key: str) -> None:
+    spark = FakeSpark({key: "true"})
+    with pytest.raises(ConfigError, match=f"{key} is true.*allow_plaintext=True"):
+        check_encryption(spark, allow_plaintext=False)
+    check_encryption(spark, allow_plaintext=True)
+
+
+def test_check_encryption_when_spark_does_not_encrypt_passes() -> None:
+    check_encryption(FakeSpark({"spark.network.crypto.enabled": "false"}), allow_plaintext=False)

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 SLOTS_WAIT_S = 30.0
 SLOTS_POLL_S = 0.25
+ENCRYPTING = (
+    "spark.network.crypto.enabled",
+    "spark.authenticate.enableSaslEncryption",
+    "spark.ssl.enabled",
+    "spark.ssl.rpc.enabled",
+)
+"""Settings by which Spark encrypts what its own processes say to each other."""
 
 
 def check_settings(spark: SparkSession) -> None:
@@ -31,6 +38,21 @@ def check_settings(spark: SparkSession) -> None:
         raise ConfigError(
             "expected spark.speculation=false, it is true: Spark would start nodes that take long, as all do, a second "
             "time; set it to false for this application"
+        )
+
+
+def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
+    """Refuse a Spark that encrypts its traffic, since tfspark and TensorFlow would not encrypt theirs.
+
+    Raises:
+        ConfigError: Spark encrypts, and plaintext was not allowed.
+    """
+    wanted = [key for key in ENCRYPTING if str(spark.conf.get(key, "false")).lower() == "true"]
+    if wanted and not allow_plaintext:
+        raise ConfigError(
+            f"expected a Spark that does not encrypt its traffic, {', '.join(wanted)} is true: rows and weights would "
+            "travel unencrypted beside it, and TensorFlow's own server cannot authenticate anybody either (see "
+            "docs/security.md); use a network that encrypts, and say allow_plaintext=True (cluster.allow_plaintext)"
         )
 
 

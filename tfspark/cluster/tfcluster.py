@@ -31,7 +31,7 @@ from tfspark.cluster.inputs import (
     what_to_feed,
 )
 from tfspark.cluster.life import STOP_TIMEOUT_S, Life
-from tfspark.cluster.preflight import check_settings, check_slots
+from tfspark.cluster.preflight import check_encryption, check_settings, check_slots
 from tfspark.cluster.program import pickled, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.registry import Registry
@@ -189,6 +189,7 @@ class TFCluster:
         max_restarts: int | None = None,
         restart_window: float = RESTART_WINDOW_S,
         resume: str | None = None,
+        allow_plaintext: bool = False,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
     ) -> TFCluster:
@@ -233,6 +234,7 @@ class TFCluster:
                 ``log_dir/checkpoints``, or without `log_dir` in a temporary directory.
             restart_window: seconds.
             resume: ``log_dir`` of a run that was interrupted; `train` goes on where its newest checkpoint was.
+            allow_plaintext: whether rows and weights may travel unencrypted although Spark's own traffic is encrypted.
             hooks: more functions of the model module, with `build_model` only.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
@@ -275,6 +277,7 @@ class TFCluster:
         code = pickled(map_fun, tf_args, hooks or Hooks())
         mode = None if input_mode is None else InputMode(input_mode)
         check_settings(session)
+        check_encryption(session, allow_plaintext)
         feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
         check_slots(session, num_executors, int(feeds), reservation_timeout)
         recovery = None

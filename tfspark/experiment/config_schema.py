@@ -298,6 +298,8 @@ class Cluster(Section):
     executor is lost; 0: the first loss ends the run."""
     restart_window_s: Annotated[Seconds, _SECONDS] = 3600.0
     """Length of the sliding window of time in which restarts are counted."""
+    allow_plaintext: Annotated[bool, _TRUTH] = False
+    """Whether rows and weights may travel unencrypted although Spark is set to encrypt its own traffic."""
     spark: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
     """More of Spark's configuration, for example `spark.executor.memory: 4g`."""
 
