@@ -1,0 +1,116 @@
+"""The driver's server under many nodes: real clients on this machine that register and then beat once a second.
+
+    python benchmarks/control_plane.py [--nodes 10 100 1000] [--seconds 60]
+
+Each node has a connection of its own. Late: a beat whose answer came more than a second after it was due. CPU is that
+of the process that serves, in percent of one core; the clients run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psutil
+
+CLIENT_THREADS = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--clients", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.clients:
+        print(json.dumps(beat(*options.clients, options.nodes[0], options.seconds)))
+        return
+    heads = ("nodes", "registered", "beats", "late", "slowest", "lost", "CPU", "memory")
+    print("".join(f"{head:>12}" for head in heads))
+    for nodes in options.nodes:
+        told = serve(nodes, options.seconds)
+        print("".join(f"{told[head]:>12}" for head in heads), flush=True)
+
+
+def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
+    from tfspark.cluster.control import ControlPlane
+    from tfspark.cluster.registry import Registry
+    from tfspark.cluster.roles import plan_nodes
+    from tfspark.cluster.wire import new_token
+
+    token, nodes = new_token(), plan_nodes(num_nodes)
+    registry = Registry(nodes, 30.0, {})
+    control = ControlPlane(
+        ("127.0.0.1", "127.0.0.1"), token, nodes, registry, lambda event, fields: None, None
+    )
+    me = psutil.Process()
+    before, began = me.cpu_times(), time.monotonic()
+    command = [sys.executable, __file__, "--nodes", str(num_nodes), "--seconds", str(seconds)]
+    command += ["--clients", control.location, token]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    after, took = me.cpu_times(), time.monotonic() - began
+    told = json.loads(done.stdout.splitlines()[-1])
+    registry.check()
+    lost = sum(node.failure is not None for node in registry.nodes.values())
+    control.close()
+    cpu = (after.user + after.system - before.user - before.system) / took
+    return {
+        "nodes": num_nodes,
+        "registered": f"{told['registered_s']:.2f} s",
+        "beats": told["beats"],
+        "late": told["late"],
+        "slowest": f"{told['slowest_s']:.2f} s",
+        "lost": lost,
+        "CPU": f"{100 * cpu:.0f} %",
+        "memory": f"{me.memory_info().rss >> 20} MB",
+    }
+
+
+def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str, Any]:
+    """Be all nodes: register each, then let each beat once a second, spread over the second."""
+    from tfspark.cluster.wire import ActionClient
+
+    began = time.monotonic()
+    clients = [ActionClient(location, token) for _ in range(num_nodes)]
+
+    def register(node: int) -> None:
+        clients[node].call("register", node=node, host=f"host-{node}", port=7000, versions={})
+
+    with ThreadPoolExecutor(CLIENT_THREADS) as pool:
+        list(pool.map(register, range(num_nodes)))
+    registered_s = time.monotonic() - began
+    delays: list[float] = []
+
+    def beats_of(thread: int) -> None:
+        mine = range(thread, num_nodes, CLIENT_THREADS)
+        first = time.monotonic()
+        for second in range(int(seconds)):
+            for number, node in enumerate(mine):
+                due = first + second + number / max(len(mine), 1)
+                time.sleep(max(0.0, due - time.monotonic()))
+                clients[node].call("heartbeat", node=node, attempt=1, log=[])
+                delays.append(time.monotonic() - due)
+
+    threads = [
+        threading.Thread(target=beats_of, args=(number,)) for number in range(min(CLIENT_THREADS, num_nodes))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {
+        "registered_s": registered_s,
+        "beats": len(delays),
+        "late": sum(delay > 1 for delay in delays),
+        "slowest_s": max(delays),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What the shipped models reach when two workers train them through the feed: the table of docs/models.md.
+
+    python benchmarks/models.py [--jobs mnist sunspots ...] [--seeds 42 1 2]
+
+Each figure is that of `tfspark run` with the experiment of `configs/`, on its test rows. The data sets are fetched if
+they are not there (below `data/`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDS = range(1, 6)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One line of the table.
+
+    Attributes:
+        config: the experiment.
+        metric: of the test rows.
+        runs: options of each of its runs; empty: one for each seed.
+    """
+
+    config: str
+    metric: str
+    runs: tuple[tuple[str, ...], ...] = ()
+
+
+def folds() -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        (
+            f"data.path=data/breast_cancer/fold_{fold}/train",
+            f"data.test={{path: data/breast_cancer/fold_{fold}/test}}",
+        )
+        for fold in FOLDS
+    )
+
+
+JOBS = {
+    "mnist": Job("mnist_full", "accuracy"),
+    "rotten_tomatoes": Job("rnn_rotten_tomatoes", "accuracy"),
+    "imdb": Job("rnn_imdb", "accuracy"),
+    "sunspots": Job("rnn_sunspots", "rmse"),
+    "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds()),
+    "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42])
+    options = parser.parse_args()
+    print(f"{'experiment':<28}{'metric':>10}{'mean':>9}{'seconds':>9}  each")
+    for name in options.jobs:
+        job = JOBS[name]
+        began = time.monotonic()
+        values = [
+            reached(job, changes) for changes in job.runs or [(f"seed={seed}",) for seed in options.seeds]
+        ]
+        seconds = (time.monotonic() - began) / len(values)
+        each = ", ".join(f"{value:.4g}" for value in values)
+        mean = statistics.mean(values)
+        print(f"{job.config:<28}{job.metric:>10}{mean:>9.4g}{seconds:>9.0f}  {each}", flush=True)
+
+
+def reached(job: Job, changes: tuple[str, ...]) -> float:
+    """Run an experiment; return its test metric."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as runs:
+        command = [sys.executable, "-m", "tfspark.cli", "run", f"configs/{job.config}.yaml"]
+        for change in (*changes, f"output.dir={runs}"):
+            command += ["--set", change]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        results = json.loads(next(Path(runs).glob("*/results.json")).read_text())
+    return float(results["test"][job.metric])
+
+
+if __name__ == "__main__":
+    main()
