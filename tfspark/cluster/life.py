@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 STOP_TIMEOUT_S = 10.0
-EXPLAIN_S = 5.0
+EXPLAIN_S = 2.0
 """How long after an error of Spark's a node may take to tell what was behind it."""
 
 
