@@ -67,19 +67,19 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
     (tmp_path / "model.py").write_text(MODEL)
     config = experiment(epochs=8, executors=2)
 
-    ended = disturb_run(tmp_path, config, logged(r"epoch [2-4]/8 +step [4-9]\d"), kill_a_trainer)
+    ended = disturb_run(tmp_path, config, logged(r"epoch [2-7]/8 +step \d"), kill_a_trainer)
 
     assert (ended.returncode, ended.survivors) == (0, []), ended.stdout + ended.stderr
     assert "restart 1: worker " in ended.stdout
     assert "killed by SIGKILL" in ended.stdout
     assert "all nodes are started again in 1 s" in ended.stdout
     run = run_directory(tmp_path)
-    resumed = re.search(r"resumed: goes on in epoch (\d)/8 after step (\d+)", ended.stdout)
+    resumed = re.search(r"resumed: goes on in epoch (\d)/8(?: after step (\d+))?", ended.stdout)
     assert resumed
     shown = re.findall(
         rf"epoch {resumed[1]}/8 +step (\d+)", (run / "run.log").read_text().split("resumed")[1]
     )
-    assert all(int(step) > int(resumed[2]) for step in shown), "steps before the loss count, too"
+    assert all(int(step) > int(resumed[2] or 0) for step in shown), "steps before the loss count, too"
     results = json.loads((run / "results.json").read_text())
     assert results["restarts"] == len(events_of(run, "restart")) == len(events_of(run, "resumed")) == 1
     assert {event["epoch"] for event in events_of(run, "epoch")} == set(range(1, 9))
