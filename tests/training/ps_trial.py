@@ -253,12 +253,15 @@ def plain(name: str) -> tuple[Any, dict[str, list[float]], Any]:
 def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict[str, Any]:
     """Train and evaluate a model both ways; say how far they are apart and what else came of it."""
     feed = FakeFeed(num_workers)
+    settings = {"keeps_state": False, "checkpoint_every_steps": 0}
     context = FakeContext(
-        strategy=strategy, num_workers=num_workers, seed=3, settings={}, hooks=Hooks(), is_chief=True, reports=[],
+        strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True, reports=[],
         scratch_dir="/nowhere",
     )  # fmt: skip
     session = parameter_server.ParameterServerSession(lambda: MODELS[name](), None, context)
-    trained = session.train({"first_pass": 0, "epochs": EPOCHS, "validation": False, "side_car": False})
+    trained = session.train(
+        {"first_pass": 0, "epochs": EPOCHS, "call": 0, "validation": False, "side_car": False}
+    )
     has_call = name != "gan"
     ours_tests = session.evaluate("test") if has_call else {}
     feed.stop()
