@@ -42,17 +42,17 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
     from tfspark.cluster.control import ControlPlane
     from tfspark.cluster.registry import Registry
     from tfspark.cluster.roles import plan_nodes
-    from tfspark.cluster.wire import new_token
+    from tfspark.cluster.wire import new_secret
 
-    token, nodes = new_token(), plan_nodes(num_nodes)
+    secret, nodes = new_secret(), plan_nodes(num_nodes)
     registry = Registry(nodes, 30.0, {})
     control = ControlPlane(
-        ("127.0.0.1", "127.0.0.1"), token, nodes, registry, lambda event, fields: None, None
+        ("127.0.0.1", "127.0.0.1"), secret, nodes, registry, lambda event, fields: None, None
     )
     me = psutil.Process()
     before, began = me.cpu_times(), time.monotonic()
     command = [sys.executable, __file__, "--nodes", str(num_nodes), "--seconds", str(seconds)]
-    command += ["--clients", control.location, token]
+    command += ["--clients", control.location, secret.token]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     after, took = me.cpu_times(), time.monotonic() - began
     told = json.loads(done.stdout.splitlines()[-1])
@@ -74,10 +74,10 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
 
 def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str, Any]:
     """Be all nodes: register each, then let each beat once a second, spread over the second."""
-    from tfspark.cluster.wire import ActionClient
+    from tfspark.cluster.wire import ActionClient, Secret
 
     began = time.monotonic()
-    clients = [ActionClient(location, token) for _ in range(num_nodes)]
+    clients = [ActionClient(location, Secret(token)) for _ in range(num_nodes)]
 
     def register(node: int) -> None:
         clients[node].call("register", node=node, host=f"host-{node}", port=7000, versions={})

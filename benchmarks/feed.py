@@ -60,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--partitions", type=int, default=8)
     parser.add_argument("--kinds", default="float,image,mixed,text")
     parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--tls", action="store_true", help="encrypt the feed")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--training", action="store_true")
     return parser.parse_args()
@@ -169,7 +170,9 @@ def drain(args: dict[str, int], ctx: Any) -> int:
     return sum(1 for _ in range(args["passes"]) for _ in feed.batches())
 
 
-def fed(spark: Any, df: Any, columns: Any, cache: bool) -> tuple[list[float], list[float], dict[str, float]]:
+def fed(
+    spark: Any, df: Any, columns: Any, cache: bool, tls: bool
+) -> tuple[list[float], list[float], dict[str, float]]:
     """Return seconds of each pass of the feed, of limit A between them, and CPU seconds by process."""
     from tfspark import Feeding, TFCluster
 
@@ -179,6 +182,7 @@ def fed(spark: Any, df: Any, columns: Any, cache: bool) -> tuple[list[float], li
         drain,
         {"passes": PASSES},
         num_executors=2,
+        tls=tls,
         observer=lambda event, _: ends.append(time.monotonic()) if event == "fed" else None,
     )
     with cluster:
@@ -228,13 +232,16 @@ def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> No
         table = rows_of(kind, options.rows, np.random.default_rng(0))
         write_parquet(directory / kind, table, options.partitions)
         columns = columns_of(kind, table)
-        print(line_of(spark, kind, spark.read.parquet(str(directory / kind)), table, columns), flush=True)
+        print(
+            line_of(spark, kind, spark.read.parquet(str(directory / kind)), table, columns, options.tls),
+            flush=True,
+        )
 
 
-def line_of(spark: Any, kind: str, df: Any, table: pa.Table, columns: Any) -> str:
+def line_of(spark: Any, kind: str, df: Any, table: pa.Table, columns: Any, tls: bool) -> str:
     rows = table.num_rows
-    ours, limit, cpu = fed(spark, df, columns, cache=False)
-    cached, _, _ = fed(spark, df, columns, cache=True)
+    ours, limit, cpu = fed(spark, df, columns, cache=False, tls=tls)
+    cached, _, _ = fed(spark, df, columns, cache=True, tls=tls)
     ratios = [a / b for a, b in zip(limit, ours, strict=True)]
     per_row = ", ".join(f"{cpu[name] / rows * 1e6:.0f}" for name in ("JVM", "feed tasks", "trainers"))
     median = statistics.median

@@ -28,7 +28,7 @@ class Job:
 
     Attributes:
         config: the experiment.
-        metric: of the test rows.
+        metric: of the test rows; "confidence": of a classifier of real digits in 10,000 made ones, see `judged`.
         runs: options of each of its runs; empty: one for each seed.
     """
 
@@ -54,6 +54,7 @@ JOBS = {
     "sunspots": Job("rnn_sunspots", "rmse"),
     "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds()),
     "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
+    "gan_mnist": Job("gan_mnist", "confidence"),
 }
 
 
@@ -82,8 +83,26 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
         for change in (*changes, f"output.dir={runs}"):
             command += ["--set", change]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        if job.metric == "confidence":
+            return judged(next(Path(runs).glob("*/export/model.keras")))
         results = json.loads(next(Path(runs).glob("*/results.json")).read_text())
     return float(results["test"][job.metric])
+
+
+def judged(path: Path) -> float:
+    """Let a classifier that knows real digits look at 10,000 of a GAN; return its mean confidence."""
+    sys.path.insert(0, str(ROOT))
+    import keras
+
+    from models import gan
+
+    keras.utils.set_random_seed(0)
+    classifier = gan.train_classifier(*gan.read_digits(ROOT / "data/mnist_full/train"))
+    made, wanted = gan.samples(keras.models.load_model(path), 10_000)
+    confidence, shares = gan.judge(made, classifier)
+    right = (classifier.predict(made, verbose=0, batch_size=256).argmax(axis=1) == wanted).mean()
+    print(f"rarest class {shares.min():.1%}, of the class asked for {right:.1%}")
+    return confidence
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ app = typer.Typer(
 SIGNALLED = 128
 """Added to a signal's number it is the exit code, as shells have it."""
 ENDING_S = 10.0
+AGAIN_S = 0.05
 
 
 @app.command()
@@ -129,6 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     interrupt = _Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+    sys.unraisablehook = interrupt.lost
     app(args=arguments)
 
 
@@ -148,7 +152,8 @@ def _in_words() -> Iterator[None]:
 class _Interrupt:
     """Turns the first signal into a KeyboardInterrupt that carries its number.
 
-    Those that follow within `ENDING_S` are ignored: an impatient second one would break off the ending.
+    Those that follow within `ENDING_S` are ignored: an impatient second one would break off the ending. One that
+    comes while a finalizer runs, where Python drops what is raised, is sent again.
     """
 
     def __init__(self) -> None:
@@ -159,8 +164,18 @@ class _Interrupt:
         if time.monotonic() - self._came < ENDING_S:
             return
         self._came = time.monotonic()
-        logging.disable()  # What breaks from here on, in the middle of a call to Spark, is no news.
+        # What breaks from here on, in the middle of a call to Spark, is no news.
+        logging.disable()
+        threading.excepthook = lambda broken: None
         raise KeyboardInterrupt(number)
+
+    def lost(self, dropped: sys.UnraisableHookArgs) -> None:
+        """Send the signal again whose exception Python has dropped."""
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            self._came = -ENDING_S
+            threading.Timer(AGAIN_S, os.kill, (os.getpid(), dropped.exc_value.args[0])).start()
+        else:
+            sys.__unraisablehook__(dropped)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import ActionClient, new_token
+from tfspark.cluster.wire import ActionClient, new_secret
 
-TOKEN = new_token()
+SECRET = new_secret()
+TOKEN = SECRET.token
 ACTIONS = sorted(name.removeprefix("on_") for name in dir(ControlPlane) if name.startswith("on_"))
 FEW = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -35,7 +36,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
     nodes = plan_nodes(2)
     registry = Registry(nodes, 60.0, {})
     control = ControlPlane(
-        ("127.0.0.1", "127.0.0.1"), TOKEN, nodes, registry, lambda event, fields: None, tmp_path
+        ("127.0.0.1", "127.0.0.1"), SECRET, nodes, registry, lambda event, fields: None, tmp_path
     )
     yield control
     control.close()
@@ -52,7 +53,7 @@ def is_untouched(plane: ControlPlane) -> bool:
 
 def serves(plane: ControlPlane) -> bool:
     """Whether a node that belongs here is taken in."""
-    with ActionClient(plane.location, TOKEN) as client:
+    with ActionClient(plane.location, SECRET) as client:
         reply = client.call("register", node=0, host="h", port=1, versions={})
     return reply["action"] == "go"
 
@@ -67,7 +68,7 @@ def serves(plane: ControlPlane) -> bool:
         f"Bearer {TOKEN}x",
         TOKEN,
         f"bearer {TOKEN}",
-        f"Bearer {new_token()}",
+        f"Bearer {new_secret().token}",
     ],
     ids=[
         "none",

@@ -105,6 +105,32 @@ def test_run_when_interrupted_says_so_and_leaves_a_readable_directory_only(
     assert (run_directory(tmp_path) / "run.log").read_text().endswith(" interrupted\n")
 
 
+def test_signal_that_comes_while_a_finalizer_runs_is_not_lost(tmp_path: Path) -> None:
+    finalizer = """
+import pathlib, time
+
+class Slow:
+    def __del__(self):
+        pathlib.Path("in_finalizer").touch()
+        time.sleep(5)
+
+Slow()
+"""
+    (tmp_path / "model.py").write_text(MODEL + finalizer)
+
+    ended = interrupt_run(
+        tmp_path,
+        experiment(),
+        lambda directory: (directory / "in_finalizer").exists(),
+        signal.SIGTERM,
+        to_group=False,
+    )
+
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr == "interrupted: all processes of the run were ended\n"
+    assert ended.survivors == []
+
+
 def check_readable(directory: Path) -> None:
     """See that what a broken-off run wrote is whole."""
     assert load_config(directory / "config.yaml").name == "broken-off"

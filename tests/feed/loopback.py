@@ -15,7 +15,7 @@ import pyarrow as pa
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import ActionClient, new_token
+from tfspark.cluster.wire import ActionClient, new_secret
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
 from tfspark.feed.cache import NodeCache
@@ -77,14 +77,14 @@ class Taken:
 class Loopback:
     """A control plane with one stream; a context manager."""
 
-    def __init__(self, spec: StreamSpec, caches: Sequence[NodeCache | None] = ()):
+    def __init__(self, spec: StreamSpec, caches: Sequence[NodeCache | None] = (), tls: bool = False):
         self.spec = spec
         self.caches = caches or [None] * spec.num_readers
-        self.token = new_token()
+        self.secret = new_secret(tls)
         nodes = plan_nodes(spec.num_readers)
         registry = Registry(nodes, PATIENCE_S, {})
         self.control = ControlPlane(
-            (HOST, HOST), self.token, nodes, registry, lambda event, fields: None, None
+            (HOST, HOST), self.secret, nodes, registry, lambda event, fields: None, None
         )
         self.directory = self.control.directory
         description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
@@ -102,7 +102,7 @@ class Loopback:
         """Make the feed task of a pass."""
         task = FeedTask(
             location=self.control.location,
-            token=self.token,
+            secret=self.secret,
             stream=self.spec.name,
             index=index,
             num_readers=self.spec.num_readers,
@@ -140,12 +140,12 @@ class Loopback:
     def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
         """Open a pass as a trainer does."""
         sample = {**to_numpy(rows_from(0, 1), self.spec.columns), WEIGHT: np.ones(1, np.float32)}
-        return PassReader(control, self.token, self.spec, index, rank, HOST, sample, self.caches[rank])
+        return PassReader(control, self.secret, self.spec, index, rank, HOST, sample, self.caches[rank])
 
     def take(self, rank: int, index: int, after_batch: Callable[[int], None]) -> Taken:
         """Read a pass to its end; `after_batch` is called with the number of each batch."""
         taken = Taken()
-        with ActionClient(self.control.location, self.token) as control:
+        with ActionClient(self.control.location, self.secret) as control:
             reader = self.reader(control, rank, index)
             try:
                 for number, batch in enumerate(reader):

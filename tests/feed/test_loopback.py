@@ -30,7 +30,7 @@ from loopback import (
 )
 from support.processes import poll_until
 
-from tfspark.cluster.wire import ActionClient
+from tfspark.cluster.wire import ActionClient, Secret, new_secret
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.reader import WEIGHT, StreamSpec
 from tfspark.feed.source import ChunkBuffer, SourceServer
@@ -120,7 +120,7 @@ def test_pass_with_slow_trainers_gives_each_row_once_in_equally_many_batches(
 
 def other_reader_agrees(loop: Loopback, index: int, steps: int, ended: bool) -> None:
     """Play the reader of rank 0: announce steps."""
-    with ActionClient(loop.control.location, loop.token) as control:
+    with ActionClient(loop.control.location, loop.secret) as control:
         control.call("agree", stream="train", index=index, rank=0, steps=steps, ended=ended, rows=0)
 
 
@@ -343,7 +343,7 @@ def test_reader_closed_in_the_middle_of_a_pass_returns() -> None:
     with Loopback(replace(SPEC, num_readers=1)) as loop, ThreadPoolExecutor() as pool:
         index = loop.open_pass()
         task = pool.submit(loop.task(index).serve, 0, iter(partitions_of([2000])[0]))
-        with ActionClient(loop.control.location, loop.token) as control:
+        with ActionClient(loop.control.location, loop.secret) as control:
             reader = loop.reader(control, 0, index)
             assert next(iter(reader))["id"].tolist() == [0, 1, 2, 3]
             reader.close()
@@ -401,12 +401,12 @@ def test_class_weights_become_the_weights_of_the_rows() -> None:
 
 
 @contextlib.contextmanager
-def source_server(token: str) -> Iterator[SourceServer]:
+def source_server(secret: Secret) -> Iterator[SourceServer]:
     buffer = ChunkBuffer(1 << 20, PATIENCE_S, num_readers=1, batch_rows=4)
     rows = rows_from(0, 10)
     buffer.offer(0, rows)
     buffer.finish()
-    server = SourceServer(HOST, token, buffer, rows.schema)
+    server = SourceServer(HOST, secret, buffer, rows.schema)
     try:
         yield server
     finally:
@@ -429,16 +429,16 @@ def calls_of(client: ActionClient) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize("token", ["", "wrong"])
 def test_call_with_another_token_is_refused_by_both_servers(token: str) -> None:
-    with Loopback(SPEC) as loop, source_server(loop.token) as source:
+    with Loopback(SPEC) as loop, source_server(loop.secret) as source:
         for location in (loop.control.location, source.location):
-            with ActionClient(location, token) as client:
+            with ActionClient(location, Secret(token)) as client:
                 for call in calls_of(client):
                     with pytest.raises(flight.FlightUnauthenticatedError):
                         call()
 
 
 def test_call_without_a_token_is_refused_by_both_servers() -> None:
-    with Loopback(SPEC) as loop, source_server(loop.token) as source:
+    with Loopback(SPEC) as loop, source_server(loop.secret) as source:
         for location in (loop.control.location, source.location):
             with flight.connect(location) as client:
                 with pytest.raises(flight.FlightUnauthenticatedError):
@@ -447,6 +447,24 @@ def test_call_without_a_token_is_refused_by_both_servers() -> None:
                     client.do_get(flight.Ticket(json.dumps(TICKET).encode())).read_all()
                 with pytest.raises(flight.FlightUnauthenticatedError):
                     list(client.list_flights())
+
+
+def test_pass_over_tls_brings_every_row() -> None:
+    with Loopback(SPEC, tls=True) as loop:
+        assert loop.control.location.startswith("grpc+tls://")
+        check_pass(run_pass(loop, partitions_of([9, 0, 40])), 49, SPEC)
+
+
+@pytest.mark.parametrize("certificate", ["", new_secret(tls=True).certificate], ids=["no TLS", "another"])
+def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -> None:
+    with Loopback(SPEC, tls=True) as loop, source_server(loop.secret) as source:
+        for location in (loop.control.location, source.location):
+            where = location if certificate else location.replace("grpc+tls", "grpc")
+            with ActionClient(where, Secret(loop.secret.token, certificate)) as client:
+                for call in calls_of(client):
+                    with pytest.raises(flight.FlightUnavailableError):
+                        call()
+        check_pass(run_pass(loop, partitions_of([9])), 9, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -465,11 +483,13 @@ def test_call_without_a_token_is_refused_by_both_servers() -> None:
     ],
 )
 def test_malformed_call_fails_alone_and_leaves_the_servers_working(action: str, body: bytes) -> None:
-    with Loopback(SPEC) as loop, source_server(loop.token) as source:
-        options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {loop.token}".encode())])
+    with Loopback(SPEC) as loop, source_server(loop.secret) as source:
+        options = flight.FlightCallOptions(
+            headers=[(b"authorization", f"Bearer {loop.secret.token}".encode())]
+        )
         for location in (loop.control.location, source.location):
             with flight.connect(location) as client, pytest.raises((flight.FlightError, pa.ArrowException)):
                 list(client.do_action(flight.Action(action, body), options))
-        with ActionClient(source.location, loop.token) as client:
+        with ActionClient(source.location, loop.secret) as client:
             assert client.get(TICKET).num_rows > 0
         check_pass(run_pass(loop, partitions_of([9])), 9, SPEC)

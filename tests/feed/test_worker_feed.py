@@ -36,7 +36,7 @@ class Worker(SimpleNamespace):
 
 def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
     return Worker(
-        control=control, token=loop.token, host=HOST, task_index=rank, hooks=Hooks(),
+        control=control, secret=loop.secret, host=HOST, task_index=rank, hooks=Hooks(),
         node=NodeSpec(rank, "worker", rank),
         settings={"feed_timeout_s": PATIENCE_S}, told=[],
     )  # fmt: skip
@@ -44,7 +44,7 @@ def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
 
 def take_all(loop: Loopback, rank: int, indexes: int) -> list[list[list[int]]]:
     """Do what steps do: ask for the next batch of each pass until there is none; return pass -> batch -> ids."""
-    with ActionClient(loop.control.location, loop.token) as control:
+    with ActionClient(loop.control.location, loop.secret) as control:
         feed = WorkerFeed(worker(loop, rank, control))
         passes: list[list[list[int]]] = []
         for index in range(indexes):
@@ -87,7 +87,7 @@ def test_row_that_is_not_as_declared_is_told_by_the_worker_itself() -> None:
     columns = replace(SPEC.columns, num_classes=2)  # The rows have three.
     with (
         Loopback(replace(ASYNCHRONOUS, columns=columns, num_readers=1)) as loop,
-        ActionClient(loop.control.location, loop.token) as control,
+        ActionClient(loop.control.location, loop.secret) as control,
     ):
         loop.directory.offer_sample("train", encode_sample(rows_from(0, 1)))
         context = worker(loop, 0, control)

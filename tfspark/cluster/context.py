@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.failing import describe
 from tfspark.cluster.roles import NodeSpec, task_of
-from tfspark.cluster.wire import ActionClient, Json
+from tfspark.cluster.wire import ActionClient, Json, Secret
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +51,7 @@ class TFContext:
         nodes: all nodes of the cluster.
         host: address of this executor.
         control: connection to the driver.
-        token: the cluster's secret.
+        secret: the cluster's.
         settings: plain values given by the driver.
         hooks: functions of the model module.
         scratch_dir: for temporary files; removed when the trainer has ended.
@@ -63,7 +63,7 @@ class TFContext:
         nodes: tuple[NodeSpec, ...],
         host: str,
         control: ActionClient,
-        token: str,
+        secret: Secret,
         settings: Json,
         port_fd: int | None,
         scratch_dir: str,
@@ -72,7 +72,7 @@ class TFContext:
         self.nodes = nodes
         self.host = host
         self.control = control
-        self.token = token
+        self.secret = secret
         self.settings = settings
         self.hooks = Hooks()
         self.tmp_socket = None if port_fd is None else socket.socket(fileno=port_fd)
@@ -88,7 +88,7 @@ class TFContext:
             tuple(NodeSpec(**node) for node in header["nodes"]),
             header["host"],
             control,
-            header["token"],
+            control.secret,
             header["settings"],
             header["port_fd"],
             header["scratch_dir"],

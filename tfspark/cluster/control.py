@@ -22,7 +22,7 @@ import pyarrow.flight as flight
 from tfspark.cluster.checkpoints import CheckpointStore, write_part
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec, tf_config
-from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json
+from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json, Secret
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
@@ -37,7 +37,7 @@ class ControlPlane(ActionServer):
 
     Args:
         addresses: address to listen on, and address the executors reach it by, as Spark's driver uses them.
-        token: the cluster's secret.
+        secret: the cluster's.
         nodes: the plan.
         registry: the book of nodes.
         observer: called with (event, fields) for what a person may want to see.
@@ -51,7 +51,7 @@ class ControlPlane(ActionServer):
     def __init__(
         self,
         addresses: tuple[str, str],
-        token: str,
+        secret: Secret,
         nodes: tuple[NodeSpec, ...],
         registry: Registry,
         observer: Observer,
@@ -77,7 +77,7 @@ class ControlPlane(ActionServer):
         self._sums: dict[str, dict[int, Any]] = {}
         self._told: dict[str, set[int]] = {}
         self._changed = threading.Condition()
-        super().__init__(addresses[0], token, reached_by=addresses[1])
+        super().__init__(addresses[0], secret, reached_by=addresses[1])
 
     # --- the driver's side -------------------------------------------------------------------------
 

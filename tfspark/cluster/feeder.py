@@ -11,6 +11,7 @@ from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.partition_order import with_mixed_partitions
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
+from tfspark.cluster.wire import Secret
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
@@ -47,7 +48,7 @@ class Feeder:
     Args:
         spark: the session.
         control: the control plane.
-        token: the cluster's secret.
+        secret: the cluster's.
         ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
     """
 
@@ -55,12 +56,12 @@ class Feeder:
         self,
         spark: SparkSession,
         control: ControlPlane,
-        token: str,
+        secret: Secret,
         ended: Callable[[int, Sequence[NodeSpec]], bool],
     ):
         self._spark = spark
         self._control = control
-        self._token = token
+        self._secret = secret
         self._ended = ended
         self._readers: dict[str, Sequence[NodeSpec]] = {}
         self._specs: dict[str, StreamSpec] = {}
@@ -228,7 +229,7 @@ class Feeder:
         spec = self._specs[stream]
         return FeedTask(
             location=self._control.location,
-            token=self._token,
+            secret=self._secret,
             stream=stream,
             index=index,
             num_readers=spec.num_readers,

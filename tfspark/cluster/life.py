@@ -20,7 +20,7 @@ from tfspark.cluster.preflight import driver_addresses
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob, without_java_stack
-from tfspark.cluster.wire import Json, new_token
+from tfspark.cluster.wire import Json, new_secret
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Life:
         self._code = code
         self._settings = settings
         self._observer = observer
-        self.token = new_token()
+        self.secret = new_secret(settings["tls"])
         self._jobs: list[SparkJob] = []
         self.is_over = False
         # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
@@ -71,7 +71,7 @@ class Life:
         self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions(), trainer_timeout_s)
         self.control = ControlPlane(
             driver_addresses(spark),
-            self.token,
+            self.secret,
             nodes,
             self.registry,
             observer,
@@ -81,7 +81,7 @@ class Life:
             settings["all_at_once"],
             store,
         )
-        self.feeder = Feeder(spark, self.control, self.token, ended)
+        self.feeder = Feeder(spark, self.control, self.secret, ended)
 
     def launch(self, timeout_s: float) -> None:
         """Start the nodes and wait until all have registered.
@@ -136,7 +136,7 @@ class Life:
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
         task = NodeTask(
-            self.control.location, self.token, self._nodes, group[0].index, self._settings, self._code
+            self.control.location, self.secret, self._nodes, group[0].index, self._settings, self._code
         )
         count = len(group)
         nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)

@@ -32,7 +32,7 @@ import pyarrow.flight as flight
 
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.tensorboard import TensorBoard
-from tfspark.cluster.wire import ActionClient, Json, local_address_towards
+from tfspark.cluster.wire import ActionClient, Json, Secret, local_address_towards
 
 HEARTBEAT_S = 1.0
 POLL_S = 0.1
@@ -71,7 +71,7 @@ class NodeTask:
 
     Attributes:
         location: the control plane.
-        token: the cluster's secret.
+        secret: the cluster's.
         nodes: the plan of all nodes.
         first_index: number of the first node of this Spark job.
         settings: plain values for the trainer's context.
@@ -79,7 +79,7 @@ class NodeTask:
     """
 
     location: str
-    token: str = field(repr=False)
+    secret: Secret = field(repr=False)
     nodes: tuple[NodeSpec, ...]
     first_index: int
     settings: Json
@@ -89,7 +89,7 @@ class NodeTask:
         """Run the node; yield one row: node, outcome."""
         index = self.first_index + next(iter(batches)).column(0)[0].as_py()
         spec = self.nodes[index]
-        with ActionClient(self.location, self.token) as control:
+        with ActionClient(self.location, self.secret) as control:
             outcome = self._run_with_chief(spec, control)
         yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [outcome]}, NODE_RESULT)
 
@@ -185,7 +185,7 @@ class _Node:
         assert trainer.stdin is not None
         header = {
             "location": self._task.location,
-            "token": self._task.token,
+            "secret": vars(self._task.secret),
             "node": vars(self._spec),
             "nodes": [vars(node) for node in self._task.nodes],
             "attempt": self._attempt,

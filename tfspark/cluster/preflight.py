@@ -42,7 +42,7 @@ def check_settings(spark: SparkSession) -> None:
 
 
 def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
-    """Refuse a Spark that encrypts its traffic, since tfspark and TensorFlow would not encrypt theirs.
+    """Refuse a Spark that encrypts its traffic, since TensorFlow cannot encrypt its own.
 
     Raises:
         ConfigError: Spark encrypts, and plaintext was not allowed.
@@ -50,9 +50,10 @@ def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
     wanted = [key for key in ENCRYPTING if str(spark.conf.get(key, "false")).lower() == "true"]
     if wanted and not allow_plaintext:
         raise ConfigError(
-            f"expected a Spark that does not encrypt its traffic, {', '.join(wanted)} is true: rows and weights would "
-            "travel unencrypted beside it, and TensorFlow's own server cannot authenticate anybody either (see "
-            "docs/security.md); use a network that encrypts, and say allow_plaintext=True (cluster.allow_plaintext)"
+            f"expected a Spark that does not encrypt its traffic, {', '.join(wanted)} is true: tls=True (cluster.tls) "
+            "encrypts rows and calls beside it, but TensorFlow's own servers neither encrypt weights nor ask who calls "
+            "(see docs/security.md); use a network that encrypts, and say allow_plaintext=True "
+            "(cluster.allow_plaintext)"
         )
 
 

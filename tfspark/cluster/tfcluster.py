@@ -189,6 +189,7 @@ class TFCluster:
         max_restarts: int | None = None,
         restart_window: float = RESTART_WINDOW_S,
         resume: str | None = None,
+        tls: bool = False,
         allow_plaintext: bool = False,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
@@ -234,7 +235,10 @@ class TFCluster:
                 ``log_dir/checkpoints``, or without `log_dir` in a temporary directory.
             restart_window: seconds.
             resume: ``log_dir`` of a run that was interrupted; `train` goes on where its newest checkpoint was.
-            allow_plaintext: whether rows and weights may travel unencrypted although Spark's own traffic is encrypted.
+            tls: encrypt rows, calls, checkpoints and models on their way, with a certificate made for this cluster;
+                TensorFlow cannot encrypt what its servers say to each other.
+            allow_plaintext: whether weights, and rows without `tls`, may travel unencrypted although Spark's own
+                traffic is encrypted.
             hooks: more functions of the model module, with `build_model` only.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
@@ -263,6 +267,7 @@ class TFCluster:
             **migrated_settings(session, tensorboard, log_dir, master_node, queues),
             "wants_context": is_main_fun,
             "keeps_state": keeps_state,
+            "tls": tls,
             "checkpoint_every_steps": checkpoint_every_steps,
             "seed": seed,
             "feed_timeout_s": feed_timeout,
@@ -303,6 +308,7 @@ class TFCluster:
             "all_at_once": all_at_once,
             "wants_context": True,
             "keeps_state": False,
+            "tls": False,
             "checkpoint_every_steps": 0,
             "seed": 0,
             "feed_timeout_s": CALL_TIMEOUT_S,
@@ -740,7 +746,7 @@ class TFCluster:
         self._use_for("inference", data, qname)
         task = InferenceTask(
             self._control.location,
-            self._life.token,
+            self._life.secret,
             stream_of(qname),
             ROWS_PER_WORKER,
             self._feeding.buffer_bytes,

@@ -23,7 +23,7 @@ import pyarrow.flight as flight
 from tfspark.cluster.context import TFContext
 from tfspark.cluster.lifeline import die_with_parent
 from tfspark.cluster.node import read_frame
-from tfspark.cluster.wire import ActionClient
+from tfspark.cluster.wire import ActionClient, Secret
 from tfspark.feed.graph_errors import as_data_error
 from tfspark.training.on_import import correct_keras_when_imported
 
@@ -36,7 +36,7 @@ def main() -> int:
     die_with_parent()
     header = json.loads(read_frame(orders))
     code = read_frame(orders)
-    with ActionClient(header["location"], header["token"]) as control:
+    with ActionClient(header["location"], Secret(**header["secret"])) as control:
         context = TFContext.from_orders(header, control)
         _watch_lifeline(orders)
         _say_alive(control, context)

@@ -2,8 +2,9 @@
 
 Both planes use it. A call is a Flight ``DoAction`` whose type is the name of the action and whose body and
 reply are JSON objects; bulk data travels by ``DoGet`` and ``DoPut``. Every call carries the cluster's random
-token in the ``authorization`` header; a call without it is refused before its body is read. Nothing that
-arrives is ever unpickled.
+token in the ``authorization`` header; a call without it is refused before its body is read. With TLS all servers of a
+cluster share one certificate, which is made for it, and a client trusts no other. Nothing that arrives is ever
+unpickled.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import json
 import secrets
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -29,11 +33,55 @@ LONG_POLL_S = 1.0
 """How long a server may hold a call that waits for something; the caller asks again."""
 
 _HEADER = "authorization"
+_TLS_NAME = "tfspark"
+_CLOCKS_APART = timedelta(days=1)
+_VALID = timedelta(days=365)
 
 
-def new_token() -> str:
-    """Make the random secret of one cluster, 256 bits."""
-    return secrets.token_hex(32)
+@dataclass(frozen=True)
+class Secret:
+    """What a process must know to be heard in one life of a cluster.
+
+    Attributes:
+        token: 256 random bits.
+        certificate: of all servers, PEM; empty: without TLS.
+        key: the certificate's private key, PEM.
+    """
+
+    token: str = field(repr=False)
+    certificate: str = ""
+    key: str = field(default="", repr=False)
+
+
+def new_secret(tls: bool = False) -> Secret:
+    """Make the secret of one life of a cluster."""
+    return Secret(secrets.token_hex(32), *(_new_certificate() if tls else ()))
+
+
+def _new_certificate() -> tuple[str, str]:
+    """Make a certificate that vouches for itself, and its key; servers have it by name, wherever they run."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _TLS_NAME)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCKS_APART)
+        .not_valid_after(now + _VALID)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(_TLS_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain)
+    return certificate.public_bytes(pem).decode(), private.decode()
 
 
 class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
@@ -59,19 +107,24 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
 
     Args:
         host: address to listen on.
-        token: the cluster's secret.
+        secret: the cluster's.
         reached_by: address clients use, where it is another, as behind a network address translation.
     """
 
-    def __init__(self, host: str, token: str, reached_by: str | None = None):
+    def __init__(self, host: str, secret: Secret, reached_by: str | None = None):
         self.host = reached_by or host
         self._closed = False
-        super().__init__(f"grpc://{_bracketed(host)}:0", middleware={"token": _TokenCheck(token)})
+        self._scheme = "grpc+tls" if secret.certificate else "grpc"
+        super().__init__(
+            f"{self._scheme}://{_bracketed(host)}:0",
+            middleware={"token": _TokenCheck(secret.token)},
+            tls_certificates=[(secret.certificate, secret.key)] if secret.certificate else None,
+        )
 
     @property
     def location(self) -> str:
         """The address clients connect to."""
-        return f"grpc://{_bracketed(self.host)}:{self.port}"
+        return f"{self._scheme}://{_bracketed(self.host)}:{self.port}"
 
     def do_action(self, context: Any, action: Any) -> Iterator[flight.Result]:
         """Answer one action."""
@@ -92,10 +145,16 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
 class ActionClient:
     """Client of an `ActionServer`; usable from several threads."""
 
-    def __init__(self, location: str, token: str):
+    def __init__(self, location: str, secret: Secret):
         self.location = location
-        self._headers = [(_HEADER.encode(), f"Bearer {token}".encode())]
-        self._client = flight.connect(location)
+        self.secret = secret
+        self._headers = [(_HEADER.encode(), f"Bearer {secret.token}".encode())]
+        tls = (
+            {"tls_root_certs": secret.certificate, "override_hostname": _TLS_NAME}
+            if secret.certificate
+            else {}
+        )
+        self._client = flight.connect(location, **tls)
 
     def call(
         self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any
@@ -162,9 +221,8 @@ def local_address_towards(location: str) -> str:
     A node or feed server binds to it: the interface Spark's driver is reached by, never all of them. No
     packet is sent: connecting a datagram socket only chooses the route.
     """
-    host, _, port = location.removeprefix("grpc://").rpartition(":")
-    host = host.strip("[]")
-    family, _, _, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+    url = urlsplit(location)
+    family, _, _, _, address = socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])

@@ -298,8 +298,12 @@ class Cluster(Section):
     executor is lost; 0: the first loss ends the run."""
     restart_window_s: Annotated[Seconds, _SECONDS] = 3600.0
     """Length of the sliding window of time in which restarts are counted."""
+    tls: Annotated[bool, _TRUTH] = False
+    """Whether rows, calls, checkpoints and models travel encrypted (TLS), with a certificate made for this cluster.
+    TensorFlow cannot encrypt what its servers say to each other."""
     allow_plaintext: Annotated[bool, _TRUTH] = False
-    """Whether rows and weights may travel unencrypted although Spark is set to encrypt its own traffic."""
+    """Whether weights, and rows without `tls`, may travel unencrypted although Spark is set to encrypt its own
+    traffic."""
     spark: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
     """More of Spark's configuration, for example `spark.executor.memory: 4g`."""
 

@@ -313,6 +313,7 @@ def _settings(
         "checkpoint_every_steps": experiment.checkpoint.every_steps,
         "max_restarts": cluster.max_restarts,
         "restart_window": cluster.restart_window_s,
+        "tls": cluster.tls,
         "allow_plaintext": cluster.allow_plaintext,
         "hooks": Hooks(module.features, module.callbacks, module.export, module.draw, module.draw_epoch),
         "observer": watch,

@@ -90,7 +90,7 @@ class Feed:
         index, start = self.start
         reading = PassReader(
             self._context.control,
-            self._context.token,
+            self._context.secret,
             self.spec,
             self.next_index,
             self._context.node.task_index,

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfspark.cluster.wire import ActionClient, local_address_towards
+from tfspark.cluster.wire import ActionClient, Secret, local_address_towards
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
 from tfspark.feed.source import ChunkBuffer, SourceServer, heartbeats
@@ -48,9 +48,9 @@ class Results:
 class ExchangeServer(SourceServer):
     """Serves a `ChunkBuffer` and takes results."""
 
-    def __init__(self, host: str, token: str, buffer: ChunkBuffer, schema: pa.Schema):
+    def __init__(self, host: str, secret: Secret, buffer: ChunkBuffer, schema: pa.Schema):
         self.results = Results()
-        super().__init__(host, token, buffer, schema)
+        super().__init__(host, secret, buffer, schema)
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Take some results."""
@@ -64,7 +64,7 @@ class InferenceTask:
 
     Attributes:
         location: the control plane.
-        token: the cluster's secret.
+        secret: the cluster's.
         stream: whose readers shall compute the results.
         chunk_rows: rows of one pull, at least.
         buffer_bytes: bound of the rows that wait for a pull.
@@ -72,7 +72,7 @@ class InferenceTask:
     """
 
     location: str
-    token: str = field(repr=False)
+    secret: Secret = field(repr=False)
     stream: str
     chunk_rows: int
     buffer_bytes: int
@@ -87,8 +87,8 @@ class InferenceTask:
 
     def _offer(self, partition: int, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[Any]:
         buffer = ChunkBuffer(self.buffer_bytes, self.timeout_s, 1, self.chunk_rows)
-        with ActionClient(self.location, self.token) as control:
-            server = ExchangeServer(local_address_towards(self.location), self.token, buffer, schema)
+        with ActionClient(self.location, self.secret) as control:
+            server = ExchangeServer(local_address_towards(self.location), self.secret, buffer, schema)
             offer = ""
             try:
                 reply = control.call(

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.wire import ActionClient, Json
+from tfspark.cluster.wire import ActionClient, Json, Secret
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
@@ -120,7 +120,7 @@ class PassReader:
 
     Args:
         control: connection to the control plane.
-        token: the cluster's secret, for the sources.
+        secret: the cluster's, for the sources.
         spec: the stream.
         index: number of the pass.
         rank: this reader.
@@ -133,7 +133,7 @@ class PassReader:
     def __init__(
         self,
         control: ActionClient,
-        token: str,
+        secret: Secret,
         spec: StreamSpec,
         index: int,
         rank: int,
@@ -144,7 +144,7 @@ class PassReader:
     ):
         start = start or Start()
         self._control = control
-        self._token = token
+        self._secret = secret
         self._spec = spec
         self._index = index
         self._rank = rank
@@ -442,7 +442,7 @@ class PassReader:
 
     def _client(self, location: str) -> ActionClient:
         if location not in self._clients:
-            self._clients[location] = ActionClient(location, self._token)
+            self._clients[location] = ActionClient(location, self._secret)
         return self._clients[location]
 
     def _pull(self, lease: Lease) -> tuple[str, pa.Table]:

@@ -49,7 +49,7 @@ class RowsOfPass(PassReader):
             cache_bytes=0,
         )
         rank = context.node.task_index
-        super().__init__(context.control, context.token, spec, index, rank, context.host, {})
+        super().__init__(context.control, context.secret, spec, index, rank, context.host, {})
 
     def _read(self) -> None:
         for chunk, _ in self._chunks():
@@ -68,7 +68,7 @@ class RowsOfPartition:
 
     def __init__(self, context: TFContext, offer: str, location: str):
         self.offer = offer
-        self._client = ActionClient(location, context.token)
+        self._client = ActionClient(location, context.secret)
         self._ended = False
         self.unanswered = 0
 

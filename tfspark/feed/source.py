@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.wire import ActionClient, ActionServer, Json, local_address_towards
+from tfspark.cluster.wire import ActionClient, ActionServer, Json, Secret, local_address_towards
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.ranges import Ranges
 
@@ -261,10 +261,10 @@ class ChunkBuffer:
 class SourceServer(ActionServer):
     """Serves one `ChunkBuffer` over Flight."""
 
-    def __init__(self, host: str, token: str, buffer: ChunkBuffer, schema: pa.Schema):
+    def __init__(self, host: str, secret: Secret, buffer: ChunkBuffer, schema: pa.Schema):
         self._buffer = buffer
         self._schema = schema
-        super().__init__(host, token)
+        super().__init__(host, secret)
 
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
         """Answer one pull."""
@@ -294,7 +294,7 @@ class FeedTask:
 
     Attributes:
         location: the control plane.
-        token: the cluster's secret.
+        secret: the cluster's.
         stream: name of the stream.
         index: number of the pass.
         num_readers: readers of the stream.
@@ -306,7 +306,7 @@ class FeedTask:
     """
 
     location: str
-    token: str = field(repr=False)
+    secret: Secret = field(repr=False)
     stream: str
     index: int
     num_readers: int
@@ -325,7 +325,7 @@ class FeedTask:
 
     def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Serve a partition to its end; return one row: partition, rows."""
-        with ActionClient(self.location, self.token) as control:
+        with ActionClient(self.location, self.secret) as control:
             rows, stopped = self._serve(control, partition, batches)
             reply = control.call(
                 "partition_done",
@@ -356,7 +356,7 @@ class FeedTask:
             self.batch_rows,
             self.batch_rows if self.ordered else None,
         )
-        server = SourceServer(local_address_towards(self.location), self.token, buffer, first.schema)
+        server = SourceServer(local_address_towards(self.location), self.secret, buffer, first.schema)
         try:
             reply = self._announce(control, partition, server)
             if reply["action"] == "stop":
