@@ -151,6 +151,42 @@ def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
     assert trained == uninterrupted
 
 
+def test_step_that_does_not_end_is_told_with_what_the_threads_did_and_taken_again(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    hangs_once = tmp_path / "hangs"
+    hangs_once.touch()
+
+    def build(params: Any) -> Any:
+        import keras
+        import tensorflow as tf
+
+        def waits_for_ever(x: Any) -> Any:
+            if os.environ["TF_CONFIG"].endswith('"index": 1}}') and hangs_once.exists():
+                hangs_once.unlink()
+                time.sleep(3600)
+            return x
+
+        inputs = keras.Input((4,))
+        through = keras.layers.Lambda(
+            lambda x: tf.ensure_shape(tf.py_function(waits_for_ever, [x], tf.float32), x.shape)
+        )
+        model = keras.Model(inputs, keras.layers.Dense(2, "softmax")(through(inputs)))
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    events = Events()
+    with TFCluster.run(spark, build, {}, 2, observer=events, feed_timeout=16.0) as cluster:
+        history = cluster.train(
+            df_with_partitions(spark, ROWS), EPOCHS, features=["features"], batch_size=BATCH
+        )
+    (told,) = events.of("restarting")
+    assert "no trainer ended a step for " in told["cause"]
+    lines = [line for event in events.of("log") if event["node"] == "worker 1" for line in event["lines"]]
+    assert any("in waits_for_ever" in line for line in lines), lines
+    assert len(history["loss"]) == EPOCHS
+
+
 def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
     spark: SparkSession, tmp_path: Path
 ) -> None:
@@ -168,6 +204,7 @@ def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
         log_dir=str(tmp_path),
         checkpoint_every_steps=3,
         checkpoint_every_epochs=1,
+        tls=True,
     ) as cluster:
         cluster.train(rows, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
         nodes = cluster.shutdown(export=["keras"])

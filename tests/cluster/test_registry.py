@@ -8,7 +8,7 @@ import pytest
 
 from tfspark.cluster.registry import SETTLE_S, Registry, count_roles, describe_mismatch
 from tfspark.cluster.roles import plan_nodes
-from tfspark.errors import DataError, NodeFailedError, ReservationError
+from tfspark.errors import DataError, NodeFailedError, ReservationError, in_words
 
 VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
 TRAINER_TIMEOUT_S = 40.0
@@ -228,10 +228,10 @@ def after_settling(registry: Registry) -> Exception:
 
 def test_trainer_that_falls_silent_while_its_node_lives_is_lost(registry: Registry, clock: Clock) -> None:
     for index in (0, 1):
-        registry.trainer_alive(index)
+        registry.trainer_alive(index, 0, "idle")
     for _ in range(5):
         clock.now += TIMEOUT_S - 1
-        registry.trainer_alive(0)
+        registry.trainer_alive(0, 0, "idle")
         for index in (0, 1):
             registry.heartbeat(index, 1)
         registry.check()
@@ -247,9 +247,9 @@ def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
     registry: Registry, clock: Clock
 ) -> None:
     for index in (0, 1):
-        registry.trainer_alive(index)
+        registry.trainer_alive(index, 0, "idle")
     clock.now += 8.0
-    registry.trainer_alive(0)
+    registry.trainer_alive(0, 0, "idle")
     registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
     registry.check()
 
@@ -263,3 +263,65 @@ def test_failure_is_transient_only_if_no_program_was_wrong(registry: Registry) -
     assert registry.is_transient
     registry.trainer_failed(1, "ValueError: no", "", "exception")
     assert not registry.is_transient
+
+
+def beat_for(registry: Registry, clock: Clock, seconds: float, *pulses: tuple[int, str]) -> None:
+    """Let both trainers say the same for some time."""
+    until = clock.now + seconds
+    while clock.now < until:
+        for index, (steps, state) in enumerate(pulses):
+            registry.heartbeat(index, 1)
+            registry.trainer_alive(index, steps, state)
+        registry.check()
+        clock.now += 1.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param((3, "busy"), (3, "waits"), id="one waits for rows"),
+        pytest.param((3, "idle"), (3, "idle"), id="nothing to do"),
+    ],
+)
+def test_trainers_of_which_one_waits_are_not_stalled(
+    registry: Registry, clock: Clock, first: tuple[int, str], second: tuple[int, str]
+) -> None:
+    beat_for(registry, clock, 3 * TRAINER_TIMEOUT_S, first, second)
+
+    assert not registry.failed
+    assert not registry.wants_stacks
+
+
+def test_trainers_of_which_one_gets_on_are_not_stalled(registry: Registry, clock: Clock) -> None:
+    for steps in range(6):
+        beat_for(registry, clock, TRAINER_TIMEOUT_S / 2, (3, "busy"), (steps, "busy"))
+
+    assert not registry.failed
+
+
+def test_trainers_that_end_no_step_are_asked_for_their_stacks_and_lost(
+    registry: Registry, clock: Clock
+) -> None:
+    beat_for(registry, clock, TRAINER_TIMEOUT_S + 2, (3, "busy"), (2, "busy"))
+    assert registry.wants_stacks
+    assert not registry.failed
+    beat_for(registry, clock, 4, (3, "busy"), (2, "busy"))
+    for index in (0, 1):
+        registry.node_ended(index, 1, "", [f"stacks of {index}"])
+
+    error = after_settling(registry)
+    assert isinstance(error, NodeFailedError)
+    assert "no trainer ended a step for 4" in error.cause
+    assert "raise feed_timeout" in error.cause
+    assert "stacks of 0" in in_words(error)
+    assert "stacks of 1" in in_words(error)
+    assert registry.is_transient
+
+
+def test_trainers_that_get_on_after_all_are_let_alone(registry: Registry, clock: Clock) -> None:
+    beat_for(registry, clock, TRAINER_TIMEOUT_S + 2, (3, "busy"), (3, "busy"))
+    assert registry.wants_stacks
+    beat_for(registry, clock, 5, (4, "busy"), (4, "busy"))
+
+    assert not registry.wants_stacks
+    assert not registry.failed

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.failing import describe
+from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.roles import NodeSpec, task_of
 from tfspark.cluster.wire import ActionClient, Json, Secret
 
@@ -54,6 +55,7 @@ class TFContext:
         secret: the cluster's.
         settings: plain values given by the driver.
         hooks: functions of the model module.
+        pulse: what the driver is told of how it gets on.
         scratch_dir: for temporary files; removed when the trainer has ended.
     """
 
@@ -75,6 +77,7 @@ class TFContext:
         self.secret = secret
         self.settings = settings
         self.hooks = Hooks()
+        self.pulse = Pulse()
         self.tmp_socket = None if port_fd is None else socket.socket(fileno=port_fd)
         self._row_feeds: dict[str, RowFeed] = {}
         self._began = time.monotonic()

@@ -161,10 +161,10 @@ class ControlPlane(ActionServer):
         return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
 
     def on_heartbeat(self, request: Json) -> Json:
-        """Hear a node, take its new log lines, tell it whether to stop."""
+        """Hear a node, take its new log lines, tell it whether to stop, or to show its trainer's stacks."""
         stop = self.update(lambda: self.registry.heartbeat(request["node"], request["attempt"]))
         self._log(request)
-        return {"stop": stop}
+        return {"stop": stop, "stacks": self.registry.wants_stacks}
 
     def on_node_ended(self, request: Json) -> Json:
         """Take a node's last word."""
@@ -188,7 +188,7 @@ class ControlPlane(ActionServer):
 
     def on_trainer_alive(self, request: Json) -> Json:
         """Hear a trainer."""
-        self.update(lambda: self.registry.trainer_alive(request["node"]))
+        self.update(lambda: self.registry.trainer_alive(request["node"], request["steps"], request["state"]))
         return {}
 
     def on_trainer_ended(self, request: Json) -> Json:

@@ -40,6 +40,8 @@ STOP_GRACE_S = 3.0
 DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
 LOG_TAIL_LINES = 100
+SHOW_STACKS = signal.SIGUSR1
+"""Makes a trainer write the stacks of all its threads to its log, whatever it does."""
 LOG_LINES_PER_HEARTBEAT = 500
 TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
 
@@ -217,6 +219,7 @@ class _Node:
     def _watch(self, trainer: subprocess.Popen[bytes]) -> bool:
         """Wait for the trainer's end, beating every second; return whether the driver said stop."""
         heard = next_beat = time.monotonic()
+        stacks_shown = False
         while True:
             try:
                 trainer.wait(POLL_S)
@@ -228,22 +231,25 @@ class _Node:
                 continue
             next_beat = now + HEARTBEAT_S
             try:
-                if self._beat():
+                reply = self._beat()
+                if reply["stop"]:
                     return True
+                if reply["stacks"] and not stacks_shown:
+                    trainer.send_signal(SHOW_STACKS)
+                    stacks_shown = True
                 heard = now
             except flight.FlightError:
                 if now - heard > DRIVER_SILENCE_S:
                     return True
 
-    def _beat(self) -> bool:
-        reply = self._control.call(
+    def _beat(self) -> Json:
+        return self._control.call(
             "heartbeat",
             timeout_s=5.0,
             node=self._spec.index,
             attempt=self._attempt,
             log=self._take_log(LOG_LINES_PER_HEARTBEAT),
         )
-        return bool(reply["stop"])
 
     def _say_ended(self, cause: str) -> None:
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfspark.cluster.pulse import IDLE, WAITS
 from tfspark.cluster.roles import NodeSpec
 from tfspark.errors import DataError, NodeFailedError, ReservationError, TfsparkError
 
@@ -17,9 +18,11 @@ SETTLE_S = 1.5
 """How long after the first failure report others may still come in that explain it better."""
 
 
+STACKS_S = 2.5
+"""How long trainers have to show what they do before one of them is failed."""
 SILENT_PEER_S = 6.0
 """Silence that makes a trainer the one whom another's failed collective operation misses."""
-TRANSIENT = ("collective", "killed", "lost")
+TRANSIENT = ("collective", "killed", "lost", "stalled")
 """Kinds of failures after which starting again may help."""
 
 
@@ -34,7 +37,8 @@ class Failure:
         traceback: of the trainer, when it left one.
         log_tail: the last lines of the trainer.
         kind: ``exception`` of user code, ``data`` (a DataError), ``config`` (a ConfigError), ``collective``
-            (TensorFlow lost a peer: likely a consequence of another node's failure), ``killed``, ``lost``.
+            (TensorFlow lost a peer: likely a consequence of another node's failure), ``killed``, ``lost``,
+            ``stalled``.
         at: when it was reported, monotonic seconds.
     """
 
@@ -66,6 +70,9 @@ class Node:
     versions: Json = field(default_factory=dict)
     heard: float = 0.0
     trainer_heard: float = 0.0
+    steps: int = 0
+    state: str = IDLE
+    moved: float = 0.0
     ended: bool = False
     result: Any = None
     succeeded: bool = False
@@ -79,7 +86,8 @@ class Registry:
         nodes: the plan.
         heartbeat_timeout_s: silence after which a node is lost.
         versions: the driver's own, which every node must match.
-        trainer_timeout_s: silence after which a trainer whose node lives is lost: longer, since it may only be busy.
+        trainer_timeout_s: silence after which a trainer whose node lives is lost, and time in which trainers must
+            end a step: longer, since one may only be busy.
         clock: monotonic seconds.
     """
 
@@ -93,6 +101,9 @@ class Registry:
     ):
         self.nodes = {spec.index: Node(spec) for spec in nodes}
         self.stopping = False
+        self.wants_stacks = False
+        """Whether trainers are to show what they do."""
+        self._stalled_at = 0.0
         self._timeout_s = heartbeat_timeout_s
         self._versions = dict(versions)
         self._trainer_timeout_s = trainer_timeout_s
@@ -128,9 +139,13 @@ class Registry:
         node.heard = self._clock()
         return self.stopping or self.failed
 
-    def trainer_alive(self, index: int) -> None:
-        """Hear a node's trainer."""
-        self.nodes[index].trainer_heard = self._clock()
+    def trainer_alive(self, index: int, steps: int, state: str) -> None:
+        """Hear a node's trainer: the steps it has done, and its `Pulse`."""
+        node = self.nodes[index]
+        node.trainer_heard = self._clock()
+        if state == WAITS or (steps, state) != (node.steps, node.state):
+            node.moved = node.trainer_heard
+        node.steps, node.state = steps, state
 
     def trainer_ended(self, index: int, result: Any) -> None:
         """Note that the node's trainer returned."""
@@ -179,6 +194,7 @@ class Registry:
                 self._fail(node, "lost", f"{silence}: its executor or host is gone, or the network is cut")
             if node.trainer_heard and not node.ended and not node.succeeded:
                 self._check_trainer(node, now)
+        self._check_steps(now)
         if self._fatal is not None:
             return True
         failures = self._failures()
@@ -196,11 +212,30 @@ class Registry:
             silence = f"its trainer process was not heard of for {silent_s:.0f} s, though its node was"
             self._fail(node, "lost", f"{silence}: it was stopped, or it hangs")
 
+    def _check_steps(self, now: float) -> None:
+        """Fail all trainers when none gets on, after they have been asked what they do."""
+        at_work = [node for node in self.nodes.values() if node.state != IDLE and not node.ended]
+        last = max((node.moved for node in at_work), default=now)
+        self.wants_stacks = now - last > self._trainer_timeout_s
+        if not self.wants_stacks:
+            self._stalled_at = now
+        elif now - self._stalled_at > STACKS_S:
+            cause = f"no trainer ended a step for {now - last:.0f} s, though none waited for rows"
+            advice = "see below what their threads did, and raise feed_timeout if a step may take that long"
+            for node in at_work:
+                self._fail(node, "stalled", f"{cause}; {advice}")
+
     def error(self) -> Exception:
         """Return the failure that explains the others best: the first that no lost peer explains."""
         if self._fatal is not None:
             return self._fatal
-        return min(self._failures(), key=lambda f: (f.kind == "collective", f.at)).to_error()
+        failures = self._failures()
+        explains = min(failures, key=lambda f: (f.kind == "collective", f.at))
+        error = explains.to_error()
+        for other in failures:
+            if other.kind == explains.kind == "stalled" and other is not explains:
+                error.add_note(str(other.to_error()))
+        return error
 
     @property
     def is_transient(self) -> bool:

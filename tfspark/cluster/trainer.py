@@ -8,6 +8,7 @@ Python thread can run.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ import pyarrow.flight as flight
 
 from tfspark.cluster.context import TFContext
 from tfspark.cluster.lifeline import die_with_parent
-from tfspark.cluster.node import read_frame
+from tfspark.cluster.node import SHOW_STACKS, read_frame
 from tfspark.cluster.wire import ActionClient, Secret
 from tfspark.feed.graph_errors import as_data_error
 from tfspark.training.on_import import correct_keras_when_imported
@@ -33,6 +34,7 @@ ALIVE_S = 2.0
 def main() -> int:
     """Run the user's function on this node; return the exit code."""
     orders = sys.stdin.buffer
+    faulthandler.register(SHOW_STACKS)
     die_with_parent()
     header = json.loads(read_frame(orders))
     code = read_frame(orders)
@@ -95,7 +97,7 @@ def _say_alive(control: ActionClient, context: TFContext) -> None:
             with contextlib.suppress(
                 flight.FlightError
             ):  # The node task finds out whether the driver is gone.
-                control.call("trainer_alive", node=context.node.index)
+                control.call("trainer_alive", node=context.node.index, **context.pulse.to_json())
             time.sleep(ALIVE_S)
 
     threading.Thread(target=beat, name="tfspark-alive", daemon=True).start()

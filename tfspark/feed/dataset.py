@@ -98,6 +98,7 @@ class Feed:
             self.sample,
             self._cache,
             start if index == self.next_index else None,
+            self._context.pulse,
         )
         self._last = reading
         self._opened.put(reading)
@@ -178,7 +179,8 @@ def describe_stream(context: TFContext, stream: str) -> Json:
     timeout_s = float(context.settings["feed_timeout_s"])
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        reply = context.control.call("describe", stream=stream)
+        with context.pulse.waiting():
+            reply = context.control.call("describe", stream=stream)
         if reply["status"] == "ok":
             return reply
         if reply.get("open_ended"):

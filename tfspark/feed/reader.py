@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.wire import ActionClient, Json, Secret
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, to_numpy
@@ -128,6 +129,7 @@ class PassReader:
         filler: rows to pad with when the pass brings this reader none of its own.
         cache: where this reader keeps its rows when the driver asks for it.
         start: where within the pass to begin.
+        pulse: is told of waits for rows.
     """
 
     def __init__(
@@ -141,8 +143,10 @@ class PassReader:
         filler: Rows,
         cache: NodeCache | None = None,
         start: Start | None = None,
+        pulse: Pulse | None = None,
     ):
         start = start or Start()
+        self._pulse = pulse or Pulse()
         self._control = control
         self._secret = secret
         self._spec = spec
@@ -177,7 +181,7 @@ class PassReader:
     def has_step(self, step: int) -> bool:
         """Wait until it is known whether there is a batch number `step`, from 0 where this reader began; tell it."""
         wanted = self._first_step + step
-        with self._changed:
+        with self._pulse.waiting(), self._changed:
             self._changed.wait_for(lambda: self._formed > wanted or self._ended)
             self._raise_error()
             return self._formed > wanted
@@ -185,7 +189,7 @@ class PassReader:
     def __iter__(self) -> Iterator[Rows]:
         """Yield batches until the pass ends."""
         while True:
-            with self._changed:
+            with self._pulse.waiting(), self._changed:
                 self._changed.wait_for(lambda: bool(self._queue) or self._ended)
                 if not self._queue:
                     self._raise_error()

@@ -169,7 +169,8 @@ class PartSender:
         """Wait until what is on its way has arrived."""
         sending, self._sending = self._sending, None
         if sending is not None:
-            sending.result()
+            with self._context.pulse.waiting():
+                sending.result()
 
     def _send(self, arrays: state.Arrays, facts: Json, header: Json) -> None:
         from tfspark.training.saving import UPLOAD_SCHEMA, chunks_of

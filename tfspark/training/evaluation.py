@@ -60,6 +60,7 @@ class LocalEvaluator:
         first: list[Any] = []
         for element in local_dataset(feed):
             self._step(element)
+            self._context.pulse.beat()
             if sum(len(weights) for *_, weights in first) < SHOWN_ROWS:
                 first.append(element)
             if size:

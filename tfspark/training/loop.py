@@ -64,9 +64,13 @@ def do_jobs(session: TrainingSession, context: TFContext) -> Json:
             session.resume(job)
             job_done(context, job, {})
         elif job["kind"] == "train":
-            job_done(context, job, session.train(job))
+            with context.pulse.working():
+                result = session.train(job)
+            job_done(context, job, result)
         elif job["kind"] == "evaluate":
-            job_done(context, job, session.test(job))
+            with context.pulse.working():
+                result = session.test(job)
+            job_done(context, job, result)
         elif job["kind"] == "close":
             summary = session.close(job)
     return summary

@@ -115,6 +115,7 @@ class ParameterServerSession(TrainingSession):
         total = Total()
         for result in self._results(step, opened.name, index, lambda: True):
             total.add(result)
+            self.context.pulse.beat()
         if num_classes:
             self._confusion = np.asarray(total.sums.pop(), np.int64).tolist()
         return self._metrics(total)

@@ -1,0 +1,57 @@
+"""Whether a trainer gets on. From outside a long step, one that never ends and a wait for rows look the same."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tfspark.cluster.wire import Json
+
+BUSY, WAITS, IDLE = "busy", "waits", "idle"
+
+
+class Pulse:
+    """What a trainer says of itself every few seconds; thread-safe.
+
+    A trainer is idle until it works on something that is made of steps. A wait for rows or for the driver, which have
+    deadlines of their own, is not taken for a step that does not end.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._working = 0
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def beat(self) -> None:
+        """Note that a step was done."""
+        self._steps += 1
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Steps are done within the block."""
+        with self._lock:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working -= 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for something that is not of this trainer."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+    def to_json(self) -> Json:
+        """Return the steps so far and the state."""
+        with self._lock:
+            state = WAITS if self._waiting else BUSY if self._working else IDLE
+            return {"steps": self._steps, "state": state}
