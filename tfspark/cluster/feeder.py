@@ -160,6 +160,7 @@ class Feeder:
             self._spark,
             lambda: self._serving(stream, index, rows),
             f"tfspark feed {stream} pass {index + 1}",
+            on_end=lambda: self._control.update(lambda: None),  # Wakes the wait below.
         )
 
         def over() -> bool:

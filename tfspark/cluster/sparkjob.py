@@ -20,6 +20,7 @@ class SparkJob:
         make: makes the DataFrame to collect; runs in the thread, since planning may run stages of its own.
         description: what Spark's UI shows.
         on_error: called with the exception when the job fails of itself.
+        on_end: called when the job is over, one way or the other.
     """
 
     def __init__(
@@ -28,12 +29,15 @@ class SparkJob:
         make: Callable[[], DataFrame],
         description: str,
         on_error: Callable[[Exception], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ):
         self._make = make
         self._spark = spark
         self._tag = f"tfspark-{uuid.uuid4().hex}"
         self._description = description
         self._on_error = on_error
+        self._on_end = on_end
+        self._over = False
         self._cancelled = False
         self._rows: list[Any] = []
         self._error: Exception | None = None
@@ -49,6 +53,10 @@ class SparkJob:
             self._error = error
             if self._on_error is not None and not self._cancelled:
                 self._on_error(error)
+        finally:
+            self._over = True
+            if self._on_end is not None:
+                self._on_end()
 
     def _describe(self) -> None:
         if hasattr(self._spark, "_jsparkSession"):
@@ -57,7 +65,7 @@ class SparkJob:
     @property
     def ended(self) -> bool:
         """Whether the job is over, one way or the other."""
-        return not self._thread.is_alive()
+        return self._over
 
     def result(self) -> list[Any]:
         """Return the rows of an ended job, or raise what Spark raised."""
