@@ -104,6 +104,41 @@ def train(
         run_experiment(experiment, show_worker_logs=worker_logs)
 
 
+@app.command()
+def chaos(
+    faults: Annotated[list[str] | None, typer.Argument(help="Which faults; all if none is named.")] = None,
+    master: Annotated[
+        str | None, typer.Option(help="Spark's master; under spark-submit it is known.")
+    ] = "local[4]",
+    conf: Annotated[
+        list[str] | None,
+        typer.Option("--conf", help="A setting of Spark's: --conf spark.executor.memory=2g."),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="The feed's timeout in s; half of it is how long a hang goes unnoticed.")
+    ] = 20.0,
+) -> None:
+    """Break things on purpose, and see whether training on this cluster survives."""
+    with _in_words():
+        from tfspark import chaos as faults_of
+        from tfspark.experiment.config_schema import Cluster
+        from tfspark.experiment.session import spark_session
+
+        settings = dict(setting.partition("=")[::2] for setting in conf or [])
+        console = Console()
+        with spark_session("chaos", Cluster(master=master, executors=2, spark=settings)) as spark:
+            outcomes = faults_of.certify(
+                spark,
+                faults or list(faults_of.FAULTS),
+                timeout,
+                lambda outcome: console.print(faults_of.line_of(outcome), highlight=False),
+            )
+        survived = sum(not outcome.wrong for outcome in outcomes)
+        console.print(f"{survived} of {len(outcomes)} faults ended as they should")
+        if survived < len(outcomes):
+            sys.exit(1)
+
+
 @app.command(name="submit-script")
 def submit_script() -> None:
     """Print the path of the script to give to spark-submit."""

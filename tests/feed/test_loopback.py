@@ -226,6 +226,24 @@ def only_source(loop: Loopback, index: int) -> str:
     return feed_pass.sources[0].id
 
 
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+def test_source_whose_turn_has_not_come_waits_as_long_as_rows_of_others_are_taken(ordered: bool) -> None:
+    """Training through the first partition takes longer than the feed's timeout; the second waits for its turn."""
+    spec = replace(SPEC, ordered=ordered, num_readers=1, shuffle_rows=0, timeout_s=3.0)
+    partitions = partitions_of([60, 60])
+    with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
+        index = loop.open_pass()
+        taken = pool.submit(loop.take, 0, index, lambda number: time.sleep(0.5))
+        tasks = [
+            pool.submit(loop.task(index, buffer_bytes=64).serve, number, iter(rows))
+            for number, rows in enumerate(partitions)
+        ]
+        for task in tasks:
+            assert task.result().column("rows").to_pylist() == [60]
+        loop.finish_pass(index)
+        assert sorted(taken.result().ids()) == list(range(120))
+
+
 def told_to_stop(loop: Loopback) -> threading.Event:
     """Return an event that is set when a source has been told to stop."""
     told = threading.Event()

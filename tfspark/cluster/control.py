@@ -339,7 +339,8 @@ class ControlPlane(ActionServer):
             reply = (
                 self.offers.alive(request["source"]) if is_offer else self.directory.source_alive(**request)
             )
-            return {"stop": reply["stop"] or self._stopping()}
+            steps = sum(node.steps for node in self.registry.nodes.values())
+            return {"stop": reply["stop"] or self._stopping(), "moves": reply.get("pulls", 0) + steps}
 
     def on_partition_done(self, request: Json) -> Json:
         """See `FeedDirectory.partition_done`."""

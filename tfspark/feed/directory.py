@@ -43,6 +43,7 @@ class Source:
     location: str
     host: str
     heard: float
+    pulls: int = 0
     readers: set[int] = field(default_factory=set)
     lost: bool = False
 
@@ -84,6 +85,7 @@ class Stream:
     passes: list[FeedPass] = field(default_factory=list)
     sample: str | None = None
     closed: bool = False
+    pulls: int = 0
     left: set[int] = field(default_factory=set)
 
 
@@ -208,20 +210,23 @@ class FeedDirectory:
             book.sample = sample
         return {}
 
-    def source_alive(self, source: str, rows: int | None = None) -> Json:
-        """Hear a source's heartbeat; tell it whether to go on.
+    def source_alive(self, source: str, rows: int | None = None, pulls: int = 0) -> Json:
+        """Hear a source's heartbeat; tell it whether to go on, and how often its stream was pulled from.
 
         Args:
             source: who speaks.
             rows: how many its partition has, as soon as Spark has given the last; before, None.
+            pulls: how often it was pulled from so far.
         """
         if source not in self._by_id:
-            return {"stop": True}
+            return {"stop": True, "pulls": 0}
         book, feed_pass, entry = self._by_id[source]
         entry.heard = self._clock()
+        book.pulls += max(0, pulls - entry.pulls)
+        entry.pulls = max(pulls, entry.pulls)
         if rows is not None:
             feed_pass.counted[entry.partition] = rows
-        return {"stop": book.closed or feed_pass.abandoned or entry.lost}
+        return {"stop": book.closed or feed_pass.abandoned or entry.lost, "pulls": book.pulls}
 
     def partition_done(self, stream: str, index: int, partition: int, rows: int, stopped: str = "") -> Json:
         """Note that a partition was served to its end and acknowledged.

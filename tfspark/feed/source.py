@@ -66,7 +66,7 @@ class ChunkBuffer:
 
     Args:
         limit_bytes: `offer` blocks while more than this is waiting to be pulled.
-        timeout_s: how long `offer` and `wait_served` bear without any pull.
+        timeout_s: how long `offer` and `wait_served` bear without any pull, here or elsewhere (see `moved`).
         num_readers: readers of the stream.
         batch_rows: rows of one reader's batch; the least that is worth a pull.
         stripe_rows: if set, rows are dealt to readers by position (see `stripes`) once the first pull has
@@ -92,7 +92,7 @@ class ChunkBuffer:
         self._queues: list[deque[Piece]] = [deque() for _ in range(num_queues)]
         self._bytes = 0
         self._rows = 0
-        self._pulls = 0
+        self._pulls = self._moves = 0
         self._unacknowledged: dict[int, tuple[int, list[Piece]]] = {}
         self._finished = False
         self._stopped = False
@@ -101,7 +101,7 @@ class ChunkBuffer:
     def offer(self, first_row: int, batch: pa.RecordBatch) -> bool:
         """Put rows in, waiting for space. Returns False when the buffer was stopped."""
         with self._changed:
-            self._wait_while_pulled(lambda: self._bytes < self._limit or self._stopped)
+            self._wait_while_moving(lambda: self._bytes < self._limit or self._stopped)
             self._undealt.append(Piece(first_row, batch))
             self._bytes += batch.nbytes
             self._deal()
@@ -120,6 +120,18 @@ class ChunkBuffer:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def moved(self, moves: int) -> None:
+        """Note how far the readers are with the stream: they may be busy with other sources, or with what they have."""
+        with self._changed:
+            if moves != self._moves:
+                self._moves = moves
+                self._changed.notify_all()
+
+    @property
+    def pulls(self) -> int:
+        """How often it was pulled from."""
+        return self._pulls
 
     @property
     def stopped(self) -> bool:
@@ -176,20 +188,21 @@ class ChunkBuffer:
     def wait_served(self) -> bool:
         """Wait until every row is acknowledged or the buffer was stopped; tell whether the former."""
         with self._changed:
-            self._wait_while_pulled(self._over)
+            self._wait_while_moving(self._over)
             return self._served()
 
-    def _wait_while_pulled(self, reached: Callable[[], bool]) -> None:
-        """Wait for a condition as long as pulls come; the deadline counts from the last of them."""
+    def _wait_while_moving(self, reached: Callable[[], bool]) -> None:
+        """Wait for a condition as long as readers get on; the deadline counts from the last sign of that."""
         while not reached():
-            if not self._changed.wait_for(self._pulled_since(self._pulls, reached), self._timeout_s):
+            before = self._pulls, self._moves
+            if not self._changed.wait_for(self._moved_since(before, reached), self._timeout_s):
                 raise DeadlineError(
                     f"no trainer took a row within feed_timeout_s={self._timeout_s:g} s though {self._rows} rows "
                     "were waiting; raise feed_timeout_s if a training step may take that long"
                 )
 
-    def _pulled_since(self, pulls: int, reached: Callable[[], bool]) -> Callable[[], bool]:
-        return lambda: reached() or self._pulls != pulls
+    def _moved_since(self, before: tuple[int, int], reached: Callable[[], bool]) -> Callable[[], bool]:
+        return lambda: reached() or (self._pulls, self._moves) != before
 
     def _over(self) -> bool:
         return self._stopped or self._served()
@@ -452,7 +465,9 @@ def heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Itera
     def beat() -> None:
         while not ended.wait(HEARTBEAT_S):
             try:
-                stop = control.call("source_alive", source=source)["stop"]
+                reply = control.call("source_alive", source=source, pulls=buffer.pulls)
+                buffer.moved(reply["moves"])
+                stop = reply["stop"]
             except flight.FlightError as error:
                 errors.append(error)
                 stop = True
