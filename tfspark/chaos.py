@@ -110,7 +110,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """What came of one training.
+
+    Attributes:
+        weights: their SHA-256.
+        rows: of each epoch.
+        restarts: why the nodes were started again, each time.
+        error: first line of what ended it; empty if nothing did.
+        seconds: from start to end.
+    """
+
     weights: str
     rows: list[int]
     restarts: list[str]
@@ -200,7 +210,7 @@ def certify(
     return outcomes
 
 
-def judged(name: str, run: _Run, reference: _Run) -> Outcome:
+def judged(name: str, run: Run, reference: Run) -> Outcome:
     """Compare a disturbed run with the undisturbed one."""
     fault, wrong = FAULTS[name], []
     if fault.is_told:
@@ -228,7 +238,7 @@ def line_of(outcome: Outcome) -> str:
     return text + "".join(details)
 
 
-def _train(spark: SparkSession, rows: DataFrame, fault: str, timeout_s: float) -> _Run:
+def _train(spark: SparkSession, rows: DataFrame, fault: str, timeout_s: float) -> Run:
     restarts: list[str] = []
 
     def observe(event: str, fields: Mapping[str, Any]) -> None:
@@ -253,4 +263,4 @@ def _train(spark: SparkSession, rows: DataFrame, fault: str, timeout_s: float) -
         counts = [sum(of_epoch) for of_epoch in zip(*(node["rows"] for node in nodes.values()), strict=True)]
     except TfsparkError as failure:
         error = str(failure).splitlines()[0]
-    return _Run(weights, counts, restarts, error, time.monotonic() - began)
+    return Run(weights, counts, restarts, error, time.monotonic() - began)

@@ -131,7 +131,7 @@ def chaos(
                 spark,
                 faults or list(faults_of.FAULTS),
                 timeout,
-                lambda outcome: console.print(faults_of.line_of(outcome), highlight=False),
+                lambda outcome: console.print(faults_of.line_of(outcome), highlight=False, soft_wrap=True),
             )
         survived = sum(not outcome.wrong for outcome in outcomes)
         console.print(f"{survived} of {len(outcomes)} faults ended as they should")

@@ -1,0 +1,83 @@
+"""``tfspark chaos``: faults on purpose."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experiment.runs import environment
+from support.environment import DRIVER_ID
+from support.processes import Finished, run_to_end
+
+from tfspark.chaos import CHAOS, FAULTS, Run, judged
+
+DEADLINE_S = 280.0
+REFERENCE = Run("w1", [1280, 1280], [], "", 10.0)
+
+
+def chaos(directory: Path, *arguments: str) -> Finished:
+    words = [sys.executable, "-m", "tfspark.cli", "chaos", *arguments]
+    mark = (DRIVER_ID, uuid.uuid4().hex)
+    return run_to_end(words, env=environment(), mark=mark, cwd=directory, timeout_s=DEADLINE_S)
+
+
+def test_faults_on_executors_of_their_own_end_as_they_should(tmp_path: Path) -> None:
+    ended = chaos(tmp_path, "exception", "executor", "--master", "local-cluster[3,1,1024]").check()
+
+    first_words = [line.split()[:2] for line in ended.stdout.splitlines()]
+    for name in ("exception", "executor"):
+        assert ["ok", name] in first_words, ended.stdout
+    assert f"{CHAOS}: an exception in the model's code" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "2 of 2 faults ended as they should"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(
+            ["earthquake"], ["expected faults of exception, exit, kill", "got earthquake"], id="unknown"
+        ),
+        pytest.param(
+            ["executor"], ["executors of their own", "--master local-cluster[2,2,1024]"], id="local"
+        ),
+    ],
+)
+def test_faults_that_cannot_be_tried_are_refused(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    ended = chaos(tmp_path, *arguments)
+
+    assert ended.returncode == 2
+    assert all(word in ended.stderr for word in words), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes", "wrong"),
+    [
+        pytest.param("kill", {"restarts": ["x"]}, "", id="survived"),
+        pytest.param("kill", {"restarts": ["x"], "weights": "w2"}, "other weights", id="other weights"),
+        pytest.param("kill", {"restarts": ["x"], "rows": [1280, 1216]}, "rows per epoch", id="lost rows"),
+        pytest.param("kill", {}, "expected 1 restarts, got 0", id="not noticed"),
+        pytest.param("kill", {"restarts": ["x"], "error": "it fell over"}, "it fell over", id="ended"),
+        pytest.param("slow", {"restarts": ["x"]}, "expected 0 restarts, got 1", id="taken for lost"),
+        pytest.param("exception", {"error": f"RuntimeError: {CHAOS}"}, "", id="told"),
+        pytest.param("exception", {}, "names the exception, got none", id="not told"),
+        pytest.param(
+            "exception", {"error": "another"}, "names the exception, got another", id="told wrongly"
+        ),
+    ],
+)
+def test_outcome_says_what_is_wrong(fault: str, changes: dict[str, Any], wrong: str) -> None:
+    outcome = judged(fault, replace(REFERENCE, **changes), REFERENCE)
+
+    assert (wrong in outcome.wrong) if wrong else (outcome.wrong == "")
+
+
+def test_documentation_names_every_fault() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
+
+    assert [name for name in FAULTS if f"`{name}`" not in page] == []
