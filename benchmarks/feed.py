@@ -188,9 +188,10 @@ def fed(
     with cluster:
         cpu: dict[str, float] = {}
         if cache:
-            cluster.train(
-                df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=Feeding(cache="node")
-            )
+            # Trainers that only drain may take unequal parts of the first pass, which they then keep; those that train
+            # keep step. In order, the parts are equal.
+            feeding = Feeding(cache="node", ordered=True)
+            cluster.train(df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=feeding)
             return list(np.diff(ends)), [], cpu
         for number in range(PASSES):
             limit.append(limit_a(df))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,17 @@ from hypothesis import strategies as st
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import ActionClient, new_secret
+from tfspark.cluster.wire import MAX_MESSAGE_BYTES, ActionClient, new_secret
+from tfspark.feed.source import ChunkBuffer, SourceServer
 
 SECRET = new_secret()
 TOKEN = SECRET.token
 ACTIONS = sorted(name.removeprefix("on_") for name in dir(ControlPlane) if name.startswith("on_"))
-FEW = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PULL = {"reader": 0, "acknowledged": 0, "max_bytes": 1 << 20, "rows_before": 0}
+EXAMPLES = int(os.environ.get("TFSPARK_FUZZ_EXAMPLES", "300"))
+FEW = settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
@@ -119,6 +125,44 @@ def test_json_of_another_form_changes_nothing(plane: ControlPlane, action: str, 
     with flight.connect(plane.location) as client, pytest.raises((flight.FlightError, pa.ArrowException)):
         list(client.do_action(flight.Action(action, body), options(f"Bearer {TOKEN}")))
     assert is_untouched(plane)
+
+
+def test_body_that_is_too_large_is_refused_on_both_sides(plane: ControlPlane) -> None:
+    body = b'{"node": 0, "log": "' + b"x" * MAX_MESSAGE_BYTES + b'"}'
+    with flight.connect(plane.location) as client, pytest.raises(pa.ArrowInvalid, match="at most 64 MB"):
+        list(client.do_action(flight.Action("heartbeat", body), options(f"Bearer {TOKEN}")))
+    with ActionClient(plane.location, SECRET) as client, pytest.raises(ValueError, match="at most 64 MB"):
+        client.call("trainer_ended", node=0, result="x" * MAX_MESSAGE_BYTES)
+    assert is_untouched(plane)
+    assert serves(plane)
+
+
+@pytest.fixture
+def source() -> Iterator[SourceServer]:
+    """A feed task's server with ten rows."""
+    rows = pa.record_batch({"id": range(10)})
+    buffer = ChunkBuffer(1 << 20, 60.0, num_readers=1, batch_rows=10)
+    buffer.offer(0, rows)
+    buffer.finish()
+    server = SourceServer("127.0.0.1", SECRET, buffer, rows.schema)
+    yield server
+    server.close()
+
+
+@FEW
+@given(ticket=JSON | st.binary(max_size=100), sequence=st.integers(), reader=st.integers(1))
+def test_tickets_and_acknowledgements_that_are_none_take_no_row(
+    source: SourceServer, ticket: Any, sequence: int, reader: int
+) -> None:
+    body = ticket if isinstance(ticket, bytes) else json.dumps(ticket).encode()
+    with ActionClient(source.location, SECRET) as client, flight.connect(source.location) as other:
+        with pytest.raises((flight.FlightError, pa.ArrowException)):
+            other.do_get(flight.Ticket(body), options(f"Bearer {TOKEN}")).read_all()
+        with pytest.raises(flight.FlightUnauthenticatedError):
+            other.do_get(flight.Ticket(json.dumps(PULL).encode()), options("Bearer stale")).read_all()
+        client.call("acknowledge", reader=reader, sequence=sequence)
+        pulled = client.get(PULL)
+    assert pulled.column("id").to_pylist() == list(range(10))
 
 
 class Trap:

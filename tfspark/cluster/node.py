@@ -43,6 +43,8 @@ LOG_TAIL_LINES = 100
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
 LOG_LINES_PER_HEARTBEAT = 500
+LOG_LINE_BYTES = 16 << 10
+"""A longer line becomes several."""
 TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
 
 NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
@@ -268,7 +270,7 @@ class _Node:
     def _read_log(self, trainer: subprocess.Popen[bytes]) -> None:
         assert trainer.stdout is not None
         with trainer.stdout as stream:
-            for raw in stream:
+            for raw in iter(lambda: stream.readline(LOG_LINE_BYTES), b""):
                 line = raw.decode(errors="replace").rstrip()
                 self._tail.append(line)
                 self._unsent.append(line)

@@ -32,6 +32,9 @@ Every action but ``register`` and ``source_up`` can be repeated: it says what is
 LONG_POLL_S = 1.0
 """How long a server may hold a call that waits for something; the caller asks again."""
 
+MAX_MESSAGE_BYTES = 64 << 20
+"""Largest body of an action; rows, checkpoints and files travel in pieces of a few MB."""
+
 _HEADER = "authorization"
 _TLS_NAME = "tfspark"
 _CLOCKS_APART = timedelta(days=1)
@@ -132,6 +135,7 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
         handler = getattr(self, f"on_{action.type}", None)
         if handler is None:
             raise flight.FlightServerError(f"unknown action {action.type!r}")
+        _check_size(action.type, action.body.size)
         reply = handler(json.loads(action.body.to_pybytes() or b"{}"))
         return iter([flight.Result(pa.py_buffer(json.dumps(reply).encode()))])
 
@@ -162,9 +166,11 @@ class ActionClient:
         """Send one action and return its reply.
 
         Raises:
+            ValueError: the request is larger than `MAX_MESSAGE_BYTES`.
             pyarrow.flight.FlightError: the server is gone, refused the call or failed.
         """
         body = json.dumps(request).encode()
+        _check_size(action, len(body))
 
         def call() -> list[Any]:
             return list(self._client.do_action(flight.Action(action, body), self._options(timeout_s)))
@@ -203,6 +209,14 @@ class ActionClient:
 
     def _options(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
+
+
+def _check_size(action: str, num_bytes: int) -> None:
+    if num_bytes > MAX_MESSAGE_BYTES:
+        raise ValueError(
+            f"expected at most {MAX_MESSAGE_BYTES >> 20} MB in a call of {action!r}, got {num_bytes >> 20} MB; write "
+            "what is larger to files or to storage, and return where it is"
+        )
 
 
 def _repeated(call: Callable[[], Any], attempts: int) -> Any:
