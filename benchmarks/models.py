@@ -9,6 +9,7 @@ they are not there (below `data/`).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -91,11 +92,12 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
 
 def judged(path: Path) -> float:
     """Let a classifier that knows real digits look at 10,000 of a GAN; return its mean confidence."""
-    sys.path.insert(0, str(ROOT))
     import keras
 
-    from models import gan
-
+    spec = importlib.util.spec_from_file_location("gan", ROOT / "models/gan.py")
+    gan = importlib.util.module_from_spec(spec)
+    sys.modules["gan"] = gan  # Its dataclass looks for its own module.
+    spec.loader.exec_module(gan)
     keras.utils.set_random_seed(0)
     classifier = gan.train_classifier(*gan.read_digits(ROOT / "data/mnist_full/train"))
     made, wanted = gan.samples(keras.models.load_model(path), 10_000)

@@ -23,6 +23,7 @@ from support.errors import raises
 from support.rows import df_with_partitions
 
 from tfspark import TFCluster
+from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError, NodeFailedError
 
@@ -149,6 +150,63 @@ def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
     (told,) = observer.of("restarting")
     assert told["cause"].startswith("worker 1 on 127.0.0.1 failed: its trainer process was not heard of for ")
     assert trained == uninterrupted
+
+
+def test_training_when_a_process_is_lost_while_a_checkpoint_is_written_goes_on_from_a_whole_one(
+    spark: SparkSession, uninterrupted: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, struck = CheckpointStore.place, []
+
+    def place_and_strike(store: CheckpointStore, header: dict[str, Any]) -> Path:
+        """Strike the other worker as the first part of the second checkpoint comes in."""
+        if header["steps"] == 6 and not struck:
+            struck.append(header["rank"])
+            kill(index=1 - header["rank"])()
+        return place(store, header)
+
+    monkeypatch.setattr(CheckpointStore, "place", place_and_strike)
+    events = Events()
+    trained = train(spark, events, checkpoint_every_steps=3)
+    assert struck
+    assert len(events.of("restarting")) == 1
+    assert [event["step"] in (3, 6) for event in events.of("resumed")] == [True]
+    assert trained == uninterrupted
+
+
+def test_shutdown_when_a_process_is_lost_before_it_returns_the_same(
+    spark: SparkSession, uninterrupted: Trained, tmp_path: Path
+) -> None:
+    rows, events = df_with_partitions(spark, ROWS), Events()
+    feeding = Feeding(ordered=True, shuffle_rows=2 * BATCH)
+    with TFCluster.run(
+        spark, with_state, {"num_classes": 2}, 2, observer=events, log_dir=str(tmp_path)
+    ) as cluster:
+        history = cluster.train(rows, EPOCHS, features=["features"], batch_size=BATCH, feeding=feeding)
+        kill()()
+        nodes = cluster.shutdown(export=["keras"])
+    assert len(events.of("restarting")) == 1
+    assert history == uninterrupted.history
+    assert nodes["worker 0"]["weights_sha256"] == uninterrupted.weights
+    assert nodes["worker 0"]["history"] == uninterrupted.history
+    assert keras.models.load_model(tmp_path / "export" / "model.keras").count_params() > 0
+
+
+def test_training_when_its_evaluator_is_lost_goes_on_with_another(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    rows = df_with_partitions(spark, ROWS)
+    observer = Strike(kill("evaluator", 0), "state", epoch=2, step=0)
+    with TFCluster.run(
+        spark, dense, {}, 3, eval_node=True, observer=observer, log_dir=str(tmp_path)
+    ) as cluster:
+        history = cluster.train(rows, 3, features=["features"], batch_size=BATCH, validation=rows)
+        nodes = cluster.shutdown()
+    (told,) = observer.of("restarting")
+    assert told["cause"].startswith("evaluator 0")
+    assert len(history["loss"]) == 3
+    rows_of = [nodes[name]["rows"] for name in ("worker 0", "worker 1")]
+    assert [sum(of_epoch) for of_epoch in zip(*rows_of, strict=True)] == [sum(ROWS)] * 3
+    assert nodes["evaluator 0"]["history"]["val_loss"]
 
 
 def test_step_that_does_not_end_is_told_with_what_the_threads_did_and_taken_again(
