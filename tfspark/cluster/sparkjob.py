@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+CANCEL_TIMEOUT_S = 10.0
+CANCEL_AGAIN_S = 0.5
 
 
 class SparkJob:
@@ -45,9 +49,8 @@ class SparkJob:
         self._thread.start()
 
     def _run(self) -> None:
-        self._spark.addTag(self._tag)
         try:
-            self._describe()
+            self._mark()
             self._rows = self._make().collect()
         except Exception as error:
             self._error = error
@@ -58,9 +61,23 @@ class SparkJob:
             if self._on_end is not None:
                 self._on_end()
 
-    def _describe(self) -> None:
-        if hasattr(self._spark, "_jsparkSession"):
+    def _mark(self) -> None:
+        """Tag the job, so that another thread can cancel it; a classic session's own tags are for its thread alone."""
+        if self._is_classic:
             self._spark.sparkContext.setJobDescription(self._description)
+            self._spark.sparkContext.addJobTag(self._tag)
+        else:
+            self._spark.addTag(self._tag)
+
+    def _interrupt(self) -> None:
+        if self._is_classic:
+            self._spark.sparkContext.cancelJobsWithTag(self._tag)
+        else:
+            self._spark.interruptTag(self._tag)
+
+    @property
+    def _is_classic(self) -> bool:
+        return hasattr(self._spark, "_jsparkSession")
 
     @property
     def ended(self) -> bool:
@@ -82,8 +99,10 @@ class SparkJob:
         if self.ended:
             return
         self._cancelled = True
-        self._spark.interruptTag(self._tag)
-        self._thread.join(10.0)
+        until = time.monotonic() + CANCEL_TIMEOUT_S
+        while not self.ended and time.monotonic() < until:
+            self._interrupt()  # In vain while the job is still being planned.
+            self._thread.join(CANCEL_AGAIN_S)
 
 
 def without_java_stack(message: str) -> str:
