@@ -26,7 +26,9 @@ from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 15.0
+"""How long nodes that are told to stop may take to end in order: a second until they hear it, their trainer's grace, and
+more on a busy machine. Spark kills those that are left, which then cannot remove their files."""
 EXPLAIN_S = 2.0
 """How long after an error of Spark's a node may take to tell what was behind it."""
 
@@ -115,7 +117,7 @@ class Life:
         self.is_over = True
         self.control.update(lambda: setattr(self.registry, "stopping", True))
         self.feeder.close_all()
-        until = time.monotonic() + STOP_TIMEOUT_S / 2
+        until = time.monotonic() + STOP_TIMEOUT_S
         for job in self._jobs:
             job.join(max(0.0, until - time.monotonic()))
         for job in self._jobs:
