@@ -214,6 +214,8 @@ class ControlPlane(ActionServer):
 
     def on_report(self, request: Json) -> Json:
         """Pass on what a trainer reports of its progress."""
+        if self.registry.stopping:
+            return {}  # A feed that is broken off looks like the end of an epoch to a trainer; it is none.
         name = self.registry.nodes[request["node"]].spec.name
         self._observer(request["event"], {"node": name, **request["fields"]})
         return {}
@@ -278,6 +280,8 @@ class ControlPlane(ActionServer):
         try:
             part: Path = self.update(lambda: store.place(header))
             digest = write_part(part, reader)
+            if self.registry.stopping:
+                return  # It may be of an epoch whose feed was broken off: see `on_report`.
             kept = self.update(lambda: store.add(header, part, digest))
             if kept is not None:
                 self._observer(

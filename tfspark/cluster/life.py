@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 STOP_TIMEOUT_S = 15.0
-"""How long nodes that are told to stop may take to end in order: a second until they hear it, their trainer's grace, and
-more on a busy machine. Spark kills those that are left, which then cannot remove their files."""
+"""How long nodes that are told to stop may take to end in order: a second until they hear it, their trainer's grace,
+and more on a busy machine. Spark kills those that are left, which then cannot remove their files."""
 EXPLAIN_S = 2.0
 """How long after an error of Spark's a node may take to tell what was behind it."""
 
