@@ -17,6 +17,7 @@ from support.rows import df_with_partitions
 
 from tfspark import Column, Columns, TFRecordFiles, tfrecord
 from tfspark.cluster.context import Hooks
+from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.wire import ActionClient
 from tfspark.errors import DataError
@@ -38,7 +39,7 @@ def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
     return Worker(
         control=control, secret=loop.secret, host=HOST, task_index=rank, hooks=Hooks(),
         node=NodeSpec(rank, "worker", rank),
-        settings={"feed_timeout_s": PATIENCE_S}, told=[],
+        settings={"feed_timeout_s": PATIENCE_S}, told=[], pulse=Pulse(),
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
 from tfspark.cluster.context import Hooks
+from tfspark.cluster.pulse import Pulse
 from tfspark.feed.reader import WEIGHT
 from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
 from tfspark.training import parameter_server
@@ -255,7 +256,8 @@ def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict
     feed = FakeFeed(num_workers)
     settings = {"keeps_state": False, "checkpoint_every_steps": 0}
     context = FakeContext(
-        strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True, reports=[],
+        strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
+        reports=[], pulse=Pulse(),
         scratch_dir="/nowhere",
     )  # fmt: skip
     session = parameter_server.ParameterServerSession(lambda: MODELS[name](), None, context)
