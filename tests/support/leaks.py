@@ -97,7 +97,12 @@ def find_leaks(
 
     def look() -> list[str]:
         return [
-            *(f"process {describe(p)}" for p in leaked_processes(before, owned)),
+            # One that ends while it is looked at is not left behind.
+            *(
+                f"process {line}"
+                for p in leaked_processes(before, owned)
+                if not (line := describe(p)).endswith("(gone)")
+            ),
             *(f"thread {t.name!r} (daemon={t.daemon})" for t in leaked_threads(before, owned)),
             *(f"listening port {host}:{port}" for host, port in leaked_ports(before, owned)),
             *(f"temporary directory {path}" for path in sorted(temporary_directories() - before.directories)),
