@@ -280,9 +280,8 @@ class ControlPlane(ActionServer):
         try:
             part: Path = self.update(lambda: store.place(header))
             digest = write_part(part, reader)
-            if self.registry.stopping:
-                return  # It may be of an epoch whose feed was broken off: see `on_report`.
-            kept = self.update(lambda: store.add(header, part, digest))
+            # One that comes while the cluster stops may be of an epoch whose feed was broken off: see `on_report`.
+            kept = self.update(lambda: None if self.registry.stopping else store.add(header, part, digest))
             if kept is not None:
                 self._observer(
                     "state", {"epoch": kept.passes + 1, "step": kept.steps, "path": str(kept.path)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from tfspark.cluster.wire import Json
 
@@ -20,38 +21,33 @@ class Pulse:
 
     def __init__(self) -> None:
         self._steps = 0
-        self._working = 0
-        self._waiting = 0
+        self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def beat(self) -> None:
         """Note that a step was done."""
         self._steps += 1
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """Steps are done within the block."""
-        with self._lock:
-            self._working += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._working -= 1
+        return self._in(BUSY)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """The block waits for something that is not of this trainer."""
+        return self._in(WAITS)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The block waits for something that is not of this trainer."""
+    def _in(self, state: str) -> Iterator[None]:
         with self._lock:
-            self._waiting += 1
+            self._under_way[state] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._under_way[state] -= 1
 
     def to_json(self) -> Json:
         """Return the steps so far and the state."""
         with self._lock:
-            state = WAITS if self._waiting else BUSY if self._working else IDLE
+            state = next((state for state in (WAITS, BUSY) if self._under_way[state]), IDLE)
             return {"steps": self._steps, "state": state}

@@ -65,12 +65,10 @@ def do_jobs(session: TrainingSession, context: TFContext) -> Json:
             job_done(context, job, {})
         elif job["kind"] == "train":
             with context.pulse.working():
-                result = session.train(job)
-            job_done(context, job, result)
+                job_done(context, job, session.train(job))
         elif job["kind"] == "evaluate":
             with context.pulse.working():
-                result = session.test(job)
-            job_done(context, job, result)
+                job_done(context, job, session.test(job))
         elif job["kind"] == "close":
             summary = session.close(job)
     return summary
