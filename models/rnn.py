@@ -361,7 +361,7 @@ def forecast(x: Tensor, linear: Tensor, inputs: Tensor, p: Params) -> Tensor:
     """Give the next values in the units of the inputs."""
     steps = 1 if p.per_step else p.horizon
     values = layers.Dense(steps * p.targets, name="values")(x)  # (batch, [steps,] horizon * targets)
-    values = layers.Reshape((-1, p.targets))(values)  # (batch, steps or horizon, targets)
+    values = layers.Reshape((-1, p.targets), name="by_step")(values)  # (batch, steps or horizon, targets)
     if p.per_window:
         mean, deviation = window_statistics(normalised(inputs, p)[:, :, : p.targets])
         values = values * deviation + mean
@@ -479,11 +479,15 @@ def occlusion(model: keras.Model, text: str) -> list[tuple[str, float]]:
     """
     words = text.split()
     texts = [text, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
-    said = model.predict(np.array(texts, object), verbose=0, batch_size=64)
-    if said.shape[-1] == 1:
-        said = np.concatenate([1 - said, said], axis=1)
+    said = probabilities(model, texts)
     whole_text, *without = said[:, said[0].argmax()]
     return [(word, float(whole_text - part)) for word, part in zip(words, without, strict=True)]
+
+
+def probabilities(model: keras.Model, texts: Sequence[str]) -> np.ndarray:
+    """Return the probability of each class, `(texts, classes)`, also where the model gives that of class 1 alone."""
+    said = model.predict(np.array(texts, object), verbose=0, batch_size=64)
+    return np.concatenate([1 - said, said], axis=1) if said.shape[-1] == 1 else said
 
 
 def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
@@ -498,9 +502,10 @@ def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    if model.inputs[0].dtype == "string":
-        _draw_occlusion(figure, model, [_text(value) for value in np.asarray(x).reshape(-1)[:6]])
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    if model.inputs[0].dtype == "string" and len(model.output.shape) == 2:
+        texts = [_text(value) for value in np.asarray(x).reshape(-1)[:6]]
+        _draw_occlusion(figure, model, texts, np.asarray(y).reshape(-1))
         name = "occlusion.png"
     elif model.output_names == ["forecast"]:
         _draw_forecast(figure, model, np.asarray(x), np.asarray(y))
@@ -515,14 +520,17 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str]) -> None:
+def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str], truth: np.ndarray) -> None:
     """Set each text's words in lines, on red where they speak for the prediction, on blue where against it."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
     rows = figure.subplots(len(texts), 1, squeeze=False)[:, 0]
-    for axes, text in zip(rows, texts, strict=True):
+    for axes, text, said, label in zip(rows, texts, probabilities(model, texts), truth, strict=False):
         axes.set_axis_off()
+        verdict = f"says {said.argmax()} ({said.max():.0%}), is {int(label)}"
+        is_right = said.argmax() == label
+        axes.set_title(verdict, loc="left", fontsize=9, color="black" if is_right else "#D55E00")
         importance = occlusion(model, " ".join(text.split()[:48]))
         largest = max((abs(value) for _, value in importance), default=0.0) or 1.0
         color, column, line = Normalize(-largest, largest), 0, 0
@@ -540,18 +548,22 @@ def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str]) -> No
 
 
 def _draw_forecast(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw all forecasts of the next step against the truth, and some windows with what follows them."""
-    said, y = model.predict(x, verbose=0), y.reshape(len(x), -1)
+    """Draw the forecasts of the first variable against the truth, and some windows with what is forecast of them."""
+    num_targets = model.get_layer("by_step").output.shape[-1]
+    said, y = (
+        values.reshape(len(x), -1, num_targets)[..., 0] for values in (model.predict(x, verbose=0), y)
+    )  # (rows, steps)
     everything, windows = figure.subfigures(1, 2)
     axes = everything.subplots()
-    ends = [min(y[:, 0].min(), said[:, 0].min()), max(y[:, 0].max(), said[:, 0].max())]
+    ends = [min(y.min(), said.min()), max(y.max(), said.max())]
     axes.plot(ends, ends, color="#bbbbbb", linewidth=1)
-    axes.scatter(y[:, 0], said[:, 0], s=8, color="#0072B2")
-    axes.set_title(f"RMSE {np.sqrt(np.mean((said[:, 0] - y[:, 0]) ** 2)):.2f} on {len(y)} rows", loc="left")
+    axes.scatter(y, said, s=8, color="#0072B2")
+    axes.set_title(f"RMSE {np.sqrt(np.mean((said - y) ** 2)):.2f} on {len(y)} rows", loc="left")
     axes.set_xlabel("truth")
     axes.set_ylabel("forecast")
+    is_per_step = len(model.get_layer("values").output.shape) == 3
     for cell, before, after, forecast in zip(windows.subplots(3, 2).flat, x[:, :, 0], y, said, strict=False):
-        ahead = np.arange(1, len(after) + 1)
+        ahead = np.arange(1, len(after) + 1) - (len(before) if is_per_step else 0)
         cell.plot(np.arange(1 - len(before), 1), before, color="#999999", linewidth=1.2)
         cell.plot(ahead, after, "o", color="#0072B2", markersize=4, label="truth")
         cell.plot(ahead, forecast, "x", color="#D55E00", markersize=5, label="forecast")
@@ -622,7 +634,8 @@ def read_texts(directory: Path, seed: int) -> tuple[Rows, Rows]:
         directory, text=tf.io.FixedLenFeature([], tf.string), label=tf.io.FixedLenFeature([], tf.int64)
     )
     order = np.random.default_rng(seed).permutation(len(rows["label"]))
-    texts, labels, cut = rows["text"].astype(object)[order], rows["label"][order], round(0.8 * len(order))
+    texts = np.array([text.decode() for text in rows["text"]], object)[order]  # Keras takes str, not bytes.
+    labels, cut = rows["label"][order], round(0.8 * len(order))
     return (texts[:cut], labels[:cut]), (texts[cut:], labels[cut:])
 
 

@@ -83,6 +83,23 @@ def test_find_leaks_when_a_child_was_never_waited_for_names_it(before, child):
     assert "ended, never waited for" in leak
 
 
+@pytest.mark.parametrize("question", ["cmdline", "ppid"])
+def test_leaked_processes_when_one_ends_while_it_is_looked_at_is_empty(before, child, monkeypatch, question):
+    ask = getattr(psutil.Process, question)
+
+    def ask_too_late(process):
+        child.kill()
+        child.wait(10)
+        return ask(process)
+
+    if question == "ppid":  # Is only asked of one that has ended.
+        child.kill()
+        poll_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, 10)
+    monkeypatch.setattr(psutil.Process, question, ask_too_late)
+
+    assert leaked_processes(before, Owned()) == []
+
+
 def test_find_leaks_when_an_orphan_was_adopted_finds_it_by_its_mark(before):
     pid = start_orphan()
     try:

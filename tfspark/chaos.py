@@ -157,13 +157,13 @@ def callbacks(params: Mapping[str, Any]) -> list[Any]:
     steps = range(FAULT_STEP, FAULT_STEP + (SLOW_STEPS if fault.strike is _slow else 1))
 
     class Strike(keras.callbacks.Callback):  # type: ignore[misc]
-        is_first_life = False
+        _is_first_life = False  # By a name that is not kept with the state.
 
         def on_train_begin(self, logs: Any = None) -> None:
-            self.is_first_life = int(self.model.optimizer.iterations.numpy()) == 0
+            self._is_first_life = int(self.model.optimizer.iterations.numpy()) == 0
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if self.is_first_life and int(self.model.optimizer.iterations.numpy()) in steps:
+            if self._is_first_life and int(self.model.optimizer.iterations.numpy()) in steps:
                 fault.strike()
 
     return [Strike()]

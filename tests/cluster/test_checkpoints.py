@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -30,10 +28,9 @@ def header(passes: int, steps: int, rank: int, used: dict[str, list[list[int]]])
     }
 
 
-def chunks(data: bytes) -> Iterator[Any]:
-    """An upload of one file."""
-    table = pa.record_batch([pa.array([""]), pa.array([data], pa.binary())], names=["path", "data"])
-    yield SimpleNamespace(data=table)
+def upload(data: bytes) -> list[pa.RecordBatch]:
+    """One file."""
+    return [pa.record_batch([pa.array([""]), pa.array([data], pa.binary())], names=["path", "data"])]
 
 
 def save(
@@ -44,7 +41,7 @@ def save(
     for rank, rows in enumerate(used or ({}, {})):
         told = header(passes, steps, rank, rows)
         part = store.place(told)
-        kept = store.add(told, part, write_part(part, chunks(f"{passes} {steps} {rank}".encode())))
+        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())))
     return kept
 
 
@@ -58,7 +55,7 @@ def test_checkpoint_is_there_when_all_parts_are_and_not_before(tmp_path: Path) -
     store = new_store(tmp_path)
     told = header(0, 4, 0, {"0": [[0, 8]]})
     part = store.place(told)
-    assert store.add(told, part, write_part(part, chunks(b"weights"))) is None
+    assert store.add(told, part, write_part(part, upload(b"weights"))) is None
     assert store.newest() is None
     assert [path.name for path in tmp_path.glob("state-*")] == []
 
@@ -119,7 +116,7 @@ def test_checkpoint_that_is_damaged_gives_way_to_the_one_before(tmp_path: Path, 
     elif damage == "truncated manifest":
         manifest.write_text(manifest.read_text()[:-9])
     else:
-        manifest.write_text('{"format": 1, "weights": "elsewhere"}')
+        manifest.write_text('{"format": 2, "weights": "elsewhere"}')
     assert newest_in(tmp_path) == before
     assert store.newest() == before
 
@@ -148,11 +145,11 @@ def test_part_of_a_life_that_is_over_completes_nothing(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     told = [header(1, 0, rank, {}) for rank in (0, 1)]
     late = store.place(told[0])
-    digest = write_part(late, chunks(b"late"))
+    digest = write_part(late, upload(b"late"))
     store.newest()  # A new life begins.
     other = store.place(told[1])
     assert store.add(told[0], late, digest) is None
-    assert store.add(told[1], other, write_part(other, chunks(b"new"))) is None
+    assert store.add(told[1], other, write_part(other, upload(b"new"))) is None
     store.drop_drafts()
     assert list(tmp_path.iterdir()) == []
 
@@ -161,7 +158,7 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     kept = save(new_store(tmp_path), 1, 2, {"0": [[0, 1]]}, {})
     assert kept is not None
     manifest = json.loads((kept.path / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["run"] == {"seed": 3}
     assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
 

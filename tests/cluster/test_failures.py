@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
+import socket
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,6 +17,7 @@ from cluster.lives import Events
 from cluster.programs import dense, say
 from pyspark.sql import SparkSession
 from support.driver import run_driver
+from support.processes import poll_until
 from support.rows import df_with_partitions
 
 from tfspark import TFCluster
@@ -134,9 +138,200 @@ KILL_DRIVER = """
 """
 
 
-@pytest.mark.parametrize("master", ["local[4]", "local-cluster[2,2,1024]"])
+@pytest.mark.parametrize(
+    "master", ["local[4]", pytest.param("local-cluster[2,2,1024]", marks=pytest.mark.slow)]
+)
 def test_driver_when_killed_leaves_no_process(master: str) -> None:
     result = run_driver(master, KILL_DRIVER, timeout_s=90, grace_s=20.0)
 
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert result.survivors == ()
+
+
+KILL_BEFORE_IT_REGISTERS = """
+    import json
+    import psutil
+    from pyspark.sql import SparkSession
+    from cluster.lives import Events
+    from cluster.programs import say
+    from tfspark import TFCluster
+    from tfspark.cluster.control import ControlPlane
+
+    answer, killed = ControlPlane.do_action, []
+    is_first = iter([True])  # Asked by several threads: exactly one gets it.
+
+    def kill_the_first_that_registers(control, context, action):
+        if action.type == "register" and next(is_first, False):
+            port = int(context.peer().rpartition(":")[2])
+            for process in psutil.Process().children(recursive=True):
+                if any(c.laddr and c.laddr.port == port for c in process.net_connections("tcp")):
+                    killed.append(process.pid)
+                    process.kill()
+            raise ConnectionError("its task is killed")
+        return answer(control, context, action)
+
+    ControlPlane.do_action = kill_the_first_that_registers
+    spark = SparkSession.builder.getOrCreate()
+    events = Events()
+    try:
+        told = TFCluster.run(spark, say, "hello", 2, observer=events).shutdown()
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+    spark.stop()
+    print(json.dumps({"killed": len(killed), "told": told, "registered": len(events.of("registered"))}))
+"""
+
+
+@pytest.mark.slow
+def test_node_task_when_killed_before_it_registers_is_started_again_by_spark() -> None:
+    result = run_driver("local-cluster[2,2,1024]", KILL_BEFORE_IT_REGISTERS, timeout_s=90).check()
+
+    hello = {"said": "hello", "workers": 2}
+    assert json.loads(result.stdout.splitlines()[-1]) == {
+        "killed": 1,
+        "registered": 2,
+        "told": {"worker 0": hello, "worker 1": hello},
+    }
+
+
+def test_node_task_when_killed_before_it_registers_where_spark_tries_nothing_again_is_told() -> None:
+    result = run_driver("local[4]", KILL_BEFORE_IT_REGISTERS, timeout_s=90).check()
+
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["killed"] == 1
+    assert told["told"].startswith("ReservationError: the Spark job of the worker nodes failed: ")
+
+
+def test_port_of_a_node_when_another_program_wants_it_is_not_given_away(spark: SparkSession) -> None:
+    """From its reservation until TensorFlow, which takes seconds to start, listens on it."""
+    refused: list[int] = []
+
+    def want_the_ports(event: str, fields: dict[str, object]) -> None:
+        if event == "reserved":
+            for index in (0, 1):
+                refused.append(what_binding_says(port_of(index)))
+
+    with TFCluster.run(spark, dense, {}, 2, max_restarts=0, observer=want_the_ports) as cluster:
+        history = cluster.train(df_with_partitions(spark, [128]), 1, features=["features"])
+
+    assert refused == [errno.EADDRINUSE] * 2
+    assert len(history["loss"]) == 1
+
+
+def port_of(index: int) -> int:
+    """Return the port that a worker was given, as soon as its trainer runs."""
+    found: list[int] = []
+
+    def runs() -> bool:
+        with contextlib.suppress(AssertionError):
+            cluster = json.loads(trainer_of("worker", index).environ()["TF_CONFIG"])["cluster"]
+            found.append(int(cluster["worker"][index].rpartition(":")[2]))
+        return bool(found)
+
+    assert poll_until(runs, TOLD_S)
+    return found[0]
+
+
+def what_binding_says(port: int) -> int | None:
+    """Try to bind a port; return the error's number."""
+    with socket.socket() as stranger:
+        try:
+            stranger.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno
+    return None
+
+
+KILL_WHILE_IT_INFERS = """
+    import json, sys
+    from pathlib import Path
+    from pyspark.sql import SparkSession
+    from cluster.programs import squares_and_kill_once
+    from tfspark import TFCluster
+
+    def and_who_asks(rows):
+        import os
+        return [(row, os.getpid()) for row in rows]
+
+    spark = SparkSession.builder.getOrCreate()
+    rows = spark.sparkContext.parallelize(range(400), 4).mapPartitions(and_who_asks)
+    killed = Path(sys.argv[1])
+    with TFCluster.run(
+        spark, squares_and_kill_once, str(killed), 2, input_mode=TFCluster.InputMode.SPARK
+    ) as cluster:
+        results = cluster.inference(rows).collect()
+        cluster.shutdown()
+    spark.stop()
+    print(json.dumps({"right": results == [i * i for i in range(400)], "killed": killed.exists()}))
+"""
+
+
+def test_inference_when_the_python_worker_that_asks_is_killed_gives_every_result(tmp_path: Path) -> None:
+    result = run_driver(
+        "local-cluster[2,2,1024]", KILL_WHILE_IT_INFERS, str(tmp_path / "killed"), timeout_s=120
+    ).check()
+
+    assert json.loads(result.stdout.splitlines()[-1]) == {"right": True, "killed": True}
+
+
+KILL_WHILE_A_MODEL_IS_APPLIED = """
+    import json, os, sys
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+    import tensorflow as tf
+    from pyspark.sql import SparkSession
+    from support.environment import DRIVER_ID
+    from support.processes import marked_processes, poll_until
+    from tfspark.pipeline import TFModel
+
+    class Doubles(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def double(self, x):
+            return {"y": 2 * x}
+
+    directory = Path(sys.argv[1])
+    module = Doubles()
+    tf.saved_model.save(module, str(directory / "model"), signatures={"serving_default": module.double})
+
+    def wait_once(batches):
+        import os, time
+        for batch in batches:
+            if not (directory / "killed").exists():
+                (directory / "waits").touch()
+                time.sleep(60)
+            yield batch
+
+    def kill_python_workers():
+        poll_until((directory / "waits").exists, 60)
+        (directory / "killed").touch()
+        workers = [
+            process
+            for process in marked_processes(DRIVER_ID, os.environ[DRIVER_ID])
+            if "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline()
+        ]
+        for worker in workers:
+            worker.kill()
+        return len(workers)
+
+    spark = SparkSession.builder.getOrCreate()
+    model = TFModel({}).setExportDir(str(directory / "model")).setBatchSize(10)
+    model = model.setInputMapping({"x": "x"}).setOutputMapping({"y": "twice"})
+    rows = spark.range(0, 100, 1, 2).selectExpr("float(id) AS x").mapInArrow(wait_once, "x float")
+    with ThreadPoolExecutor(1) as beside:
+        killing = beside.submit(kill_python_workers)
+        twice = sorted(row.twice for row in model.transform(rows).collect())
+        killed = killing.result()
+    spark.stop()
+    print(json.dumps({"right": twice == [2.0 * i for i in range(100)], "killed": killed}))
+"""
+
+
+@pytest.mark.slow
+def test_applying_a_model_when_python_workers_are_killed_gives_every_result(tmp_path: Path) -> None:
+    result = run_driver(
+        "local-cluster[2,2,1024]", KILL_WHILE_A_MODEL_IS_APPLIED, str(tmp_path), timeout_s=150
+    ).check()
+
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["right"]
+    assert told["killed"] >= 2

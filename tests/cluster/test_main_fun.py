@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster.lives import Events
@@ -39,6 +40,23 @@ def test_main_fun_when_it_fits_on_the_context_trains_all_epochs(spark: SparkSess
     assert {fields["node"] for fields in trained} == {"worker 0", "worker 1"}
     assert trained[0]["loss"] == histories[0]["loss"][-1]
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model.keras", "saved_model"]
+
+
+def test_main_fun_when_it_fits_twice_goes_on_with_the_next_epoch(spark: SparkSession) -> None:
+    def fit_twice(args: Any, ctx: Any) -> dict[str, Any]:
+        with ctx.strategy.scope():
+            model = dense(args)
+        epochs = [len(model.fit(ctx.dataset(), epochs=n, verbose=0).history["loss"]) for n in (2, 1)]
+        return {"epochs": epochs, "iterations": int(model.optimizer.iterations.numpy())}
+
+    events, rows = Events(), df_with_partitions(spark, [64, 32]).select("features", "label")
+    with TFCluster.run(spark, fit_twice, {}, 2, observer=events) as cluster:
+        cluster.train(rows, 3, batch_size=32)
+        nodes = cluster.shutdown()
+
+    assert nodes["worker 0"]["epochs"] == [2, 1]
+    assert nodes["worker 0"]["iterations"] == nodes["worker 1"]["iterations"] >= 3 * 3
+    assert [fields["rows"] for fields in events.of("fed")] == [96] * 3
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def rows(spark: SparkSession) -> DataFrame:
     return df.join(spark.createDataFrame(vectors, ["number", "vector"]), "number").repartition(3)
 
 
-@pytest.mark.parametrize("outputs", ["dict", "list"])
+@pytest.mark.parametrize("outputs", ["dict", pytest.param("list", marks=pytest.mark.slow)])
 def test_two_workers_train_several_inputs_and_outputs_and_count_each_row_once(
     spark: SparkSession, outputs: str
 ) -> None:

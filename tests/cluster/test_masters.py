@@ -25,6 +25,7 @@ def check_training(stdout: str, log_dir: Path) -> None:
     assert (log_dir / "export/model.keras").is_file()
 
 
+@pytest.mark.slow
 def test_training_on_a_local_cluster_spans_its_executors(tmp_path: Path) -> None:
     result = run_driver("local-cluster[2,2,2048]", PROGRAM, str(tmp_path), timeout_s=150).check()
     check_training(result.stdout, tmp_path)

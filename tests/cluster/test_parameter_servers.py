@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
-from cluster.programs import accumulating, dense, saving_callbacks, say, with_state
+from cluster.programs import accumulating, dense, keep_shown, saving_callbacks, say, with_state
 from cluster.test_failures import TOLD_S, trainer_of
+from cluster.test_recovery import trainers
 from cluster.test_training import CLASSES, EVALUATE, OTHER_ROWS, TRAIN_ROWS, Life
 from pyspark.sql import SparkSession
 from support.driver import run_driver
@@ -33,7 +35,14 @@ def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFac
     rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)
     other = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES)
     columns = {"features": ["features"], "num_classes": CLASSES, "batch_size": 32}
-    settings = {"log_dir": str(log_dir), "checkpoint_every_epochs": 2, "seed": 3, "observer": events}
+    hooks = Hooks(draw=keep_shown)
+    settings = {
+        "log_dir": str(log_dir),
+        "checkpoint_every_epochs": 2,
+        "seed": 3,
+        "observer": events,
+        "hooks": hooks,
+    }
     with leaving_nothing(spark, owned):
         cluster = TFCluster.run(
             spark, with_state, {"num_classes": CLASSES}, num_executors=3, num_ps=1, **settings
@@ -44,6 +53,18 @@ def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFac
             metrics = cluster.evaluate(other, num_classes=CLASSES)
             summaries = cluster.shutdown(export=["keras", "saved_model"])
     return Life(first, second, metrics, summaries, events, log_dir)
+
+
+def test_rows_to_draw_are_those_of_the_evaluation_and_the_model_is_the_trained_one(
+    life: Life, spark: SparkSession
+) -> None:
+    shown = np.load(life.log_dir / "pictures" / "shown.npz")
+    rows = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES).select("features", "label").collect()
+    assert sorted(zip(shown["x"].tolist(), shown["y"].tolist(), strict=True)) == sorted(
+        (row.features, row.label) for row in rows
+    )
+    right = np.mean(shown["scores"].argmax(-1) == shown["y"])
+    assert right == pytest.approx(life.metrics["accuracy"], rel=1e-6)
 
 
 def test_iterations_after_three_epochs_equal_the_steps_done(life: Life) -> None:
@@ -74,6 +95,7 @@ def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(life
     assert [sum(row) for row in matrix] == [21, 21, 21]
     right = sum(matrix[i][i] for i in range(CLASSES))
     assert right / sum(OTHER_ROWS) == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+    assert [(curve[0], curve[-1]) for curve in life.metrics["roc"]] == [([0, 0], [1, 1])] * CLASSES
 
 
 def test_export_loads_in_plain_keras_and_gives_the_same_metrics(life: Life, tmp_path: Path) -> None:
@@ -179,6 +201,21 @@ def test_run_when_the_model_is_unfit_says_why_before_training(spark: SparkSessio
     assert caught.value.node == "chief 0"
 
 
+def test_parameter_servers_on_the_drivers_machine_need_no_slots(spark: SparkSession, owned: Owned) -> None:
+    rows = df_with_partitions(spark, [64, 32])
+    parents: dict[tuple[str, int], int] = {}
+    # Four slots: five nodes and the feed would not fit.
+    with TFCluster.run(spark, dense, {}, 5, 2, driver_ps_nodes=True) as cluster:
+        cluster.train(rows, 1, features=["features"], batch_size=48)
+        parents = {node: process.ppid() for node, process in trainers().items()}
+        history = cluster.train(rows, 2, features=["features"], batch_size=48)
+        nodes = cluster.shutdown()
+    assert [parents["ps", index] == os.getpid() for index in range(2)] == [True, True]
+    assert parents["worker", 0] != os.getpid()
+    assert len(history["loss"]) == 2
+    assert nodes["chief 0"]["rows"] == [96] * 3
+
+
 def test_run_with_a_main_fun_and_parameter_servers_is_refused(spark: SparkSession) -> None:
     with pytest.raises(ConfigError, match=r"expected build_model\(params\) with num_ps=1, got a main_fun"):
         TFCluster.run(spark, say, "wait", 2, 1)
@@ -216,7 +253,9 @@ AS_IN_THE_README = """
 """
 
 
-@pytest.mark.parametrize("master", ["local[3]", "local-cluster[2,2,1024]"])
+@pytest.mark.parametrize(
+    "master", ["local[3]", pytest.param("local-cluster[2,2,1024]", marks=pytest.mark.slow)]
+)
 def test_lines_of_the_readme_run_as_they_stand(master: str) -> None:
     result = run_driver(master, AS_IN_THE_README, timeout_s=240).check()
 

@@ -10,7 +10,12 @@ from pyspark.sql import functions as sf
 from support.rows import df_with_partitions
 
 from tfspark import TFCluster
-from tfspark.cluster.partition_order import MAX_BLOCKS, mixed_blocks, with_mixed_partitions
+from tfspark.cluster.partition_order import (
+    MAX_BLOCKS,
+    mixed_blocks,
+    only_partitions,
+    with_mixed_partitions,
+)
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import DataError
 
@@ -43,6 +48,25 @@ def test_rows_with_mixed_partitions_are_the_same_rows_in_the_order_that_is_told(
     expected = placed.collect()
     assert mixed.collect() == [row for p in order for row in expected if row["partition"] == p]
     assert order != sorted(order)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_some_partitions_are_computed_without_the_others(spark: SparkSession, mixed: bool) -> None:
+    placed = df_with_partitions(spark, [3, 0, 5, 1, 4, 2]).select(
+        "id", sf.spark_partition_id().alias("place")
+    )
+    rows, order = with_mixed_partitions(placed, seed=3, index=1) if mixed else (placed, list(range(6)))
+    wanted = [2, 4]
+    names = [order[partition] for partition in wanted]
+    others_fail = rows.withColumn("wanted", sf.assert_true(sf.col("place").isin(names)))
+
+    some = only_partitions(others_fail, wanted).collect()
+
+    assert [row["id"] for row in some] == [
+        row["id"] for name in names for row in placed.collect() if row["place"] == name
+    ]
+    with pytest.raises(Exception, match="is not true"):
+        others_fail.collect()
 
 
 def test_error_in_a_mixed_pass_names_the_partition_as_the_dataframe_has_it(spark: SparkSession) -> None:

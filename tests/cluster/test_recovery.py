@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import counting, dense, with_state
+from cluster.test_main_fun import COLUMNS
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.errors import raises
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
+from tfspark import InputMode, TFCluster, TFRecordFiles
 from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError, NodeFailedError
+from tfspark.tfrecord import register
 
 ROWS = [320, 160, 0, 160]
 BATCH = 64
@@ -76,12 +79,14 @@ class Trained:
     rows: list[int]
 
 
-def train(spark: SparkSession, observer: Events | None = None, **options: Any) -> Trained:
+def train(
+    spark: SparkSession, observer: Events | None = None, epochs: int = EPOCHS, **options: Any
+) -> Trained:
     """Train in order a model with state and random layers, evaluate it, end."""
     rows = df_with_partitions(spark, ROWS)
     feeding = Feeding(ordered=True, shuffle_rows=2 * BATCH)
     with TFCluster.run(spark, with_state, {"num_classes": 2}, 2, observer=observer, **options) as cluster:
-        history = cluster.train(rows, EPOCHS, features=["features"], batch_size=BATCH, feeding=feeding)
+        history = cluster.train(rows, epochs, features=["features"], batch_size=BATCH, feeding=feeding)
         metrics = cluster.evaluate(rows)
         nodes = cluster.shutdown()
     first, second = nodes["worker 0"], nodes["worker 1"]
@@ -105,24 +110,30 @@ def test_training_without_a_failure_is_the_same_with_and_without_checkpoints(
 @pytest.mark.parametrize(
     ("strike", "event", "fields", "lives"),
     [
-        pytest.param(kill(), "tensorflow", {"node": "worker 1"}, 2, id="before the first step"),
+        pytest.param(
+            kill(), "tensorflow", {"node": "worker 1"}, 2, id="before the first step", marks=pytest.mark.slow
+        ),
         pytest.param(kill(), "state", {"epoch": 2, "step": 3}, 2, id="mid-epoch"),
-        pytest.param(kill(index=0), "state", {"epoch": 1, "step": 9}, 2, id="mid-epoch, the chief"),
-        pytest.param(kill(), "state", {"epoch": 2, "step": 0}, 2, id="at the end of an epoch"),
-        pytest.param(kill(), "fed", {"stream": "evaluate-1"}, 2, id="during evaluation"),
+        pytest.param(
+            kill(index=0),
+            "state",
+            {"epoch": 1, "step": 9},
+            2,
+            id="mid-epoch, the chief",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            kill(), "state", {"epoch": 2, "step": 0}, 2, id="at the end of an epoch", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            kill(), "fed", {"stream": "evaluate-1"}, 2, id="during evaluation", marks=pytest.mark.slow
+        ),
         pytest.param(
             lambda: psutil.Process(trainers()["worker", 1].ppid()).kill(),
             "state",
             {"epoch": 1, "step": 6},
             2,
             id="Spark's Python worker, mid-epoch",
-        ),
-        pytest.param(
-            lambda: psutil.Process(trainers()["worker", 1].ppid()).terminate(),
-            "state",
-            {"epoch": 1, "step": 6},
-            2,
-            id="SIGTERM to Spark's Python worker",
         ),
     ],
 )
@@ -140,6 +151,29 @@ def test_training_when_a_process_is_lost_ends_as_if_it_had_not_been(
     assert len(observer.of("reserved")) == lives
     assert "worker" in observer.of("restarting")[0]["cause"]
     assert trained == uninterrupted
+
+
+@pytest.mark.slow
+def test_training_that_is_told_to_end_saves_its_state_by_the_clock_and_before_it_goes(
+    spark: SparkSession,
+) -> None:
+    epochs = 16  # Longer than it takes to be told.
+    events = Events()
+    undisturbed = train(spark, events, epochs, checkpoint_every_seconds=0.5)
+    assert {event["step"] for event in events.of("state")} > {0}
+
+    def terminate() -> None:
+        psutil.Process(trainers()["worker", 1].ppid()).terminate()
+
+    observer = Strike(terminate, "state", epoch=2, step=0)
+    assert train(spark, observer, epochs, checkpoint_every_seconds=3600) == undisturbed
+    (told,) = observer.of("restarting")
+    assert told["cause"] == (
+        "worker 1 on 127.0.0.1 failed: its Spark worker process was told to end (SIGTERM)"
+    )
+    names = [event for event, _ in observer.all if event in ("restarting", "state", "resumed")]
+    assert names[names.index("restarting") - 1] == "state"
+    assert names[names.index("restarting") + 1] == "resumed"
 
 
 def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
@@ -173,6 +207,7 @@ def test_training_when_a_process_is_lost_while_a_checkpoint_is_written_goes_on_f
     assert trained == uninterrupted
 
 
+@pytest.mark.slow
 def test_shutdown_when_a_process_is_lost_before_it_returns_the_same(
     spark: SparkSession, uninterrupted: Trained, tmp_path: Path
 ) -> None:
@@ -340,6 +375,11 @@ def test_run_that_resumes_another_ends_as_if_that_had_not_ended(
         pytest.param(
             {"checkpoint_every_steps": -2}, ["checkpoint_every_steps >= 0", "-2"], id="negative steps"
         ),
+        pytest.param(
+            {"checkpoint_every_seconds": -0.5},
+            ["checkpoint_every_seconds >= 0", "-0.5"],
+            id="negative seconds",
+        ),
     ],
 )
 def test_resuming_wrongly_is_refused_with_what_differs(
@@ -358,15 +398,70 @@ def test_resuming_with_another_model_is_refused(spark: SparkSession, interrupted
         cluster.train(rows, EPOCHS, features=["features"], batch_size=BATCH, feeding=feeding)
 
 
-def test_main_fun_is_not_restarted(spark: SparkSession) -> None:
+def test_main_fun_that_rows_are_fed_to_is_not_restarted(spark: SparkSession) -> None:
     def main_fun(args: Any, ctx: Any) -> None:
         del args, ctx
 
-    with raises(ConfigError, "expected no max_restarts", "ctx.checkpoint_dir"):
+    with raises(
+        ConfigError, "expected input_mode=InputMode.TENSORFLOW with max_restarts=1", "rows that are fed"
+    ):
         TFCluster.run(spark, main_fun, {}, 1, max_restarts=1)
+    with raises(ConfigError, "expected no checkpoint_every_steps", "ctx.checkpoint_dir"):
+        TFCluster.run(spark, main_fun, {}, 1, input_mode=InputMode.TENSORFLOW, checkpoint_every_seconds=60)
 
 
-def test_disk_that_cannot_keep_checkpoints_is_told_and_training_goes_on(
+def test_main_fun_that_reads_files_is_run_again_and_goes_on_from_its_own_checkpoints(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    register(spark)
+    rows = df_with_partitions(spark, ROWS).select("features", "label")
+    rows.write.format("tfrecord").mode("append").save(str(tmp_path / "rows"))
+
+    def main_fun(args: Any, ctx: Any) -> dict[str, Any]:
+        import keras
+
+        begun = []
+        with ctx.strategy.scope():
+            model = dense(args)
+        if ctx.is_chief:
+            ctx.report("begun", times=1)
+        history = model.fit(
+            ctx.dataset(),
+            epochs=6,
+            verbose=0,
+            callbacks=[
+                keras.callbacks.BackupAndRestore(f"{ctx.checkpoint_dir}/worker-{ctx.task_index}"),
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: (
+                        begun.append(epoch),
+                        ctx.report("epoch_begins", epoch=epoch),
+                    )
+                ),
+            ],
+        )
+        return {"begun": begun, "loss": history.history["loss"]}
+
+    observer = Strike(kill(), "epoch_begins", epoch=3)
+    with TFCluster.run(
+        spark,
+        main_fun,
+        {},
+        2,
+        input_mode=InputMode.TENSORFLOW,
+        checkpoint_dir=str(tmp_path / "own"),
+        max_restarts=1,
+        observer=observer,
+    ) as cluster:
+        cluster.train(TFRecordFiles(str(tmp_path / "rows"), COLUMNS), 6, batch_size=BATCH)
+        nodes = cluster.shutdown()
+    assert len(observer.of("restarting")) == 1
+    assert len(observer.of("begun")) == 2
+    # Without its own checkpoints it would have begun with epoch 0 again.
+    assert nodes["worker 0"]["begun"][0] in (2, 3)
+    assert nodes["worker 0"]["begun"][-1] == 5
+
+
+def test_file_in_the_way_of_checkpoints_is_told_and_training_goes_on(
     spark: SparkSession, uninterrupted: Trained, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
@@ -377,7 +472,40 @@ def test_disk_that_cannot_keep_checkpoints_is_told_and_training_goes_on(
     assert trained == uninterrupted
 
 
-@pytest.mark.parametrize(("role", "index"), [("worker", 1), ("ps", 0), ("chief", 0)])
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The place of checkpoints, with room for a page or two."""
+    place = tmp_path / "checkpoints"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"needs root, to mount a small disk; {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.slow
+def test_disk_that_is_full_is_told_and_training_goes_on_and_begins_anew_after_a_loss(
+    spark: SparkSession, uninterrupted: Trained, small_disk: Path
+) -> None:
+    observer = Strike(kill(), "state_not_kept")
+    trained = train(spark, observer, log_dir=str(small_disk.parent), checkpoint_every_steps=3)
+    assert observer.of("state_not_kept")[0]["why"] == f"No space left on device: {small_disk}"
+    assert list(small_disk.glob("state-*/manifest.json")) == []
+    assert [told["cause"].split(" on ")[0] for told in observer.of("restarting")] == ["worker 1"]
+    assert observer.of("resumed") == []  # From nothing: it begins anew.
+    assert trained == uninterrupted
+
+
+@pytest.mark.parametrize(
+    ("role", "index"),
+    [
+        pytest.param("worker", 0, marks=pytest.mark.slow),
+        ("ps", 0),
+        pytest.param("chief", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_training_on_parameter_servers_when_a_process_is_lost_goes_on_from_the_last_epoch(
     spark: SparkSession, role: str, index: int
 ) -> None:
@@ -422,6 +550,25 @@ LOSE_AN_EXECUTOR = """
         "iterations": nodes["worker 0"]["iterations"],
     }))
 """
+
+
+LEAVE_AN_EXECUTOR = LOSE_AN_EXECUTOR.replace("java[0].kill()", "java[0].send_signal(signal.SIGPWR)").replace(
+    "import json", "import signal, json"
+)
+
+
+@pytest.mark.slow
+def test_training_when_spark_decommissions_an_executor_saves_its_state_and_goes_on_with_another(
+    tmp_path: Path,
+) -> None:
+    conf = {"spark.decommission.enabled": "true"}
+    program = LEAVE_AN_EXECUTOR.replace("rows, 2,", "rows, 24,")
+    result = run_driver("local-cluster[2,2,1024]", program, conf=conf, timeout_s=180).check()
+    told = json.loads(result.stdout.splitlines()[-1])
+    (cause,) = told["causes"]
+    assert "Spark decommissions its executor" in cause
+    assert told["rows"] == [640] * 24
+    assert told["iterations"] == 240
 
 
 def test_training_when_an_executor_is_killed_goes_on_with_another(tmp_path: Path) -> None:

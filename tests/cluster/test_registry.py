@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from tfspark.cluster.registry import SETTLE_S, Registry, count_roles, describe_mismatch
+from tfspark.cluster.registry import (
+    LOST_PEER_SETTLE_S,
+    REPLACEMENT_S,
+    Registry,
+    count_roles,
+    describe_mismatch,
+)
 from tfspark.cluster.roles import plan_nodes
 from tfspark.errors import DataError, NodeFailedError, ReservationError, in_words
 
@@ -96,6 +103,61 @@ def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Regist
     assert isinstance(error, NodeFailedError)
     assert (error.node, error.host) == ("worker 1", "host-1")
     assert "the process that ran it was killed" in error.cause
+
+
+def test_register_of_a_node_that_is_replaced_has_the_port_that_others_know(
+    registry: Registry, clock: Clock
+) -> None:
+    registry.replaces = lambda node: node.name == "worker 1"
+    clock.now += 5
+
+    assert register(registry, 1) == {"action": "go", "attempt": 2, "port": 7001}
+    assert registry.heartbeat(1, 1), "the one before shall stop"
+    assert not registry.heartbeat(1, 2)
+    clock.now += 3
+    assert registry.is_replaced(1) == 3
+    assert not registry.check()
+
+
+def test_register_of_a_replacement_on_another_host_is_a_loss(registry: Registry) -> None:
+    registry.replaces = lambda node: True
+
+    assert registry.register(1, "host-2", 7005, VERSIONS) == {"action": "stop"}
+    assert registry.failed
+
+
+def test_replacement_that_does_not_come_up_is_a_loss(registry: Registry, clock: Clock) -> None:
+    registry.replaces = lambda node: True
+    assert registry.replace(1, 1) == 2
+    for _ in range(round(REPLACEMENT_S / 5)):
+        assert not registry.check()
+        clock.now += 5
+        assert not registry.heartbeat(0, 1)
+        assert not registry.heartbeat(1, 2)
+    clock.now += 1
+    registry.check()
+
+    error = after_settling(registry)
+    assert "another was not up after 120 s" in str(error)
+    assert registry.is_transient
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(lambda r: r.trainer_failed(1, "ValueError", "", "exception"), id="it told an exception"),
+        pytest.param(lambda r: r.trainer_failed(0, "ValueError", "", "exception"), id="another failed"),
+        pytest.param(lambda r: r.trainer_ended(1, None), id="it had returned"),
+        pytest.param(lambda r: setattr(r, "stopping", True), id="the cluster stops"),
+        pytest.param(lambda r: setattr(r, "replaces", lambda node: False), id="no restarts are left"),
+    ],
+)
+def test_trainer_that_ends_is_not_replaced_when(
+    registry: Registry, before: Callable[[Registry], None]
+) -> None:
+    registry.replaces = lambda node: True
+    before(registry)
+    assert registry.replace(1, 1) == 0
 
 
 def test_register_when_stopping_is_refused_without_a_failure(registry: Registry) -> None:
@@ -221,9 +283,38 @@ def test_count_roles_when_mixed_counts_each() -> None:
 def after_settling(registry: Registry) -> Exception:
     clock = registry._clock
     assert isinstance(clock, Clock)
-    clock.now += SETTLE_S + 0.1
+    for _ in range(1 + round(LOST_PEER_SETTLE_S)):
+        clock.now += 1.0
+        for index in registry.nodes:
+            registry.heartbeat(index, 1)
+        if registry.check():
+            return registry.error()
+    raise AssertionError(f"not told after {LOST_PEER_SETTLE_S} s")
+
+
+def test_node_that_is_silent_when_another_misses_a_peer_is_the_one(registry: Registry, clock: Clock) -> None:
+    """Its host is gone: nobody says so, and its heartbeats would be waited for much longer."""
+    registry.heartbeat(1, 1)
+    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
+    for _ in range(4):
+        assert not registry.check()
+        clock.now += 1.0
+        registry.heartbeat(0, 1)
     assert registry.check()
-    return registry.error()
+    error = registry.error()
+    assert isinstance(error, NodeFailedError)
+    assert error.node == "worker 1"
+    assert "no heartbeat for 3 s" in error.cause
+
+
+def test_node_that_is_silent_since_it_was_told_to_stop_is_not_the_one(
+    registry: Registry, clock: Clock
+) -> None:
+    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
+    assert registry.heartbeat(1, 1), "told to stop"
+    clock.now += 4.5
+    assert registry.check()
+    assert "UnavailableError" in str(registry.error())
 
 
 def test_trainer_that_falls_silent_while_its_node_lives_is_lost(registry: Registry, clock: Clock) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.program import pickled, wants_context
-from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, tf_config
+from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, reader_number, tf_config
 from tfspark.errors import ConfigError
 
 
@@ -134,3 +134,10 @@ def test_pickled_when_arguments_cannot_be_pickled_says_what_to_do() -> None:
 
 def test_node_name_when_shown_is_role_and_number() -> None:
     assert NodeSpec(3, "ps", 1).name == "ps 1"
+
+
+def test_reader_number_is_another_for_every_attempt_of_every_worker() -> None:
+    nodes = plan_nodes(5, num_ps=2)
+    workers = [node for node in nodes if node.role == "worker"]
+    numbers = [[reader_number(nodes, node, attempt) for node in workers] for attempt in (1, 2, 3)]
+    assert numbers == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

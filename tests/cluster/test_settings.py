@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster.lives import plain_keras
@@ -29,9 +30,11 @@ print(json.dumps({
 """
 
 
-def test_schedule_when_it_starts_at_zero_leaves_the_weights_until_it_rises(spark: SparkSession) -> None:
+def test_schedule_when_it_starts_at_zero_leaves_the_weights_until_it_rises(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     schedule = {"name": "piecewise_constant_decay", "boundaries": [8], "values": [0.0, 0.5]}
-    with TFCluster.run(spark, dense, {}, 2, schedule=schedule) as cluster:
+    with TFCluster.run(spark, dense, {}, 2, schedule=schedule, log_dir=str(tmp_path)) as cluster:
         # 4 steps per epoch: the rate is above zero from the third epoch on.
         history = cluster.train(
             df_with_partitions(spark, ROWS),
@@ -40,6 +43,8 @@ def test_schedule_when_it_starts_at_zero_leaves_the_weights_until_it_rises(spark
             batch_size=32,
             feeding=Feeding(ordered=True),
         )
+        cluster.shutdown(export=["keras", "saved_model"])
+    assert (tmp_path / "export/saved_model/saved_model.pb").is_file()
     assert history["loss"][0] == pytest.approx(history["loss"][1])
     assert history["loss"][2] != pytest.approx(history["loss"][1], abs=1e-6)
 
@@ -48,6 +53,26 @@ def test_schedule_that_keras_does_not_know_is_refused_with_its_words(spark: Spar
     with (
         raises(NodeFailedError, "expected a schedule of keras.optimizers.schedules", "decay_stairs"),
         TFCluster.run(spark, dense, {}, 1, schedule={"name": "cosine_decay", "decay_stairs": 4}) as cluster,
+    ):
+        cluster.train(df_with_partitions(spark, ROWS), 1, features=["features"])
+
+
+def test_schedule_for_a_model_that_compiles_itself_is_refused(spark: SparkSession) -> None:
+    def build(params: Any) -> Any:
+        import keras
+
+        class Own(keras.Sequential):
+            def compile(self, optimizer: Any) -> None:
+                super().compile(optimizer, "sparse_categorical_crossentropy")
+
+        model = Own([keras.layers.Input((4,)), keras.layers.Dense(2, "softmax")])
+        model.compile("sgd")
+        return model
+
+    schedule = {"name": "cosine_decay", "initial_learning_rate": 0.1, "decay_steps": 4}
+    with (
+        raises(NodeFailedError, "Own has a compile() of its own", "compile_from_config()"),
+        TFCluster.run(spark, build, {}, 1, schedule=schedule) as cluster,
     ):
         cluster.train(df_with_partitions(spark, ROWS), 1, features=["features"])
 

@@ -107,6 +107,10 @@ def test_confusion_matrix_counts_every_row_under_its_true_class(life: Life) -> N
     assert right / sum(OTHER_ROWS) == pytest.approx(life.metrics["accuracy"], rel=1e-6)
 
 
+def test_roc_of_each_class_goes_from_none_to_all(life: Life) -> None:
+    assert [(curve[0], curve[-1]) for curve in life.metrics["roc"]] == [([0, 0], [1, 1])] * CLASSES
+
+
 def test_log_dir_after_a_run_holds_logs_checkpoints_and_the_export(life: Life) -> None:
     assert (life.log_dir / "logs/worker-0.log").is_file()
     assert [path.name for path in (life.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from tfspark.cluster.control import receive_files, safe_parts
+from tfspark.cluster.checkpoints import CheckpointStore
+from tfspark.cluster.control import ControlPlane, receive_files, safe_parts
+from tfspark.cluster.registry import Registry
+from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.wire import ActionClient, Secret, new_secret
 
 SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
 
 
-@dataclass
-class Chunk:
-    data: pa.RecordBatch
-
-
-def upload(*files: tuple[str, bytes]) -> Iterator[Chunk]:
+def upload(*files: tuple[str, bytes]) -> Iterator[pa.RecordBatch]:
     """What the server reads: one (path, bytes) row per chunk of a file."""
     for path, data in files:
-        yield Chunk(pa.record_batch([[path], [data]], schema=SCHEMA))
+        yield pa.record_batch([[path], [data]], schema=SCHEMA)
 
 
 def test_receive_files_when_a_folder_arrives_in_chunks_keeps_every_byte(tmp_path: Path) -> None:
-    chunks = upload(("model.keras", b"abc"), ("model.keras", b"def"), ("saved_model/variables/v", b"\0" * 9))
+    files = upload(("model.keras", b"abc"), ("model.keras", b"def"), ("saved_model/variables/v", b"\0" * 9))
 
-    receive_files(chunks, tmp_path, "export")
+    receive_files(files, tmp_path, "export")
 
     assert (tmp_path / "export/model.keras").read_bytes() == b"abcdef"
     assert (tmp_path / "export/saved_model/variables/v").read_bytes() == b"\0" * 9
@@ -51,7 +53,7 @@ def test_receive_files_when_it_comes_again_replaces_the_former(tmp_path: Path) -
 def test_receive_files_when_the_stream_breaks_keeps_the_former_alone(tmp_path: Path) -> None:
     receive_files(upload(("model", b"whole")), tmp_path, "export")
 
-    def breaking() -> Iterator[Chunk]:
+    def breaking() -> Iterator[pa.RecordBatch]:
         yield from upload(("model", b"ha"))
         raise ConnectionError("the trainer was killed")
 
@@ -93,3 +95,80 @@ def test_receive_files_when_a_path_leads_out_writes_nothing_there(tmp_path: Path
         receive_files(upload((path, b"x")), run, name)
 
     assert not (tmp_path / "outside").exists()
+
+
+# --- from a process that is killed meanwhile -------------------------------------------------------
+
+SEND = """
+import json, sys
+import pyarrow as pa
+from tfspark.cluster.wire import ActionClient, Secret
+
+location, token, header, num_batches = sys.argv[1:]
+schema = pa.schema([("path", pa.string()), ("data", pa.binary())])
+
+def batches():
+    for _ in range(int(num_batches)):
+        yield pa.record_batch([[""], [bytes(1000)]], schema=schema)
+    print("on its way", flush=True)
+    sys.stdin.read()
+
+ActionClient(location, Secret(token)).put(json.loads(header), schema, batches(), 60.0)
+"""
+PART = {
+    "passes": 0,
+    "steps": 4,
+    "rank": 0,
+    "of": 1,
+    "used": {},
+    "rows": 0,
+    "facts": {"progress": {"call": 0, "finished": False}, "model": []},
+}
+
+
+def plane_of(run: Path, store: CheckpointStore, secret: Secret, events: list[str]) -> ControlPlane:
+    nodes = plan_nodes(1)
+    return ControlPlane(
+        ("127.0.0.1", "127.0.0.1"),
+        secret,
+        nodes,
+        Registry(nodes, 60.0, {}),
+        lambda event, fields: events.append(event),
+        run,
+        store=store,
+    )
+
+
+@pytest.mark.parametrize("num_batches", [0, 3])
+@pytest.mark.parametrize("header", [{"name": "export"}, {"part": PART}], ids=["artifact", "part"])
+def test_upload_of_a_process_that_is_killed_is_not_kept(
+    tmp_path: Path, header: dict[str, Any], num_batches: int
+) -> None:
+    events = list[str]()
+    secret, run = new_secret(), tmp_path / "run"
+    store = CheckpointStore(run / "state", None)
+    plane = plane_of(run, store, secret, events)
+    sender = subprocess.Popen(
+        [sys.executable, "-c", SEND, plane.location, secret.token, json.dumps(header), str(num_batches)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with sender:
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == b"on its way\n"
+        sender.kill()
+    plane.close()  # Returns when the call has ended.
+    kept = [path for path in run.rglob("*") if path.is_file() and ".state-" not in str(path)]
+    assert (kept, events, store.newest()) == ([], [], None)
+
+    plane = plane_of(run, store, secret, events)
+    with ActionClient(plane.location, secret) as client:
+        client.put(header, SCHEMA, upload(("", b"whole")), 60.0)
+    plane.close()
+
+    newest = store.newest()
+    if "part" in header:
+        assert newest is not None
+        assert (newest.path / "part-0000.npz").read_bytes() == b"whole"
+    else:
+        assert (run / "export").read_bytes() == b"whole"

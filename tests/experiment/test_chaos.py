@@ -12,7 +12,9 @@ import pytest
 from experiment.runs import environment
 from support.environment import DRIVER_ID
 from support.processes import Finished, run_to_end
+from support.standalone import StandaloneCluster
 
+import tfspark.submit
 from tfspark.chaos import CHAOS, FAULTS, Run, judged
 
 DEADLINE_S = 280.0
@@ -25,14 +27,27 @@ def chaos(directory: Path, *arguments: str) -> Finished:
     return run_to_end(words, env=environment(), mark=mark, cwd=directory, timeout_s=DEADLINE_S)
 
 
+def survived(ended: Finished) -> list[str]:
+    """Names of the faults that ended as they should."""
+    lines = [line.split() for line in ended.stdout.splitlines()]
+    return [words[1] for words in lines if words[:1] == ["ok"]]
+
+
 def test_faults_on_executors_of_their_own_end_as_they_should(tmp_path: Path) -> None:
     ended = chaos(tmp_path, "exception", "executor", "--master", "local-cluster[3,1,1024]").check()
 
-    first_words = [line.split()[:2] for line in ended.stdout.splitlines()]
-    for name in ("exception", "executor"):
-        assert ["ok", name] in first_words, ended.stdout
+    assert survived(ended) == ["exception", "executor"]
     assert f"{CHAOS}: an exception in the model's code" in ended.stdout
     assert ended.stdout.splitlines()[-1] == "2 of 2 faults ended as they should"
+
+
+@pytest.mark.slow
+def test_faults_under_spark_submit_end_as_they_should(standalone: StandaloneCluster) -> None:
+    script = Path(tfspark.submit.__file__)
+    ended = standalone.submit(script, "chaos", "kill", "executor", timeout_s=DEADLINE_S).check()
+
+    assert survived(ended) == ["kill", "executor"]
+    assert "2 of 2 faults ended as they should" in ended.stdout
 
 
 @pytest.mark.parametrize(

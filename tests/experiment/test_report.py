@@ -21,6 +21,7 @@ from tfspark.experiment.report import (
     epoch_curves,
     final_table,
     macro_scores,
+    mean_area,
     read_events,
     write_confusion_matrix,
     write_curves,
@@ -109,9 +110,23 @@ def test_class_scores_when_a_class_is_never_predicted_are_0() -> None:
     assert macro_scores(scores)["recall_macro"] == pytest.approx(1.4 / 3)
 
 
-def test_draw_roc_when_called_writes_a_picture(tmp_path: Path) -> None:
-    path = draw_roc(tmp_path / "roc.png", np.array([[0, 0], [0.1, 0.8], [1, 1]]))
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_class_scores_when_rows_may_be_of_several_classes_are_of_each_class_alone() -> None:
+    scores = class_scores(np.array([[[5, 1], [2, 4]], [[9, 0], [3, 0]]]), ["a", "b"])
+    assert scores["a"] == pytest.approx({"precision": 4 / 5, "recall": 4 / 6, "f1": 8 / 11})
+    assert scores["b"] == {"precision": 0, "recall": 0, "f1": 0}
+
+
+@pytest.mark.parametrize("num_classes", [1, 3, 20])
+def test_draw_roc_when_classes_few_or_many_draws_a_picture_of_bounded_size(
+    tmp_path: Path, num_classes: int
+) -> None:
+    curve = [[0, 0], [0.1, 0.8], [1, 1]]
+    path = draw_roc(tmp_path / "roc.png", {f"class {i}": curve for i in range(num_classes)})
+    assert (400, 400) < size_of_png(path) < (1_000, 1_000)
+
+
+def test_mean_area_when_of_two_curves_is_between_them() -> None:
+    assert mean_area([[[0, 0], [0, 1], [1, 1]], [[0, 0], [1, 1]]]) == 0.75
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 10, 50, 200])

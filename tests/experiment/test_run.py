@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docs.pages import REPOSITORY, Page
 from experiment.runs import Images, run_directory, tfspark_run
 from pyspark.sql import SparkSession
 
@@ -50,13 +53,21 @@ def test_run_directory_after_a_run_holds_all_of_it(run: Run) -> None:
         "config.yaml", "versions.json", "metrics.jsonl", "run.log", "results.json",
         "logs/worker-0.log", "logs/worker-1.log",
         "checkpoints/epoch-0001.keras", "checkpoints/epoch-0002.keras",
-        "loss.png", "accuracy.png", "confusion_matrix.png",
+        "loss.png", "accuracy.png", "confusion_matrix.png", "roc.png",
         "export/model.keras", "export/saved_model/saved_model.pb",
     }  # fmt: skip
     assert expected - found == set()
     assert not [name for name in found if "partial" in name]
+    page = Page(REPOSITORY / "docs/run-directory.md")
+    documented = re.findall(r"`([^`]+)`", " ".join(page.first_cells("file")))
+    files = [
+        path.relative_to(run.directory).as_posix() for path in run.directory.rglob("*") if path.is_file()
+    ]
+    unnamed = [name for name in files if not any(fnmatch(name, pattern) for pattern in documented)]
+    assert unnamed == ["accuracy.png"], "one for each metric"
 
 
+@pytest.mark.slow
 def test_run_when_the_workers_parse_the_examples_counts_the_same_rows(run: Run, tmp_path: Path) -> None:
     config = IMAGES.config(
         str(run.config.parent / "images"),
@@ -95,12 +106,13 @@ def test_results_after_a_run_agree_with_the_metrics(run: Run) -> None:
     assert results["train"]["loss"] == last["loss"]
     assert results["validation"]["loss"] == last["val_loss"]
     assert results["test"]["loss"] == tested["loss"]
+    assert 0 < results["test"]["auc_macro"] <= 1
     assert sum(map(sum, results["confusion_matrix"])) == 24
     digests = {node["weights_sha256"] for node in results["nodes"].values()}
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize("name", ["loss.png", "accuracy.png", "confusion_matrix.png"])
+@pytest.mark.parametrize("name", ["loss.png", "accuracy.png", "confusion_matrix.png", "roc.png"])
 def test_pictures_after_a_run_are_png_files(run: Run, name: str) -> None:
     picture = (run.directory / name).read_bytes()
     assert picture.startswith(PNG)
@@ -170,6 +182,7 @@ def build_model(params):
 """
 
 
+@pytest.mark.slow
 def test_run_on_csv_with_texts_as_labels_takes_them_in_the_order_listed(tmp_path: Path) -> None:
     (tmp_path / "tabular.py").write_text(TABULAR)
     kinds = ["small", "large"]
@@ -254,6 +267,7 @@ def build_model(params):
 """
 
 
+@pytest.mark.slow
 def test_run_on_labels_that_are_no_classes_fits_them(tmp_path: Path) -> None:
     (tmp_path / "regression.py").write_text(REGRESSION)
     (tmp_path / "rows.csv").write_text("".join(f"{i / 50};{i / 25}\n" for i in range(50)))
@@ -283,6 +297,52 @@ def test_run_on_labels_that_are_no_classes_fits_them(tmp_path: Path) -> None:
     assert results["validation"].keys() == results["train"].keys() == {"loss", "mae"}
 
 
+SEVERAL_CLASSES = """
+def build_model(params):
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(params["num_classes"], "sigmoid")])
+    model.compile("sgd", "binary_crossentropy")
+    return model
+"""
+
+
+@pytest.mark.slow
+def test_run_on_labels_of_several_classes_scores_each_of_them(tmp_path: Path) -> None:
+    (tmp_path / "several.py").write_text(SEVERAL_CLASSES)
+    sql = "SELECT array(id % 2, 1.0) AS x, transform(sequence(1, 3), k -> float(id % k = 0)) AS y FROM range(60)"
+    config = {
+        "name": "several",
+        "model": {"module": "several.py", "params": {"num_classes": 3}},
+        "data": {
+            "sql": sql,
+            "features": {"x": {"dtype": "float32"}},
+            "label": {"column": "y"},
+            "batch_size": 5,
+            "test": {"sql": sql},
+        },
+        "cluster": {"master": "local[4]"},
+        "train": {"epochs": 2},
+        "export": {"formats": []},
+    }
+
+    tfspark_run(tmp_path, config).check()
+
+    run = run_directory(tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    assert [[sum(row) for row in matrix] for matrix in results["confusion_matrix"]] == [
+        [0, 60],
+        [30, 30],
+        [40, 20],
+    ]
+    assert list(results["classes"]) == ["0", "1", "2"]
+    f1 = [scores["f1"] for scores in results["classes"].values()]
+    assert results["test"]["f1_macro"] == pytest.approx(sum(f1) / 3)
+    assert (run / "roc.png").is_file()
+    assert not (run / "confusion_matrix.png").exists()
+
+
+@pytest.mark.slow
 def test_run_with_an_evaluator_beside_the_worker_keeps_its_figures(
     spark: SparkSession, tmp_path: Path
 ) -> None:

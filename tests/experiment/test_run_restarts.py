@@ -35,7 +35,23 @@ def build_model(params):
 """
 
 NUM_ROWS, BATCH = 2000, 20
-STEPS = NUM_ROWS // BATCH
+SLOW_AT_FIRST = """
+
+def callbacks(params):
+    import time
+    import keras
+
+    class SlowAtFirst(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            # By a name that is not kept with the state.
+            self._seconds = 0 if self.model.optimizer.iterations.numpy() else 0.08
+
+        def on_train_batch_end(self, batch, logs=None):
+            time.sleep(self._seconds)
+
+    return [SlowAtFirst()]
+"""
+"""Epochs of a run that is not resumed are longer than the workers take to meet."""
 
 
 def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
@@ -90,11 +106,16 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
 
 
 def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(MODEL)
-    broken_off = interrupt_run(tmp_path, experiment(epochs=500), logged("epoch 2/.* step"), signal.SIGINT)
+    (tmp_path / "model.py").write_text(MODEL + SLOW_AT_FIRST)
+    config = experiment(epochs=500) | {"checkpoint": {"every_seconds": 3600}}
+    broken_off = interrupt_run(tmp_path, config, logged("epoch 2/.* step"), signal.SIGINT)
     assert broken_off.returncode == 128 + signal.SIGINT
     first = run_directory(tmp_path)
     kept = sorted(first.rglob("state-*/*"))
+    manifests = [json.loads(path.read_text()) for path in kept if path.name == "manifest.json"]
+    assert any(manifest["steps"] for manifest in manifests), (
+        f"saved as it was interrupted: {broken_off.stdout}"
+    )
     epochs = events_of(first, "epoch")[-1]["epoch"] + 2
 
     resumed = tfspark_resume(tmp_path, first, "--set", f"train.epochs={epochs}").check()
@@ -103,7 +124,7 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     (second,) = set((tmp_path / "runs").iterdir()) - {first}
     results = json.loads((second / "results.json").read_text())
     node = results["nodes"]["worker 0"]
-    assert node["iterations"] == epochs * STEPS
+    assert node["iterations"] == epochs * NUM_ROWS // BATCH
     assert node["rows"] == [NUM_ROWS] * epochs
     told = events_of(second, "epoch")
     assert [event["epoch"] for event in told] == list(range(1, epochs + 1))
@@ -174,7 +195,7 @@ def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> P
     Path("earlier/config.yaml").write_text(yaml.safe_dump(experiment(epochs=9), sort_keys=False))
     run = {"workers": 1, "parameter servers": 0, "seed": seed, "rows per worker and step": BATCH}
     manifest = {
-        "format": 1, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
+        "format": 2, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
         "run": run, "model": [], "files": {},
     }  # fmt: skip
     (state / "manifest.json").write_text(json.dumps(manifest))

@@ -72,7 +72,8 @@ IN_AN_EPOCH = logged("epoch 2/.* step")
             IN_AN_EPOCH, "test ", {"epochs": 500}, signal.SIGINT, 3, True, id="Ctrl-C three times in an epoch"
         ),
         pytest.param(
-            IN_AN_EPOCH, "test ", {"epochs": 500}, signal.SIGTERM, 1, True, id="SIGTERM to all in an epoch"
+            IN_AN_EPOCH, "test ", {"epochs": 500}, signal.SIGTERM, 1, True,
+            id="SIGTERM to all in an epoch", marks=pytest.mark.slow,
         ),
         pytest.param(
             has_checkpoint, "test ", {"num_test_rows": 10_000_000}, signal.SIGINT, 1, False,

@@ -77,7 +77,13 @@ class Taken:
 class Loopback:
     """A control plane with one stream; a context manager."""
 
-    def __init__(self, spec: StreamSpec, caches: Sequence[NodeCache | None] = (), tls: bool = False):
+    def __init__(
+        self,
+        spec: StreamSpec,
+        caches: Sequence[NodeCache | None] = (),
+        tls: bool = False,
+        coordinated: bool = False,
+    ):
         self.spec = spec
         self.caches = caches or [None] * spec.num_readers
         self.secret = new_secret(tls)
@@ -89,7 +95,9 @@ class Loopback:
         self.directory = self.control.directory
         description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
         self.control.update(
-            lambda: self.directory.open_stream(spec.name, description, spec.num_readers, spec.ordered)
+            lambda: self.directory.open_stream(
+                spec.name, description, spec.num_readers, spec.ordered, coordinated
+            )
         )
 
     def __enter__(self) -> Loopback:
@@ -140,7 +148,8 @@ class Loopback:
     def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
         """Open a pass as a trainer does."""
         sample = {**to_numpy(rows_from(0, 1), self.spec.columns), WEIGHT: np.ones(1, np.float32)}
-        return PassReader(control, self.secret, self.spec, index, rank, HOST, sample, self.caches[rank])
+        cache = self.caches[rank] if rank < len(self.caches) else None
+        return PassReader(control, self.secret, self.spec, index, rank, HOST, sample, cache)
 
     def take(self, rank: int, index: int, after_batch: Callable[[int], None]) -> Taken:
         """Read a pass to its end; `after_batch` is called with the number of each batch."""

@@ -17,6 +17,7 @@ from support.rows import df_with_partitions
 from tfspark import TFCluster
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import TfsparkError
+from tfspark.feed.source import MANY_OBJECTS
 
 LAYOUTS: list[tuple[list[int], int, str]] = [
     ([200], 2, "one partition, two epochs"),
@@ -51,6 +52,30 @@ def reading_ids() -> Callable[[Any, Any], Any]:
 
 def ids_of(steps: list[list[int]]) -> list[int]:
     return [i for step in steps for i in step]
+
+
+def test_spare_collections_when_much_was_imported_leaves_little_to_look_at(spark: SparkSession) -> None:
+    """In Spark's own worker, as feed tasks do."""
+
+    def spare(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import gc
+
+        from tfspark.feed.source import spare_collections
+
+        gc.unfreeze()  # What other tests' tasks spared in the same process.
+        counts = [len(gc.get_objects())]
+        for _ in batches:
+            pass
+        for _ in range(2):
+            spare_collections()
+            counts.append(len(gc.get_objects()))
+        gc.unfreeze()
+        yield pa.RecordBatch.from_pydict({"objects": counts})
+
+    rows = spark.range(0, 1, 1, 1).mapInArrow(spare, "objects long").collect()
+    before, after, again = (row.objects for row in rows)
+    assert before > MANY_OBJECTS > after
+    assert again < MANY_OBJECTS
 
 
 @pytest.mark.parametrize(("num_workers", "ordered"), [(2, False), (3, True)])

@@ -486,6 +486,72 @@ def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -
 
 
 @pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([60, 45, 0, 7], id="some partitions"),
+        pytest.param([30], id="one partition"),
+    ],
+)
+@pytest.mark.parametrize("chunks", [0, 1, 4])
+def test_rows_of_a_reader_that_dies_are_all_read_by_the_others(sizes: list[int], chunks: int) -> None:
+    spec, total = replace(SPEC, synchronous=False), sum(sizes)
+    with Loopback(spec, coordinated=True) as loop, ThreadPoolExecutor(3) as pool:
+        directory, index = loop.directory, loop.open_pass()
+        feeding = pool.submit(loop.feed, index, partitions_of(sizes), 2)
+        read_and_die(loop, 1, index, chunks)
+        loop.control.update(lambda: directory.lose_reader(1))
+        others = [pool.submit(loop.take, rank, index, lambda number: None) for rank in (0, 3)]
+        feeding.result(PATIENCE_S)
+
+        loop.control.wait(
+            lambda: directory.is_settled("train", index), PATIENCE_S, "readers to end their leases"
+        )
+        assert directory.lacks_rows("train", index)
+        assert bool(loop.control.update(lambda: directory.reopen("train", index))) == (chunks > 1), (
+            "acknowledged"
+        )
+        assert loop.feed(index, partitions_of(sizes), 2) == total
+        taken = [other.result(PATIENCE_S) for other in others]
+        assert sorted(i for one in taken for i in one.ids()) == list(range(total))
+        assert sum(directory.rows_received("train", index).values()) == total
+        assert not directory.is_over("train", index)
+        assert directory.end_pass("train", index, [0, 1, 3], [0, 3]) == {"lost": [1]}
+        assert directory.is_over("train", index)
+
+
+def test_rows_of_a_reader_that_dies_at_the_end_of_a_pass_are_read_by_the_one_in_its_place() -> None:
+    with Loopback(replace(SPEC, synchronous=False), coordinated=True) as loop, ThreadPoolExecutor(3) as pool:
+        directory, index = loop.directory, loop.open_pass()
+        readers = [pool.submit(loop.take, rank, index, lambda number: None) for rank in (0, 1)]
+        assert loop.feed(index, partitions_of([40, 40]), 2) == 80
+        first, second = (reader.result(PATIENCE_S) for reader in readers)
+        loop.control.update(lambda: directory.lose_reader(1))
+        assert directory.end_pass("train", index, [0, 1], [0, 1]) == {"lost": [1]}
+        assert not directory.is_over("train", index)
+
+        assert bool(loop.control.update(lambda: directory.reopen("train", index))) == bool(second.rows)
+        reading = pool.submit(loop.take, 3, index, lambda number: None)
+        assert loop.feed(index, partitions_of([40, 40]), 2) == 80
+        assert sorted(reading.result(PATIENCE_S).ids()) == sorted(second.ids())
+        assert directory.rows_received("train", index) == {0: first.rows, 3: second.rows}
+
+
+def read_and_die(loop: Loopback, rank: int, index: int, chunks: int) -> None:
+    """Take chunks as a reader does, each acknowledging the one before, and say nothing more."""
+    with ActionClient(loop.control.location, loop.secret) as control:
+
+        def lease() -> dict[str, Any]:
+            return control.call("lease", stream="train", index=index, rank=rank, host=HOST, held=[], after=-1)
+
+        assert poll_until(lambda: lease()["status"] == "source", PATIENCE_S)
+        lent = lease()
+        with ActionClient(lent["location"], loop.secret) as source:
+            for number in range(chunks):
+                ticket = {"reader": rank, "acknowledged": number, "max_bytes": 64, "rows_before": 0}
+                assert source.get(ticket).num_rows
+
+
+@pytest.mark.parametrize(
     ("action", "body"),
     [
         ("no_such_action", b"{}"),

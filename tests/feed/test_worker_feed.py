@@ -38,7 +38,7 @@ class Worker(SimpleNamespace):
 def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
     return Worker(
         control=control, secret=loop.secret, host=HOST, task_index=rank, hooks=Hooks(),
-        node=NodeSpec(rank, "worker", rank),
+        node=NodeSpec(rank, "worker", rank), reader=rank,
         settings={"feed_timeout_s": PATIENCE_S}, told=[], pulse=Pulse(),
     )  # fmt: skip
 

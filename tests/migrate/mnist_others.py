@@ -40,8 +40,12 @@ def train_fn(args: Any, ctx: Any) -> None:
     options = tf.data.Options()
     compat.disable_auto_shard(options)
     steps = args.rows * args.epochs / args.batch_size / ctx.num_workers * 0.9
-    model.fit(ds.with_options(options), epochs=1, steps_per_epoch=steps, verbose=0)
+    history = model.fit(ds.with_options(options), epochs=1, steps_per_epoch=steps, verbose=0)
     ctx.export_saved_model(model, args.export_dir)
+    if ctx.job_name == "chief":
+        with open(args.export_dir + ".json", "w") as file:
+            done = {"steps": int(model.optimizer.iterations.numpy()), "loss": history.history["loss"][-1]}
+            json.dump(done, file)
     tf_feed.terminate()
 
 
@@ -162,6 +166,8 @@ def main(args: Any) -> dict[str, Any]:
     )
     model = estimator.fit(loaded)
     assert isinstance(model, TFModel)
+    with open(args.export_dir + ".json") as file:
+        told["trained"] = json.load(file)
     model.setInputMapping({"image": "conv2d_input"}).setOutputMapping({"dense": "prediction"})
     scaled = df.selectExpr("transform(image, x -> float(x / 255)) as image")
     predicted = model.transform(scaled).collect()

@@ -136,32 +136,44 @@ def test_inception_when_training_learns_from_its_auxiliary_heads() -> None:
     assert float(loss) == pytest.approx(float(first) + 0.3 * sum(map(float, others)), rel=1e-5)
 
 
-def test_saliency_when_only_one_pixel_matters_finds_it() -> None:
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_saliency_when_only_one_pixel_matters_finds_it_however_sure_the_model_is(size: float) -> None:
     inputs = keras.Input((4, 4, 1))
-    pixel = inputs[:, 1, 2, :]
-    model = keras.Model(
-        inputs, keras.layers.Softmax()(keras.layers.Concatenate()([pixel, keras.ops.zeros_like(pixel)]))
-    )
+    outputs = keras.layers.Dense(2, "softmax", name="class")
+    model = keras.Model(inputs, outputs(keras.layers.Flatten()(inputs)))
+    kernel = np.zeros((16, 2))
+    kernel[1 * 4 + 2, 0] = size
+    outputs.set_weights([kernel, np.zeros(2)])
     maps = cnn.saliency(model, np.full((1, 4, 4, 1), 0.5, np.float32))
     assert np.argwhere(maps[0] > 0).tolist() == [[1, 2]]
 
 
-def test_draw_when_called_writes_a_picture(tmp_path: Path) -> None:
-    model = cnn.build_model({"architecture": "simple", "input_shape": [8, 8, 3]})
-    cnn.draw(model, np.zeros((2, 8, 8, 3), np.float32), np.zeros(2), str(tmp_path))
+def test_saliency_when_network_has_auxiliary_heads_looks_at_the_first() -> None:
+    params = {"architecture": "inception", "input_shape": [65, 65, 1], "filters": 2}
+    maps = cnn.saliency(cnn.build_model(params), np.random.default_rng(0).random((1, 65, 65, 1), np.float32))
+    assert maps.max() == 1
+
+
+@pytest.mark.parametrize("labels", [[0, 9], [[0], [9]], np.eye(2, 10), np.zeros((2, 10))], ids=str)
+def test_draw_when_labels_are_one_or_several_writes_a_picture(labels: Any, tmp_path: Path) -> None:
+    multi_label = np.ndim(labels) == 2 and np.shape(labels)[1] > 1
+    model = cnn.build_model({"architecture": "simple", "input_shape": [8, 8, 3], "multi_label": multi_label})
+    cnn.draw(model, np.zeros((2, 8, 8, 3), np.float32), np.array(labels), str(tmp_path))
     assert (tmp_path / "saliency.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["resnet20", "vgg11", "inception", "alexnet"])
-def test_deep_network_when_trained_on_digits_beats_chance_by_far(architecture: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "filters"),
+    [("resnet20", 16), ("vgg11", 16), ("vgg16", 8), ("vgg19", 8), ("inception", 16), ("alexnet", 24)],
+)
+def test_deep_network_when_trained_on_digits_beats_chance_by_far(architecture: str, filters: int) -> None:
     if not cnn.DIGITS.is_dir():
         from tfspark.experiment.datasets import prepare
 
         prepare("mnist_5k")
     keras.utils.set_random_seed(0)
     images, labels = cnn.read_digits(cnn.DIGITS, seed=0)
-    filters = {"resnet20": 16, "vgg11": 16, "inception": 16, "alexnet": 24}[architecture]
     least = cnn.ARCHITECTURES[architecture].least_size
     params = {
         "architecture": architecture,

@@ -16,7 +16,7 @@ SMALL: dict[str, Any] = {"input_shape": [8, 12, 1], "filters": 2, "latent": 4, "
 KINDS: dict[str, dict[str, Any]] = {
     "plain": SMALL,
     "conditional": {**SMALL, "conditional": True, "num_classes": 3},
-    "in colour": {**SMALL, "input_shape": [4, 4, 3]},
+    "in colour": {**SMALL, "input_shape": [4, 4, 3], "gradient_penalty": 0.5},
 }
 
 
@@ -76,6 +76,39 @@ def test_losses_when_a_row_weighs_nothing_do_not_depend_on_it(name: str) -> None
     np.testing.assert_allclose(first, second, rtol=1e-6)
     third = model.losses_of(other, labels, None, training=False)
     assert not np.allclose(second, third)
+
+
+def test_losses_when_steepness_is_penalised_add_the_squared_gradient_at_real_images() -> None:
+    penalty, weights = 0.8, np.array([1, 1, 0, 1, 1, 1], np.float32)
+    plain, (images, labels) = gan.build_model(KINDS["conditional"]), batch_of(KINDS["conditional"])
+    penalised = gan.build_model({**KINDS["conditional"], "gradient_penalty": penalty})
+    penalised.set_weights(plain.get_weights())
+    pixels, step = images[0].copy(), 5e-4  # Small, since the networks have kinks.
+    gradient = np.zeros_like(pixels)
+    for index in np.ndindex(pixels.shape):  # By differences, one pixel at a time.
+        ends = np.stack([pixels, pixels])
+        ends[(0, *index)] += step
+        ends[(1, *index)] -= step
+        up, down = plain.discriminator({"image": ends, "label": labels[[0, 0]]}).numpy()[:, 0]
+        gradient[index] = (up - down) / (2 * step)
+    first_alone = np.eye(6, dtype=np.float32)[0]
+
+    tested = [model.losses_of(images, labels, weights, training=False)[1] for model in (plain, penalised)]
+    np.testing.assert_allclose(*tested, rtol=1e-6)  # Is of no concern in a test.
+    for rows in (first_alone, weights):
+        generators, discriminators = zip(
+            *(model.losses_of(images, labels, rows, training=True) for model in (plain, penalised)),
+            strict=True,
+        )
+        np.testing.assert_allclose(generators[0], generators[1], rtol=1e-6)
+        if rows is first_alone:  # The mean is over all rows of the batch.
+            expected = penalty / 2 * np.square(gradient).sum() / 6
+            np.testing.assert_allclose(discriminators[1] - discriminators[0], expected, rtol=0.02)
+    other = images.copy()
+    other[2] = 1 - other[2]
+    np.testing.assert_allclose(
+        penalised.losses_of(other, labels, weights, training=True)[1], discriminators[1], rtol=1e-5
+    )
 
 
 def test_losses_when_labels_are_smoothed_are_least_below_certainty() -> None:
@@ -145,6 +178,7 @@ def test_draw_when_called_writes_grids_and_export_the_generator(name: str, tmp_p
         ({"latnet": 1}, "unknown model parameter 'latnet': did you mean 'latent'"),
         ({"input_shape": [30, 28, 1]}, "height and width must be multiples of 4, at least 4 x 4 pixels"),
         ({"label_smoothing": 1}, r"label_smoothing must be a number in \[0, 1\)"),
+        ({"gradient_penalty": -1}, "gradient_penalty must be a number, 0 or more"),
         ({"conditional": "yes"}, "conditional must be true or false"),
         (
             {"discriminator_learning_rate": 0},

@@ -182,3 +182,10 @@ def test_draw_when_called_writes_the_pictures_of_the_task(tmp_path: Path) -> Non
     rnn.draw(rnn.build_model(TEXT), TEXTS, np.zeros(4), str(tmp_path))
     rnn.draw(rnn.build_model({**SERIES, "task": "forecast"}), WINDOWS, WINDOWS[:, 0, :1], str(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.png", "occlusion.png"]
+
+
+@pytest.mark.parametrize("name", ["three steps of two variables", "a value at every step"])
+def test_draw_when_several_steps_are_forecast_compares_each_with_its_truth(name: str, tmp_path: Path) -> None:
+    params, x, y, _ = next(case[1:] for case in CASES if case[0] == name)
+    rnn.draw(rnn.build_model(params), x, y, str(tmp_path))
+    assert (tmp_path / "forecast.png").read_bytes().startswith(b"\x89PNG")

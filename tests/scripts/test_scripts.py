@@ -396,6 +396,12 @@ def test_test_checks_everything_and_prints_pytests_last_line_last(machine, scrip
     ]
 
 
+def test_test_with_all_runs_the_slow_tests_too(machine):
+    machine.run("scripts/test", "--all", "tests/x.py")
+
+    assert machine.notes()[-1] == "-m pytest -m  tests/x.py"
+
+
 @pytest.mark.parametrize(("failing", "runs"), [("ruff", 1), ("mypy", 3), ("pytest", 4)])
 def test_test_when_a_check_fails_ends_with_its_code(machine, failing, runs):
     result = machine.run("scripts/test", FAILING=failing)

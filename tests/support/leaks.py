@@ -133,15 +133,15 @@ def leaked_processes(before: Snapshot, owned: Owned) -> list[psutil.Process]:
 def _belongs(process: psutil.Process, owned: Owned) -> bool:
     """Say whether a process is a fixture's, Spark's idle Python worker, or gone."""
     try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            # Our own child that nobody waited for is a leak; another parent's is that parent's affair.
+            return process.ppid() != os.getpid()
         line = process.cmdline()
         if process.pid in owned.jvm_pids | owned.pids or "multiprocessing.resource_tracker" in " ".join(line):
             return True
         if any(_NAMES_TFSPARK.search(word) for word in line[1:]):
             return False
         return _is_pyspark_daemon(line) and _within_two_of(process, owned.jvm_pids)
-    except psutil.ZombieProcess:
-        # Our own child that nobody waited for is a leak; another parent's is that parent's affair.
-        return process.ppid() != os.getpid()
     except psutil.NoSuchProcess:
         return True
 

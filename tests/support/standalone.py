@@ -1,4 +1,7 @@
-"""A real Spark standalone cluster on this machine: master and workers, ephemeral ports, loopback only."""
+"""A real Spark standalone cluster on this machine: master and workers, ephemeral ports, loopback only.
+
+Or in network namespaces, which are as good as machines of their own: see `support.network`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +25,19 @@ _MASTER_URL = re.compile(r"Starting Spark master at (spark://\S+)")
 _REGISTERED = re.compile(r"Successfully registered with master")
 _MASTER_CLASS = "org.apache.spark.deploy.master.Master"
 _WORKER_CLASS = "org.apache.spark.deploy.worker.Worker"
+
+
+@dataclass(frozen=True)
+class Host:
+    """Where daemons and drivers run.
+
+    Attributes:
+        address: on which they listen, and by which others reach them.
+        enter: what stands before a command that is to run there.
+    """
+
+    address: str = LOOPBACK
+    enter: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class StandaloneCluster:
 
     Attributes:
         directory: holds the daemons' logs, the workers' ``work`` directories and a Spark home.
+        hosts: of the master and the drivers, then of each worker; loopback for those that are not named.
         master_url: ``spark://127.0.0.1:<port>``, once started.
         daemons: the master first.
     """
@@ -65,6 +82,7 @@ class StandaloneCluster:
     num_workers: int = 2
     cores: int = 2
     memory: str = "2g"
+    hosts: Sequence[Host] = ()
     master_url: str = ""
     daemons: list[Daemon] = field(default_factory=list)
 
@@ -97,29 +115,38 @@ class StandaloneCluster:
         self.stop()
 
     def _start(self) -> None:
-        master = self._launch("master", _MASTER_CLASS)
+        master = self._launch("master", _MASTER_CLASS, self._host(0))
         self.master_url = master.wait_for_line(_MASTER_URL).group(1)
         workers = [self._launch_worker(index) for index in range(self.num_workers)]
         for worker in workers:
             worker.wait_for_line(_REGISTERED)
 
+    def start_worker(self) -> None:
+        """Start one more worker and wait until the master knows it."""
+        self._launch_worker(len(self.worker_pids)).wait_for_line(_REGISTERED)
+
+    def _host(self, index: int) -> Host:
+        return self.hosts[index] if index < len(self.hosts) else Host()
+
     def _launch_worker(self, index: int) -> Daemon:
         return self._launch(
             f"worker-{index}",
             _WORKER_CLASS,
+            self._host(index + 1),
             *("--cores", str(self.cores)),
             *("--memory", self.memory),
             *("--work-dir", str(self.directory / f"work-{index}")),
             self.master_url,
         )
 
-    def _launch(self, name: str, daemon_class: str, *args: str) -> Daemon:
+    def _launch(self, name: str, daemon_class: str, host: Host, *args: str) -> Daemon:
         log = self.directory / f"{name}.log"
-        addresses = ("--host", LOOPBACK, "--port", "0", "--webui-port", "0")
+        addresses = ("--host", host.address, "--port", "0", "--webui-port", "0")
+        spark_class = str(self.spark_home / "bin" / "spark-class")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(self.spark_home / "bin" / "spark-class"), daemon_class, *addresses, *args],
-                env={**self._environment(), "SPARK_DAEMON_MEMORY": "256m"},
+                [*host.enter, spark_class, daemon_class, *addresses, *args],
+                env={**self._environment(host), "SPARK_DAEMON_MEMORY": "256m"},
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -130,8 +157,9 @@ class StandaloneCluster:
         self.daemons.append(daemon)
         return daemon
 
-    def _environment(self) -> dict[str, str]:
-        return spark_environment(self.spark_home, self.directory / "conf", self.directory / "local")
+    def _environment(self, host: Host) -> dict[str, str]:
+        environment = spark_environment(self.spark_home, self.directory / "conf", self.directory / "local")
+        return {**environment, "SPARK_LOCAL_IP": host.address}
 
     def submit(
         self,
@@ -146,14 +174,25 @@ class StandaloneCluster:
 
         Args and result are those of `support.driver.run_driver`; confs are given on the command line.
         """
-        driver_id = uuid.uuid4().hex
+        driver_id, host = uuid.uuid4().hex, self._host(0)
         with tempfile.TemporaryDirectory(prefix="submit-") as directory:
             home = Path(directory)
-            confs = {"spark.executor.memory": "1g", **driver_conf(home, driver_id), **(conf or {})}
-            command = [str(self.spark_home / "bin" / "spark-submit"), "--master", self.master_url]
+            confs = {
+                "spark.executor.memory": "1g",
+                **driver_conf(home, driver_id),
+                "spark.driver.host": host.address,
+                "spark.driver.bindAddress": host.address,
+                **(conf or {}),
+            }
+            command = [
+                *host.enter,
+                str(self.spark_home / "bin" / "spark-submit"),
+                "--master",
+                self.master_url,
+            ]
             return run_to_end(
                 [*command, *submit_arguments(confs, Path(script).resolve(), args)],
-                env={**self._environment(), **(env or {})},
+                env={**self._environment(host), **(env or {})},
                 mark=(DRIVER_ID, driver_id),
                 cwd=home,
                 timeout_s=timeout_s,

@@ -29,7 +29,7 @@ from tfspark.training.sharding import look_up_on_servers, whole_values
 from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
 
 EPOCHS, BATCH, ROWS = 3, 16, 200
-VOCABULARY = 9000
+VOCABULARY, CLASSES = 9000, 3
 
 
 def dense(optimizer: Any = "sgd", **compiled: Any) -> keras.Model:
@@ -187,7 +187,8 @@ def rows() -> tuple[Any, Any]:
 class FakeFeed:
     """Gives the batches of each pass to whoever asks, in order; then says to every worker that it has ended."""
 
-    def __init__(self, num_workers: int):
+    def __init__(self, num_workers: int, columns: dict[str, Any], batch_size: int):
+        self._columns, self._size = columns, batch_size
         self._passes: dict[tuple[bytes, int], Any] = {}
         self._ranks = itertools.cycle(range(num_workers))
         self._lock = threading.Lock()
@@ -200,16 +201,34 @@ class FakeFeed:
 
     def next_batch(self, stream: bytes, index: int) -> list[Any]:
         with self._lock:
-            starts = self._passes.setdefault((stream, int(index)), iter(range(0, ROWS, BATCH)))
-            start = next(starts, ROWS)
-            part = slice(start, start + BATCH)
-            x, y = rows()
-            weights = np.ones(len(x[part]), np.float32)
-            return [np.bool_(start < ROWS), np.int64(next(self._ranks)), weights, x[part], y[part]]
+            num_rows = len(self._columns["x"])
+            starts = self._passes.setdefault((stream, int(index)), iter(range(0, num_rows, self._size)))
+            start = next(starts, num_rows)
+            x, y = (self._columns[name][start : start + self._size] for name in ("x", "y"))
+            has_batch, rank = np.bool_(start < num_rows), np.int64(next(self._ranks))
+            return [has_batch, rank, np.ones(len(x), np.float32), x, y]
+
+
+class FakeDriver:
+    """Knows of no worker that was lost."""
+
+    def call(self, action: str, **fields: Any) -> dict[str, Any]:
+        assert action == "end_pass", (action, fields)
+        return {"lost": []}
 
 
 class FakeContext(SimpleNamespace):
     """A chief whose driver only listens."""
+
+    @classmethod
+    def of(cls, strategy: tf.distribute.Strategy, num_workers: int) -> FakeContext:
+        """A chief of so many workers."""
+        settings = {"keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0}
+        return cls(
+            strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
+            reports=[], pulse=Pulse(), control=FakeDriver(),
+            scratch_dir="/nowhere",
+        )  # fmt: skip
 
     def report(self, event: str, **fields: Any) -> None:
         self.reports.append((event, fields))
@@ -253,19 +272,14 @@ def plain(name: str) -> tuple[Any, dict[str, list[float]], Any]:
 
 def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict[str, Any]:
     """Train and evaluate a model both ways; say how far they are apart and what else came of it."""
-    feed = FakeFeed(num_workers)
-    settings = {"keeps_state": False, "checkpoint_every_steps": 0}
-    context = FakeContext(
-        strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
-        reports=[], pulse=Pulse(),
-        scratch_dir="/nowhere",
-    )  # fmt: skip
+    feed = FakeFeed(num_workers, dict(zip("xy", rows(), strict=True)), BATCH)
+    context = FakeContext.of(strategy, num_workers)
     session = parameter_server.ParameterServerSession(lambda: MODELS[name](), None, context)
     trained = session.train(
         {"first_pass": 0, "epochs": EPOCHS, "call": 0, "validation": False, "side_car": False}
     )
     has_call = name != "gan"
-    ours_tests = session.evaluate("test") if has_call else {}
+    ours_tests = session.evaluate("test", num_classes=CLASSES) if has_call else {}
     feed.stop()
     model, history, tests = plain(name)
     ours = whole_values(session.model.trainable_weights)
@@ -278,6 +292,8 @@ def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict
         "history": trained["history"],
         "plain_history": history,
         "tests": ours_tests,
+        "confusion_matrix": session.confusion_matrix,
+        "curves": [len(curve) for curve in session.roc or []],
         "plain_tests": tests,
         "shapes": [list(variable.shape) for variable in session.model.trainable_weights],
         "servers": sorted({variable.value.device for variable in session.model.trainable_weights}),

@@ -46,7 +46,6 @@ def together() -> dict[str, Any]:
     return trial(2, 1, "momentum", "gru")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", EXACT)
 def test_weights_of_one_worker_are_those_of_plain_keras(alone: dict[str, Any], model: str) -> None:
     result = alone[model]
@@ -57,7 +56,6 @@ def test_weights_of_one_worker_are_those_of_plain_keras(alone: dict[str, Any], m
         assert result["tests"][name] == pytest.approx(value, rel=1e-4), name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["state", "gan"])
 def test_training_with_random_layers_learns_as_plain_keras_does(alone: dict[str, Any], model: str) -> None:
     result = alone[model]
@@ -66,7 +64,6 @@ def test_training_with_random_layers_learns_as_plain_keras_does(alone: dict[str,
         assert result["history"][name][-1] == pytest.approx(values[-1], abs=0.15), name
 
 
-@pytest.mark.slow
 def test_iterations_of_every_optimizer_are_the_steps_done(
     alone: dict[str, Any], together: dict[str, Any]
 ) -> None:
@@ -76,13 +73,19 @@ def test_iterations_of_every_optimizer_are_the_steps_done(
     assert sorted(alone["gan"]["iterations"])[-2:] == [STEPS * EPOCHS] * 2
 
 
-@pytest.mark.slow
 def test_rows_of_every_epoch_are_all_rows(alone: dict[str, Any], together: dict[str, Any]) -> None:
     for result in [*alone.values(), *together.values()]:
         assert result["rows"] == [ROWS] * EPOCHS
 
 
-@pytest.mark.slow
+def test_evaluation_counts_every_row_by_class(alone: dict[str, Any]) -> None:
+    for model in EXACT:
+        assert sum(map(sum, alone[model]["confusion_matrix"])) == ROWS
+        assert all(points > 1 for points in alone[model]["curves"])
+        assert len(alone[model]["curves"]) == 3
+    assert alone["gan"]["confusion_matrix"] is None, "it predicts no label"
+
+
 def test_variables_are_spread_over_all_parameter_servers(alone: dict[str, Any]) -> None:
     assert [name.split("/device")[0] for name in alone["sgd"]["servers"]] == [
         "/job:ps/replica:0/task:0",
@@ -90,13 +93,11 @@ def test_variables_are_spread_over_all_parameter_servers(alone: dict[str, Any]) 
     ]
 
 
-@pytest.mark.slow
 def test_large_embedding_is_divided_among_servers_and_exported_whole(alone: dict[str, Any]) -> None:
     assert alone["large"]["shapes"][:2] == [[4500, 16], [4500, 16]]
     assert alone["large"]["exported_shapes"][0] == [9000, 16]
 
 
-@pytest.mark.slow
 def test_two_workers_learn_as_plain_keras_does(together: dict[str, Any]) -> None:
     for model in ("momentum", "gru"):
         result = together[model]

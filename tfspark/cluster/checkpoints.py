@@ -12,11 +12,14 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from tfspark.cluster.elastic import dealt
 from tfspark.errors import ConfigError
 from tfspark.feed.ledger import Intervals, merged
 
@@ -24,9 +27,11 @@ Json = dict[str, Any]
 
 logger = logging.getLogger("tfspark")
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 """So many checkpoints are kept: if the newest is damaged, there is the one before."""
+RESIZED = ("workers", "rows per worker and step")
+"""What may differ between a run and the one it resumes, if the number of workers may change."""
 _NAME = re.compile(r"state-(\d{6})")
 
 
@@ -71,8 +76,8 @@ class Checkpoint:
         """
         try:
             manifest = json.loads((path / "manifest.json").read_text())
-            if manifest.pop("format") != FORMAT:
-                raise ValueError(f"expected format {FORMAT}")
+            if (number := manifest.pop("format")) != FORMAT:
+                raise ValueError(f"expected format {FORMAT}, got {number} of another version of tfspark")
             used = {int(partition): intervals for partition, intervals in manifest.pop("used").items()}
             found = cls(path=path, used=used, rows=tuple(manifest.pop("rows")), **manifest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -81,6 +86,10 @@ class Checkpoint:
             if not (path / name).is_file() or _digest(path / name) != digest:
                 raise ValueError(f"{name} is missing or damaged")
         return found
+
+    def dealt_to(self, num_nodes: int) -> Checkpoint:
+        """Return the same for another number of nodes."""
+        return replace(self, rows=dealt(self.rows, num_nodes))
 
     @property
     def parts(self) -> list[str]:
@@ -161,6 +170,15 @@ class CheckpointStore:
         self._drafts.clear()
         return None
 
+    def begin_at(self, point: Checkpoint) -> Checkpoint:
+        """Note where a life of the cluster begins; what it has done of an epoch adds to what was done before."""
+        self._base = point
+        return point
+
+    def has(self, passes: int) -> bool:
+        """Tell whether the newest checkpoint was taken after so many whole passes."""
+        return bool(self._kept) and self._kept[-1].passes == passes and not self._kept[-1].steps
+
     def drop_drafts(self) -> None:
         """Remove what is not complete."""
         for aside in self.directory.glob(".state-*"):
@@ -204,12 +222,12 @@ class CheckpointStore:
         return found
 
 
-def write_part(path: Path, chunks: Iterable[Any]) -> str:
+def write_part(path: Path, batches: Iterable[pa.RecordBatch]) -> str:
     """Write an uploaded part; return its SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as out:
-        for chunk in chunks:
-            for data in chunk.data.column(1):
+        for batch in batches:
+            for data in batch.column(1):
                 out.write(data.as_buffer())
                 digest.update(data.as_buffer())
     return digest.hexdigest()
@@ -233,14 +251,16 @@ def newest_in(directory: Path) -> Checkpoint:
     )
 
 
-def check_same_run(found: Checkpoint, run: Json) -> None:
-    """Refuse to go on with another run's checkpoint.
+def check_same_run(found: Checkpoint, run: Json, may_differ: Collection[str] = ()) -> None:
+    """Refuse to go on with another run's checkpoint, one that differs in more than it may.
 
     Raises:
         ConfigError: names what differs.
     """
     wrong = [
-        f"{key} {run[key]!r}, it has {found.run.get(key)!r}" for key in run if run[key] != found.run.get(key)
+        f"{key} {run[key]!r}, it has {found.run.get(key)!r}"
+        for key in run
+        if key not in may_differ and run[key] != found.run.get(key)
     ]
     if wrong:
         raise ConfigError(

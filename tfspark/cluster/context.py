@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.failing import describe
 from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.roles import NodeSpec, task_of
+from tfspark.cluster.roles import NodeSpec, reader_number, task_of
 from tfspark.cluster.wire import ActionClient, Json, Secret
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class TFContext:
         hooks: functions of the model module.
         pulse: what the driver is told of how it gets on.
         scratch_dir: for temporary files; removed when the trainer has ended.
+        attempt: 1, or more for a trainer that takes the place of one that was lost.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class TFContext:
         settings: Json,
         port_fd: int | None,
         scratch_dir: str,
+        attempt: int = 1,
     ):
         self.node = node
         self.nodes = nodes
@@ -80,8 +82,10 @@ class TFContext:
         self.pulse = Pulse()
         self.tmp_socket = None if port_fd is None else socket.socket(fileno=port_fd)
         self._row_feeds: dict[str, RowFeed] = {}
+        self._datasets: dict[str, tf.distribute.DistributedDataset] = {}
         self._began = time.monotonic()
         self.scratch_dir = scratch_dir
+        self.attempt = attempt
 
     @classmethod
     def from_orders(cls, header: Json, control: ActionClient) -> TFContext:
@@ -95,6 +99,7 @@ class TFContext:
             header["settings"],
             header["port_fd"],
             header["scratch_dir"],
+            header["attempt"],
         )
 
     # --- who am I ----------------------------------------------------------------------------------
@@ -113,6 +118,11 @@ class TFContext:
     def task_index(self) -> int:
         """Number of this node among those of its `job_name`, from 0."""
         return task_of(self.node, self.settings.get("master_node"))[1]
+
+    @property
+    def reader(self) -> int:
+        """The number by which the feed knows this trainer."""
+        return reader_number(self.nodes, self.node, self.attempt)
 
     @property
     def is_chief(self) -> bool:
@@ -165,11 +175,17 @@ class TFContext:
             weight: ``(B,)`` float32; 0 marks rows that only fill up a batch.
 
         B is the global batch size divided by the number of workers. The first call waits for the driver's
-        ``train()``.
+        ``train()``. Rows that are fed are the same dataset whenever it is called, which goes on with the next epoch.
         """
-        from tfspark.feed.dataset import distributed_dataset
+        from tfspark.feed.dataset import Feed, distributed_dataset
+        from tfspark.training.keras_corrections import FEED_ATTRIBUTE
 
-        return distributed_dataset(self, stream)
+        if stream not in self._datasets:
+            dataset = distributed_dataset(self, stream)
+            if not isinstance(getattr(dataset, FEED_ATTRIBUTE), Feed):
+                return dataset  # Files can be read again from the start.
+            self._datasets[stream] = dataset
+        return self._datasets[stream]
 
     # --- reporting and saving ----------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,14 +20,17 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster.checkpoints import CheckpointStore, write_part
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import NodeSpec, tf_config
-from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json, Secret
+from tfspark.cluster.meetings import Meetings
+from tfspark.cluster.registry import TASK_AGAIN, Registry, count_roles
+from tfspark.cluster.roles import NodeSpec, reader_number, tf_config
+from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 
 FILE_CHUNK_BYTES = 4 << 20
+SAVE_LAST_S = 5.0
+"""How long a program that was interrupted waits for a checkpoint before it ends."""
 
 Observer = Callable[[str, Json], None]
 
@@ -46,6 +49,7 @@ class ControlPlane(ActionServer):
         independent: nodes get no ``TF_CONFIG``: each runs TensorFlow for itself.
         all_at_once: no node begins before all have registered.
         store: where checkpoints of the state are kept; None refuses them.
+        save_every_s: seconds between two checkpoints in the middle of an epoch; 0: as often as the workers say.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class ControlPlane(ActionServer):
         independent: bool = False,
         all_at_once: bool = True,
         store: CheckpointStore | None = None,
+        save_every_s: float = 0.0,
     ):
         self.registry = registry
         self.directory = FeedDirectory()
@@ -69,6 +74,9 @@ class ControlPlane(ActionServer):
         self._observer = observer
         self._artifact_dir = artifact_dir
         self._store = store
+        self._meetings = Meetings(save_every_s)
+        self._num_saved = 0
+        self.num_workers = count_roles(nodes)["worker"]
         self._master_node = master_node
         self._independent = independent
         self._all_at_once = all_at_once
@@ -89,14 +97,26 @@ class ControlPlane(ActionServer):
             TfsparkError: a node failed meanwhile.
         """
         waited = 0.0
+        try:
+            with self._changed:
+                while not reached():
+                    self._raise_failure()
+                    if waited >= timeout_s and not self.registry.failed:
+                        raise DeadlineError(f"waited {timeout_s:g} s for {what}")
+                    step = 0.2
+                    self._changed.wait_for(reached, step)
+                    waited += step
+        except KeyboardInterrupt:
+            self._save_last()
+            raise
+
+    def _save_last(self) -> None:
+        """Let a training that is interrupted save its state, while rows still come: it may be gone on with."""
         with self._changed:
-            while not reached():
-                self._raise_failure()
-                if waited >= timeout_s and not self.registry.failed:
-                    raise DeadlineError(f"waited {timeout_s:g} s for {what}")
-                step = 0.2
-                self._changed.wait_for(reached, step)
-                waited += step
+            if self._meetings.in_use:
+                self._meetings.save_soon()
+                saved = self._num_saved
+                self._changed.wait_for(lambda: self._num_saved > saved or self._stopping(), SAVE_LAST_S)
 
     def check(self) -> None:
         """Raise if the cluster has failed."""
@@ -124,6 +144,11 @@ class ControlPlane(ActionServer):
 
         return int(self.update(post))
 
+    @property
+    def has_chief(self) -> bool:
+        """Whether a chief coordinates the workers' steps: there are parameter servers."""
+        return any(node.role == "chief" for node in self._nodes)
+
     def job_results(self, job: int) -> dict[int, Json]:
         """Node index -> what it reported for a job; of those that have ended it."""
         return {node: result for (number, node), result in self._done.items() if number == job}
@@ -132,15 +157,44 @@ class ControlPlane(ActionServer):
 
     def on_register(self, request: Json) -> Json:
         """Take in a node."""
-        reply: Json = self.update(
-            lambda: self.registry.register(
-                request["node"], request["host"], request["port"], request["versions"]
+        node = request["node"]
+
+        def register() -> Json:
+            again = self.registry.nodes[node].attempt > 0
+            reply: Json = self.registry.register(
+                node, request["host"], request["port"], request["versions"], request.get("executor", "")
             )
-        )
+            if again and reply["action"] == "go":
+                self._lose_reader(node)
+            return reply
+
+        reply: Json = self.update(register)
         if reply["action"] == "go":
-            spec = self.registry.nodes[request["node"]].spec
-            self._observer("registered", {"node": spec.name, "host": request["host"]})
+            name = self.registry.nodes[node].spec.name
+            self._observer("registered", {"node": name, "host": request["host"]})
+            if reply["attempt"] > 1:
+                self._observer("replacing", {"node": name, "cause": TASK_AGAIN})
         return reply
+
+    def on_trainer_lost(self, request: Json) -> Json:
+        """Take the news that a node's trainer was killed; tell the node whether to start another in its place."""
+        node, cause = request["node"], request["cause"]
+
+        def replace() -> int:
+            attempt = self.registry.replace(node, request["attempt"])
+            if attempt:
+                self._lose_reader(node)
+            return attempt
+
+        attempt = self.update(replace)
+        if attempt:
+            self._observer("replacing", {"node": self.registry.nodes[node].spec.name, "cause": cause})
+        return {"attempt": attempt}
+
+    def _lose_reader(self, node: int) -> None:
+        """Note that what a worker read in its attempt before this one is lost."""
+        entry = self.registry.nodes[node]
+        self.directory.lose_reader(reader_number(self._nodes, entry.spec, entry.attempt - 1))
 
     def on_assignment(self, request: Json) -> Json:
         """Give a registered node its ``TF_CONFIG`` once all have registered."""
@@ -160,9 +214,23 @@ class ControlPlane(ActionServer):
         spec = self.registry.nodes[node].spec
         return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
 
+    def leave(self, node: int, cause: str) -> None:
+        """Note that a node will be lost soon: the state is saved, and then it is let go."""
+
+        def note() -> None:
+            self.registry.leave(node, cause)
+            self._meetings.save_soon()
+
+        self.update(note)
+
     def on_heartbeat(self, request: Json) -> Json:
         """Hear a node, take its new log lines, tell it whether to stop, or to show its trainer's stacks."""
-        stop = self.update(lambda: self.registry.heartbeat(request["node"], request["attempt"]))
+        if request.get("leaving"):
+            self.leave(request["node"], request["leaving"])
+        with (
+            self._changed
+        ):  # Nobody waits for a heartbeat, so nobody is woken: there may be a thousand a second.
+            stop = self.registry.heartbeat(request["node"], request["attempt"])
         self._log(request)
         return {"stop": stop, "stacks": self.registry.wants_stacks}
 
@@ -188,7 +256,8 @@ class ControlPlane(ActionServer):
 
     def on_trainer_alive(self, request: Json) -> Json:
         """Hear a trainer."""
-        self.update(lambda: self.registry.trainer_alive(request["node"], request["steps"], request["state"]))
+        with self._changed:
+            self.registry.trainer_alive(request["node"], request["steps"], request["state"])
         return {}
 
     def on_trainer_ended(self, request: Json) -> Json:
@@ -216,8 +285,11 @@ class ControlPlane(ActionServer):
         """Pass on what a trainer reports of its progress."""
         if self.registry.stopping:
             return {}  # A feed that is broken off looks like the end of an epoch to a trainer; it is none.
-        name = self.registry.nodes[request["node"]].spec.name
-        self._observer(request["event"], {"node": name, **request["fields"]})
+        node = self.registry.nodes[request["node"]]
+        if request["event"] == "tensorflow" and node.replaced_at:
+            seconds = self.update(lambda: self.registry.is_replaced(request["node"]))
+            self._observer("replaced", {"node": node.spec.name, "seconds": seconds})
+        self._observer(request["event"], {"node": node.spec.name, **request["fields"]})
         return {}
 
     def on_next_job(self, request: Json) -> Json:
@@ -255,6 +327,17 @@ class ControlPlane(ActionServer):
             ]
             return {"status": "ok", "values": total}
 
+    def on_meet(self, request: Json) -> Json:
+        """See `Meetings.meet`; a worker waits here for the others."""
+
+        def meet() -> Json | None:
+            return self._meetings.meet(request["number"], request["rank"], self.num_workers)
+
+        self.update(meet)
+        with self._changed:
+            decision = self._changed.wait_for(meet, LONG_POLL_S)
+        return {"status": "ok", **decision} if decision else {"status": "wait"}
+
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Take an upload as a stream of (path, bytes) rows: a part of a checkpoint, or files for the run directory."""
         del context, writer
@@ -266,7 +349,7 @@ class ControlPlane(ActionServer):
         if self._artifact_dir is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
         try:
-            receive_files(reader, self._artifact_dir, name)
+            receive_files(uploaded(reader), self._artifact_dir, name)
         except OSError as error:
             self._cannot_keep(name, error)
             raise
@@ -279,22 +362,27 @@ class ControlPlane(ActionServer):
             raise ValueError("this cluster keeps no checkpoints of its state")
         try:
             part: Path = self.update(lambda: store.place(header))
-            digest = write_part(part, reader)
+            digest = write_part(part, uploaded(reader))
             # One that comes while the cluster stops may be of an epoch whose feed was broken off: see `on_report`.
             kept = self.update(lambda: None if self.registry.stopping else store.add(header, part, digest))
             if kept is not None:
+                self.update(self._saved)
                 self._observer(
                     "state", {"epoch": kept.passes + 1, "step": kept.steps, "path": str(kept.path)}
                 )
         except OSError as error:
             if error.errno is None:
-                raise  # It is pyarrow's: the trainer is gone, which is found out elsewhere.
+                raise  # The trainer is gone, which is found out elsewhere.
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
+
+    def _saved(self) -> None:
+        self._num_saved += 1
+        self.registry.let_go()
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
         """Fail the cluster for a disk of the driver's; the trainer's own error would not name it."""
         if error.errno is None:
-            return  # It is pyarrow's: the trainer is gone, which is found out elsewhere.
+            return  # The trainer is gone, which is found out elsewhere.
         failure = TfsparkError(
             f"expected to keep {name} in the run directory {self._artifact_dir}, the driver's system said: "
             f"{error.strerror}; make room there, or choose another directory"
@@ -343,7 +431,11 @@ class ControlPlane(ActionServer):
                 self.offers.alive(request["source"]) if is_offer else self.directory.source_alive(**request)
             )
             steps = sum(node.steps for node in self.registry.nodes.values())
-            return {"stop": reply["stop"] or self._stopping(), "moves": reply.get("pulls", 0) + steps}
+            return {
+                "stop": reply["stop"] or self._stopping(),
+                "moves": reply.get("pulls", 0) + steps,
+                "lost": reply.get("lost", []),
+            }
 
     def on_partition_done(self, request: Json) -> Json:
         """See `FeedDirectory.partition_done`."""
@@ -412,6 +504,11 @@ class ControlPlane(ActionServer):
     def _no_reader(self) -> bool:
         return self._stopping() or self.feeding_over or self.registry.all_succeeded("worker")
 
+    def on_end_pass(self, request: Json) -> Json:
+        """See `FeedDirectory.end_pass`."""
+        reply: Json = self.update(lambda: self.directory.end_pass(**request))
+        return reply
+
     def _reader_left(self, rank: int) -> None:
         self.directory.leave(rank)
         self.offers.drop(rank)
@@ -444,7 +541,7 @@ class ControlPlane(ActionServer):
             return reply
 
 
-def receive_files(reader: Any, directory: Path, name: str) -> None:
+def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:
     """Write an uploaded artifact below `directory`, aside first and renamed when whole.
 
     Raises:
@@ -454,7 +551,7 @@ def receive_files(reader: Any, directory: Path, name: str) -> None:
     aside = target.with_name(f".{target.name}.partial")
     _remove(aside)
     try:
-        _write_files(reader, aside)
+        _write_files(batches, aside)
         _remove(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(target)
@@ -462,9 +559,9 @@ def receive_files(reader: Any, directory: Path, name: str) -> None:
         _remove(aside)
 
 
-def _write_files(reader: Any, aside: Path) -> None:
-    for chunk in reader:
-        for path, data in zip(chunk.data.column(0).to_pylist(), chunk.data.column(1), strict=True):
+def _write_files(batches: Iterable[pa.RecordBatch], aside: Path) -> None:
+    for batch in batches:
+        for path, data in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
             file = aside.joinpath(*safe_parts(path)) if path else aside
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("ab") as out:

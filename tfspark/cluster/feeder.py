@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.control import ControlPlane
-from tfspark.cluster.partition_order import with_mixed_partitions
+from tfspark.cluster.partition_order import only_partitions, with_mixed_partitions
+from tfspark.cluster.registry import REPLACEMENT_S
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.wire import Secret
@@ -50,6 +51,7 @@ class Feeder:
         control: the control plane.
         secret: the cluster's.
         ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
+        fitted: makes of a stream of the whole cluster one of as many workers as there are.
     """
 
     def __init__(
@@ -58,11 +60,14 @@ class Feeder:
         control: ControlPlane,
         secret: Secret,
         ended: Callable[[int, Sequence[NodeSpec]], bool],
+        fitted: Callable[[StreamSpec], StreamSpec],
     ):
         self._spark = spark
         self._control = control
         self._secret = secret
         self._ended = ended
+        self._fitted = fitted
+        self._whole: dict[str, StreamSpec] = {}
         self._readers: dict[str, Sequence[NodeSpec]] = {}
         self._specs: dict[str, StreamSpec] = {}
         self._buffer_bytes: dict[str, int] = {}
@@ -79,14 +84,15 @@ class Feeder:
         """Declare a stream; one that is open already is left as it is.
 
         Args:
-            spec: the stream.
+            spec: the stream, as the whole cluster reads it.
             readers: the nodes that read it.
             buffer_bytes: bound of the rows waiting in a feed task.
             layout: more of its description, for readers of elements; see `Fed.layout`.
         """
         if spec.name in self._specs:
             return
-        self._specs[spec.name] = replace(spec, num_readers=len(readers))
+        self._whole[spec.name] = spec
+        self._specs[spec.name] = replace(self._fitted(spec), num_readers=len(readers))
         self._readers[spec.name] = readers
         self._buffer_bytes[spec.name] = buffer_bytes
         self._layouts[spec.name] = layout or {}
@@ -96,16 +102,19 @@ class Feeder:
             "needs_sample": True,
             **(layout or {}),
         }
+        coordinated = self._control.has_chief and readers[0].role == "worker"
         self._control.update(
-            lambda: self._directory.open_stream(spec.name, description, len(readers), spec.ordered)
+            lambda: self._directory.open_stream(
+                spec.name, description, len(readers), spec.ordered, coordinated
+            )
         )
 
-    def take_over(self, earlier: Feeder, names: Collection[str]) -> None:
-        """Open the streams of an earlier life of the cluster, whose first rows are known."""
+    def take_over(self, earlier: Feeder, names: Collection[str], nodes: Sequence[NodeSpec]) -> None:
+        """Open streams of an earlier life of the cluster, whose first rows are known, to the nodes of this."""
         for name in names:
-            if name in earlier._specs:
-                spec, buffer_bytes = earlier._specs[name], earlier._buffer_bytes[name]
-                self.open(spec, earlier._readers[name], buffer_bytes, earlier._layouts[name])
+            if name in earlier._whole:
+                readers = [node for node in nodes if node.role == earlier._readers[name][0].role]
+                self.open(earlier._whole[name], readers, earlier._buffer_bytes[name], earlier._layouts[name])
                 sample = earlier._directory.sample(name)
                 if sample is not None:
                     self._directory.offer_sample(name, sample)
@@ -133,7 +142,8 @@ class Feeder:
     ) -> int | None:
         """Feed every row once, and see that all arrived.
 
-        One Spark job serves them, or, where the nodes have kept them, the nodes themselves do.
+        One Spark job serves them, or, where the nodes have kept them, the nodes themselves do. If a worker is lost and
+        replaced, one more serves what it had received.
 
         Args:
             stream: an open stream.
@@ -156,9 +166,25 @@ class Feeder:
         keep = keep and self._specs[stream].cache_bytes > 0
         index = self._control.update(lambda: directory.open_pass(stream, keep, used=used))
         self._last_from_spark[stream] = index
+        timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
+        missing = list[int]()
+        while self._serve(stream, index, rows, job, missing):
+            while not (missing := self._reopened(stream, index, job)):
+                served: int = self._control.update(lambda: directory.finish_pass(stream, index))
+                if not self._all_arrived(stream, index, served, timeout_s, job):
+                    return None
+                if not directory.lacks_rows(stream, index):
+                    return served
+        return None
+
+    def _serve(
+        self, stream: str, index: int, rows: DataFrame | RDD[Any], job: int, missing: list[int]
+    ) -> bool:
+        """Let Spark serve a pass, or what is missing of it; tell whether the nodes wanted it all."""
+        directory = self._directory
         feeding = SparkJob(
             self._spark,
-            lambda: self._serving(stream, index, rows),
+            lambda: self._serving(stream, index, rows, missing),
             f"tfspark feed {stream} pass {index + 1}",
             on_end=lambda: self._control.update(lambda: None),  # Wakes the wait below.
         )
@@ -171,13 +197,24 @@ class Feeder:
             if not feeding.ended or directory.unread(stream, index):
                 self._control.update(lambda: directory.abandon_pass(stream, index))
                 feeding.join(JOIN_TIMEOUT_S)
-                return None
+                return False
             feeding.result()
-            served: int = self._control.update(lambda: directory.finish_pass(stream, index))
-            arrived = self._all_arrived(stream, index, served, self._specs[stream].timeout_s, job)
-            return served if arrived else None
+            return True
         finally:
             feeding.cancel()
+
+    def _reopened(self, stream: str, index: int, job: int) -> list[int]:
+        """Return the partitions of which rows must be served again, since a worker that had received them was lost."""
+        directory = self._directory
+        if not directory.lacks_rows(stream, index):
+            return []
+        self._control.wait(
+            lambda: directory.is_settled(stream, index) or self._unwanted(stream, index, job),
+            self._specs[stream].timeout_s,
+            f"the workers that are left to tell what they received in epoch {index + 1} of {stream!r}",
+        )
+        missing: list[int] = self._control.update(lambda: directory.reopen(stream, index))
+        return missing
 
     def is_kept(self, stream: str) -> bool:
         """Whether the nodes have kept all rows of the last pass that Spark served."""
@@ -216,15 +253,23 @@ class Feeder:
     def _directory(self) -> FeedDirectory:
         return self._control.directory
 
-    def _serving(self, stream: str, index: int, rows: DataFrame | RDD[Any]) -> DataFrame:
-        """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order."""
+    def _serving(self, stream: str, index: int, rows: DataFrame | RDD[Any], missing: list[int]) -> DataFrame:
+        """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order.
+
+        Of partitions that are missing, only those are computed, where Spark lets us choose.
+        """
         spec, order = self._specs[stream], list[int]()
         if not hasattr(rows, "mapInArrow"):
             served = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
             return self._spark.createDataFrame(served, FEED_RESULT_DDL)
         if spec.shuffle_rows:
             rows, order = with_mixed_partitions(rows, spec.seed, index)
-        return rows.mapInArrow(self._task(stream, index, order), FEED_RESULT_DDL)
+        task = self._task(stream, index, order)
+        if not (missing and hasattr(rows, "_jdf")):
+            return rows.mapInArrow(task, FEED_RESULT_DDL)
+        # Pruned behind the task: what is computed is planned as it was for the whole pass.
+        served = rows.mapInArrow(replace(task, parts=tuple(missing)), FEED_RESULT_DDL)
+        return only_partitions(served, missing)
 
     def _task(self, stream: str, index: int, order: Sequence[int]) -> FeedTask:
         spec = self._specs[stream]
@@ -242,21 +287,25 @@ class Feeder:
         )
 
     def _all_arrived(self, stream: str, index: int, served: int, timeout_s: float, job: int) -> bool:
-        """Nothing is lost: the readers together have received what was served."""
+        """Nothing is lost: the readers together have received what was served, or one was lost and that lacks."""
         directory = self._directory
         if not directory.has_sample(stream):
             raise DataError(
                 f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
             )
         num_readers = len(self._readers[stream])
+
+        def ended() -> bool:
+            all_read = len(directory.rows_received(stream, index)) == num_readers
+            return all_read and directory.is_over(stream, index)
+
         self._control.wait(
-            lambda: (
-                len(directory.rows_received(stream, index)) == num_readers
-                or self._unwanted(stream, index, job)
-            ),
+            lambda: ended() or directory.lacks_rows(stream, index) or self._unwanted(stream, index, job),
             timeout_s,
             f"the workers to end epoch {index + 1} of {stream!r}",
         )
+        if directory.lacks_rows(stream, index):
+            return True
         received = directory.rows_received(stream, index)
         if len(received) < num_readers or directory.unread(stream, index):
             return False

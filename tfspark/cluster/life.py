@@ -7,6 +7,7 @@ the secret and the addresses are new, so whatever is left of the old life cannot
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.decommission import DecommissionWatch
+from tfspark.cluster.elastic import Size
 from tfspark.cluster.feeder import Feeder
 from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
 from tfspark.cluster.preflight import driver_addresses
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec
-from tfspark.cluster.sparkjob import SparkJob, without_java_stack
+from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
 from tfspark.cluster.wire import Json, new_secret
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 
@@ -33,12 +36,35 @@ EXPLAIN_S = 2.0
 """How long after an error of Spark's a node may take to tell what was behind it."""
 
 
+class DriverNode:
+    """A node on the driver's machine, in a thread of the driver's program instead of a Spark task.
+
+    Args:
+        task: what a Spark task would run.
+        node: which node.
+    """
+
+    def __init__(self, task: NodeTask, node: NodeSpec):
+        name = f"tfspark-{node.name.replace(' ', '-')}"
+        self._thread = threading.Thread(target=task.run, args=(node.index,), name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the node's end."""
+        self._thread.join(timeout_s)
+
+    def cancel(self) -> None:
+        """Wait once more: nobody but the node itself can end it."""
+        self._thread.join(CANCEL_TIMEOUT_S)
+
+
 class Life:
     """See the module's docstring.
 
     Args:
         spark: the session.
         nodes: the plan.
+        size: of the whole cluster, of which there may be fewer nodes now.
         code: the user's function and its arguments, pickled.
         settings: plain values for the trainers.
         observer: called with (event, fields).
@@ -52,6 +78,7 @@ class Life:
         self,
         spark: SparkSession,
         nodes: tuple[NodeSpec, ...],
+        size: Size,
         code: bytes,
         settings: Json,
         observer: Observer,
@@ -66,7 +93,7 @@ class Life:
         self._settings = settings
         self._observer = observer
         self.secret = new_secret(settings["tls"])
-        self._jobs: list[SparkJob] = []
+        self._jobs: list[SparkJob | DriverNode] = []
         self.is_over = False
         # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
         trainer_timeout_s = float(settings["feed_timeout_s"]) / 2
@@ -82,8 +109,13 @@ class Life:
             settings["independent"],
             settings["all_at_once"],
             store,
+            settings["checkpoint_every_seconds"],
         )
-        self.feeder = Feeder(spark, self.control, self.secret, ended)
+        self._decommissions = DecommissionWatch(spark, self.registry, self.control.leave)
+        num_workers = self.control.num_workers
+        self.feeder = Feeder(
+            spark, self.control, self.secret, ended, lambda spec: size.fitted(spec, num_workers)
+        )
 
     def launch(self, timeout_s: float) -> None:
         """Start the nodes and wait until all have registered.
@@ -93,9 +125,13 @@ class Life:
             TfsparkError: a node failed.
         """
         began = time.monotonic()
+        if self._settings["keeps_state"]:
+            self._decommissions.start()
         for role in ("worker", "ps", "evaluator"):
             group = [node for node in self._nodes if node.role == role]
-            if group:
+            if role == "ps" and self._settings["driver_ps_nodes"]:
+                self._jobs.extend(DriverNode(self._task(node.index), node) for node in group)
+            elif group:
                 self._jobs.append(self._start_nodes(role, group))
         if not self._settings["all_at_once"]:
             return
@@ -115,6 +151,7 @@ class Life:
         if self.is_over:
             return
         self.is_over = True
+        self._decommissions.stop()
         self.control.update(lambda: setattr(self.registry, "stopping", True))
         self.feeder.close_all()
         until = time.monotonic() + STOP_TIMEOUT_S
@@ -137,16 +174,18 @@ class Life:
         return self.registry.error() if self.registry.failed else None
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
-        task = NodeTask(
-            self.control.location, self.secret, self._nodes, group[0].index, self._settings, self._code
-        )
-        count = len(group)
+        task, count = self._task(group[0].index), len(group)
         nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
         return SparkJob(
             self._spark,
             lambda: nodes,
             f"tfspark {role} nodes",
             lambda error: self._spark_failed(role, group[0].index, error),
+        )
+
+    def _task(self, first_index: int) -> NodeTask:
+        return NodeTask(
+            self.control.location, self.secret, self._nodes, first_index, self._settings, self._code
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -40,6 +41,7 @@ STOP_GRACE_S = 3.0
 DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
 LOG_TAIL_LINES = 100
+TOLD_TO_END = "its Spark worker process was told to end (SIGTERM)"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
 LOG_LINES_PER_HEARTBEAT = 500
@@ -92,10 +94,12 @@ class NodeTask:
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
         index = self.first_index + next(iter(batches)).column(0)[0].as_py()
-        spec = self.nodes[index]
-        with ActionClient(self.location, self.secret) as control:
-            outcome = self._run_with_chief(spec, control)
-        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [outcome]}, NODE_RESULT)
+        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [self.run(index)]}, NODE_RESULT)
+
+    def run(self, index: int) -> str:
+        """Run a node to its end; return how that was."""
+        with ActionClient(self.location, self.secret) as control, _told_to_end(self.settings["keeps_state"]):
+            return self._run_with_chief(self.nodes[index], control)
 
     def _run_with_chief(self, spec: NodeSpec, control: ActionClient) -> str:
         """Run the node; beside worker 0 also the chief, which coordinates parameter servers, if there is one."""
@@ -122,7 +126,8 @@ class _Node:
         self._unsent: deque[str] = deque(maxlen=20 * LOG_LINES_PER_HEARTBEAT)
 
     def run(self) -> str:
-        with _reserved_port() as port, self._tensorboard():
+        with contextlib.ExitStack() as held, self._tensorboard():
+            port = held.enter_context(_reserved_port())
             reply = self._control.call(
                 "register",
                 attempts=1,
@@ -130,14 +135,40 @@ class _Node:
                 host=self._host,
                 port=port.getsockname()[1],
                 versions=installed_versions(),
+                executor=executor_id(),
             )
             if reply["action"] == "stop":
                 return "refused"
             self._attempt = reply["attempt"]
-            config = self._assignment()
-            cause = "" if config is None else self._supervise(config, port)
+            cause = ""
+            if "port" in reply:
+                try:
+                    port = held.enter_context(_reserved_port(reply["port"]))
+                except OSError as error:
+                    cause = f"port {reply['port']}, at which the others know it, is not free again: {error}"
+            config = None if cause else self._assignment()
+            if config is not None:
+                cause = self._supervise(config, port)
+                while cause and self._is_replaced(cause):
+                    cause = self._supervise(config, port)
         self._say_ended(cause)
         return cause or "ended"
+
+    def _is_replaced(self, cause: str) -> bool:
+        """Tell the driver that the trainer was killed; learn whether another shall take its place."""
+        try:
+            reply = self._control.call(
+                "trainer_lost",
+                attempts=1,
+                timeout_s=5.0,
+                node=self._spec.index,
+                attempt=self._attempt,
+                cause=cause,
+            )
+        except flight.FlightError:
+            return False
+        self._attempt = reply["attempt"] or self._attempt
+        return bool(reply["attempt"])
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[None]:
@@ -251,6 +282,7 @@ class _Node:
             node=self._spec.index,
             attempt=self._attempt,
             log=self._take_log(LOG_LINES_PER_HEARTBEAT),
+            leaving=TOLD_TO_END if _told.is_set() else "",
         )
 
     def _say_ended(self, cause: str) -> None:
@@ -277,6 +309,43 @@ class _Node:
 
     def _take_log(self, limit: int) -> list[str]:
         return [self._unsent.popleft() for _ in range(min(limit, len(self._unsent)))]
+
+
+_told = threading.Event()
+
+
+@contextlib.contextmanager
+def _told_to_end(waits: bool) -> Iterator[None]:
+    """Note a SIGTERM within the block instead of ending at once, so that the state can be saved before.
+
+    Args:
+        waits: whether there is a state to save.
+    """
+    if not waits or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _told.clear()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: _told.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _told.clear()
+
+
+def executor_id() -> str:
+    """Return the number Spark knows this executor by, from the command line of its process; empty if it has none."""
+    process = os.getpid()
+    while process > 1:
+        try:
+            command = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
+            status = Path(f"/proc/{process}/status").read_text()
+        except OSError:
+            return ""  # Not Linux.
+        if "--executor-id" in command:
+            return command[command.index("--executor-id") + 1]
+        process = int(status.partition("PPid:")[2].split()[0])
+    return ""
 
 
 def describe_exit(code: int) -> str:
@@ -306,15 +375,24 @@ def read_frame(stream: Any) -> bytes:
     return frame
 
 
-def _reserved_port() -> socket.socket:
+def _reserved_port(number: int = 0) -> socket.socket:
     """Bind a free port, without listening, for the trainer's TensorFlow server to share and take over.
+
+    Args:
+        number: of the port; 0: any.
 
     TensorFlow binds with SO_REUSEPORT when ``TF_GRPC_REUSE_PORT`` is set, so the port stays ours from now
     until it listens: no other process can slip in between.
     """
     port = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    port.bind(("", 0))
+    if number:  # Connections of the one who had it may still be about to end.
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        port.bind(("", number))
+    except OSError:
+        port.close()
+        raise
     return port
 
 

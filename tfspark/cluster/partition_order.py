@@ -1,4 +1,4 @@
-"""The order in which Spark serves the partitions of a pass. Runs on the driver.
+"""Which partitions of a pass Spark serves, and in which order. Runs on the driver.
 
 Spark starts the tasks of a job in the order of the partitions, so mixing rows needs another order in every epoch.
 The DataFrame API has no way to say so; the RDD below it has: a union of parts of itself, each pruned to some of its
@@ -37,6 +37,14 @@ def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFra
     if len(blocks) < 2:
         return df, []
     return _of_blocks(df, rows, blocks), [partition for block in blocks for partition in block]
+
+
+def only_partitions(df: DataFrame, partitions: list[int]) -> DataFrame:
+    """Return some partitions of a DataFrame, in their order; the others are not computed.
+
+    Not on Spark Connect, where there is no RDD.
+    """
+    return _of_blocks(df, df._jdf.queryExecution().toRdd(), [partitions])
 
 
 def _of_blocks(df: DataFrame, rows: object, blocks: list[list[int]]) -> DataFrame:

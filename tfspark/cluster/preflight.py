@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.elastic import Size
 from tfspark.errors import ConfigError, ReservationError
 
 if TYPE_CHECKING:
@@ -57,11 +58,18 @@ def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
         )
 
 
+def jvm_context(spark: SparkSession) -> Any | None:
+    """Return Spark's own context in the driver's JVM; None on Spark Connect, where there is none."""
+    try:
+        return spark.sparkContext._jsc.sc()
+    except Exception:
+        return None
+
+
 def count_slots(spark: SparkSession) -> int | None:
     """Return how many tasks the application's executors can run at once now; None on Spark Connect."""
-    try:
-        context = spark.sparkContext._jsc.sc()
-    except Exception:
+    context = jvm_context(spark)
+    if context is None:
         return None
     profile = context.resourceProfileManager().defaultResourceProfile()
     return int(context.maxNumConcurrentTasks(profile))
@@ -72,8 +80,9 @@ def check_slots(
     num_nodes: int,
     num_feed_slots: int,
     timeout_s: float,
-    count: Callable[[SparkSession], int | None] = count_slots,
-) -> None:
+    count: Callable[[SparkSession], int | None] | None = None,
+    least: int | None = None,
+) -> int:
     """Wait until there are enough task slots; executors may still be starting.
 
     Args:
@@ -81,20 +90,33 @@ def check_slots(
         num_nodes: slots the nodes hold as long as the cluster lives.
         num_feed_slots: slots that must stay free for the tasks that feed.
         timeout_s: how long to wait for executors; a local master never gets more, so it is not waited for.
-        count: counts the slots; None means that they cannot be counted and the reservation will tell.
+        count: counts the slots, `count_slots` by default; None from it means that they cannot be counted and the
+            reservation will tell.
+        least: so many nodes will do when the time is over; None: all are needed.
+
+    Returns:
+        The number of nodes there is room for, `num_nodes` at most.
 
     Raises:
         ReservationError: too few slots.
     """
     needed = num_nodes + num_feed_slots
-    until = time.monotonic() + min(timeout_s, SLOTS_WAIT_S)
+    until = time.monotonic() + timeout_s
     while True:
-        slots = count(spark)
+        slots = (count or count_slots)(spark)
         if slots is None or slots >= needed:
-            return
+            return num_nodes
         if time.monotonic() > until or _is_local(spark):
-            raise ReservationError(_too_few(num_nodes, num_feed_slots, slots, spark))
+            if least is not None and slots - num_feed_slots >= least:
+                return slots - num_feed_slots
+            raise ReservationError(_too_few(least or num_nodes, num_feed_slots, slots, spark))
         time.sleep(SLOTS_POLL_S)  # Spark tells nobody when an executor arrives.
+
+
+def room_for(spark: SparkSession, size: Size, num_feed_slots: int, timeout_s: float) -> int:
+    """Return how many of a cluster's nodes there is room for; see `check_slots`."""
+    wanted, least = size.wanted - size.on_driver, size.least - size.on_driver
+    return check_slots(spark, wanted, num_feed_slots, timeout_s, least=least) + size.on_driver
 
 
 def _is_local(spark: SparkSession) -> bool:

@@ -16,12 +16,21 @@ Json = dict[str, Any]
 
 SETTLE_S = 1.5
 """How long after the first failure report others may still come in that explain it better."""
+LOST_PEER_S = 3.0
+"""Silence that makes a node the one whom another's failed collective operation misses: its host is gone."""
+LOST_PEER_SETTLE_S = LOST_PEER_S + 1.0
+"""How long that may take to be seen, when nothing is reported but failed collective operations."""
 
 
 STACKS_S = 2.5
 """How long trainers have to show what they do before one of them is failed."""
+LEAVE_GRACE_S = 20.0
+"""How long a node that is told to end waits for a checkpoint: less than the 30 s that Kubernetes gives a pod."""
 SILENT_PEER_S = 6.0
 """Silence that makes a trainer the one whom another's failed collective operation misses."""
+REPLACEMENT_S = 120.0
+"""How long a trainer that replaces another may take to come up."""
+TASK_AGAIN = "Spark started its task again: the process that ran it was killed"
 TRANSIENT = ("collective", "killed", "lost", "stalled")
 """Kinds of failures after which starting again may help."""
 
@@ -67,8 +76,13 @@ class Node:
     attempt: int = 0
     host: str = ""
     address: str = ""
+    executor: str = ""
+    stops: bool = False
+    leaving: str = ""
+    leaves_at: float = 0.0
     versions: Json = field(default_factory=dict)
     heard: float = 0.0
+    replaced_at: float = 0.0
     trainer_heard: float = 0.0
     steps: int = 0
     state: str = IDLE
@@ -101,8 +115,12 @@ class Registry:
     ):
         self.nodes = {spec.index: Node(spec) for spec in nodes}
         self.stopping = False
+        self.failed = False
+        """Whether anything failed."""
         self.wants_stacks = False
         """Whether trainers are to show what they do."""
+        self.replaces: Callable[[NodeSpec], bool] = lambda node: False
+        """Whether a node that was lost is replaced while the others go on; asking counts as doing."""
         self._stalled_at = 0.0
         self._timeout_s = heartbeat_timeout_s
         self._versions = dict(versions)
@@ -112,24 +130,52 @@ class Registry:
 
     # --- what nodes say ----------------------------------------------------------------------------
 
-    def register(self, index: int, host: str, port: int, versions: Mapping[str, str | None]) -> Json:
+    def register(
+        self, index: int, host: str, port: int, versions: Mapping[str, str | None], executor: str = ""
+    ) -> Json:
         """Take in a node; reply with its attempt number, the fencing token of all it says later.
 
-        A second registration means that Spark started the node's task anew: its first life was lost.
+        A second registration means that Spark started the node's task anew: its first life was lost. If the node is
+        replaced, its TensorFlow server must have the address that the others know: the reply has its port.
         """
         node = self.nodes[index]
         if self.stopping:
             return {"action": "stop"}
+        if node.attempt and host == node.host and (attempt := self.replace(index, node.attempt)):
+            node.executor, node.leaving = executor, ""
+            return {"action": "go", "attempt": attempt, "port": int(node.address.rpartition(":")[2])}
         if node.attempt:
-            self._fail(node, "lost", "Spark started its task again: the process that ran it was killed")
+            self._fail(node, "lost", TASK_AGAIN)
             return {"action": "stop"}
         wrong = describe_mismatch(self._versions, versions)
         if wrong:
             self.fail_cluster(ReservationError(f"{node.spec.name} on {host}: {wrong}"))
             return {"action": "stop"}
         node.attempt, node.host, node.address = 1, host, f"{host}:{port}"
-        node.heard = self._clock()
+        node.executor, node.heard = executor, self._clock()
         return {"action": "go", "attempt": node.attempt}
+
+    def replace(self, index: int, attempt: int) -> int:
+        """Let another trainer take the place of a node's, which was killed; return its attempt, or 0: none shall."""
+        node = self.nodes[index]
+        wanted = attempt == node.attempt and not (
+            node.ended or node.succeeded or self.stopping or self.failed
+        )
+        if not wanted or not self.replaces(node.spec):
+            return 0
+        node.attempt += 1
+        node.replaced_at = node.heard = self._clock()
+        node.trainer_heard, node.state = 0.0, IDLE
+        return node.attempt
+
+    def is_replaced(self, index: int) -> float:
+        """Note that a node's new trainer is up; return the seconds since the one before was lost."""
+        node = self.nodes[index]
+        now, since = self._clock(), node.replaced_at
+        node.replaced_at = 0.0
+        for other in self.nodes.values():  # Who had no rows left waited for it.
+            other.moved = now
+        return now - since
 
     def heartbeat(self, index: int, attempt: int) -> bool:
         """Hear a node; return whether it shall stop."""
@@ -137,7 +183,20 @@ class Registry:
         if attempt != node.attempt:
             return True
         node.heard = self._clock()
-        return self.stopping or self.failed
+        node.stops = self.stopping or self.failed
+        return node.stops
+
+    def leave(self, index: int, cause: str) -> None:
+        """Note that a node will be lost soon; it is let go after the next checkpoint, or when it cannot wait longer."""
+        node = self.nodes[index]
+        if not node.leaving:
+            node.leaving, node.leaves_at = cause, self._clock() + LEAVE_GRACE_S
+
+    def let_go(self) -> None:
+        """Let those go that are about to be lost."""
+        for node in self.nodes.values():
+            if node.leaving:
+                self._fail(node, "lost", node.leaving)
 
     def trainer_alive(self, index: int, steps: int, state: str) -> None:
         """Hear a node's trainer: the steps it has done, and its `Pulse`."""
@@ -176,37 +235,41 @@ class Registry:
     def fail_cluster(self, error: Exception) -> None:
         """Note a failure that belongs to no node."""
         if self._fatal is None and not self.stopping:
-            self._fatal = error
+            self._fatal, self.failed = error, True
 
     # --- what the driver asks ----------------------------------------------------------------------
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything failed."""
-        return self._fatal is not None or any(node.failure for node in self.nodes.values())
 
     def check(self) -> bool:
         """Look for nodes that went silent; return whether the failure can be told by now."""
         now = self._clock()
+        peer_missed = any(failure.kind == "collective" for failure in self._failures())
         for node in self.nodes.values():
-            if node.attempt and not node.ended and now - node.heard > self._timeout_s:
-                silence = f"no heartbeat for {self._timeout_s:g} s"
+            silent_s = now - node.heard
+            is_missed = peer_missed and not node.stops and silent_s > LOST_PEER_S
+            if node.attempt and not node.ended and (is_missed or silent_s > self._timeout_s):
+                silence = f"no heartbeat for {LOST_PEER_S if is_missed else self._timeout_s:g} s"
                 self._fail(node, "lost", f"{silence}: its executor or host is gone, or the network is cut")
+            if node.leaving and now > node.leaves_at:
+                self._fail(node, "lost", node.leaving)
             if node.trainer_heard and not node.ended and not node.succeeded:
-                self._check_trainer(node, now)
+                self._check_trainer(node, now, peer_missed)
+            if node.replaced_at and not node.ended and now - node.replaced_at > REPLACEMENT_S:
+                self._fail(
+                    node, "lost", f"its trainer was lost, and another was not up after {REPLACEMENT_S:g} s"
+                )
         self._check_steps(now)
         if self._fatal is not None:
             return True
         failures = self._failures()
         if not failures:
             return False
-        if now - failures[0].at > SETTLE_S:
+        nothing_else = all(failure.kind == "collective" for failure in failures)
+        if now - failures[0].at > (LOST_PEER_SETTLE_S if nothing_else else SETTLE_S):
             return True
         return failures[0].kind != "collective" and self._node_named(failures[0].node).ended
 
-    def _check_trainer(self, node: Node, now: float) -> None:
+    def _check_trainer(self, node: Node, now: float, peer_missed: bool) -> None:
         """Fail a node whose trainer went silent; sooner if another trainer misses a peer."""
-        peer_missed = any(failure.kind == "collective" for failure in self._failures())
         silent_s = now - node.trainer_heard
         if silent_s > (SILENT_PEER_S if peer_missed else self._trainer_timeout_s):
             silence = f"its trainer process was not heard of for {silent_s:.0f} s, though its node was"
@@ -215,7 +278,8 @@ class Registry:
     def _check_steps(self, now: float) -> None:
         """Fail all trainers when none gets on, after they have been asked what they do."""
         at_work = [node for node in self.nodes.values() if node.state != IDLE and not node.ended]
-        last = max((node.moved for node in at_work), default=now)
+        is_joined = any(node.replaced_at for node in self.nodes.values())  # That has a deadline of its own.
+        last = now if is_joined else max((node.moved for node in at_work), default=now)
         self.wants_stacks = now - last > self._trainer_timeout_s
         if not self.wants_stacks:
             self._stalled_at = now
@@ -268,6 +332,7 @@ class Registry:
 
     def _fail(self, node: Node, kind: str, cause: str, traceback: str = "") -> None:
         if node.failure is None and not node.ended:
+            self.failed = True
             node.failure = Failure(
                 node.spec.name, node.host or "an unknown host", cause, traceback, kind, self._clock()
             )

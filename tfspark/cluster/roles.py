@@ -68,6 +68,18 @@ def task_of(node: NodeSpec, master_node: str | None) -> tuple[str, int]:
     return (master_node, 0) if node.task_index == 0 else ("worker", node.task_index - 1)
 
 
+def reader_number(nodes: Sequence[NodeSpec], node: NodeSpec, attempt: int) -> int:
+    """Return the number by which the feed knows a node: its position among its role, and for every attempt another.
+
+    Args:
+        nodes: all nodes.
+        node: which one.
+        attempt: how often it was started, from 1.
+    """
+    of_role = sum(other.role == node.role for other in nodes)
+    return node.task_index + (attempt - 1) * of_role
+
+
 def tf_config(
     nodes: Sequence[NodeSpec], addresses: Mapping[int, str], me: NodeSpec, master_node: str | None = None
 ) -> str:

@@ -6,17 +6,17 @@ import itertools
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from tfspark.cluster.checkpoints import check_same_run
+from tfspark.cluster.checkpoints import RESIZED, check_same_run
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
 from tfspark.cluster.feeder import Feeder, for_evaluation
 from tfspark.cluster.inputs import (
     Fed,
@@ -31,12 +31,13 @@ from tfspark.cluster.inputs import (
     what_to_feed,
 )
 from tfspark.cluster.life import STOP_TIMEOUT_S, Life
-from tfspark.cluster.preflight import check_encryption, check_settings, check_slots
+from tfspark.cluster.lives import Lives
+from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
 from tfspark.cluster.program import pickled, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.restarts import RestartBudget
-from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes
+from tfspark.cluster.roles import local_batch_size, plan_nodes
 from tfspark.cluster.sidecar import SideCar
 from tfspark.cluster.streaming import MicroBatches
 from tfspark.cluster.wire import CALL_TIMEOUT_S, Json
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
     from tfspark.feed.files import TFRecordFiles
 
 logger = logging.getLogger("tfspark")
-
-T = TypeVar("T")
 
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
@@ -122,7 +121,8 @@ class TFCluster:
     def __init__(
         self,
         spark: SparkSession,
-        nodes: tuple[NodeSpec, ...],
+        size: Size,
+        num_nodes: int,
         code: bytes,
         settings: Json,
         input_mode: Mode | None,
@@ -132,28 +132,38 @@ class TFCluster:
         recovery: Recovery | None = None,
     ):
         self._spark = spark
-        self._nodes = nodes
+        self._size = size
         self._settings = settings
         self._input_mode = input_mode
         self._observer = observer
         self._log_dir = None if log_dir is None else Path(log_dir).absolute()
-        self._stopped = False
         self._evaluations = itertools.count(1)
         self._opened: dict[str, StreamSpec] = {}
         self._tensorboard_url: str | None = None
         self._purpose = ""
         self._feeding = Feeding()
         self._num_passes = 0
+        self._files: TFRecordFiles | None = None
         self._rows_in_files = 0
         self._side_car: SideCar | None = None
         self._stream: MicroBatches | None = None
         self._num_side_car = 0
-        self._code = code
-        self._reservation_timeout_s, self._heartbeat_timeout_s = timeouts
         self._recovery = recovery
-        self._is_up = False
         self._went_back = False
-        self._life = self._new_life()
+        self._lives = Lives(
+            spark,
+            size,
+            num_nodes,
+            code,
+            settings,
+            self._observe,
+            self._log_dir,
+            timeouts,
+            recovery,
+            self._take_over,
+            feed_slots=lambda: int(self._input_mode is not InputMode.TENSORFLOW),
+            replaces_workers=lambda: self._feeding.cache == "none",
+        )
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -186,8 +196,12 @@ class TFCluster:
         checkpoint_dir: str | None = None,
         checkpoint_every_epochs: int = 0,
         checkpoint_every_steps: int = 0,
+        checkpoint_every_seconds: float = 0.0,
         max_restarts: int | None = None,
         restart_window: float = RESTART_WINDOW_S,
+        min_executors: int | None = None,
+        resize_keeps: Kept = "global_batch",
+        replacement_timeout: float = REPLACEMENT_TIMEOUT_S,
         resume: str | None = None,
         tls: bool = False,
         allow_plaintext: bool = False,
@@ -211,7 +225,7 @@ class TFCluster:
             input_mode: who reads the data; None: the first call tells: TFRecordFiles given to `train` are read
                 by the workers, anything else by Spark.
             log_dir: the run directory on the driver's machine: logs, checkpoints and exports go there.
-            driver_ps_nodes: no effect: parameter servers are nodes on executors, like the workers.
+            driver_ps_nodes: run the parameter servers on the driver's machine; they then need no slots.
             master_node: ``"chief"`` or ``"master"``: worker 0's ``ctx.job_name``; None: ``"worker"``.
             reservation_timeout: seconds until every node must have registered.
             queues: names that ``qname`` of `train` and `inference` may have.
@@ -230,10 +244,20 @@ class TFCluster:
             checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
             checkpoint_every_steps: with `build_model`: save the training's state after every so many steps, too, and
                 not only after each epoch.
+            checkpoint_every_seconds: the same by the clock, give or take two seconds. With either, the state is also
+                saved when Spark says that it will take an executor away.
             max_restarts: with `build_model`: how often within `restart_window` the cluster is started again, from its
                 newest checkpoint, when a process or an executor is lost; default 3. Checkpoints of the state are in
-                ``log_dir/checkpoints``, or without `log_dir` in a temporary directory.
+                ``log_dir/checkpoints``, or without `log_dir` in a temporary directory. With a `main_fun` that reads
+                files (`InputMode.TENSORFLOW`) how often that is run again, by all nodes; default 0. It goes on from
+                checkpoints of its own.
             restart_window: seconds.
+            min_executors: with `build_model`: with how many nodes training goes on when Spark cannot replace one that
+                was lost, or has no room for all at the start; default `num_executors`. With fewer than those it
+                starts again with more after the next epoch for which Spark has room.
+            resize_keeps: what stays when the number of workers changes: the ``global_batch``, or each worker's part
+                of it, ``worker_batch``.
+            replacement_timeout: seconds that Spark has to replace what was lost, before `min_executors` will do.
             resume: ``log_dir`` of a run that was interrupted; `train` goes on where its newest checkpoint was.
             tls: encrypt rows, calls, checkpoints and models on their way, with a certificate made for this cluster;
                 TensorFlow cannot encrypt what its servers say to each other.
@@ -248,7 +272,7 @@ class TFCluster:
         """
         del release_port
         session = session_of(sc)
-        nodes = plan_nodes(num_executors, num_ps, eval_node)
+        plan_nodes(num_executors, num_ps, eval_node)
         is_main_fun = wants_context(map_fun)
         if num_ps and is_main_fun:
             raise ConfigError(
@@ -261,14 +285,35 @@ class TFCluster:
             raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
         if max_restarts is None:
             max_restarts = 0 if is_main_fun else MAX_RESTARTS
-        check_recovery(is_main_fun, max_restarts, checkpoint_every_steps, resume)
-        keeps_state = bool(max_restarts or checkpoint_every_steps or resume)
+        mode = None if input_mode is None else InputMode(input_mode)
+        check_recovery(
+            is_main_fun,
+            mode is InputMode.TENSORFLOW,
+            max_restarts,
+            checkpoint_every_steps,
+            checkpoint_every_seconds,
+            resume,
+        )
+        size = sized(
+            num_executors,
+            min_executors,
+            num_ps,
+            eval_node,
+            resize_keeps,
+            replacement_timeout,
+            max_restarts,
+            driver_ps_nodes,
+        )
+        may_begin_anew = bool(max_restarts or checkpoint_every_steps or checkpoint_every_seconds or resume)
+        keeps_state = may_begin_anew and not is_main_fun
         settings = {
             **migrated_settings(session, tensorboard, log_dir, master_node, queues),
             "wants_context": is_main_fun,
             "keeps_state": keeps_state,
+            "driver_ps_nodes": driver_ps_nodes,
             "tls": tls,
             "checkpoint_every_steps": checkpoint_every_steps,
+            "checkpoint_every_seconds": checkpoint_every_seconds,
             "seed": seed,
             "feed_timeout_s": feed_timeout,
             "optimizer": None if optimizer is None else dict(optimizer),
@@ -280,20 +325,20 @@ class TFCluster:
             "checkpoint_every_epochs": checkpoint_every_epochs,
         }
         code = pickled(map_fun, tf_args, hooks or Hooks())
-        mode = None if input_mode is None else InputMode(input_mode)
         check_settings(session)
         check_encryption(session, allow_plaintext)
         feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
-        check_slots(session, num_executors, int(feeds), reservation_timeout)
+        wait_s = min(reservation_timeout, SLOTS_WAIT_S)
+        num_nodes = room_for(session, size, int(feeds), wait_s)
         recovery = None
-        if keeps_state:
+        if may_begin_anew:
             recovery = Recovery(
                 RestartBudget(max_restarts, restart_window),
                 None if log_dir is None else Path(log_dir).absolute(),
                 None if resume is None else Path(resume).absolute(),
             )
         timeouts = (reservation_timeout, heartbeat_timeout)
-        cluster = cls(session, nodes, code, settings, mode, observer, log_dir, timeouts, recovery)
+        cluster = cls(session, size, num_nodes, code, settings, mode, observer, log_dir, timeouts, recovery)
         return cluster._launched()
 
     @classmethod
@@ -301,30 +346,32 @@ class TFCluster:
         cls, spark: SparkSession, map_fun: Callable[..., Any], tf_args: Any, num_nodes: int, all_at_once: bool
     ) -> TFCluster:
         """Start nodes that know nothing of each other; see `TFParallel.run`."""
-        nodes = plan_nodes(num_nodes)
+        size = Size(num_nodes, num_nodes)
         settings = {
             **migrated_settings(spark, False, None, None, ()),
             "independent": True,
             "all_at_once": all_at_once,
             "wants_context": True,
             "keeps_state": False,
+            "driver_ps_nodes": False,
             "tls": False,
             "checkpoint_every_steps": 0,
+            "checkpoint_every_seconds": 0.0,
             "seed": 0,
             "feed_timeout_s": CALL_TIMEOUT_S,
             "checkpoint_dir": None,
         }
         check_settings(spark)
-        check_slots(spark, num_nodes if all_at_once else 1, 0, INDEPENDENT_TIMEOUT_S)
+        check_slots(spark, num_nodes if all_at_once else 1, 0, SLOTS_WAIT_S)
         code = pickled(map_fun, tf_args, Hooks())
         mode = InputMode.TENSORFLOW
         timeouts = (INDEPENDENT_TIMEOUT_S, HEARTBEAT_TIMEOUT_S)
-        cluster = cls(spark, nodes, code, settings, mode, None, None, timeouts)
+        cluster = cls(spark, size, num_nodes, code, settings, mode, None, None, timeouts)
         return cluster._launched()
 
     def _launched(self) -> TFCluster:
         try:
-            self._surviving(lambda: None)
+            self._lives.surviving(lambda: None)
         except BaseException:
             self.stop()
             raise
@@ -332,82 +379,22 @@ class TFCluster:
 
     # --- new lives ---------------------------------------------------------------------------------
 
-    def _new_life(self) -> Life:
-        return Life(
-            self._spark,
-            self._nodes,
-            self._code,
-            self._settings,
-            self._observe,
-            self._log_dir,
-            self._heartbeat_timeout_s,
-            None if self._recovery is None else self._recovery.store,
-            self._ended,
-        )
-
-    def _surviving(self, work: Callable[[], T]) -> T:
-        """Do some work with the cluster; when a node is lost, do it again in a new life from the newest checkpoint.
-
-        Raises:
-            TfsparkError: a node failed for good, or too often.
-        """
-        while True:
-            try:
-                self._bring_up()
-                return work()
-            except Exception as error:
-                self._pause_after(error)
-
-    def _pause_after(self, error: Exception) -> None:
-        """Wait a little before the new life; raise the error if there shall be none."""
-        if self._recovery is None or self._stopped:
-            raise error
-        cause = self._life.failure_behind(error)
-        if cause is None or not self._registry.is_transient:
-            raise error
-        budget = self._recovery.budget
-        pause_s = budget.spend()
-        if pause_s is None:
-            cause.add_note(
-                f"max_restarts={budget.most} within {budget.window_s:g} s are used up; raise max_restarts, or resume "
-                "from the run directory"
-            )
-            raise cause
-        self._observe("restarting", {"cause": str(cause).splitlines()[0], "pause_s": pause_s})
-        self._is_up = False
-        self._life.stop()
-        time.sleep(pause_s)
-
-    def _bring_up(self) -> None:
-        """Launch the cluster if it is not up; after a failure a new life goes back to the newest checkpoint."""
-        if self._is_up:
-            return
-        earlier = self._life
-        if earlier.is_over:
-            self._life = self._new_life()
-        self._life.launch(self._reservation_timeout_s)
-        if self._chief is not None:
-            job = self._control.post_job("build")
-            timeout_s = self._reservation_timeout_s
-            self._control.wait(lambda: self._trained(job), timeout_s, "the chief to build the model")
-        if earlier.is_over:
-            self._take_over(earlier)
-        self._is_up = True
-
     def _take_over(self, earlier: Life) -> None:
         recovery = self._recovery
         assert recovery is not None
         if self._side_car is not None:
             self._side_car.abandon()
         self._side_car, self._num_side_car = None, 0
-        self._feeder.take_over(earlier.feeder, [*self._opened, "validation"])
+        self._feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
+        if self._files is not None:
+            self._deal_files(self._files, self._opened["train"])
         recovery.point = recovery.store.newest()
         self._go_back()
 
     def _go_back(self) -> None:
         """Let the trainers go back to the checkpoint, as soon as they know the first row that is fed."""
         self._went_back = True
-        point = None if self._recovery is None else self._recovery.point
+        point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
         if point is not None:
             self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
             self._control.post_job(
@@ -416,7 +403,7 @@ class TFCluster:
                 passes=point.passes,
                 steps=point.steps,
                 rows=point.rows,
-                replays=self._feeding.ordered,
+                replays=self._replays,
             )
 
     def shutdown(
@@ -452,7 +439,7 @@ class TFCluster:
             if ssc is not None:
                 self._await_streaming(ssc)
             timeout_s = timeout if timeout >= 0 else float("inf")
-            return self._surviving(lambda: self._closed(grace_secs, timeout_s, export))
+            return self._lives.surviving(lambda: self._closed(grace_secs, timeout_s, export))
         finally:
             self.stop()
 
@@ -481,7 +468,7 @@ class TFCluster:
 
     def _await_evaluator(self, grace_s: float) -> None:
         """Let an evaluator's `main_fun` return; one that evaluates for ever is told to stop, which is no failure."""
-        if not (self._evaluators and self._settings["wants_context"]):
+        if not (self._lives.evaluators and self._settings["wants_context"]):
             return
         try:
             self._control.wait(
@@ -494,12 +481,7 @@ class TFCluster:
 
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._life.stop()
-        if self._recovery is not None:
-            self._recovery.close()
+        self._lives.stop()
 
     def __enter__(self) -> TFCluster:
         return self
@@ -507,7 +489,7 @@ class TFCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self._stopped:
+        if kind is None and not self._lives.stopped:
             self.shutdown()
         else:
             self.stop()
@@ -609,7 +591,7 @@ class TFCluster:
         first = self._num_passes
         self._num_passes += num_epochs
         call = range(first, self._num_passes)
-        return self._surviving(lambda: self._train_passes(stream, rows, call, checked))
+        return self._lives.surviving(lambda: self._train_passes(stream, rows, call, checked))
 
     def _train_passes(
         self, stream: str, rows: DataFrame | RDD[Any], call: range, checked: DataFrame | None
@@ -632,11 +614,27 @@ class TFCluster:
                 break
             if first_of_several and self._feeding.cache == "node":
                 self._observe("cache", {"kept": self._feeder.is_kept(stream)})
-            if checked is not None and self._side_car is None and not self._trained(job):
+            if checked is not None and self._side_car is None and not self._lives.have_trained(job):
                 self._feed("validation", checked, job)
-            if self._trained(job):
+            if self._lives.have_trained(job):
                 break
+            if index + 1 < left.stop:
+                self._grow(job, index + 1)
         return self._training_result(job)
+
+    def _grow(self, job: int, passes: int) -> None:
+        """After so many passes, start again with more workers if Spark has room for them by now."""
+        if not self._lives.can_grow():
+            return
+        recovery = self._recovery
+        assert recovery is not None
+        self._control.wait(
+            lambda: recovery.store.has(passes) or self._lives.have_trained(job),
+            self._feed_timeout_s,
+            f"the checkpoint of epoch {passes}",
+        )
+        if not self._lives.have_trained(job):
+            self._lives.grow()
 
     def _left_of(self, call: range) -> tuple[range | None, Used]:
         """Return the passes of a training that are not in the checkpoint this life began with, and what is of the next.
@@ -649,7 +647,8 @@ class TFCluster:
         if point.call > call.start:
             return None, {}
         begin = call.stop if point.finished else point.passes
-        return range(min(begin, call.stop), call.stop), dict(point.used) if point.steps else {}
+        used = dict(point.used) if point.steps and not self._replays else {}
+        return range(min(begin, call.stop), call.stop), used
 
     def _train_on_stream(
         self,
@@ -686,7 +685,10 @@ class TFCluster:
 
         Returns:
             Metric name -> value; with `num_classes` also ``confusion_matrix``: rows are the true classes,
-            columns the predicted ones, ``num_classes`` x ``num_classes`` counts.
+            columns the predicted ones, ``num_classes`` x ``num_classes`` counts; and ``roc``: for each of up to 20
+            classes (of two: for class 1) a list of (false, true) positive rates. Where the label is an array of a yes
+            or no for each class, `num_classes` matrices of 2 x 2: whether a row is of the class, whether it is
+            predicted.
         """
         spec = self._opened.get("train")
         if self._settings["wants_context"] or spec is None:
@@ -700,17 +702,17 @@ class TFCluster:
                 "leave it out"
             )
         if self._input_mode is InputMode.TENSORFLOW:
-            check_slots(self._spark, self._num_slots, 1, timeout_s=0)
+            check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
         rows = select_columns(as_dataframe(self._spark, df), spec.columns)
-        return self._surviving(lambda: self._evaluated(spec, rows, num_classes))
+        return self._lives.surviving(lambda: self._evaluated(spec, rows, num_classes))
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
         name = f"evaluate-{next(self._evaluations)}"
-        self._feeder.open(for_evaluation(spec, name), self._workers, self._feeding.buffer_bytes)
+        self._feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
         job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
         self._feed(name, rows, job)
         self._control.wait(
-            lambda: self._trained(job), self._feed_timeout_s, f"the workers to evaluate {name!r}"
+            lambda: self._lives.have_trained(job), self._feed_timeout_s, f"the workers to evaluate {name!r}"
         )
         self._control.update(lambda: self._control.directory.close_stream(name))
         return dict(next(iter(self._control.job_results(job).values())))
@@ -746,7 +748,7 @@ class TFCluster:
         self._use_for("inference", data, qname)
         task = InferenceTask(
             self._control.location,
-            self._life.secret,
+            self._lives.now.secret,
             stream_of(qname),
             ROWS_PER_WORKER,
             self._feeding.buffer_bytes,
@@ -779,7 +781,7 @@ class TFCluster:
         if mode is None:
             mode = InputMode.TENSORFLOW if reads_files else InputMode.SPARK
             if mode is InputMode.SPARK and self._settings["wants_context"]:
-                check_slots(self._spark, self._num_slots, 1, timeout_s=0)
+                check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
         if purpose == "inference" and mode is InputMode.TENSORFLOW:
             raise ConfigError(
                 "expected InputMode.SPARK for inference(), this cluster has InputMode.TENSORFLOW, whose workers read "
@@ -822,7 +824,7 @@ class TFCluster:
         open_ended: bool = False,
     ) -> None:
         """Open the streams at the first call; later calls must not differ."""
-        if feeding.ordered and self._chief is not None:
+        if feeding.ordered and self._lives.chief is not None:
             raise ConfigError(
                 "expected Feeding(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
                 "order; leave it out, or leave num_ps out"
@@ -839,14 +841,14 @@ class TFCluster:
                 "cluster down and run a new one"
             )
         self._feeding = feeding
-        self._feeder.open(spec, self._workers, feeding.buffer_bytes, fed.layout)
+        self._feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
         self._check_resumed(spec)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
-            self._feeder.open(in_step, self._workers, feeding.buffer_bytes)
+            self._feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
         elif validation:
-            readers = self._evaluators or self._workers
+            readers = self._lives.evaluators or self._lives.workers
             self._feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
 
     def _check_resumed(self, spec: StreamSpec) -> None:
@@ -854,8 +856,8 @@ class TFCluster:
         if self._recovery is None:
             return
         run = {
-            "workers": len(self._workers),
-            "parameter servers": sum(node.role == "ps" for node in self._nodes),
+            "workers": self._size.num_workers,
+            "parameter servers": sum(node.role == "ps" for node in self._lives.nodes),
             "seed": spec.seed,
             "rows per worker and step": spec.batch_size,
             "ordered": spec.ordered,
@@ -863,24 +865,27 @@ class TFCluster:
         }
         self._recovery.store.run = json.loads(json.dumps(run))
         if self._recovery.point is not None and not self._went_back:
-            check_same_run(self._recovery.point, self._recovery.store.run)
+            may_differ = RESIZED if self._size.is_elastic else ()
+            check_same_run(self._recovery.point, self._recovery.store.run, may_differ)
             self._go_back()
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
-        size = batch_size or ROWS_PER_WORKER * len(self._workers)
+        """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
+        num_workers = self._size.num_workers
+        size = batch_size or ROWS_PER_WORKER * num_workers
         return StreamSpec(
             name="train",
             columns=columns,
-            batch_size=local_batch_size(size, len(self._workers)),
-            num_readers=len(self._workers),
-            synchronous=self._chief is None,
+            batch_size=local_batch_size(size, num_workers),
+            num_readers=num_workers,
+            synchronous=self._lives.chief is None,
             ordered=feeding.ordered,
             shuffle_rows=feeding.shuffle_rows,
             seed=int(self._settings["seed"]),
             chunk_bytes=feeding.chunk_bytes,
             timeout_s=self._feed_timeout_s,
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
-            has_ledger=bool(self._settings["checkpoint_every_steps"]) and not feeding.ordered,
+            has_ledger=self._saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
         )
 
     def _feed(
@@ -899,7 +904,7 @@ class TFCluster:
     def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
         if self._settings["wants_context"]:
             return 0
-        if validation is not None and self._evaluators:
+        if validation is not None and self._lives.evaluators:
             self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
         return self._control.post_job(
             "train",
@@ -916,7 +921,7 @@ class TFCluster:
         self._num_side_car += 1
         self._feed("validation", validation, job)
         self._control.wait(
-            lambda: self._ended(job, self._evaluators),
+            lambda: self._lives.have_ended(job, self._lives.evaluators),
             self._feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
@@ -939,18 +944,14 @@ class TFCluster:
                 "InputMode.SPARK for validation"
             )
         spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
-        plan = data.plan(len(self._workers), spec.batch_size)
         self._opened["train"] = spec
-        self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
-        description = {**plan, "kind": "files", "seed": self._settings["seed"]}
         call = range(self._num_passes, self._num_passes + num_epochs)
         self._num_passes = call.stop
-        return self._surviving(lambda: self._train_on_plan(description, spec, call))
+        return self._lives.surviving(lambda: self._train_on_shares(data, spec, call))
 
-    def _train_on_plan(self, description: Json, spec: StreamSpec, call: range) -> dict[str, list[float]]:
-        """Let the workers read files as planned, as often as is left of a training."""
-        directory = self._control.directory
-        self._control.update(lambda: directory.open_stream("train", description, len(self._workers)))
+    def _train_on_shares(self, data: TFRecordFiles, spec: StreamSpec, call: range) -> dict[str, list[float]]:
+        """Let each worker read its share of the files, as often as is left of a training."""
+        self._deal_files(data, spec)
         if self._settings["wants_context"]:
             return {}
         self._check_resumed(spec)
@@ -959,62 +960,60 @@ class TFCluster:
             return {}
         return self._training_result(self._post_training(call, left, None))
 
+    def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
+        """Tell each worker what its share of the files is."""
+        num_workers = len(self._lives.workers)
+        plan = data.plan(num_workers, self._size.fitted(spec, num_workers).batch_size)
+        self._files = data
+        self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
+        description = {**plan, "kind": "files", "seed": self._settings["seed"]}
+        directory = self._control.directory
+        self._control.update(lambda: directory.open_stream("train", description, num_workers))
+
     def _training_result(self, job: int) -> dict[str, list[float]]:
         if self._settings["wants_context"]:
             return {}
-        self._control.wait(lambda: self._trained(job), float("inf"), "the workers to train")
+        self._control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
         if self._side_car is not None and not self._side_car.finish(self._feed_timeout_s):
             raise DeadlineError(
                 f"waited {self._feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
             )
         self._side_car = None
-        return dict(self._control.job_results(job)[(self._chief or self._workers[0]).index]["history"])
-
-    def _trained(self, job: int) -> bool:
-        """Whether every worker has ended the job, perhaps early."""
-        return self._ended(job, self._workers)
-
-    def _ended(self, job: int, nodes: Sequence[NodeSpec]) -> bool:
-        """Whether these nodes have ended the job; a `main_fun` ends it by returning, and a chief for its workers."""
-        if self._settings["wants_context"]:
-            return self._registry.all_succeeded("worker")
-        results = self._control.job_results(job)
-        return all((self._chief_of(node) or node).index in results for node in nodes)
-
-    def _chief_of(self, node: NodeSpec) -> NodeSpec | None:
-        return self._chief if node.role == "worker" else None
+        return dict(
+            self._control.job_results(job)[(self._lives.chief or self._lives.workers[0]).index]["history"]
+        )
 
     # --- state -------------------------------------------------------------------------------------
 
     @property
     def _control(self) -> ControlPlane:
-        return self._life.control
+        return self._lives.control
 
     @property
     def _feeder(self) -> Feeder:
-        return self._life.feeder
+        return self._lives.feeder
 
     @property
     def _registry(self) -> Registry:
-        return self._life.registry
+        return self._lives.registry
 
     @property
-    def _workers(self) -> list[NodeSpec]:
-        return [node for node in self._nodes if node.role == "worker"]
+    def _num_parts(self) -> int:
+        """How many nodes have a part of a checkpoint."""
+        return len(self._lives.workers) if self._lives.chief is None else 1
 
     @property
-    def _chief(self) -> NodeSpec | None:
-        """Who coordinates the parameter servers, if there are any."""
-        return next((node for node in self._nodes if node.role == "chief"), None)
+    def _saves_within_epochs(self) -> bool:
+        every = ("checkpoint_every_steps", "checkpoint_every_seconds")
+        return any(self._settings[name] for name in every)
 
     @property
-    def _num_slots(self) -> int:
-        """Task slots the nodes hold: one each, but the chief shares that of worker 0."""
-        return sum(node.role != "chief" for node in self._nodes)
+    def _replays(self) -> bool:
+        """Whether an epoch that was interrupted is dealt again, and what was done of it left out.
 
-    @property
-    def _evaluators(self) -> list[NodeSpec]:
-        return [node for node in self._nodes if node.role == "evaluator"]
+        That takes as many workers as before. Where there may be fewer the ledger tells which rows are left.
+        """
+        return self._feeding.ordered and not self._size.is_elastic
 
     @property
     def _feed_timeout_s(self) -> float:

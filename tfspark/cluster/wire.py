@@ -35,6 +35,9 @@ LONG_POLL_S = 1.0
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest body of an action; rows, checkpoints and files travel in pieces of a few MB."""
 
+_LAST = b"last"
+"""What ends an upload: to a gRPC server the stream of a client that was killed just ends."""
+
 _HEADER = "authorization"
 _TLS_NAME = "tfspark"
 _CLOCKS_APART = timedelta(days=1)
@@ -194,6 +197,7 @@ class ActionClient:
         with writer:
             for batch in batches:
                 writer.write_batch(batch)
+            writer.write_metadata(_LAST)
 
     def close(self) -> None:
         """Close the connection."""
@@ -209,6 +213,24 @@ class ActionClient:
 
     def _options(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
+
+
+def uploaded(reader: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of an upload.
+
+    Args:
+        reader: what `ActionServer.do_put` is given.
+
+    Raises:
+        ConnectionError: the client did not say that it was all.
+    """
+    last = None
+    for chunk in reader:
+        if chunk.data is not None:
+            yield chunk.data
+        last = chunk.app_metadata
+    if last is None or last.to_pybytes() != _LAST:
+        raise ConnectionError("expected an upload to end as a whole one does, its sender is gone")
 
 
 def _check_size(action: str, num_bytes: int) -> None:

@@ -128,6 +128,24 @@ def some_worker(cluster: Cluster) -> Iterator[Broken]:
         )
 
 
+def room_to_shrink(cluster: Cluster) -> Iterator[Broken]:
+    """What is left of a cluster can train, and it can start again."""
+    least, fewest = cluster.min_executors, cluster.ps + int(cluster.evaluator) + 1
+    if least is None or cluster.num_workers < 1:
+        return
+    if not fewest <= least <= cluster.executors:
+        yield (
+            ("cluster", "min_executors"),
+            f"expected between {fewest} (1 worker, {cluster.ps} parameter servers, {int(cluster.evaluator)} evaluator) "
+            f"and cluster.executors, {cluster.executors}; got {least}",
+        )
+    if least < cluster.executors and not cluster.max_restarts:
+        yield (
+            ("cluster", "max_restarts"),
+            f"expected at least 1 with min_executors {least}: a cluster changes its size by starting again; got 0",
+        )
+
+
 def batch_divides(data: Data, cluster: Cluster) -> Iterator[Broken]:
     """Every worker takes the same share of the global batch."""
     if cluster.num_workers < 1:
@@ -274,6 +292,7 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     column_options,
     scaled_numbers,
     some_worker,
+    room_to_shrink,
     batch_divides,
     tensorflow_reads_tfrecord,
     tensorflow_divides_nothing,

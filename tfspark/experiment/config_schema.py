@@ -298,6 +298,16 @@ class Cluster(Section):
     executor is lost; 0: the first loss ends the run."""
     restart_window_s: Annotated[Seconds, _SECONDS] = 3600.0
     """Length of the sliding window of time in which restarts are counted."""
+    min_executors: Annotated[AtLeast1 | None, _COUNT] = None
+    """With how many nodes training goes on when Spark cannot replace one that was lost, or has no room for all at the
+    start; it has more again after the next epoch for which there is room. Left out: `executors`."""
+    resize_keeps: Annotated[
+        Literal["global_batch", "worker_batch"], Words("global_batch or worker_batch")
+    ] = "global_batch"
+    """What stays when the number of workers changes: `global_batch`, that is `data.batch_size`, or `worker_batch`, each
+    worker's share of it, which makes steps smaller."""
+    replacement_timeout_s: Annotated[Seconds, _SECONDS] = 60.0
+    """How long Spark has to replace what was lost before `min_executors` will do."""
     tls: Annotated[bool, _TRUTH] = False
     """Whether rows, calls, checkpoints and models travel encrypted (TLS), with a certificate made for this cluster.
     TensorFlow cannot encrypt what its servers say to each other."""
@@ -306,6 +316,11 @@ class Cluster(Section):
     traffic."""
     spark: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
     """More of Spark's configuration, for example `spark.executor.memory: 4g`."""
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min_executors not in (None, self.executors)
 
     @property
     def num_workers(self) -> int:
@@ -426,6 +441,8 @@ class Checkpoint(Section):
     every_steps: Annotated[AtLeast0, _COUNT_OR_0] = 0
     """Steps from one checkpoint of the training's state to the next; 0: after each epoch only. With parameter servers
     and with `input_mode: tensorflow` it is always whole epochs."""
+    every_seconds: Annotated[Annotated[float, Field(ge=0)], Words("a number of seconds, 0 or more")] = 0.0
+    """The same by the clock, give or take two seconds; both may be set."""
     keep: Annotated[AtLeast1, _COUNT] = 3
     """Number of newest saved models that are kept. Of the state the newest two are, whatever this says."""
 

@@ -89,6 +89,10 @@ class RunConsole:
         """Tell that a node was lost."""
         self.line(f"restart {number}: {cause}; all nodes are started again in {pause_s:g} s")
 
+    def replacing(self, node: str, cause: str) -> None:
+        """Tell that a worker of parameter servers was lost."""
+        self.line(f"{node} is replaced, the others go on: {cause}")
+
     def resumed(self, epoch: int, step: int) -> None:
         """Tell where training goes on."""
         if epoch > self._num_epochs:

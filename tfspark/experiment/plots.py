@@ -6,12 +6,13 @@ Called by `tfspark.experiment.report`, which brings the numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -79,23 +80,44 @@ def draw_confusion_matrix(path: Path, matrix: npt.NDArray[np.int64], class_names
     return _save(figure, path)
 
 
-def draw_roc(path: Path, points: npt.NDArray[np.float64]) -> Path:
-    """Draw a receiver operating characteristic and save it as PNG.
+def draw_roc(path: Path, curves: Mapping[str, Sequence[Sequence[float]]]) -> Path:
+    """Draw receiver operating characteristics and save them as PNG.
 
-    Shapes:
-        points: (thresholds, 2): false and true positive rate, ascending.
+    Args:
+        path: where it goes.
+        curves: class -> its (false, true) positive rates, ascending; of one curve the name is not shown.
     """
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(4.6, 4.6))
+    axes = figure.add_axes((0, 0, 1, 1))
     axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--", linewidth=1)
-    axes.plot(*points.T, color=COLORS["train"], linewidth=1.8)
+    areas = {name: area_below(points) for name, points in curves.items()}
+    for index, (name, points) in enumerate(curves.items()):
+        color = (
+            COLORS["train"]
+            if len(curves) == 1
+            else colormaps["tab10" if len(curves) <= 10 else "tab20"](index)
+        )
+        label = f"{_short(name)}  {areas[name]:.4f}"
+        axes.plot(*np.transpose(points), color=color, linewidth=1.8, label=label)
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
-    area = float(np.sum(np.diff(points[:, 0]) * (points[1:, 1] + points[:-1, 1]) / 2))
-    axes.set_title(f"AUC {area:.4f}", loc="left", fontweight="bold")
+    mean = f"AUC {np.mean(list(areas.values())):.4f}"
+    axes.set_title(
+        mean if len(curves) == 1 else f"{mean}, mean of the classes", loc="left", fontweight="bold"
+    )
+    if len(curves) > 1:
+        axes.legend(
+            frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="class, against all others"
+        )
     axes.set_aspect("equal")
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
+
+
+def area_below(points: Sequence[Sequence[float]]) -> float:
+    """Return the area below a curve of (x, y) points, by trapezoids."""
+    x, y = np.transpose(points)
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
@@ -138,7 +160,7 @@ def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
     n = len(class_names)
     size = min(10.0, max(0.8 * cell, 7.0))
     step = math.ceil(1.2 * size / cell)
-    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in class_names]
+    short = [_short(name) for name in class_names]
     is_wide = CHARACTER * size * max(map(len, short)) > 0.9 * cell * step
     axes.set_xticks(range(0, n, step), short[::step], fontsize=size, rotation=90 if is_wide else 0)
     axes.set_yticks(range(0, n, step), short[::step], fontsize=size)
@@ -149,6 +171,10 @@ def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
         axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=0.6)
         axes.tick_params(which="minor", length=0)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _accuracy(matrix: npt.NDArray[np.int64]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from tfspark.errors import DataError
-from tfspark.experiment.plots import Curve, draw_confusion_matrix, draw_curves
+from tfspark.experiment.plots import Curve, area_below, draw_confusion_matrix, draw_curves
 
 Matrix = npt.NDArray[np.int64]
 
@@ -103,12 +103,15 @@ def class_scores(matrix: Matrix, class_names: Sequence[str]) -> dict[str, dict[s
     """Return each class's precision, recall and F1; one that is never predicted or never true has 0.
 
     Shapes:
-        matrix: (classes, classes); axis 0 true, axis 1 predicted.
+        matrix: (classes, classes); axis 0 true, axis 1 predicted. Of labels of several classes (classes, 2, 2).
     """
-    right = np.diag(matrix).astype(float)
-    precision = right / np.maximum(matrix.sum(axis=0), 1)
-    recall = right / np.maximum(matrix.sum(axis=1), 1)
-    f1 = 2 * right / np.maximum(matrix.sum(axis=0) + matrix.sum(axis=1), 1)
+    if matrix.ndim == 2:
+        right, predicted, true = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
+    else:
+        right, predicted, true = matrix[:, 1, 1], matrix[:, :, 1].sum(axis=1), matrix[:, 1].sum(axis=1)
+    precision = right / np.maximum(predicted, 1)
+    recall = right / np.maximum(true, 1)
+    f1 = 2 * right / np.maximum(predicted + true, 1)
     return {
         name: {"precision": float(p), "recall": float(r), "f1": float(f)}
         for name, p, r, f in zip(class_names, precision, recall, f1, strict=True)
@@ -121,6 +124,11 @@ def macro_scores(classes: Mapping[str, Mapping[str, float]]) -> dict[str, float]
         f"{name}_macro": sum(scores[name] for scores in classes.values()) / len(classes)
         for name in ("precision", "recall", "f1")
     }
+
+
+def mean_area(curves: Iterable[Sequence[Sequence[float]]]) -> float:
+    """Return the mean of the areas below curves."""
+    return float(np.mean([area_below(curve) for curve in curves]))
 
 
 def final_table(

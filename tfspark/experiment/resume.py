@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfspark.cluster.checkpoints import Checkpoint, check_same_run, newest_in
+from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run, newest_in
 from tfspark.cluster.recovery import state_directory
 from tfspark.errors import ConfigError
 from tfspark.experiment.config import Experiment
@@ -75,6 +75,7 @@ def find_earlier(run_directory: Path, experiment: Experiment) -> Earlier:
             "seed": experiment.seed,
             "rows per worker and step": experiment.local_batch_size,
         },
+        RESIZED if experiment.cluster.is_elastic else (),
     )
     _check_epochs(checkpoint, run_directory, experiment.train.epochs)
     return Earlier(run_directory.absolute(), checkpoint)

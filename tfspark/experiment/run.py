@@ -29,6 +29,7 @@ from tfspark.experiment.report import (
     class_scores,
     final_table,
     macro_scores,
+    mean_area,
     write_confusion_matrix,
     write_curves,
 )
@@ -128,6 +129,18 @@ class _Watch:
         self.restarts += 1
         self.console.restarting(self.restarts, fields["cause"], fields["pause_s"])
         self.directory.add_metrics("restart", **fields)
+
+    def _on_sized(self, fields: Mapping[str, Any]) -> None:
+        self.console.line(f"size{'':<25} {fields['workers']} of {fields['wanted']} workers")
+        self.directory.add_metrics("sized", **fields)
+
+    def _on_replacing(self, fields: Mapping[str, Any]) -> None:
+        self.console.replacing(fields["node"], fields["cause"])
+        self.directory.add_metrics("replacing", **fields)
+
+    def _on_replaced(self, fields: Mapping[str, Any]) -> None:
+        self.console.line(f"{'replaced':<24} {fields['seconds']:6.1f} s  {fields['node']}")
+        self.directory.add_metrics("replaced", **fields)
 
     def _on_resumed(self, fields: Mapping[str, Any]) -> None:
         self.console.resumed(fields["epoch"], fields["step"])
@@ -249,8 +262,8 @@ def _run(
 class _Results:
     history: dict[str, list[float]]
     test: dict[str, float] | None
-    confusion: list[list[int]] | None
-    roc: list[list[float]] | None
+    confusion: list[Any] | None
+    curves: dict[str, list[list[float]]]
     class_names: tuple[str, ...]
     nodes: dict[str, Any]
 
@@ -280,12 +293,13 @@ def _train(
     )
     with cluster, shown.live():
         history = _fit(cluster, experiment, rows)
-        test, confusion, roc = _test(cluster, rows, watch, shown)
+        names = class_names(rows, params)
+        test, confusion, curves = _test(cluster, rows, names, watch, shown)
         began = time.monotonic()
         nodes = cluster.shutdown(export=experiment.export.formats)
         watch.seconds["export and stop"] = time.monotonic() - began
         shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
-    return _Results(history, test, confusion, roc, rows.class_names, nodes)
+    return _Results(history, test, confusion, curves, names, nodes)
 
 
 def _settings(
@@ -311,8 +325,12 @@ def _settings(
         "callbacks": train.callbacks.model_dump(exclude_none=True),
         "checkpoint_every_epochs": experiment.checkpoint.every_epochs,
         "checkpoint_every_steps": experiment.checkpoint.every_steps,
+        "checkpoint_every_seconds": experiment.checkpoint.every_seconds,
         "max_restarts": cluster.max_restarts,
         "restart_window": cluster.restart_window_s,
+        "min_executors": cluster.min_executors,
+        "resize_keeps": cluster.resize_keeps,
+        "replacement_timeout": cluster.replacement_timeout_s,
         "tls": cluster.tls,
         "allow_plaintext": cluster.allow_plaintext,
         "hooks": Hooks(module.features, module.callbacks, module.export, module.draw, module.draw_epoch),
@@ -359,19 +377,33 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
     )
 
 
+def class_names(rows: Rows, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes: those of the data, or numbers, where a label says yes or no to each class."""
+    label = rows.columns.class_label
+    if rows.class_names or label is None or rows.columns.examples is not None:
+        return rows.class_names
+    is_array = rows.train.schema[label.name].dataType.typeName() == "array"
+    return tuple(str(number) for number in range(params.get("num_classes", 0))) if is_array else ()
+
+
 def _test(
-    cluster: TFCluster, rows: Rows, watch: _Watch, shown: RunConsole
-) -> tuple[dict[str, float] | None, list[list[int]] | None, list[list[float]] | None]:
+    cluster: TFCluster, rows: Rows, names: tuple[str, ...], watch: _Watch, shown: RunConsole
+) -> tuple[dict[str, float] | None, list[Any] | None, dict[str, list[list[float]]]]:
     if rows.test is None:
-        return None, None, None
+        return None, None, {}
     began = time.monotonic()
-    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=rows.columns.num_classes)
-    confusion, roc = metrics.pop("confusion_matrix", None), metrics.pop("roc", None)
+    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=len(names) or None)
+    confusion, curves = metrics.pop("confusion_matrix", None), metrics.pop("roc", None) or []
     if confusion is not None:
-        metrics.update(macro_scores(class_scores(np.asarray(confusion), rows.class_names)))
+        metrics.update(macro_scores(class_scores(np.asarray(confusion), names)))
+    # One curve alone has no name: it is that of the model's own AUC, or of the second of two classes.
+    of_curves = names if len(curves) > 1 else ("",)
+    named = {name: curve for name, curve in zip(of_curves, curves, strict=False) if curve}
+    if named:
+        metrics.setdefault("auc_macro" if len(curves) > 1 else "auc", mean_area(named.values()))
     watch.seconds["test"] = time.monotonic() - began
     shown.line(f"{'test':<24} {watch.seconds['test']:6.1f} s")
-    return metrics, confusion, roc
+    return metrics, confusion, named
 
 
 def _report(
@@ -391,10 +423,11 @@ def _report(
     classes = None
     if results.confusion is not None:
         matrix = np.asarray(results.confusion, np.int64)
-        write_confusion_matrix(directory.path, matrix, results.class_names)
+        if matrix.ndim == 2:
+            write_confusion_matrix(directory.path, matrix, results.class_names)
         classes = class_scores(matrix, results.class_names)
-    if results.roc is not None:
-        draw_roc(directory.path / "roc.png", np.asarray(results.roc))
+    if results.curves:
+        draw_roc(directory.path / "roc.png", results.curves)
     outcome = Outcome(directory.path, train, validation, results.test, watch.seconds)
     directory.write_json(
         "results.json",

@@ -93,7 +93,7 @@ class Feed:
             self._context.secret,
             self.spec,
             self.next_index,
-            self._context.node.task_index,
+            self._context.reader,
             self._context.host,
             self.sample,
             self._cache,

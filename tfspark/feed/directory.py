@@ -58,6 +58,9 @@ class FeedPass:
         kept: readers that have kept all they received.
         used: rows that need not be served, as an earlier life of the cluster has trained on them: the partition's own
             number -> intervals.
+        delivered: partition -> reader -> rows it said it received.
+        lacks_rows: a reader was lost; what it had received must be served again.
+        over: the coordinator of the readers' steps has taken every step of the pass.
     """
 
     used: Mapping[int, list[list[int]]] = field(default_factory=dict)
@@ -67,7 +70,9 @@ class FeedPass:
     sources: dict[int, Source] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
-    delivered: dict[int, Ranges] = field(default_factory=dict)
+    delivered: dict[int, dict[int, Ranges]] = field(default_factory=dict)
+    lacks_rows: bool = False
+    over: bool = False
     final: bool = False
     abandoned: bool = False
     announced: dict[int, int] = field(default_factory=dict)
@@ -82,6 +87,7 @@ class Stream:
     description: Json
     num_readers: int
     ordered: bool
+    coordinated: bool = False
     passes: list[FeedPass] = field(default_factory=list)
     sample: str | None = None
     closed: bool = False
@@ -95,13 +101,21 @@ class FeedDirectory:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._streams: dict[str, Stream] = {}
         self._by_id: dict[str, tuple[Stream, FeedPass, Source]] = {}
+        self._lost: set[int] = set()
         self._clock = clock
 
     # --- the driver's side -------------------------------------------------------------------------
 
-    def open_stream(self, name: str, description: Json, num_readers: int, ordered: bool = False) -> None:
-        """Declare a stream before its first pass."""
-        self._streams[name] = Stream(description, num_readers, ordered)
+    def open_stream(
+        self,
+        name: str,
+        description: Json,
+        num_readers: int,
+        ordered: bool = False,
+        coordinated: bool = False,
+    ) -> None:
+        """Declare a stream before its first pass; `coordinated`: somebody ends each of its passes by `end_pass`."""
+        self._streams[name] = Stream(description, num_readers, ordered, coordinated)
 
     @property
     def stream_names(self) -> list[str]:
@@ -112,7 +126,7 @@ class FeedDirectory:
         """Let the next pass have at least number `count`: an earlier life of the cluster had those before it."""
         book = self._streams[stream]
         while len(book.passes) < count:
-            book.passes.append(FeedPass(ended=dict.fromkeys(range(book.num_readers), 0)))
+            book.passes.append(FeedPass(over=True, ended=dict.fromkeys(range(book.num_readers), 0)))
 
     def open_pass(
         self,
@@ -136,7 +150,7 @@ class FeedDirectory:
     def finish_pass(self, stream: str, index: int) -> int:
         """Say that Spark has finished every partition of the pass; return the rows it served."""
         feed_pass = self._streams[stream].passes[index]
-        feed_pass.final = True
+        feed_pass.final = not feed_pass.lacks_rows
         return sum(feed_pass.done.values())
 
     def abandon_pass(self, stream: str, index: int) -> None:
@@ -195,11 +209,10 @@ class FeedDirectory:
         source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock())
         feed_pass.sources[partition] = source
         self._by_id[source.id] = (book, feed_pass, source)
-        delivered = feed_pass.delivered.get(partition, Ranges()).to_json()
         return {
             "action": "serve",
             "source": source.id,
-            "skip": union([delivered, feed_pass.used.get(name, [])]),
+            "skip": self._need_not_be_served(feed_pass, source),
             "want_sample": book.sample is None,
         }
 
@@ -211,7 +224,7 @@ class FeedDirectory:
         return {}
 
     def source_alive(self, source: str, rows: int | None = None, pulls: int = 0) -> Json:
-        """Hear a source's heartbeat; tell it whether to go on, and how often its stream was pulled from.
+        """Hear a source's heartbeat; tell it whether to go on, how often its stream was pulled from, and who is lost.
 
         Args:
             source: who speaks.
@@ -219,14 +232,15 @@ class FeedDirectory:
             pulls: how often it was pulled from so far.
         """
         if source not in self._by_id:
-            return {"stop": True, "pulls": 0}
+            return {"stop": True, "pulls": 0, "lost": []}
         book, feed_pass, entry = self._by_id[source]
         entry.heard = self._clock()
         book.pulls += max(0, pulls - entry.pulls)
         entry.pulls = max(pulls, entry.pulls)
         if rows is not None:
             feed_pass.counted[entry.partition] = rows
-        return {"stop": book.closed or feed_pass.abandoned or entry.lost, "pulls": book.pulls}
+        stop = book.closed or feed_pass.abandoned or entry.lost
+        return {"stop": stop, "pulls": book.pulls, "lost": sorted(self._lost)}
 
     def partition_done(self, stream: str, index: int, partition: int, rows: int, stopped: str = "") -> Json:
         """Note that a partition was served to its end and acknowledged.
@@ -275,7 +289,7 @@ class FeedDirectory:
         book = self._streams[stream]
         if index >= len(book.passes):
             return {"status": "closed" if book.closed else "wait", "passes": len(book.passes)}
-        if book.closed:
+        if book.closed or rank in self._lost:
             return {"status": "closed", "passes": len(book.passes)}
         feed_pass = book.passes[index]
         if feed_pass.kept_in >= 0:
@@ -305,7 +319,9 @@ class FeedDirectory:
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
         """End a lease: note what the reader received of the source, and whether the source was lost."""
         _, feed_pass, entry = self._by_id[source]
-        feed_pass.delivered.setdefault(entry.partition, Ranges()).add_all(delivered)
+        if rank not in self._lost:
+            readers = feed_pass.delivered.setdefault(entry.partition, {})
+            readers.setdefault(rank, Ranges()).add_all(delivered)
         entry.readers.discard(rank)
         if gone and entry.partition not in feed_pass.done:
             entry.lost = True
@@ -320,6 +336,8 @@ class FeedDirectory:
         number every reader must reach; it is final once all have ended. Raises when a reader goes back.
         """
         feed_pass = self._streams[stream].passes[index]
+        if rank in self._lost:
+            return {"steps": steps, "final": True, "closed": True}
         if steps < feed_pass.announced.get(rank, 0):
             raise DataError(f"reader {rank} announced {steps} steps after {feed_pass.announced[rank]}")
         feed_pass.announced[rank] = steps
@@ -364,6 +382,78 @@ class FeedDirectory:
             if stream in (None, name) and rank < book.num_readers:
                 book.left.add(rank)
         return {}
+
+    # --- readers that are lost ---------------------------------------------------------------------
+
+    def lose_reader(self, rank: int) -> None:
+        """Forget what a reader that died received in passes that are not over: nobody knows what it trained on.
+
+        Another, with a number of its own, reads in its place, and together with the others what must be served again.
+        """
+        self._lost.add(rank)
+        for book in self._streams.values():
+            for feed_pass in book.passes:
+                if book.coordinated and not feed_pass.over:
+                    self._forget(feed_pass, rank)
+
+    @staticmethod
+    def _forget(feed_pass: FeedPass, rank: int) -> None:
+        for source in feed_pass.sources.values():
+            source.readers.discard(rank)
+        for readers in feed_pass.delivered.values():
+            readers.pop(rank, None)
+        feed_pass.announced.pop(rank, None)
+        feed_pass.ended.pop(rank, None)
+        feed_pass.lacks_rows, feed_pass.final = True, False
+
+    def end_pass(self, stream: str, index: int, seen: list[int], ended: list[int]) -> Json:
+        """Let the coordinator of the readers' steps end a pass; tell which of its readers were lost meanwhile.
+
+        Args:
+            stream: name of the stream.
+            index: number of the pass.
+            seen: readers of which steps have returned.
+            ended: readers that have no more rows. The pass is over if none of these is lost.
+        """
+        if self.has_pass(stream, index) and self._lost.isdisjoint(ended):
+            self._streams[stream].passes[index].over = True
+        return {"lost": sorted(self._lost.intersection(seen))}
+
+    def is_over(self, stream: str, index: int) -> bool:
+        """Tell whether the coordinator has ended a pass, if the stream has one."""
+        book = self._streams[stream]
+        return book.passes[index].over or not book.coordinated
+
+    def lacks_rows(self, stream: str, index: int) -> bool:
+        """Tell whether a reader was lost, and it has not been looked yet what must be served again."""
+        return self._streams[stream].passes[index].lacks_rows
+
+    def is_settled(self, stream: str, index: int) -> bool:
+        """Tell whether every reader that lives has told what it received of the sources so far."""
+        return not any(source.readers for source in self._streams[stream].passes[index].sources.values())
+
+    def reopen(self, stream: str, index: int) -> list[int]:
+        """Open the partitions of which rows are missing, when all were served; return them.
+
+        Call it when the pass `is_settled`.
+        """
+        feed_pass = self._streams[stream].passes[index]
+        feed_pass.lacks_rows = False
+        missing = []
+        for partition, source in feed_pass.sources.items():
+            served = Ranges()
+            served.add_all(self._need_not_be_served(feed_pass, source))
+            if partition in feed_pass.done and any(served.missing(0, feed_pass.done[partition])):
+                missing.append(partition)
+        for partition in missing:
+            del feed_pass.done[partition]
+            feed_pass.sources[partition].lost = True
+        return sorted(missing)
+
+    @staticmethod
+    def _need_not_be_served(feed_pass: FeedPass, source: Source) -> list[list[int]]:
+        delivered = feed_pass.delivered.get(source.partition, {}).values()
+        return union([*(ranges.to_json() for ranges in delivered), feed_pass.used.get(source.name, [])])
 
     # --- choices -----------------------------------------------------------------------------------
 

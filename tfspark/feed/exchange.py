@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfspark.cluster.wire import ActionClient, Secret, local_address_towards
+from tfspark.cluster.wire import ActionClient, Secret, local_address_towards, uploaded
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
 from tfspark.feed.source import ChunkBuffer, SourceServer, heartbeats
@@ -55,7 +55,7 @@ class ExchangeServer(SourceServer):
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         """Take some results."""
         del context, descriptor, writer
-        self.results.put(reader.read_all().to_batches())
+        self.results.put(list(uploaded(reader)))
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,8 @@ class PassReader:
         while not self._stopped:
             reply = self._agree(self._formed, ended=True)
             if self._spec.synchronous and self._formed < reply["steps"]:
-                self._put(pad(weightless, self._spec.batch_size, weightless))
+                while self._formed < reply["steps"] and not self._stopped:
+                    self._put(pad(weightless, self._spec.batch_size, weightless))
                 waited.restart()
             elif reply["final"] or reply["closed"] or not self._spec.synchronous:
                 return

@@ -9,11 +9,12 @@ again. The task ends when every chunk is acknowledged.
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from tfspark.feed.ranges import Ranges
 
 HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2
+MANY_OBJECTS = 10_000
 CHUNK = b"tfspark.chunk"
 """Key of a pulled table's schema metadata under which the chunk's identity travels."""
 
@@ -94,6 +96,7 @@ class ChunkBuffer:
         self._rows = 0
         self._pulls = self._moves = 0
         self._unacknowledged: dict[int, tuple[int, list[Piece]]] = {}
+        self._lost: set[int] = set()
         self._finished = False
         self._stopped = False
         self._changed = threading.Condition()
@@ -126,6 +129,17 @@ class ChunkBuffer:
         with self._changed:
             if moves != self._moves:
                 self._moves = moves
+                self._changed.notify_all()
+
+    def lose_readers(self, readers: Iterable[int]) -> None:
+        """Give what readers that died have not acknowledged to others; for rows that are not dealt by position."""
+        with self._changed:
+            self._lost.update(readers)
+            for reader in self._lost.intersection(self._unacknowledged):
+                _, pieces = self._unacknowledged.pop(reader)
+                self._queues[0].extendleft(reversed(pieces))
+                self._bytes += sum(piece.batch.nbytes for piece in pieces)
+                self._rows += sum(piece.batch.num_rows for piece in pieces)
                 self._changed.notify_all()
 
     @property
@@ -165,6 +179,8 @@ class ChunkBuffer:
                 # The answer to an earlier pull was lost on its way, perhaps while the reader was paused.
                 sequence, pieces = self._unacknowledged[reader]
                 return "chunk", pieces, sequence
+            if reader in self._lost:
+                return "stopped", [], acknowledged
             if queue and not self._stopped:
                 return self._grant(reader, queue, max_bytes, acknowledged + 1)
             if self._stopped and not self._served():
@@ -301,6 +317,16 @@ class SourceServer(ActionServer):
         return {}
 
 
+def spare_collections() -> None:
+    """Let garbage collections skip what lives in this process by now: modules, for the most part.
+
+    Spark's Python worker collects after each task. To look at 76,000 objects, which it has imported by its second
+    task, took 10 to 90 ms, longer than many a partition.
+    """
+    if len(gc.get_objects()) > MANY_OBJECTS:  # Those that are skipped already are not among them.
+        gc.freeze()
+
+
 @dataclass(frozen=True)
 class FeedTask:
     """What a feed task needs to know; called by Spark with the partition's batches.
@@ -316,6 +342,7 @@ class FeedTask:
         buffer_bytes: bound of the buffer between Spark and the readers.
         timeout_s: how long the feed may stand still before that is an error.
         order: the partitions' own numbers, where they are served in another order.
+        parts: the partitions of the pass that the tasks of this job serve, where they are not all.
     """
 
     location: str
@@ -328,13 +355,16 @@ class FeedTask:
     buffer_bytes: int
     timeout_s: float
     order: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Serve the partition of this Spark task; yield one row: partition, rows."""
         from pyspark import TaskContext
 
+        spare_collections()
         task = TaskContext.get()
-        yield self.serve(task.partitionId() if task is not None else 0, batches)
+        number = task.partitionId() if task is not None else 0
+        yield self.serve(self.parts[number] if self.parts else number, batches)
 
     def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Serve a partition to its end; return one row: partition, rows."""
@@ -467,6 +497,7 @@ def heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Itera
             try:
                 reply = control.call("source_alive", source=source, pulls=buffer.pulls)
                 buffer.moved(reply["moves"])
+                buffer.lose_readers(reply["lost"])
                 stop = reply["stop"]
             except flight.FlightError as error:
                 errors.append(error)

@@ -88,7 +88,7 @@ def pull(
     """Add to a graph: take the next batch of pass `index` of a stream from the worker that runs the graph.
 
     Returns:
-        Whether there was one; the worker's number; the batch by column name, of no rows if there was none.
+        Whether there was one; the worker's number as a reader; the batch by column name, of no rows if there was none.
     """
     names = sorted(specs)
     has_batch, rank, *values = tf.raw_ops.PyFunc(
@@ -142,7 +142,7 @@ class WorkerFeed:
         rows = {} if batch is None else batch
         if not has_batch:
             threading.Event().wait(REST_S)
-        rank = np.int64(self._context.task_index)
+        rank = np.int64(self._context.reader)
         values = (_as_array(rows.get(name), spec) for name, spec in sorted(reading.signature.items()))
         return [np.bool_(has_batch), rank, *values]
 
@@ -175,7 +175,7 @@ class _Reading:
             self._open(index)
         batch = next(self._batches, None)
         if batch is not None:
-            self.rows[-1] += len(batch[WEIGHT])
+            self.rows[index] += len(batch[WEIGHT])
         return batch
 
     def close(self) -> None:
@@ -186,7 +186,8 @@ class _Reading:
 
     def _open(self, index: int) -> None:
         self._index = index
-        self.rows.append(0)
+        # A worker that takes the place of another has none of the passes before.
+        self.rows.extend([0] * (index + 1 - len(self.rows)))
         if self._feed is None:
             self._batches = self._records()
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,12 +60,38 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
             raise ConfigError(
                 f"expected a Keras optimizer and its arguments, got {wanted}: {error}"
             ) from None
-        compiled = {**model.get_compile_config(), "optimizer": keras.optimizers.serialize(optimizer)}
-        model.compile_from_config(compiled)
+        use_optimizer(model, optimizer)
     if rate is not None:
         model.optimizer.learning_rate = rate
     if settings.get("schedule") is not None:
-        model.optimizer.learning_rate = make_schedule(settings["schedule"])
+        set_schedule(model, make_schedule(settings["schedule"]))
+
+
+def set_schedule(model: keras.Model, schedule: keras.optimizers.schedules.LearningRateSchedule) -> None:
+    """Let the learning rate of a model's optimizer change from step to step.
+
+    It becomes another optimizer of the same kind: one whose rate was a variable has this variable removed from its
+    list when a schedule is assigned, and TensorFlow refuses to save such a list.
+    """
+    old = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # Of one that scales the loss.
+    use_optimizer(model, type(old).from_config({**old.get_config(), "learning_rate": schedule}))
+
+
+def use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Compile a model again, with another optimizer.
+
+    Raises:
+        ConfigError: it cannot be, since the model has a `compile` of its own.
+    """
+    before = model.optimizer
+    compiled = {**model.get_compile_config(), "optimizer": keras.optimizers.serialize(optimizer)}
+    with warnings.catch_warnings(action="ignore"):  # Keras says how it does not do it.
+        model.compile_from_config(compiled)
+    if model.optimizer is before:
+        raise ConfigError(
+            f"expected a model that can be compiled with another optimizer or schedule, {type(model).__name__} has a "
+            "compile() of its own; give it compile_from_config(), too, or choose the optimizer in build_model"
+        )
 
 
 def make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedule:

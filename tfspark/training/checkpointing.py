@@ -67,7 +67,9 @@ class Progress:
 
 
 class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
-    """Save the state after each epoch, and every so many steps; put back what a checkpoint has of an epoch.
+    """Save the state after each epoch, every so many steps or seconds, and when a node is about to be lost.
+
+    When an epoch was interrupted, what the checkpoint has of it is put back.
 
     It must be the last callback: what the others count is saved with the model.
 
@@ -82,8 +84,11 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._session = session
         self._others = others
         self._feed = feed
-        self._every = int(session.context.settings["checkpoint_every_steps"]) if feed is not None else 0
-        self._epoch = 0
+        settings = session.context.settings
+        self._every = int(settings["checkpoint_every_steps"]) if feed is not None else 0
+        self._meets = feed is not None and bool(self._every or settings["checkpoint_every_seconds"])
+        self._epoch = self._steps = self._meetings = 0
+        self._next_meeting = 1
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Let the other callbacks go on where they were."""
@@ -100,10 +105,27 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save if it is time to."""
-        if self._every:
-            steps = self._feed.first_step_of_pass + batch + 1
-            if steps % self._every == 0:
-                self._session.save(self._epoch, steps, self._others, self._feed.used(steps))
+        if not self._meets:
+            return
+        steps = self._feed.first_step_of_pass + batch + 1
+        due = bool(self._every) and steps % self._every == 0
+        self._steps += 1
+        if self._steps == self._next_meeting:
+            due |= self._meet()
+            # What the ledger notes for each step is joined now and then: it would grow.
+            self._feed.used(steps)
+        if due:
+            self._session.save(self._epoch, steps, self._others, self._feed.used(steps))
+
+    def _meet(self) -> bool:
+        """Meet the other workers, which are at the same step; return whether it is saved."""
+        context, decision = self._session.context, {"status": "wait"}
+        # No deadline of its own: a worker that does not come ends no step, and the driver sees to that.
+        while decision["status"] == "wait":
+            decision = context.control.call("meet", number=self._meetings, rank=context.node.task_index)
+        self._meetings += 1
+        self._next_meeting += int(decision["steps"])
+        return bool(decision["save"])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Note the epoch and save."""
@@ -128,7 +150,7 @@ class Resumed:
     steps: int
     shared: state.Arrays
     own: state.Arrays
-    callbacks: list[Json]
+    callbacks: Json
 
 
 class PartSender:
@@ -187,7 +209,7 @@ class PartSender:
 
 
 def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
-    """Fetch what a checkpoint has for this node.
+    """Fetch what a checkpoint has for this node; the chief takes over what nodes had that are there no more.
 
     Args:
         context: the node.
@@ -201,6 +223,12 @@ def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
     progress = Progress(**{**facts["progress"], **({"rows": own[1]["progress"]["rows"]} if own[1] else {})})
     if not own[1]:
         progress.rows = [0] * len(progress.rows)
+    for gone in job["parts"][context.num_workers :] if rank == 0 else ():
+        arrays, of_gone = _fetched(context, gone)
+        own = state.with_metrics_of(own[0], arrays), own[1]
+        progress.rows = [
+            mine + its for mine, its in zip(progress.rows, of_gone["progress"]["rows"], strict=True)
+        ]
     return Resumed(job["passes"], job["steps"], shared, own[0], facts["callbacks"]), progress
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from tfspark.errors import DeadlineError
 from tfspark.feed.dataset import Feed, local_dataset
+from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -36,10 +38,11 @@ class LocalEvaluator:
         self._context = context
         self._num_ranks = num_ranks
         self._step = tf.function(self._test_step, reduce_retracing=True)
+        self._count = tf.function(functools.partial(count_classes, model), reduce_retracing=True)
         self._is_built = False
         self._batch_rows: Any = None
-        self.confusion_matrix: list[list[int]] | None = None
-        self.roc: list[list[float]] | None = None
+        self.confusion_matrix: list[Any] | None = None
+        self.roc: list[list[list[float]]] | None = None
         self.first_rows: tuple[Any, Any] | None = None
 
     def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, float]:
@@ -48,23 +51,23 @@ class LocalEvaluator:
         Args:
             feed: this rank's rows.
             key: names this evaluation, alike on all ranks.
-            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, too; it is None for a model
-                that does not predict these classes.
+            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, and each class's curve in
+                `roc`, too; both are None for a model that does not predict these classes.
         """
         model = self._model
         if not self._is_built:
             self._build(feed)
         model.reset_metrics()
-        size = num_classes if num_classes and self._predicts(num_classes, feed) else 0
-        counts = np.zeros((size, size))
+        kind = self._kind(num_classes, feed) if num_classes else None
+        counts = np.zeros(num_counts(num_classes, kind) if num_classes and kind else 0)
         first: list[Any] = []
         for element in local_dataset(feed):
             self._step(element)
             self._context.pulse.beat()
             if sum(len(weights) for *_, weights in first) < SHOWN_ROWS:
                 first.append(element)
-            if size:
-                np.add.at(counts, self._classes(element, size), 1)
+            if kind:
+                counts += self._count(element[:2], num_classes, kind).numpy()
         rank = self._context.node.task_index
         shown = np.zeros(self._num_ranks)
         shown[rank] = sum(len(weights) for *_, weights in first)
@@ -72,10 +75,12 @@ class LocalEvaluator:
         *total, counts, shown = sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
         # Rows go to whoever asks first, so any rank may have had none of a small evaluation, the chief included.
         self.first_rows = _joined([element[:2] for element in first]) if np.argmax(shown) == rank else None
-        self.confusion_matrix = np.asarray(counts, np.int64).tolist() if size else None
+        self.confusion_matrix, curves = None, None
+        if num_classes and kind:
+            self.confusion_matrix, curves = matrix_and_curves(np.asarray(counts), num_classes, kind)
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
-        self.roc = _roc_of(model)
+        self.roc = _roc_of(model) or curves
         return {name: float(value) for name, value in model.get_metrics_result().items()}
 
     def _build(self, feed: Feed) -> None:
@@ -98,26 +103,16 @@ class LocalEvaluator:
         for metric in self._model._compile_loss.metrics if self._model._compile_loss else []:
             metric.update_state = weighed(metric.update_state)
 
-    def _predicts(self, num_classes: int, feed: Feed) -> bool:
-        """Whether there is one output per class, or one of one unit for two classes."""
-        if self._model.loss is None:  # A model without a loss predicts no label.
-            return False
+    def _kind(self, num_classes: int, feed: Feed) -> Kind | None:
+        """Return how labels say of which class a row is; None if the model does not predict these classes."""
+        if self._model.loss is None:  # Nor can each such model be called.
+            return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
-        outputs = self._model(element[0], training=False)
-        sizes = (num_classes, 1) if num_classes == 2 else (num_classes,)
-        return tf.is_tensor(outputs) and len(outputs.shape) == 2 and outputs.shape[-1] in sizes
-
-    def _classes(self, element: Any, num_classes: int) -> tuple[Any, Any]:
-        """Return the true and the predicted class of each row; one output of one unit is a yes or no."""
-        x, y = element[:2]
-        outputs = np.asarray(self._model(x, training=False))
-        if outputs.shape[-1] == 1 and num_classes == 2:
-            return np.asarray(y).reshape(-1).astype(int), (outputs.reshape(-1) > 0.5).astype(int)
-        return np.asarray(y).reshape(-1).astype(int), outputs.argmax(-1).reshape(-1)
+        return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
 
 
-def _roc_of(model: keras.Model) -> list[list[float]] | None:
-    """Return (false positive rate, true positive rate) of the model's first AUC metric, by falling threshold."""
+def _roc_of(model: keras.Model) -> list[list[list[float]]] | None:
+    """Return the one curve of the model's first AUC metric: (false positive rate, true positive rate) by threshold."""
     flat = [metric for outer in model.metrics for metric in getattr(outer, "metrics", [outer])]
     for metric in flat:
         if isinstance(metric, keras.metrics.AUC) and not metric.multi_label:
@@ -128,13 +123,18 @@ def _roc_of(model: keras.Model) -> list[list[float]] | None:
                 true_pos / np.maximum(true_pos + false_neg, 1),
             )
             points: list[list[float]] = np.stack(rates, axis=1)[::-1].tolist()
-            return points
+            return [points]
     return None
+
+
+def is_dense(parts: Any) -> bool:
+    """Whether all parts of a structure are plain tensors, whose rows can be put together."""
+    return all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(parts))
 
 
 def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
     """Put the features and the labels of some batches together: at most `SHOWN_ROWS` rows; None if not dense."""
-    if not elements or not all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(elements)):
+    if not elements or not is_dense(elements):
         return None
     x, y = tf.nest.map_structure(lambda *parts: np.concatenate(parts)[:SHOWN_ROWS], *elements)
     return x, y

@@ -220,13 +220,13 @@ class TrainingSession:
         return results
 
     @property
-    def confusion_matrix(self) -> list[list[int]] | None:
+    def confusion_matrix(self) -> list[Any] | None:
         """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
         return self._evaluator.confusion_matrix
 
     @property
-    def roc(self) -> list[list[float]] | None:
-        """Points of the ROC of the last evaluation, if the model measures its AUC."""
+    def roc(self) -> list[list[list[float]]] | None:
+        """Curves of the last evaluation: the model's own, if it measures its AUC, or one for each class."""
         return self._evaluator.roc
 
     @property

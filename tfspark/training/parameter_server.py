@@ -8,7 +8,9 @@ worker has said that it has no more rows and every step has returned.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ from tfspark.errors import ConfigError
 from tfspark.feed.worker_feed import WorkerStream, open_stream
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
+from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
+from tfspark.training.evaluation import SHOWN_ROWS, is_dense
 from tfspark.training.loop import TrainingSession
 from tfspark.training.servers import CHIEF_DONE, meet
 from tfspark.training.sharding import whole_values
@@ -31,6 +35,14 @@ from tfspark.training.worker_steps import StepResult, WorkerStep
 STEPS_PER_WORKER = 2
 """Steps under way per worker: one that runs, one that waits, so that no worker idles while results are looked at."""
 CLOSE_TIMEOUT_S = 60.0
+FETCH_AGAIN_S = 0.1
+LOST = (
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnavailableError,
+)
+"""What fetching a result may raise when its worker is gone, or is another by now that does not know of it."""
 
 
 class ParameterServerSession(TrainingSession):
@@ -44,7 +56,10 @@ class ParameterServerSession(TrainingSession):
         self._steps: dict[str, WorkerStep] = {}
         self._is_built = False
         self._number = 0
-        self._confusion: list[list[int]] | None = None
+        self._confusion: list[Any] | None = None
+        self._curves: list[list[list[float]]] | None = None
+        self._first_rows: tuple[Any, Any] | None = None
+        self._num_shown = 0
 
     def train(self, job: Json) -> Json:
         """Train for the job's epochs; return the history of this job."""
@@ -91,10 +106,10 @@ class ParameterServerSession(TrainingSession):
         for epoch in epochs:
             callbacks.on_epoch_begin(epoch)
             total = Total()
-            for result in self._results(step, stream.name, epoch, lambda: not model.stop_training):
-                callbacks.on_train_batch_begin(total.steps)
-                total.add(result)
-                callbacks.on_train_batch_end(total.steps - 1, result.logs)
+            results = self._results(step, stream.name, epoch, lambda: not model.stop_training, total)
+            for number, result in enumerate(results):
+                callbacks.on_train_batch_begin(number)
+                callbacks.on_train_batch_end(number, result.logs)
             self.rows_of_pass = total.rows
             logs = self._metrics(total)
             callbacks.on_epoch_end(epoch, logs)
@@ -108,26 +123,55 @@ class ParameterServerSession(TrainingSession):
         """Evaluate all rows of one pass of a stream, on the workers."""
         opened = open_stream(self.context, stream)
         self._build(opened)
-        if self.model.loss is None:  # It predicts no label.
-            num_classes = None
-        count = functools.partial(self._count_classes, num_classes) if num_classes else None
-        step = self._step(f"test {num_classes}", opened, self.model.test_step, count)
+        self._confusion = self._curves = None
+        shown = self._specs(opened)[:2]
+        kind, count = self._kind(num_classes, *shown) if num_classes else None, None
+        if num_classes and kind:
+            count = functools.partial(count_classes, self.model, num_classes=num_classes, kind=kind)
+        flat = tf.nest.flatten(shown) if self._num_shown and is_dense(shown) else []
+        step = self._step(f"test {num_classes} {bool(flat)}", opened, self.model.test_step, count, flat)
         total = Total()
-        for result in self._results(step, opened.name, index, lambda: True):
-            total.add(result)
+        parts: list[list[np.ndarray[Any, Any]]] = []
+        for result in self._results(step, opened.name, index, lambda: True, total):
             self.context.pulse.beat()
-        if num_classes:
-            self._confusion = np.asarray(total.sums.pop(), np.int64).tolist()
+            parts.append(result.shown)
+            self._num_shown = max(self._num_shown - result.rows, 0)
+        rows = [np.concatenate(part)[:SHOWN_ROWS] for part in zip(*parts, strict=True)]
+        self._first_rows = tf.nest.pack_sequence_as(shown, rows) if rows else None
+        if rows:
+            self.copy_weights()  # The copy draws.
+        if num_classes and kind:
+            self._confusion, self._curves = matrix_and_curves(total.sums[-1], num_classes, kind)
         return self._metrics(total)
 
+    def _kind(self, num_classes: int, features: Any, label: Any) -> Kind | None:
+        """Return how labels say of which class a row is; None if the model does not predict these classes."""
+        if self.model.loss is None:  # Nor can each such model be called.
+            return None
+        call = tf.function(lambda x: self.local_model(x, training=False), autograph=False)
+        specs = tf.nest.map_structure(tf.type_spec_from_value, features)
+        outputs = call.get_concrete_function(specs).structured_outputs
+        return kind_of_label(self.local_model, outputs, label, num_classes)
+
+    def test(self, job: Json) -> Json:
+        """Evaluate as `TrainingSession.test` does; if there is something to draw, workers send some rows along."""
+        self._num_shown = SHOWN_ROWS if self.context.hooks.draw is not None else 0
+        return super().test(job)
+
     @property
-    def confusion_matrix(self) -> list[list[int]] | None:
+    def confusion_matrix(self) -> list[Any] | None:
         """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
         return self._confusion
 
-    roc = None
-    first_rows = None
-    """Rows are on the workers: pictures of an evaluation are not drawn."""
+    @property
+    def roc(self) -> list[list[list[float]]] | None:
+        """Each class's curve of the last evaluation, if it was asked to count classes."""
+        return self._curves
+
+    @property
+    def first_rows(self) -> tuple[Any, Any] | None:
+        """Some features and labels of the last evaluation, which the workers sent along for `draw`."""
+        return self._first_rows
 
     def to_save(self) -> keras.Model:
         """Return the copy, brought up to date: its tables are whole."""
@@ -157,6 +201,7 @@ class ParameterServerSession(TrainingSession):
         stream: WorkerStream,
         step: Callable[[Any], Any],
         count: Callable[[Any], tf.Tensor] | None = None,
+        shown: Sequence[tf.Tensor] = (),
     ) -> WorkerStep:
         """Return the graph of a step, made once."""
         key = f"{name} {stream.look}"  # Files of a later training may look otherwise.
@@ -169,40 +214,77 @@ class ParameterServerSession(TrainingSession):
                 self.model.metrics_variables,
                 seeds,
                 count,
+                shown,
             )
         return self._steps[key]
 
     def _results(
-        self, step: WorkerStep, stream: str, index: int, wanted: Callable[[], bool]
+        self, step: WorkerStep, stream: str, index: int, wanted: Callable[[], bool], total: Total
     ) -> Iterator[StepResult]:
-        """Keep the workers busy until none has rows of the pass, or no more are wanted; yield what steps came to."""
+        """Keep the workers busy until none has rows of the pass, or no more are wanted; yield what steps came to.
+
+        `total` has them all, less what workers did that were lost: their rows were given to others.
+        """
         ended: set[int] = set()
-        at_once = STEPS_PER_WORKER * self.context.num_workers
+        workers = self.context.num_workers
+        at_once = STEPS_PER_WORKER * workers
         with ThreadPoolExecutor(at_once, thread_name_prefix="tfspark-steps") as pool:
-            pending = {pool.submit(self._schedule(step, stream, index).fetch) for _ in range(at_once)}
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    result = step.unpack(self._fetched(future))
-                    if result.rows:
-                        yield result
-                    else:
-                        ended.add(result.rank)
-                    if len(ended) < self.context.num_workers and wanted():
-                        pending.add(pool.submit(self._schedule(step, stream, index).fetch))
+            while True:
+                remote = [self._schedule(step, stream, index) for _ in range(at_once)]
+                pending = {pool.submit(value.fetch): value for value in remote}
+                while pending:
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        value = pending.pop(future)
+                        fetched = self._fetched(future)
+                        if fetched is None:
+                            pending[pool.submit(fetch_again, value)] = value
+                            continue
+                        result = step.unpack(fetched)
+                        if result.rows:
+                            total.add(result)
+                            yield result
+                        else:
+                            ended.add(result.reader)
+                        if len(ended) < workers and wanted():
+                            value = self._schedule(step, stream, index)
+                            pending[pool.submit(value.fetch)] = value
+                ended -= self._end_pass(stream, index, total, ended)
+                if len(ended) == workers or not wanted():
+                    return
+
+    def _end_pass(self, stream: str, index: int, total: Total, ended: set[int]) -> set[int]:
+        """Learn which workers were lost before the pass was over; leave what they did out of the sums."""
+        seen = sorted(ended.union(total.parts))
+        reply = self.context.control.call(
+            "end_pass", stream=stream, index=index, seen=seen, ended=sorted(ended)
+        )
+        for reader in reply["lost"]:
+            total.parts.pop(reader, None)
+        return set(reply["lost"])
 
     def _schedule(self, step: WorkerStep, stream: str, index: int) -> Any:
         self._number += 1
-        args = (tf.constant(stream), tf.constant(index, tf.int64), tf.constant(self._number, tf.int64))
+        args = (
+            tf.constant(stream),
+            tf.constant(index, tf.int64),
+            tf.constant(self._number, tf.int64),
+            tf.constant(self._num_shown),
+        )
         return self._coordinator.schedule(step.run, args=args)
 
-    def _fetched(self, future: Future[Any]) -> np.ndarray[Any, Any]:
+    def _fetched(self, future: Future[Any]) -> Any | None:
+        """Return what a step came to; None: its worker was lost before that was here, and another repeats the step.
+
+        Raises:
+            tf.errors.OpError: the coordinator has given up, for this error.
+        """
         try:
-            vector: np.ndarray[Any, Any] = future.result()
-        except tf.errors.CancelledError:
-            self._coordinator.join()  # Raises the error for which this step was cancelled.
-            raise
-        return vector
+            return future.result()
+        except LOST:
+            # Raises the error for which steps were cancelled. If the coordinator neither gives up nor repeats the step,
+            # the driver finds that no step ends.
+            self._coordinator.done()
+            return None
 
     def _metrics(self, total: Total) -> dict[str, float]:
         """Return the metrics over all steps; of logs that are no metrics, the mean over steps."""
@@ -213,31 +295,65 @@ class ParameterServerSession(TrainingSession):
         means = {name: value / total.steps for name, value in total.logs.items()}
         return results if set(means) <= set(results) else means
 
-    def _count_classes(self, num_classes: int, element: Any) -> tf.Tensor:
-        """Count the rows of a batch by true class (down) and predicted class (across)."""
-        outputs = self.model(element[0], training=False)
-        truth = tf.cast(tf.reshape(element[1], [-1]), tf.int64)
-        if outputs.shape[-1] == 1 and num_classes == 2:
-            predicted = tf.cast(tf.reshape(outputs, [-1]) > 0.5, tf.int64)
-        else:
-            predicted = tf.reshape(tf.argmax(outputs, -1), [-1])
-        return tf.math.confusion_matrix(truth, predicted, num_classes)
-
     def _build(self, stream: WorkerStream) -> None:
         """Make the variables of both models before a step is traced: steps cannot."""
         if self._is_built:
             return
-        element = tf.function(stream.to_element, autograph=False)
-        specs = element.get_concrete_function(stream.signature).structured_outputs
+        specs = self._specs(stream)
         with self._strategy.scope():
             build_variables(self.model, specs)
         build_variables(self.local_model, specs)
         self._is_built = True
 
+    def _specs(self, stream: WorkerStream) -> Any:
+        """Return an element of a stream, of symbolic tensors."""
+        element = tf.function(stream.to_element, autograph=False)
+        return element.get_concrete_function(stream.signature).structured_outputs
+
+
+def fetch_again(value: Any) -> Any:
+    """Fetch what a step came to, a little later: it is done again elsewhere."""
+    threading.Event().wait(FETCH_AGAIN_S)
+    return value.fetch()
+
+
+class Total:
+    """Steps of one pass added up, those of each worker apart: some may be left out in the end."""
+
+    def __init__(self) -> None:
+        self.parts: dict[int, Part] = {}
+
+    def add(self, result: StepResult) -> None:
+        """Add one step."""
+        self.parts.setdefault(result.reader, Part()).add(result)
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+        return sum(part.steps for part in self.parts.values())
+
+    @property
+    def rows(self) -> int:
+        """Rows of all batches."""
+        return sum(part.rows for part in self.parts.values())
+
+    @property
+    def logs(self) -> dict[str, float]:
+        """Name -> sum of what steps returned."""
+        sums: Counter[str] = Counter()
+        for part in self.parts.values():
+            sums.update(part.logs)
+        return dict(sums)
+
+    @property
+    def sums(self) -> list[np.ndarray[Any, Any]]:
+        """States of metrics, and counts."""
+        return [np.sum(values, axis=0) for values in zip(*(p.sums for p in self.parts.values()), strict=True)]
+
 
 @dataclass
-class Total:
-    """Steps added up.
+class Part:
+    """Steps of one worker added up.
 
     Attributes:
         steps: how many.

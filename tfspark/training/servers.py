@@ -28,10 +28,12 @@ def serve(context: TFContext) -> Json:
     Returns:
         For a worker ``rows``: of each epoch, those it trained on. For a parameter server nothing.
     """
-    server = start_server(context)
     feed = WorkerFeed(context) if context.role == "worker" else None
+    server = start_server(context)
     context.report("tensorflow", seconds=context.age_s)
-    meet(context, SERVERS_UP, float(context.settings["feed_timeout_s"]))
+    # Later ones take their place in a cluster that is up: the coordinator finds them.
+    if context.attempt == 1:
+        meet(context, SERVERS_UP, float(context.settings["feed_timeout_s"]))
     for job in posted_jobs(context):
         del job  # The chief does them.
     meet(context, CHIEF_DONE, float("inf"))  # The driver's shutdown has the deadline.

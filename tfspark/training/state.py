@@ -8,6 +8,7 @@ and written where they are, on this node, without speaking to the others.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def restore_metrics(model: keras.Model, own: Arrays) -> None:
     _assign("own/metrics", model.metrics_variables, own)
 
 
+def with_metrics_of(own: Arrays, gone: Arrays) -> Arrays:
+    """Return a node's arrays with the metrics, which are sums, of a node that is there no more added."""
+    return {
+        name: value + gone[name] if name.startswith("own/metrics/") else value for name, value in own.items()
+    }
+
+
 def describe(model: keras.Model) -> list[Json]:
     """Return path, shape and type of every weight: a checkpoint fits the models that have the same."""
     return [{"path": v.path, "shape": list(v.shape), "dtype": str(v.dtype)} for v in model.weights]
@@ -100,28 +108,43 @@ def _assign(group: str, variables: list[Any], arrays: Arrays) -> None:
 # --- callbacks -------------------------------------------------------------------------------------
 
 
-def capture_callbacks(callbacks: list[keras.callbacks.Callback]) -> tuple[list[Json], Arrays]:
-    """Return what callbacks count and remember: plain attributes, and lists of arrays such as the best weights."""
-    plain, arrays = list[Json](), Arrays()
-    for number, callback in enumerate(callbacks):
+def capture_callbacks(callbacks: list[keras.callbacks.Callback]) -> tuple[Json, Arrays]:
+    """Return what callbacks count and remember: plain attributes, and lists of arrays such as the best weights.
+
+    Attributes whose names begin with an underscore are left out.
+    """
+    plain, arrays = Json(), Arrays()
+    for key, callback in _by_kind(callbacks).items():
         kept = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
-        plain.append({name: _plain(value) for name, value in kept.items() if _is_plain(value)})
+        plain[key] = {name: _plain(value) for name, value in kept.items() if _is_plain(value)}
         for name, value in kept.items():
             if isinstance(value, list) and value and all(isinstance(each, np.ndarray) for each in value):
-                arrays |= {f"callback/{number}/{name}/{i:04d}": each for i, each in enumerate(value)}
+                arrays |= {f"callback/{key}/{name}/{i:04d}": each for i, each in enumerate(value)}
     return plain, arrays
 
 
-def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: list[Json], arrays: Arrays) -> None:
-    """Put back what `capture_callbacks` returned, to callbacks of the same kinds in the same order."""
-    for number, (callback, values) in enumerate(zip(callbacks, plain, strict=False)):
-        for name, value in values.items():
+def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: Json, arrays: Arrays) -> None:
+    """Put back what `capture_callbacks` returned, to the first callback of a kind what the first had, and so on.
+
+    Callbacks that were not there stay as they are: the chief, whose counts all nodes get, has some of its own.
+    """
+    for key, callback in _by_kind(callbacks).items():
+        for name, value in plain.get(key, {}).items():
             setattr(callback, name, value)
         lists: dict[str, list[Any]] = {}
-        for key in sorted(key for key in arrays if key.startswith(f"callback/{number}/")):
-            lists.setdefault(key.split("/")[2], []).append(arrays[key])
+        for array in sorted(array for array in arrays if array.startswith(f"callback/{key}/")):
+            lists.setdefault(array.split("/")[2], []).append(arrays[array])
         for name, value in lists.items():
             setattr(callback, name, value)
+
+
+def _by_kind(callbacks: list[keras.callbacks.Callback]) -> dict[str, keras.callbacks.Callback]:
+    counts, keyed = Counter[str](), {}
+    for callback in callbacks:
+        kind = type(callback).__qualname__
+        keyed[f"{kind} {counts[kind]}"] = callback
+        counts[kind] += 1
+    return keyed
 
 
 def _is_plain(value: Any) -> bool:

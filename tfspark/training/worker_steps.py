@@ -99,16 +99,18 @@ class StepResult:
     """What one scheduled step came to.
 
     Attributes:
-        rank: the worker that ran it.
+        reader: the worker that ran it, by the number that the feed knows it by.
         rows: rows of its batch; 0: the worker has no more.
         logs: what the step returned.
         sums: what it adds to the metrics' variables, then what it counted.
+        shown: its first features and labels, flat, if the step shows rows.
     """
 
-    rank: int
+    reader: int
     rows: int
     logs: dict[str, float]
     sums: list[np.ndarray[Any, Any]]
+    shown: list[np.ndarray[Any, Any]]
 
 
 class WorkerStep:
@@ -121,6 +123,7 @@ class WorkerStep:
         state: variables whose changes travel back: those of the model's metrics.
         seeds: states of random generators.
         count: more that is added up over steps: a tensor from an element.
+        shown: features and labels, flat, as symbolic tensors, if some rows are to travel back, too.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class WorkerStep:
         state: Variables,
         seeds: Variables,
         count: Callable[[Any], tf.Tensor] | None = None,
+        shown: Sequence[tf.Tensor] = (),
     ):
         self._strategy = strategy
         self._stream = stream
@@ -138,15 +142,17 @@ class WorkerStep:
         self._state = list(state)
         self._seeds = list(seeds)
         self._count = count
+        self._shown = shown
         self._names: list[str] = []
         self._shapes: list[tuple[int, ...]] = []
         self.run = tf.function(self._run, autograph=False)
 
-    def unpack(self, result: np.ndarray[Any, Any]) -> StepResult:
+    def unpack(self, results: tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]) -> StepResult:
         """Take apart what `run` returned."""
+        result, shown = results
         if len(result) == 1:
-            return StepResult(int(result[0]), 0, {}, [])
-        rank, rows, *_ = result
+            return StepResult(int(result[0]), 0, {}, [], [])
+        reader, rows, *_ = result
         end = 2 + len(self._names)
         logs = dict(zip(self._names, map(float, result[2:end]), strict=True))
         sums = []
@@ -154,19 +160,26 @@ class WorkerStep:
             size = int(np.prod(shape))
             sums.append(result[end : end + size].reshape(shape))
             end += size
-        return StepResult(int(rank), int(rows), logs, sums)
+        return StepResult(int(reader), int(rows), logs, sums, shown)
 
-    def _run(self, stream: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """Return one vector of float64, so that one message brings it all: rank, then rows, logs and sums."""
-        has_batch, rank, batch = pull(self._stream.signature, stream, index)
-        made = tf.cond(
+    def _run(
+        self, stream: tf.Tensor, index: tf.Tensor, number: tf.Tensor, num_shown: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Return one vector of float64, so that one message brings it all: reader, then rows, logs and sums.
+
+        Beside it the first `num_shown` rows of the batch, if the step shows rows.
+        """
+        has_batch, reader, batch = pull(self._stream.signature, stream, index)
+        made, shown = tf.cond(
             has_batch,
-            lambda: self._strategy.run(self._make, args=(batch, number)),
-            lambda: tf.zeros([0], tf.float64),
+            lambda: self._strategy.run(self._make, args=(batch, number, num_shown)),
+            lambda: (tf.zeros([0], tf.float64), [_no_rows(like) for like in self._shown]),
         )
-        return tf.concat([[tf.cast(rank, tf.float64)], made], 0)
+        return tf.concat([[tf.cast(reader, tf.float64)], made], 0), shown
 
-    def _make(self, batch: dict[str, tf.Tensor], number: tf.Tensor) -> tf.Tensor:
+    def _make(
+        self, batch: dict[str, tf.Tensor], number: tf.Tensor, num_shown: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         element = self._stream.to_element(batch)
         zeros = [(variable, tf.zeros(variable.shape, variable.dtype)) for variable in self._state]
         seeds = [(variable, _seed_of_step(variable, number)) for variable in self._seeds]
@@ -177,7 +190,12 @@ class WorkerStep:
             sums.append(self._count(element))
         self._names, self._shapes = list(logs), [tuple(value.shape) for value in sums]
         parts = [tf.shape(batch[WEIGHT])[0], *logs.values(), *sums]
-        return tf.concat([tf.reshape(tf.cast(part, tf.float64), [-1]) for part in parts], 0)
+        vector = tf.concat([tf.reshape(tf.cast(part, tf.float64), [-1]) for part in parts], 0)
+        return vector, [part[:num_shown] for part in tf.nest.flatten(element[:2])] if self._shown else []
+
+
+def _no_rows(like: tf.Tensor) -> tf.Tensor:
+    return tf.zeros([0, *(size or 0 for size in like.shape[1:])], like.dtype)
 
 
 def _seed_of_step(variable: keras.Variable, number: tf.Tensor) -> tf.Tensor:

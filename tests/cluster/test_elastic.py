@@ -1,0 +1,138 @@
+"""A cluster that cannot have all of its workers back goes on with fewer, and has more when there is room again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from cluster.lives import Events
+from cluster.programs import counting, dense
+from cluster.test_recovery import Strike, kill
+from hypothesis import given
+from hypothesis import strategies as st
+from pyspark.sql import SparkSession
+from support.errors import raises
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.cluster import preflight
+from tfspark.cluster.elastic import Size, dealt
+from tfspark.cluster.tfcluster import Feeding
+from tfspark.errors import ConfigError
+from tfspark.feed.columns import Column, Columns
+from tfspark.feed.reader import StreamSpec
+
+ROWS = [320, 160, 0, 160]
+BATCH = 64
+
+
+class Slots:
+    """Stands in for Spark's count of slots, which on a local master never changes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
+        self.number = number
+        monkeypatch.setattr(preflight, "count_slots", lambda spark: self.number)
+
+    def change_to(self, number: int) -> None:
+        self.number = number
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=9), st.integers(1, 9))
+def test_dealt_keeps_the_sum_and_what_the_nodes_that_stay_had(rows: list[int], num_nodes: int) -> None:
+    found = dealt(rows, num_nodes)
+    assert len(found) == num_nodes
+    assert sum(found) == sum(rows)
+    assert list(found[1 : len(rows)]) == rows[1:num_nodes]
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [pytest.param(False, id="as they come"), pytest.param(True, id="in order", marks=pytest.mark.slow)],
+)
+def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_once_per_epoch(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
+) -> None:
+    slots = Slots(monkeypatch, 3)
+
+    def lose() -> None:
+        slots.change_to(2)
+        kill()()
+
+    class Story(Strike):
+        def __call__(self, event: str, fields: Any) -> None:
+            super().__call__(event, fields)
+            if event == "sized" and fields["workers"] == 1:
+                slots.change_to(3)  # Too late for this epoch.
+
+    observer = Story(lose, "state", epoch=1, step=3)
+    rows = df_with_partitions(spark, ROWS).select("id")
+    with TFCluster.run(
+        spark,
+        counting,
+        {"rows": sum(ROWS)},
+        2,
+        min_executors=1,
+        observer=observer,
+        log_dir=str(tmp_path),
+        checkpoint_every_steps=3,
+        checkpoint_every_epochs=1,
+    ) as cluster:
+        feeding = Feeding(ordered=ordered)
+        cluster.train(rows, 3, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
+        nodes = cluster.shutdown(export=["keras"])
+    assert [event["workers"] for event in observer.of("sized")] == [2, 1, 2]
+    assert len(observer.of("restarting")) == 1
+    first, second = observer.of("resumed")
+    assert (first["epoch"], first["step"] in (3, 6)) == (1, True)
+    assert (second["epoch"], second["step"]) == (2, 0)
+    for epochs, path in ((1, "checkpoints/epoch-0001.keras"), (3, "export/model.keras")):
+        (counts,) = keras.models.load_model(tmp_path / path, compile=False).get_weights()
+        assert np.round(counts[:, 0] * BATCH, 3).tolist() == [epochs] * sum(ROWS)
+    assert [sum(node["rows"][epoch] for node in nodes.values()) for epoch in range(3)] == [sum(ROWS)] * 3
+    # As rows come, the workers may have had unequal numbers of them, and steps that were not full.
+    assert nodes["worker 0"]["iterations"] >= 3 * sum(ROWS) // BATCH
+
+
+def test_cluster_without_room_for_all_starts_with_fewer_and_keeps_what_it_is_told_to(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Slots(monkeypatch, 2)
+    events = Events()
+    rows = df_with_partitions(spark, ROWS)
+    with TFCluster.run(
+        spark, dense, {}, 3, min_executors=1, resize_keeps="worker_batch", observer=events
+    ) as cluster:
+        cluster.train(rows, 1, features=["features"], batch_size=3 * 32)
+        nodes = cluster.shutdown()
+    assert events.of("sized") == [{"workers": 1, "wanted": 3}]
+    assert list(nodes) == ["worker 0"]
+    assert nodes["worker 0"]["iterations"] == sum(ROWS) // 32
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"min_executors": 3}, ["between 1", "num_executors=2", "got 3"], id="more than all"),
+        pytest.param({"min_executors": 0}, ["between 1", "got 0"], id="none"),
+        pytest.param({"min_executors": 1, "num_ps": 1}, ["between 2", "num_ps=1"], id="no worker"),
+        pytest.param({"min_executors": 1, "max_restarts": 0}, ["max_restarts >= 1"], id="no restarts"),
+        pytest.param({"resize_keeps": "rows"}, ["resize_keeps", "'rows'"], id="an unknown rule"),
+    ],
+)
+def test_wrong_sizes_are_refused_before_anything_starts(
+    spark: SparkSession, options: dict[str, Any], words: list[str]
+) -> None:
+    with raises(ConfigError, *words):
+        TFCluster.run(spark, dense, {}, 2, **options)
+
+
+def test_size_of_a_step_when_workers_are_fewer() -> None:
+    spec = StreamSpec("train", Columns((Column("x"),)), 32, 3, True, False, 0, 0, 1, 1.0)
+    kept = [Size(3, 1).fitted(spec, workers) for workers in (3, 2, 1)]
+    assert [(one.num_readers, one.batch_size) for one in kept] == [(3, 32), (2, 48), (1, 96)]
+    scaled = [Size(3, 1, keeps="worker_batch").fitted(spec, workers) for workers in (3, 2, 1)]
+    assert [(one.num_readers, one.batch_size) for one in scaled] == [(3, 32), (2, 32), (1, 32)]
+    assert Size(5, 1).fitted(spec, 3).batch_size == round(32 * 5 / 3)

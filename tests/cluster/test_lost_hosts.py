@@ -1,0 +1,126 @@
+"""What a standalone cluster can lose in mid-epoch: a worker daemon, or the network to a host."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.network import Network, namespaces, network_refused, set_link
+from support.processes import poll_until
+from support.standalone import StandaloneCluster
+
+PROGRAM = Path(__file__).with_name("lose_and_tell.py")
+DEADLINE_S = 240.0
+TWO_EXECUTORS = {"spark.executor.cores": "2", "spark.cores.max": "4"}
+"""So a third worker has nothing to do until another is lost."""
+ALL_EXECUTORS_FIRST = {
+    "spark.scheduler.minRegisteredResourcesRatio": "1",
+    "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
+}
+"""So the two nodes are on two executors."""
+SPARK_NOTICES = {
+    "spark.network.timeout": "20s",
+    "spark.network.timeoutInterval": "5s",
+    "spark.executor.heartbeatInterval": "4s",
+}
+"""After 20 s Spark itself takes a silent executor for lost; after 120 s by default."""
+
+
+def check(stdout: str) -> dict[str, Any]:
+    """Check that training went on once, and ended as if nothing had been lost; return what was told."""
+    told: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    (cause,) = told["causes"]
+    assert cause.startswith("worker 1 on ")
+    assert [event["epoch"] for event in told["resumed"]] == [1]
+    assert told["undisturbed"]["rows"] == [640, 640]
+    assert told["trained"] == told["undisturbed"]
+    assert told["left"] == []
+    return told
+
+
+@pytest.mark.slow
+def test_training_when_a_worker_daemon_is_stopped_goes_on_with_another(tmp_path: Path) -> None:
+    conf = TWO_EXECUTORS | ALL_EXECUTORS_FIRST
+    with StandaloneCluster(tmp_path, num_workers=3) as cluster:
+        result = cluster.submit(PROGRAM, "daemon", timeout_s=DEADLINE_S, conf=conf).check()
+        stopped = [daemon for daemon in cluster.daemons[1:] if daemon.process.poll() is not None]
+    check(result.stdout)
+    assert len(stopped) == 1
+
+
+@pytest.mark.slow
+def test_training_when_nothing_takes_the_place_of_a_worker_goes_on_with_fewer_until_something_does(
+    tmp_path: Path,
+) -> None:
+    shrunk = tmp_path / "shrunk"
+    with (
+        StandaloneCluster(tmp_path / "cluster") as cluster,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        submitted = beside.submit(
+            cluster.submit, PROGRAM, "shrink", str(shrunk), timeout_s=DEADLINE_S, conf=ALL_EXECUTORS_FIRST
+        )
+        poll_until(lambda: submitted.done() or shrunk.exists(), DEADLINE_S)
+        cluster.start_worker()
+        result = submitted.result().check()
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["sized"] == [2, 1, 2]
+    assert told["restarts"] == 1
+    assert told["trained"]["rows"] == [640] * told["epochs"]
+    assert len(told["trained"]["history"]["loss"]) == told["epochs"]
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A driver's host and two workers' hosts."""
+    if why := network_refused():
+        pytest.skip(f"needs root and network namespaces; {why}")
+    with Network(3) as network:
+        yield network
+    left = [name for name in namespaces() if name.startswith(network.switch.removesuffix("-switch"))]
+    assert left == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mended_after_s", "conf"),
+    [
+        pytest.param(18, {}, id="comes back while nodes are started again"),
+        pytest.param(3600, SPARK_NOTICES, id="stays so until the end"),
+    ],
+)
+def test_training_goes_on_as_before_when_a_host_is_cut_off_and(
+    mended_after_s: int, conf: dict[str, str], network: Network, tmp_path: Path
+) -> None:
+    """A cut-off host's processes end by themselves, and Spark gives the new nodes to the other host."""
+    with StandaloneCluster(tmp_path, cores=3, hosts=network.hosts) as cluster:
+        result = cluster.submit(
+            PROGRAM,
+            *("link", network.switch, str(mended_after_s)),
+            timeout_s=DEADLINE_S,
+            conf=ALL_EXECUTORS_FIRST | conf,
+        ).check()
+    told = check(result.stdout)
+    # After the heartbeat's deadline, or sooner: when the other worker missed it first.
+    assert re.search("no heartbeat for [38] s", told["causes"][0])
+
+
+def test_hosts_of_a_network_reach_each_other_until_a_link_is_cut(network: Network) -> None:
+    def reaches(source: int, target: int) -> bool:
+        words = ["timeout", "1", "bash", "-c", f"echo > /dev/tcp/{network.hosts[target].address}/9"]
+        done = subprocess.run([*network.hosts[source].enter, *words], capture_output=True, check=False)
+        return b"refused" in done.stderr  # Nobody listens there, and the host says so.
+
+    assert reaches(0, 1)
+    assert reaches(1, 2)
+    set_link(network.switch, network.hosts[1].address, "down")
+    assert not reaches(0, 1)
+    assert reaches(0, 2)
+    set_link(network.switch, network.hosts[1].address, "up")
+    assert poll_until(lambda: reaches(0, 1), 10)

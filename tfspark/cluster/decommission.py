@@ -1,0 +1,58 @@
+"""Spark says beforehand which executors it will take away, if it is set to. Runs on the driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tfspark.cluster.preflight import jvm_context
+from tfspark.cluster.registry import Registry
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+POLL_S = 2.0
+JOIN_TIMEOUT_S = 10.0
+
+
+class DecommissionWatch:
+    """Asks Spark which of the nodes' executors are being decommissioned, as a cloud's spot machines are.
+
+    It does so only with ``spark.decommission.enabled``, and not on Spark Connect, where the driver's JVM cannot be
+    asked.
+
+    Args:
+        spark: the session.
+        registry: the nodes, and the executors they are on.
+        leave: called with a node that will be lost and why; more than once.
+    """
+
+    def __init__(self, spark: SparkSession, registry: Registry, leave: Callable[[int, str], None]):
+        self._spark = spark
+        self._registry = registry
+        self._leave = leave
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to ask, if there is somebody to ask."""
+        context = jvm_context(self._spark)
+        if context is None or self._spark.conf.get("spark.decommission.enabled", "false") != "true":
+            return
+        self._thread = threading.Thread(
+            target=self._watch, args=(context.taskScheduler(),), name="tfspark-decommission"
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; harmless when it did not begin."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(JOIN_TIMEOUT_S)
+
+    def _watch(self, scheduler: Any) -> None:
+        while not self._over.wait(POLL_S):
+            for node in list(self._registry.nodes.values()):
+                if node.executor and scheduler.getExecutorDecommissionState(node.executor).isDefined():
+                    self._leave(node.spec.index, f"Spark decommissions its executor {node.executor}")
