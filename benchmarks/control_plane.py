@@ -2,8 +2,10 @@
 
     python benchmarks/control_plane.py [--nodes 10 100 1000] [--seconds 60]
 
-Each node has a connection of its own. Late: a beat whose answer came more than a second after it was due. CPU is that
-of the process that serves, in percent of one core; the clients run in a process of their own.
+Each node has a connection of its own; every second beat its trainer is heard, too. The driver waits meanwhile as it
+does in training: first for all nodes, then for the end of a job, looking at the books whenever they change. Late: a
+beat whose answer came more than a second after it was due. CPU is that of the process that serves; the clients run in a
+process of their own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import psutil
 
 CLIENT_THREADS = 32
+WAIT_S = 60.0
 
 
 def main() -> None:
@@ -31,7 +34,7 @@ def main() -> None:
     if options.clients:
         print(json.dumps(beat(*options.clients, options.nodes[0], options.seconds)))
         return
-    heads = ("nodes", "registered", "beats", "late", "slowest", "lost", "CPU", "memory")
+    heads = ("nodes", "registered", "beats", "late", "slowest", "lost", "CPU", "of a core", "memory")
     print("".join(f"{head:>12}" for head in heads))
     for nodes in options.nodes:
         told = serve(nodes, options.seconds)
@@ -53,13 +56,22 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
     before, began = me.cpu_times(), time.monotonic()
     command = [sys.executable, __file__, "--nodes", str(num_nodes), "--seconds", str(seconds)]
     command += ["--clients", control.location, secret.token]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as clients:
+        control.wait(lambda: not registry.missing(), WAIT_S, "the nodes to register")
+        job = control.post_job("train")
+
+        def trained() -> bool:
+            results = control.job_results(job)
+            return all(node.index in results for node in nodes)
+
+        control.wait(trained, seconds + WAIT_S, "the nodes to beat for their time")
+        out, _ = clients.communicate(timeout=WAIT_S)
     after, took = me.cpu_times(), time.monotonic() - began
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(out.splitlines()[-1])
     registry.check()
     lost = sum(node.failure is not None for node in registry.nodes.values())
     control.close()
-    cpu = (after.user + after.system - before.user - before.system) / took
+    cpu_s = after.user + after.system - before.user - before.system
     return {
         "nodes": num_nodes,
         "registered": f"{told['registered_s']:.2f} s",
@@ -67,7 +79,8 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
         "late": told["late"],
         "slowest": f"{told['slowest_s']:.2f} s",
         "lost": lost,
-        "CPU": f"{100 * cpu:.0f} %",
+        "CPU": f"{cpu_s:.1f} s",
+        "of a core": f"{100 * cpu_s / took:.0f} %",
         "memory": f"{me.memory_info().rss >> 20} MB",
     }
 
@@ -96,6 +109,8 @@ def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str,
                 time.sleep(max(0.0, due - time.monotonic()))
                 clients[node].call("heartbeat", node=node, attempt=1, log=[])
                 delays.append(time.monotonic() - due)
+                if second % 2:
+                    clients[node].call("trainer_alive", node=node, steps=second, state="busy")
 
     threads = [
         threading.Thread(target=beats_of, args=(number,)) for number in range(min(CLIENT_THREADS, num_nodes))
@@ -104,6 +119,8 @@ def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str,
         thread.start()
     for thread in threads:
         thread.join()
+    for node in range(num_nodes):
+        clients[node].call("job_done", job=1, node=node, result={})
     return {
         "registered_s": registered_s,
         "beats": len(delays),

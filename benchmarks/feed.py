@@ -19,7 +19,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +133,9 @@ def write_parquet(directory: Path, table: pa.Table, partitions: int) -> None:
 # --- what is timed ---------------------------------------------------------------------------------
 
 
-def count_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    rows = sum(batch.num_rows for batch in batches)
-    yield pa.RecordBatch.from_pydict({"rows": [rows]})
-
-
 def limit_a(df: Any) -> float:
     began = time.monotonic()
-    df.mapInArrow(count_rows, "rows bigint").collect()
+    df.mapInArrow(growth.count_rows, "rows bigint").collect()
     return time.monotonic() - began
 
 

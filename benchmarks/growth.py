@@ -64,8 +64,12 @@ def counting_seconds(df: Any) -> float:
 
 
 def count_rows(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the number of rows of a partition."""
+    """Yield the number of rows of a partition, in a Python worker as Spark has it (see `spare_collections`)."""
+    import gc
+
     import pyarrow as pa
+
+    gc.unfreeze()
 
     rows = sum(batch.num_rows for batch in batches)
     yield pa.RecordBatch.from_pydict({"rows": [rows]})
@@ -86,11 +90,15 @@ def draw(measured: dict[str, list[tuple[int, float, float]]], picture: Path) -> 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(measured), figsize=(11, 3.2), layout="constrained")
+    figure, panels = pyplot.subplots(1, len(measured), figsize=(11, 3.4), sharey=True, layout="constrained")
     for panel, (name, points) in zip(panels, measured.items(), strict=True):
         values = [value for value, _, _ in points]
         panel.plot(values, [ours for _, ours, _ in points], "o-", label="feed")
         panel.plot(values, [limit for _, _, limit in points], "s--", label="mapInArrow")
-        panel.set(xscale="log", yscale="log", xlabel=name, ylabel="us per row")
-        panel.legend()
+        panel.set(xscale="log", yscale="log", xlabel=name)
+        panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.set_xticks([], minor=True)
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("us per row")
+    panels[0].legend()
     figure.savefig(picture, dpi=90)

@@ -1,14 +1,16 @@
 """What the shipped models reach when two workers train them through the feed: the table of docs/models.md.
 
-    python benchmarks/models.py [--jobs mnist sunspots ...] [--seeds 42 1 2]
+    python benchmarks/models.py [--jobs mnist sunspots ...] [--seeds 42 1 2] [--plain]
 
-Each figure is that of `tfspark run` with the experiment of `configs/`, on its test rows. The data sets are fetched if
-they are not there (below `data/`).
+Each figure is that of `tfspark run` with the experiment of `configs/`, on its test rows; with `--plain`, that of plain
+Keras in this process: the same training and test rows, parameters, batch size and epochs, without workers. The data
+sets are below `data/`; the cluster fetches what is not there, for plain Keras `scripts/prepare_data` must have done so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import statistics
@@ -18,6 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDS = range(1, 6)
@@ -63,13 +66,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
+    parser.add_argument("--plain", action="store_true", help="plain Keras in this process instead")
     options = parser.parse_args()
     print(f"{'experiment':<28}{'metric':>10}{'mean':>9}{'seconds':>9}  each")
     for name in options.jobs:
         job = JOBS[name]
         began = time.monotonic()
+        reach = reached_by_plain_keras if options.plain else reached
         values = [
-            reached(job, changes) for changes in job.runs or [(f"seed={seed}",) for seed in options.seeds]
+            reach(job, changes) for changes in job.runs or [(f"seed={seed}",) for seed in options.seeds]
         ]
         seconds = (time.monotonic() - began) / len(values)
         each = ", ".join(f"{value:.4g}" for value in values)
@@ -88,6 +93,55 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
             return judged(next(Path(runs).glob("*/export/model.keras")))
         results = json.loads(next(Path(runs).glob("*/results.json")).read_text())
     return float(results["test"][job.metric])
+
+
+def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
+    """Do what an experiment says without a cluster; return the test metric."""
+    import keras
+
+    from tfspark.experiment.config import load_config
+    from tfspark.experiment.modules import load_model_module
+
+    with contextlib.chdir(ROOT):
+        experiment = load_config(f"configs/{job.config}.yaml", changes)
+        module = load_model_module(experiment.model.module)
+        params, train, test = rows_of(experiment, module)
+    keras.utils.set_random_seed(experiment.seed)
+    model = module.build_model(params)
+    callbacks = module.callbacks(params) if module.callbacks else []
+    size, epochs = experiment.data.batch_size, experiment.train.epochs
+    model.fit(*train, batch_size=size, epochs=epochs, callbacks=callbacks, verbose=0)
+    if job.metric == "confidence":
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            model.save(f"{folder}/model.keras")
+            return judged(Path(folder, "model.keras"))
+    return float(model.evaluate(*test, batch_size=size, verbose=0, return_dict=True)[job.metric])
+
+
+def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any]:
+    """Let Spark read and divide the rows as `tfspark run` does; return the parameters and the rows as tensors."""
+    from tfspark.experiment.rows import load_rows
+    from tfspark.experiment.run import model_params
+    from tfspark.experiment.session import spark_session
+
+    with spark_session(experiment.name, experiment.cluster) as spark:
+        rows = load_rows(spark, experiment)
+        params = model_params(experiment, rows)
+        params = module.adapt(params, rows.train) if module.adapt else params
+        return params, *(df and tensors(df.toArrow(), rows.columns) for df in (rows.train, rows.test))
+
+
+def tensors(table: Any, columns: Any) -> tuple[Any, Any]:
+    """Return features and labels; of a model that is its own target, the features twice."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tfspark.feed.arrays import to_numpy
+
+    arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
+    x = arrays[columns.features[0].name]
+    x = tf.constant(x, tf.string) if x.dtype == object else np.asarray(x)
+    return x, np.asarray(arrays[columns.label.name]) if columns.label else x
 
 
 def judged(path: Path) -> float:

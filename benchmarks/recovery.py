@@ -1,9 +1,11 @@
 """Seconds from the loss of a process to its detection, and to the next step of the training.
 
     python benchmarks/recovery.py [--times 3] [--rows 20000]
+    python benchmarks/recovery.py --parameter-server [--times 3] [--rows 80000]
 
 Two workers on this machine train a small network on rows from Spark, with a checkpoint of the state every 10 steps. In
-the middle of an epoch one worker's trainer is killed (SIGKILL).
+the middle of an epoch one worker's trainer is killed (SIGKILL). With a parameter server the other worker goes on
+meanwhile, so the longest time without a step is measured, from the kill to the end of the epoch.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -23,14 +26,18 @@ import psutil
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--parameter-server", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     from feed import local_session
 
     spark = local_session(4)
-    seconds = [lose_a_trainer(spark, options.rows) for _ in range(options.times)]
+    lose, rows = (
+        (lose_one_of_parameter_servers, 80_000) if options.parameter_server else (lose_a_trainer, 20_000)
+    )
+    seconds = [lose(spark, options.rows or rows) for _ in range(options.times)]
     print(f"{'':<28}{'median':>8}{'each':>28}")
     for name in seconds[0]:
         values = [one[name] for one in seconds]
@@ -40,8 +47,6 @@ def main() -> None:
 
 
 def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
-    from pyspark.sql import functions as sf
-
     from tfspark import TFCluster
 
     at: dict[str, float] = {}
@@ -54,20 +59,7 @@ def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
         elif "killed" in at and event in ("restarting", "reserved", "tensorflow", "step"):
             at.setdefault(event, now)
 
-    def build_model() -> Any:
-        import keras
-
-        layers = [keras.layers.Input((32,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
-        model = keras.Sequential(layers)
-        model.compile("adam", "mse")
-        return model
-
-    features = sf.array(*[sf.rand(seed).cast("float") for seed in range(32)])
-    rows = (
-        spark.range(0, num_rows, 1, 8)
-        .select(features.alias("features"), sf.rand(99).alias("label"))
-        .persist()
-    )
+    rows = made_up(spark, num_rows)
     with TFCluster.run(
         spark, build_model, num_executors=2, checkpoint_every_steps=10, observer=observe
     ) as cluster:
@@ -80,6 +72,54 @@ def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
         "TensorFlow up to next step": at["step"] - at["tensorflow"],
         "killed to next step": at["step"] - at["killed"],
     }
+
+
+def lose_one_of_parameter_servers(spark: Any, num_rows: int) -> dict[str, float]:
+    from tfspark import TFCluster
+
+    at: dict[str, float] = {}
+    steps: list[float] = []
+
+    def observe(event: str, fields: Any) -> None:
+        now = time.monotonic()
+        if event == "step" and not at:
+            at["killed"] = now
+            kill_trainer("worker", 1)
+        elif event in ("replacing", "replaced", "epoch"):
+            at.setdefault(event, now)
+        if event in ("step", "epoch") and at.get("epoch", now) == now:
+            steps.append(now)
+
+    rows = made_up(spark, num_rows)
+    with TFCluster.run(spark, build_model, num_executors=3, num_ps=1, observer=observe) as cluster:
+        cluster.train(rows, 1, batch_size=64)
+    rows.unpersist()
+    return {
+        "killed to detected": at["replacing"] - at["killed"],
+        "detected to replaced": at["replaced"] - at["replacing"],
+        "replaced to end of epoch": at["epoch"] - at["replaced"],
+        "longest without a step": max(later - earlier for earlier, later in pairwise(steps)),
+    }
+
+
+def build_model() -> Any:
+    import keras
+
+    layers = [keras.layers.Input((32,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    model.compile("adam", "mse")
+    return model
+
+
+def made_up(spark: Any, num_rows: int) -> Any:
+    from pyspark.sql import functions as sf
+
+    features = sf.array(*[sf.rand(seed).cast("float") for seed in range(32)])
+    return (
+        spark.range(0, num_rows, 1, 8)
+        .select(features.alias("features"), sf.rand(99).alias("label"))
+        .persist()
+    )
 
 
 def kill_trainer(role: str, index: int) -> None:
