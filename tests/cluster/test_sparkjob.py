@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pyspark.sql import SparkSession
-from support.processes import poll_until
+from support.processes import kill_all, poll_until
 
 from tfspark.cluster.sparkjob import SparkJob
 
@@ -35,6 +38,47 @@ def test_job_that_is_cancelled_by_another_thread_ends(spark: SparkSession, is_ru
     assert ended == [True]
     with pytest.raises(Exception, match="cancelled"):
         job.result()
+
+
+def test_job_cancelled_while_its_workers_start_leaves_workers_of_other_jobs_alone(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    def tell_and_wait(batches: Iterator[Any]) -> Iterator[Any]:
+        import os
+        import time
+
+        (tmp_path / f"{os.getpid()}").touch()
+        while not (tmp_path / "end").exists():
+            time.sleep(0.1)
+        yield from batches
+
+    def pass_on(batches: Iterator[Any]) -> Iterator[Any]:
+        yield from batches
+
+    one_row = spark.range(0, 1, 1, 1)
+    long = SparkJob(spark, lambda: one_row.mapInArrow(tell_and_wait, "id long"), "long")
+    try:
+        assert poll_until(lambda: len(list(tmp_path.iterdir())) == 1, 60.0)
+        worker = psutil.Process(int(next(tmp_path.iterdir()).name))
+        daemon = worker.parent()
+        assert daemon is not None
+        kill_all(
+            [process for process in daemon.children() if process != worker]
+        )  # Else an idle one is taken.
+        daemon.suspend()
+        try:
+            short = SparkJob(spark, lambda: one_row.mapInArrow(pass_on, "id long"), "short")
+            time.sleep(2.0)  # By now its task waits for a worker.
+            short.cancel()
+            time.sleep(1.0)  # By now Spark would have given the daemon up.
+        finally:
+            daemon.resume()
+    finally:
+        (tmp_path / "end").touch()
+        long.join(60.0)
+    assert short.ended
+    assert [row.id for row in long.result()] == [0]
+    assert {path.name for path in tmp_path.iterdir()} == {str(worker.pid), "end"}  # It was not tried again.
 
 
 def test_job_that_ends_by_itself_has_a_result(spark: SparkSession) -> None:

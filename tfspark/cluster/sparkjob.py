@@ -62,8 +62,14 @@ class SparkJob:
                 self._on_end()
 
     def _mark(self) -> None:
-        """Tag the job, so that another thread can cancel it; a classic session's own tags are for its thread alone."""
+        """Tag the job, so that another thread can cancel it; a classic session's own tags are for its thread alone.
+
+        A cancelled task's thread is not interrupted. Spark takes an interruption while a Python worker is started for
+        that worker's time limit, and ends every Python worker of the executor, the nodes of a cluster among them.
+        Python tasks end without it: ours when they are told so, all of them after `spark.python.task.killTimeout`.
+        """
         if self._is_classic:
+            self._spark.sparkContext.setInterruptOnCancel(False)
             self._spark.sparkContext.setJobDescription(self._description)
             self._spark.sparkContext.addJobTag(self._tag)
         else:
