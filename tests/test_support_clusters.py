@@ -44,7 +44,7 @@ def meeting_place(tmp_path):
 
 def test_local_cluster_runs_a_job_on_two_executors(meeting_place):
     result = run_driver(
-        "local-cluster[2,2,2048]", JOB, "a b", timeout_s=120, env={"MEETING_PLACE": str(meeting_place)}
+        "local-cluster[2,2,2048]", JOB, "a b", timeout_s=240, env={"MEETING_PLACE": str(meeting_place)}
     ).check()
 
     found = json.loads(result.stdout.splitlines()[-1])
@@ -60,7 +60,7 @@ def test_standalone_runs_a_submitted_job_on_two_executors(standalone, meeting_pl
     result = standalone.submit(
         script,
         "a b",
-        timeout_s=120,
+        timeout_s=240,
         conf={"spark.executorEnv.MEETING_PLACE": str(meeting_place)},
         env={"MEETING_PLACE": str(meeting_place)},
     ).check()

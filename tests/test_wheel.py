@@ -13,7 +13,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN_DEADLINE_S = 240
+RUN_DEADLINE_S = 480
 
 
 @pytest.fixture(scope="module")

@@ -285,7 +285,7 @@ RUN = """
 
 def error_of_run(master: str, conf: dict[str, str]) -> str:
     """Start a cluster in a driver of its own; return the error."""
-    return run_driver(master, RUN, timeout_s=90, conf=conf).check().stdout.splitlines()[-1]
+    return run_driver(master, RUN, timeout_s=180, conf=conf).check().stdout.splitlines()[-1]
 
 
 def test_run_when_executors_have_another_tensorflow_names_both_versions(tmp_path: Path) -> None:

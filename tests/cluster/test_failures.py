@@ -114,7 +114,7 @@ KILL_PYTHON_WORKER = """
 
 
 def test_python_worker_when_spark_starts_its_task_again_is_named() -> None:
-    result = run_driver("local-cluster[2,2,1024]", KILL_PYTHON_WORKER, timeout_s=90).check()
+    result = run_driver("local-cluster[2,2,1024]", KILL_PYTHON_WORKER, timeout_s=360).check()
 
     kind, told_after_s, message = result.stdout.splitlines()[-1].split(" ", 2)
     assert kind == "NodeFailedError"
@@ -142,7 +142,7 @@ KILL_DRIVER = """
     "master", ["local[4]", pytest.param("local-cluster[2,2,1024]", marks=pytest.mark.slow)]
 )
 def test_driver_when_killed_leaves_no_process(master: str) -> None:
-    result = run_driver(master, KILL_DRIVER, timeout_s=90, grace_s=20.0)
+    result = run_driver(master, KILL_DRIVER, timeout_s=180, grace_s=20.0)
 
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert result.survivors == ()
@@ -184,7 +184,7 @@ KILL_BEFORE_IT_REGISTERS = """
 
 @pytest.mark.slow
 def test_node_task_when_killed_before_it_registers_is_started_again_by_spark() -> None:
-    result = run_driver("local-cluster[2,2,1024]", KILL_BEFORE_IT_REGISTERS, timeout_s=90).check()
+    result = run_driver("local-cluster[2,2,1024]", KILL_BEFORE_IT_REGISTERS, timeout_s=360).check()
 
     hello = {"said": "hello", "workers": 2}
     assert json.loads(result.stdout.splitlines()[-1]) == {
@@ -195,7 +195,7 @@ def test_node_task_when_killed_before_it_registers_is_started_again_by_spark() -
 
 
 def test_node_task_when_killed_before_it_registers_where_spark_tries_nothing_again_is_told() -> None:
-    result = run_driver("local[4]", KILL_BEFORE_IT_REGISTERS, timeout_s=90).check()
+    result = run_driver("local[4]", KILL_BEFORE_IT_REGISTERS, timeout_s=360).check()
 
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["killed"] == 1
@@ -268,7 +268,7 @@ KILL_WHILE_IT_INFERS = """
 
 def test_inference_when_the_python_worker_that_asks_is_killed_gives_every_result(tmp_path: Path) -> None:
     result = run_driver(
-        "local-cluster[2,2,1024]", KILL_WHILE_IT_INFERS, str(tmp_path / "killed"), timeout_s=120
+        "local-cluster[2,2,1024]", KILL_WHILE_IT_INFERS, str(tmp_path / "killed"), timeout_s=240
     ).check()
 
     assert json.loads(result.stdout.splitlines()[-1]) == {"right": True, "killed": True}
@@ -329,7 +329,7 @@ KILL_WHILE_A_MODEL_IS_APPLIED = """
 @pytest.mark.slow
 def test_applying_a_model_when_python_workers_are_killed_gives_every_result(tmp_path: Path) -> None:
     result = run_driver(
-        "local-cluster[2,2,1024]", KILL_WHILE_A_MODEL_IS_APPLIED, str(tmp_path), timeout_s=150
+        "local-cluster[2,2,1024]", KILL_WHILE_A_MODEL_IS_APPLIED, str(tmp_path), timeout_s=300
     ).check()
 
     told = json.loads(result.stdout.splitlines()[-1])

@@ -16,7 +16,7 @@ from support.processes import poll_until
 from support.standalone import StandaloneCluster
 
 PROGRAM = Path(__file__).with_name("lose_and_tell.py")
-DEADLINE_S = 240.0
+DEADLINE_S = 480.0
 TWO_EXECUTORS = {"spark.executor.cores": "2", "spark.cores.max": "4"}
 """So a third worker has nothing to do until another is lost."""
 ALL_EXECUTORS_FIRST = {

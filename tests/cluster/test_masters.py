@@ -27,12 +27,12 @@ def check_training(stdout: str, log_dir: Path) -> None:
 
 @pytest.mark.slow
 def test_training_on_a_local_cluster_spans_its_executors(tmp_path: Path) -> None:
-    result = run_driver("local-cluster[2,2,2048]", PROGRAM, str(tmp_path), timeout_s=150).check()
+    result = run_driver("local-cluster[2,2,2048]", PROGRAM, str(tmp_path), timeout_s=300).check()
     check_training(result.stdout, tmp_path)
 
 
 def test_training_submitted_to_a_standalone_cluster_spans_its_executors(
     standalone: StandaloneCluster, tmp_path: Path
 ) -> None:
-    result = standalone.submit(PROGRAM, str(tmp_path), timeout_s=150).check()
+    result = standalone.submit(PROGRAM, str(tmp_path), timeout_s=300).check()
     check_training(result.stdout, tmp_path)

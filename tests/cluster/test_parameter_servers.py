@@ -257,7 +257,7 @@ AS_IN_THE_README = """
     "master", ["local[3]", pytest.param("local-cluster[2,2,1024]", marks=pytest.mark.slow)]
 )
 def test_lines_of_the_readme_run_as_they_stand(master: str) -> None:
-    result = run_driver(master, AS_IN_THE_README, timeout_s=240).check()
+    result = run_driver(master, AS_IN_THE_README, timeout_s=480).check()
 
     told = json.loads(result.stdout.splitlines()[-1])
     assert len(told["loss"]) == 10

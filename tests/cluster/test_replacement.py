@@ -92,7 +92,7 @@ LOSE_A_WORKER = """
 def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_others_go_on(
     tmp_path: Path, what: str, master: str
 ) -> None:
-    result = run_driver(master, LOSE_A_WORKER, what, str(tmp_path), timeout_s=240).check()
+    result = run_driver(master, LOSE_A_WORKER, what, str(tmp_path), timeout_s=480).check()
     told = json.loads(result.stdout.splitlines()[-1])
     names = [event for event, _ in told["events"]]
     assert [names.count(name) for name in ("reserved", "replacing", "replaced", "restarting")] == [1, 1, 1, 0]

@@ -15,7 +15,7 @@ from support.environment import REPOSITORY
 from tfspark import tfrecord
 
 EXAMPLES = REPOSITORY / "examples"
-TIMEOUT_S = 200
+TIMEOUT_S = 400
 
 
 @pytest.fixture

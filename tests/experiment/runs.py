@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 from support.environment import DRIVER_ID
 from support.processes import Finished, describe, kill_all, marked_processes, poll_until, run_to_end
 
-DEADLINE_S = 240.0
+DEADLINE_S = 480.0
 AGAIN_S = 0.3
 _SET_BY_THE_TESTS = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_LOCAL_IP")
 

@@ -17,7 +17,7 @@ from support.standalone import StandaloneCluster
 import tfspark.submit
 from tfspark.chaos import CHAOS, FAULTS, Run, judged
 
-DEADLINE_S = 280.0
+DEADLINE_S = 560.0
 REFERENCE = Run("w1", [1280, 1280], [], "", 10.0)
 
 

@@ -24,7 +24,7 @@ from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
 from tfspark.feed.source import FeedTask
 
 HOST = "127.0.0.1"
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 """How long a test waits for something that comes at once when all is well."""
 
 COLUMNS = Columns((Column("id"), Column("x")), Column("y"))

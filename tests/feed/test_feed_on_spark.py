@@ -147,7 +147,7 @@ RETRY = """
 
 def test_feed_task_killed_in_the_middle_when_retried_by_spark_gives_each_row_once(tmp_path: Path) -> None:
     small_batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": "200"}
-    finished = run_driver("local[4,4]", RETRY, str(tmp_path), timeout_s=150, conf=small_batches).check()
+    finished = run_driver("local[4,4]", RETRY, str(tmp_path), timeout_s=300, conf=small_batches).check()
     (line,) = [line for line in finished.stdout.splitlines() if line.startswith("RESULT ")]
     unordered, ordered = json.loads(line.removeprefix("RESULT "))
     assert sorted(i for steps in unordered for i in ids_of(steps)) == list(range(5600))

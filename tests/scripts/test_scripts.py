@@ -129,6 +129,7 @@ def assert_refused(result, sentence, *hints):
     assert "Traceback" not in result.stderr
 
 
+PYTEST = "-m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder"
 PYTHON_SENTENCE = "tfspark setup: expected Python 3.11 to 3.13, which TensorFlow has wheels for; "
 
 
@@ -392,14 +393,14 @@ def test_test_checks_everything_and_prints_pytests_last_line_last(machine, scrip
         "-m ruff check --quiet .",
         "-m ruff format --check --quiet .",
         "-m mypy --no-error-summary",
-        "-m pytest -k a b",
+        f"{PYTEST} -k a b",
     ]
 
 
 def test_test_with_all_runs_the_slow_tests_too(machine):
     machine.run("scripts/test", "--all", "tests/x.py")
 
-    assert machine.notes()[-1] == "-m pytest -m  tests/x.py"
+    assert machine.notes()[-1] == f"{PYTEST} -m  tests/x.py"
 
 
 @pytest.mark.parametrize(("failing", "runs"), [("ruff", 1), ("mypy", 3), ("pytest", 4)])

@@ -21,7 +21,7 @@ from training.every_model import BATCH, CASES, CNN, STEPS
 from training.test_keras_corrections import free_ports
 
 SCRIPT = Path(__file__).with_name("every_model.py")
-DEADLINE_S = 280.0
+DEADLINE_S = 560.0
 GROUPS = [
     ["resnet18", "resnet34", "resnet50"],
     ["resnet20", "resnet32", "resnet56"],

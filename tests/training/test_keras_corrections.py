@@ -18,7 +18,7 @@ from support.environment import python_path
 
 SCRIPT = Path(__file__).with_name("two_workers.py")
 STEPS = 5 + 7 + 4
-DEADLINE_S = 120
+DEADLINE_S = 240
 ALL = ("reduce", "build", "epochs", "state")
 
 
