@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -34,14 +36,18 @@ def upload(data: bytes) -> list[pa.RecordBatch]:
 
 
 def save(
-    store: CheckpointStore, passes: int, steps: int, *used: dict[str, list[list[int]]]
+    store: CheckpointStore,
+    passes: int,
+    steps: int,
+    *used: dict[str, list[list[int]]],
+    sizes: Mapping[int, int] = MappingProxyType({}),
 ) -> Checkpoint | None:
     """Send the parts of both workers."""
     kept = None
     for rank, rows in enumerate(used or ({}, {})):
         told = header(passes, steps, rank, rows)
         part = store.place(told)
-        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())))
+        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())), sizes)
     return kept
 
 
@@ -55,7 +61,7 @@ def test_checkpoint_is_there_when_all_parts_are_and_not_before(tmp_path: Path) -
     store = new_store(tmp_path)
     told = header(0, 4, 0, {"0": [[0, 8]]})
     part = store.place(told)
-    assert store.add(told, part, write_part(part, upload(b"weights"))) is None
+    assert store.add(told, part, write_part(part, upload(b"weights")), {}) is None
     assert store.newest() is None
     assert [path.name for path in tmp_path.glob("state-*")] == []
 
@@ -79,6 +85,29 @@ def test_ledger_of_a_pass_that_was_resumed_holds_what_was_used_before(tmp_path: 
     later = save(store, 2, 1, {"0": [[4, 8]]}, {})
     assert later is not None
     assert (later.used, later.rows) == ({0: [[4, 8]]}, (4, 0))
+
+
+def test_partitions_that_were_trained_on_whole_are_known_over_runs_and_not_in_the_next_pass(
+    tmp_path: Path,
+) -> None:
+    sizes = {0: 16, 1: 9, 3: 4, 4: 0}
+    save(
+        new_store(tmp_path),
+        1,
+        4,
+        {"0": [[0, 8]], "1": [[0, 8]]},
+        {"0": [[8, 16]], "2": [[0, 4]]},
+        sizes=sizes,
+    )
+    before = newest_in(tmp_path)
+    assert before.whole == {0: 16}
+    store = new_store(tmp_path, before)
+    kept = save(store, 1, 6, {"1": [[8, 9]]}, {"2": [[4, 5]]}, sizes={2: 5})
+    assert kept is not None
+    assert kept.whole == {0: 16, 1: 9, 2: 5}
+    later = save(store, 2, 1, {"2": [[0, 5]]}, {}, sizes={})
+    assert later is not None
+    assert later.whole == {}
 
 
 def test_run_that_resumes_reads_parts_of_the_one_before_and_leaves_them_there(tmp_path: Path) -> None:
@@ -148,8 +177,8 @@ def test_part_of_a_life_that_is_over_completes_nothing(tmp_path: Path) -> None:
     digest = write_part(late, upload(b"late"))
     store.newest()  # A new life begins.
     other = store.place(told[1])
-    assert store.add(told[0], late, digest) is None
-    assert store.add(told[1], other, write_part(other, upload(b"new"))) is None
+    assert store.add(told[0], late, digest, {}) is None
+    assert store.add(told[1], other, write_part(other, upload(b"new")), {}) is None
     store.drop_drafts()
     assert list(tmp_path.iterdir()) == []
 

@@ -13,8 +13,8 @@ from tfspark import TFCluster
 from tfspark.cluster.partition_order import (
     MAX_BLOCKS,
     mixed_blocks,
-    only_partitions,
     with_mixed_partitions,
+    without_partitions,
 )
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import DataError
@@ -51,7 +51,7 @@ def test_rows_with_mixed_partitions_are_the_same_rows_in_the_order_that_is_told(
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_some_partitions_are_computed_without_the_others(spark: SparkSession, mixed: bool) -> None:
+def test_partitions_that_are_left_out_are_not_computed(spark: SparkSession, mixed: bool) -> None:
     placed = df_with_partitions(spark, [3, 0, 5, 1, 4, 2]).select(
         "id", sf.spark_partition_id().alias("place")
     )
@@ -60,11 +60,12 @@ def test_some_partitions_are_computed_without_the_others(spark: SparkSession, mi
     names = [order[partition] for partition in wanted]
     others_fail = rows.withColumn("wanted", sf.assert_true(sf.col("place").isin(names)))
 
-    some = only_partitions(others_fail, wanted).collect()
+    some = without_partitions(others_fail, [0, 1, 3, 5]).collect()
 
     assert [row["id"] for row in some] == [
         row["id"] for name in names for row in placed.collect() if row["place"] == name
     ]
+    assert without_partitions(others_fail, range(6)).collect() == []
     with pytest.raises(Exception, match="is not true"):
         others_fail.collect()
 

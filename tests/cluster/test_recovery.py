@@ -25,7 +25,7 @@ from support.errors import raises
 from support.rows import df_with_partitions
 
 from tfspark import InputMode, TFCluster, TFRecordFiles
-from tfspark.cluster.checkpoints import CheckpointStore
+from tfspark.cluster.checkpoints import CheckpointStore, newest_in
 from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError, NodeFailedError
 from tfspark.tfrecord import register
@@ -308,6 +308,54 @@ def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
     assert [sum(node["rows"][epoch] for node in nodes.values()) for epoch in (0, 1)] == [total] * 2
 
 
+@pytest.mark.parametrize("resumed", [False, True], ids=["in the same cluster", "in a new one"])
+def test_partitions_that_were_trained_on_whole_are_not_computed_again(
+    spark: SparkSession, tmp_path: Path, resumed: bool
+) -> None:
+    size, total = 2 * BATCH, 16 * BATCH
+    computed, log_dir = tmp_path / "computed", tmp_path / "run"
+    computed.mkdir()
+
+    def note(batches: Iterator[Any]) -> Iterator[Any]:
+        import uuid
+
+        for batch in batches:
+            partition = batch.column(0)[0].as_py() // size
+            (computed / f"{partition} {uuid.uuid4()}").touch()
+            yield batch
+
+    before, whole = list[str](), list[int]()
+
+    def look_and_kill() -> None:
+        before.extend(path.name for path in computed.iterdir())
+        whole.extend(newest_in(log_dir / "checkpoints").whole)
+        kill()()
+
+    rows = df_with_partitions(spark, [size] * 8).select("id").mapInArrow(note, "id bigint")
+    options: dict[str, Any] = {"checkpoint_every_steps": 3, "log_dir": str(log_dir)}
+    if resumed:
+        options["max_restarts"] = 0
+
+    def run(**more: Any) -> None:
+        with TFCluster.run(spark, counting, {"rows": total}, 2, **{**options, **more}) as cluster:
+            cluster.train(rows, 1, features=["id"], label=None, batch_size=BATCH)
+            cluster.shutdown(export=["keras"])
+
+    strike = Strike(look_and_kill, "state", epoch=1, step=9)
+    with contextlib.suppress(NodeFailedError):
+        run(observer=strike)
+    if resumed:
+        run(resume=str(log_dir))
+
+    assert len(whole) > 1
+    later = [path.name for path in computed.iterdir() if path.name not in before]
+    assert later
+    again = {int(name.split()[0]) for name in later}.intersection(whole)
+    assert len(again) == resumed, "one shows the trainers of a new cluster what a row looks like"
+    (counts,) = keras.models.load_model(log_dir / "export/model.keras", compile=False).get_weights()
+    assert np.round(counts[:, 0] * BATCH, 3).tolist() == [1] * total
+
+
 def test_failure_of_the_users_code_is_told_at_once_and_not_tried_again(spark: SparkSession) -> None:
     def build_wrongly(params: Any) -> Any:
         raise ValueError("the dog ate the layers")
@@ -563,7 +611,7 @@ def test_training_when_spark_decommissions_an_executor_saves_its_state_and_goes_
 ) -> None:
     conf = {"spark.decommission.enabled": "true"}
     program = LEAVE_AN_EXECUTOR.replace("rows, 2,", "rows, 24,")
-    result = run_driver("local-cluster[2,2,1024]", program, conf=conf, timeout_s=180).check()
+    result = run_driver("local-cluster[2,2,1024]", program, conf=conf, timeout_s=360).check()
     told = json.loads(result.stdout.splitlines()[-1])
     (cause,) = told["causes"]
     assert "Spark decommissions its executor" in cause
@@ -572,7 +620,7 @@ def test_training_when_spark_decommissions_an_executor_saves_its_state_and_goes_
 
 
 def test_training_when_an_executor_is_killed_goes_on_with_another(tmp_path: Path) -> None:
-    result = run_driver("local-cluster[2,2,1024]", LOSE_AN_EXECUTOR, timeout_s=180).check()
+    result = run_driver("local-cluster[2,2,1024]", LOSE_AN_EXECUTOR, timeout_s=360).check()
     told = json.loads(result.stdout.splitlines()[-1])
     assert len(told["causes"]) == 1
     assert "worker 1" in told["causes"][0]

@@ -196,6 +196,7 @@ def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> P
     run = {"workers": 1, "parameter servers": 0, "seed": seed, "rows per worker and step": BATCH}
     manifest = {
         "format": 2, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
+        "sizes": {},
         "run": run, "model": [], "files": {},
     }  # fmt: skip
     (state / "manifest.json").write_text(json.dumps(manifest))

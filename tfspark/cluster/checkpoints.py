@@ -47,6 +47,7 @@ class Checkpoint:
         finished: whether that had ended.
         rows: rows each worker has had of the pass that was under way.
         used: which rows those were: partition -> intervals.
+        sizes: partition -> its rows, of the partitions of that pass that Spark had computed to the end.
         run: what a run must share with the one that was interrupted.
         model: path, shape and type of every weight.
         files: name of each node's part -> its SHA-256.
@@ -59,6 +60,7 @@ class Checkpoint:
     finished: bool
     rows: tuple[int, ...]
     used: Mapping[int, Intervals]
+    sizes: Mapping[int, int]
     run: Json
     model: Sequence[Json]
     files: Mapping[str, str]
@@ -78,8 +80,11 @@ class Checkpoint:
             manifest = json.loads((path / "manifest.json").read_text())
             if (number := manifest.pop("format")) != FORMAT:
                 raise ValueError(f"expected format {FORMAT}, got {number} of another version of tfspark")
-            used = {int(partition): intervals for partition, intervals in manifest.pop("used").items()}
-            found = cls(path=path, used=used, rows=tuple(manifest.pop("rows")), **manifest)
+            used, sizes = (
+                {int(partition): value for partition, value in manifest.pop(name).items()}
+                for name in ("used", "sizes")
+            )
+            found = cls(path=path, used=used, sizes=sizes, rows=tuple(manifest.pop("rows")), **manifest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its manifest.json cannot be read: {error}") from None
         for name, digest in found.files.items():
@@ -90,6 +95,11 @@ class Checkpoint:
     def dealt_to(self, num_nodes: int) -> Checkpoint:
         """Return the same for another number of nodes."""
         return replace(self, rows=dealt(self.rows, num_nodes))
+
+    @property
+    def whole(self) -> dict[int, int]:
+        """Partitions of the pass under way that were trained on whole -> their rows."""
+        return {p: rows for p, rows in self.sizes.items() if rows and self.used.get(p) == [[0, rows]]}
 
     @property
     def parts(self) -> list[str]:
@@ -135,8 +145,15 @@ class CheckpointStore:
         draft.path.mkdir(parents=True, exist_ok=True)
         return draft.path / f"part-{header['rank']:04d}.npz"
 
-    def add(self, header: Json, part: Path, digest: str) -> Checkpoint | None:
-        """Take in a part that was written; return the checkpoint if it is complete now."""
+    def add(self, header: Json, part: Path, digest: str, sizes: Mapping[int, int]) -> Checkpoint | None:
+        """Take in a part that was written; return the checkpoint if it is complete now.
+
+        Args:
+            header: what the node says of it.
+            part: where it was written, see `place`.
+            digest: its SHA-256.
+            sizes: partition -> its rows, as far as known of the pass.
+        """
         draft = self._draft(header)
         if part.parent != draft.path:
             return None  # Of a life of the cluster that is over.
@@ -145,7 +162,7 @@ class CheckpointStore:
         if len(draft.files) < draft.of:
             return None
         del self._drafts[_key(header)]
-        return self._keep(draft)
+        return self._keep(draft, sizes)
 
     def file(self, name: str) -> Path:
         """Return the file of a part as `Checkpoint.parts` names it, also of the run that is gone on with."""
@@ -191,7 +208,7 @@ class CheckpointStore:
             self._drafts[key] = _Draft(self.directory / f".state-{self._number:06d}", header["of"])
         return self._drafts[key]
 
-    def _keep(self, draft: _Draft) -> Checkpoint:
+    def _keep(self, draft: _Draft, sizes: Mapping[int, int]) -> Checkpoint:
         chief, base = draft.headers[0], self._base
         passes, steps = chief["passes"], chief["steps"]
         goes_on = base is not None and base.steps and base.passes == passes and steps
@@ -208,6 +225,7 @@ class CheckpointStore:
                 for rank in ranks
             ),
             used=merged([before.used if before else {}, *(draft.headers[rank]["used"] for rank in ranks)]),
+            sizes={**(before.sizes if before else {}), **(sizes if steps else {})},
             run=self.run,
             model=chief["facts"]["model"],
             files=draft.files,

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.checkpoints import CheckpointStore, write_part
+from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, write_part
 from tfspark.cluster.meetings import Meetings
 from tfspark.cluster.registry import TASK_AGAIN, Registry, count_roles
 from tfspark.cluster.roles import NodeSpec, reader_number, tf_config
@@ -363,8 +363,7 @@ class ControlPlane(ActionServer):
         try:
             part: Path = self.update(lambda: store.place(header))
             digest = write_part(part, uploaded(reader))
-            # One that comes while the cluster stops may be of an epoch whose feed was broken off: see `on_report`.
-            kept = self.update(lambda: None if self.registry.stopping else store.add(header, part, digest))
+            kept = self.update(lambda: self._add_part(store, header, part, digest))
             if kept is not None:
                 self.update(self._saved)
                 self._observer(
@@ -374,6 +373,11 @@ class ControlPlane(ActionServer):
             if error.errno is None:
                 raise  # The trainer is gone, which is found out elsewhere.
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
+
+    def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
+        if self.registry.stopping:
+            return None  # It may be of an epoch whose feed was broken off: see `on_report`.
+        return store.add(header, part, digest, self.directory.sizes("train", header["passes"]))
 
     def _saved(self) -> None:
         self._num_saved += 1

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
-from tfspark.cluster.partition_order import only_partitions, with_mixed_partitions
+from tfspark.cluster.partition_order import with_mixed_partitions, without_partitions
 from tfspark.cluster.registry import REPLACEMENT_S
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
@@ -16,7 +17,6 @@ from tfspark.cluster.wire import Secret
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
-from tfspark.feed.ledger import Used
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
 from tfspark.feed.source import FEED_RESULT_DDL, SAMPLE_DDL, FeedTask, first_row
@@ -138,7 +138,7 @@ class Feeder:
         job: int,
         keep: bool = False,
         again: bool = False,
-        used: Used | None = None,
+        begun: Checkpoint | None = None,
     ) -> int | None:
         """Feed every row once, and see that all arrived.
 
@@ -151,7 +151,8 @@ class Feeder:
             job: what the nodes need the rows for; if they end it early, the rest is not fed.
             keep: let the nodes keep these rows, if the stream has a node cache.
             again: these are the rows of the pass before.
-            used: rows the nodes have trained on in an earlier life of the cluster; they are not fed.
+            begun: a checkpoint in the middle of this pass; rows it has trained on are not fed, and partitions of
+                which it has all not computed.
 
         Returns:
             The number of rows; None if the nodes ended the job before they had them all.
@@ -164,12 +165,16 @@ class Feeder:
             return self._feed_kept(stream, job)
         directory = self._directory
         keep = keep and self._specs[stream].cache_bytes > 0
-        index = self._control.update(lambda: directory.open_pass(stream, keep, used=used))
+        index = self._control.update(
+            lambda: directory.open_pass(stream, keep, used=None if begun is None else begun.used)
+        )
         self._last_from_spark[stream] = index
         timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
-        missing = list[int]()
-        while self._serve(stream, index, rows, job, missing):
-            while not (missing := self._reopened(stream, index, job)):
+        whole = {} if begun is None else begun.whole
+        if whole and not directory.has_sample(stream):
+            whole.popitem()  # The task of this one shows the nodes a row.
+        while self._serve(stream, index, rows, job, whole):
+            while not self._reopened(stream, index, job):
                 served: int = self._control.update(lambda: directory.finish_pass(stream, index))
                 if not self._all_arrived(stream, index, served, timeout_s, job):
                     return None
@@ -178,13 +183,13 @@ class Feeder:
         return None
 
     def _serve(
-        self, stream: str, index: int, rows: DataFrame | RDD[Any], job: int, missing: list[int]
+        self, stream: str, index: int, rows: DataFrame | RDD[Any], job: int, whole: Mapping[int, int]
     ) -> bool:
         """Let Spark serve a pass, or what is missing of it; tell whether the nodes wanted it all."""
         directory = self._directory
         feeding = SparkJob(
             self._spark,
-            lambda: self._serving(stream, index, rows, missing),
+            lambda: self._serving(stream, index, rows, whole),
             f"tfspark feed {stream} pass {index + 1}",
             on_end=lambda: self._control.update(lambda: None),  # Wakes the wait below.
         )
@@ -203,18 +208,18 @@ class Feeder:
         finally:
             feeding.cancel()
 
-    def _reopened(self, stream: str, index: int, job: int) -> list[int]:
-        """Return the partitions of which rows must be served again, since a worker that had received them was lost."""
+    def _reopened(self, stream: str, index: int, job: int) -> bool:
+        """Tell whether rows must be served again, since a worker that had received them was lost."""
         directory = self._directory
         if not directory.lacks_rows(stream, index):
-            return []
+            return False
         self._control.wait(
             lambda: directory.is_settled(stream, index) or self._unwanted(stream, index, job),
             self._specs[stream].timeout_s,
             f"the workers that are left to tell what they received in epoch {index + 1} of {stream!r}",
         )
-        missing: list[int] = self._control.update(lambda: directory.reopen(stream, index))
-        return missing
+        again: bool = self._control.update(lambda: directory.reopen(stream, index))
+        return again
 
     def is_kept(self, stream: str) -> bool:
         """Whether the nodes have kept all rows of the last pass that Spark served."""
@@ -253,23 +258,25 @@ class Feeder:
     def _directory(self) -> FeedDirectory:
         return self._control.directory
 
-    def _serving(self, stream: str, index: int, rows: DataFrame | RDD[Any], missing: list[int]) -> DataFrame:
+    def _serving(
+        self, stream: str, index: int, rows: DataFrame | RDD[Any], whole: Mapping[int, int]
+    ) -> DataFrame:
         """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order.
 
-        Of partitions that are missing, only those are computed, where Spark lets us choose.
+        Partitions that are served already are not computed, where Spark lets us choose.
         """
-        spec, order = self._specs[stream], list[int]()
+        spec, order, directory = self._specs[stream], list[int](), self._directory
         if not hasattr(rows, "mapInArrow"):
             served = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
             return self._spark.createDataFrame(served, FEED_RESULT_DDL)
         if spec.shuffle_rows:
             rows, order = with_mixed_partitions(rows, spec.seed, index)
-        task = self._task(stream, index, order)
-        if not (missing and hasattr(rows, "_jdf")):
-            return rows.mapInArrow(task, FEED_RESULT_DDL)
+        self._control.update(lambda: directory.leave_out(stream, index, whole, order))
+        left_out = directory.served(stream, index) if hasattr(rows, "_jdf") else []
+        task = replace(self._task(stream, index, order), left_out=tuple(left_out))
+        served = rows.mapInArrow(task, FEED_RESULT_DDL)
         # Pruned behind the task: what is computed is planned as it was for the whole pass.
-        served = rows.mapInArrow(replace(task, parts=tuple(missing)), FEED_RESULT_DDL)
-        return only_partitions(served, missing)
+        return without_partitions(served, left_out) if left_out else served
 
     def _task(self, stream: str, index: int, order: Sequence[int]) -> FeedTask:
         spec = self._specs[stream]

@@ -7,6 +7,7 @@ partitions (`PartitionPruningRDD`). No row is moved, and every partition keeps i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,12 +40,13 @@ def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFra
     return _of_blocks(df, rows, blocks), [partition for block in blocks for partition in block]
 
 
-def only_partitions(df: DataFrame, partitions: list[int]) -> DataFrame:
-    """Return some partitions of a DataFrame, in their order; the others are not computed.
+def without_partitions(df: DataFrame, left_out: Collection[int]) -> DataFrame:
+    """Return a DataFrame without some of its partitions, which are not computed.
 
     Not on Spark Connect, where there is no RDD.
     """
-    return _of_blocks(df, df._jdf.queryExecution().toRdd(), [partitions])
+    rows = df._jdf.queryExecution().toRdd()
+    return _of_blocks(df, rows, [[n for n in range(rows.getNumPartitions()) if n not in left_out]])
 
 
 def _of_blocks(df: DataFrame, rows: object, blocks: list[list[int]]) -> DataFrame:

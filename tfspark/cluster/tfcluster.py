@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfspark.cluster.checkpoints import RESIZED, check_same_run
+from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
@@ -44,7 +44,6 @@ from tfspark.cluster.wire import CALL_TIMEOUT_S, Json
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
-from tfspark.feed.ledger import Used
 from tfspark.feed.reader import StreamSpec
 from tfspark.migrate.TFNode import check_qname, stream_of
 
@@ -597,7 +596,7 @@ class TFCluster:
         self, stream: str, rows: DataFrame | RDD[Any], call: range, checked: DataFrame | None
     ) -> dict[str, list[float]]:
         """Feed what is left of a training, which may be all of it."""
-        left, used = self._left_of(call)
+        left, begun = self._left_of(call)
         if left is None:
             return {}
         if not self._settings["wants_context"]:
@@ -605,11 +604,11 @@ class TFCluster:
         if not left:
             self._feeder.show_first_row(stream, rows)
         job = self._post_training(call, left, checked)
-        first_whole = left.start + bool(used)
+        first_whole = left.start + (begun is not None)
         for index in left:
             first_of_several = index == first_whole and index + 1 < left.stop
-            self._feed(stream, rows, job, first_of_several, index > first_whole, used)
-            used = {}
+            self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
+            begun = None
             if self._control.directory.all_left(stream):
                 break
             if first_of_several and self._feeding.cache == "node":
@@ -636,19 +635,20 @@ class TFCluster:
         if not self._lives.have_trained(job):
             self._lives.grow()
 
-    def _left_of(self, call: range) -> tuple[range | None, Used]:
-        """Return the passes of a training that are not in the checkpoint this life began with, and what is of the next.
+    def _left_of(self, call: range) -> tuple[range | None, Checkpoint | None]:
+        """Return the passes of a training that are not in the checkpoint this life began with, or not whole.
 
-        None: a run that was resumed has done this training, and a later one, before.
+        None: a run that was resumed has done this training, and a later one, before. The checkpoint comes with them if
+        it is in the middle of the first, and that is not replayed.
         """
         point = None if self._recovery is None else self._recovery.point
         if point is None or not self._went_back or point.call < call.start:
-            return call, {}
+            return call, None
         if point.call > call.start:
-            return None, {}
+            return None, None
         begin = call.stop if point.finished else point.passes
-        used = dict(point.used) if point.steps and not self._replays else {}
-        return range(min(begin, call.stop), call.stop), used
+        is_within = bool(point.steps and point.used) and not self._replays
+        return range(min(begin, call.stop), call.stop), point if is_within else None
 
     def _train_on_stream(
         self,
@@ -895,9 +895,9 @@ class TFCluster:
         job: int,
         keep: bool = False,
         again: bool = False,
-        used: Used | None = None,
+        begun: Checkpoint | None = None,
     ) -> None:
-        rows = self._feeder.feed(stream, data, job, keep, again, used)
+        rows = self._feeder.feed(stream, data, job, keep, again, begun)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +146,33 @@ class FeedDirectory:
         passes = self._streams[stream].passes
         passes.append(FeedPass(used=used or {}, keep=keep, kept_in=kept_in))
         return len(passes) - 1
+
+    def sizes(self, stream: str, index: int) -> dict[int, int]:
+        """Return the rows of each partition of the pass of which Spark has given the last, by its own number."""
+        book = self._streams.get(stream)
+        if book is None or index >= len(book.passes):
+            return {}
+        feed_pass = book.passes[index]
+        known = feed_pass.counted | feed_pass.done
+        return {s.name: known[s.partition] for s in feed_pass.sources.values() if s.partition in known}
+
+    def leave_out(self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]) -> None:
+        """Take partitions for served, as an earlier life of the cluster has trained on them whole.
+
+        Args:
+            stream: name of the stream.
+            index: number of the pass.
+            whole: their own numbers -> rows.
+            order: the partitions' own numbers, in the order of the pass, where that is another.
+        """
+        positions = {name: position for position, name in enumerate(order)} or {name: name for name in whole}
+        self._streams[stream].passes[index].done.update(
+            {positions[name]: rows for name, rows in whole.items() if name in positions}
+        )
+
+    def served(self, stream: str, index: int) -> list[int]:
+        """Return the partitions of the pass that need no task of Spark's any more, in ascending order."""
+        return sorted(self._streams[stream].passes[index].done)
 
     def finish_pass(self, stream: str, index: int) -> int:
         """Say that Spark has finished every partition of the pass; return the rows it served."""
@@ -432,8 +459,8 @@ class FeedDirectory:
         """Tell whether every reader that lives has told what it received of the sources so far."""
         return not any(source.readers for source in self._streams[stream].passes[index].sources.values())
 
-    def reopen(self, stream: str, index: int) -> list[int]:
-        """Open the partitions of which rows are missing, when all were served; return them.
+    def reopen(self, stream: str, index: int) -> bool:
+        """Open the partitions of which rows are missing, when all were served; tell whether there are any.
 
         Call it when the pass `is_settled`.
         """
@@ -448,7 +475,7 @@ class FeedDirectory:
         for partition in missing:
             del feed_pass.done[partition]
             feed_pass.sources[partition].lost = True
-        return sorted(missing)
+        return bool(missing)
 
     @staticmethod
     def _need_not_be_served(feed_pass: FeedPass, source: Source) -> list[list[int]]:

@@ -342,7 +342,7 @@ class FeedTask:
         buffer_bytes: bound of the buffer between Spark and the readers.
         timeout_s: how long the feed may stand still before that is an error.
         order: the partitions' own numbers, where they are served in another order.
-        parts: the partitions of the pass that the tasks of this job serve, where they are not all.
+        left_out: partitions of the pass, in ascending order, that this job has no tasks for.
     """
 
     location: str
@@ -355,7 +355,7 @@ class FeedTask:
     buffer_bytes: int
     timeout_s: float
     order: tuple[int, ...] = ()
-    parts: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Serve the partition of this Spark task; yield one row: partition, rows."""
@@ -364,7 +364,9 @@ class FeedTask:
         spare_collections()
         task = TaskContext.get()
         number = task.partitionId() if task is not None else 0
-        yield self.serve(self.parts[number] if self.parts else number, batches)
+        for partition in self.left_out:
+            number += partition <= number
+        yield self.serve(number, batches)
 
     def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Serve a partition to its end; return one row: partition, rows."""
