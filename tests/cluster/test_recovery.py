@@ -352,6 +352,10 @@ def test_partitions_that_were_trained_on_whole_are_not_computed_again(
     assert later
     again = {int(name.split()[0]) for name in later}.intersection(whole)
     assert len(again) == resumed, "one shows the trainers of a new cluster what a row looks like"
+    if resumed:
+        so_far = set(computed.iterdir())
+        run(resume=str(log_dir))  # Nothing is left to train.
+        assert [path.name.split()[0] for path in set(computed.iterdir()) - so_far] == ["0"]
     (counts,) = keras.models.load_model(log_dir / "export/model.keras", compile=False).get_weights()
     assert np.round(counts[:, 0] * BATCH, 3).tolist() == [1] * total
 

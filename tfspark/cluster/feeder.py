@@ -123,7 +123,9 @@ class Feeder:
         """Let the nodes know shapes and types of a stream of which no pass will be fed."""
         directory = self._directory
         if not directory.has_sample(stream):
-            for row in rows.limit(1).mapInArrow(first_row, SAMPLE_DDL).collect():
+            # `take` computes as few partitions as it can, a limit below something else all of them.
+            first = self._spark.createDataFrame(rows.take(1), rows.schema)
+            for row in first.mapInArrow(first_row, SAMPLE_DDL).collect():
                 sample: str = row["sample"]
                 self._control.update(functools.partial(directory.offer_sample, stream, sample))
 
