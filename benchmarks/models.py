@@ -153,12 +153,22 @@ def judged(path: Path) -> float:
     sys.modules["gan"] = gan  # Its dataclass looks for its own module.
     spec.loader.exec_module(gan)
     keras.utils.set_random_seed(0)
-    classifier = gan.train_classifier(*gan.read_digits(ROOT / "data/mnist_full/train"))
+    real, digits = gan.read_digits(ROOT / "data/mnist_full/train")
+    classifier = gan.train_classifier(real, digits)
     made, wanted = gan.samples(keras.models.load_model(path), 10_000)
     confidence, shares = gan.judge(made, classifier)
     right = (classifier.predict(made, verbose=0, batch_size=256).argmax(axis=1) == wanted).mean()
-    print(f"rarest class {shares.min():.1%}, of the class asked for {right:.1%}")
+    differ = deviation_within(made, wanted) / deviation_within(real, digits)
+    print(f"rarest class {shares.min():.1%}, of the class asked for {right:.1%}", end=", ")
+    print(f"deviation within a class {differ:.2f} of that of real images")
     return confidence
+
+
+def deviation_within(images: Any, labels: Any) -> float:
+    """Return how much the images of one class differ: a pixel's standard deviation, mean of pixels and classes."""
+    return statistics.mean(
+        float(images[labels == label].std(axis=0).mean()) for label in set(labels.tolist())
+    )
 
 
 if __name__ == "__main__":
