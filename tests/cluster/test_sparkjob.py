@@ -40,6 +40,12 @@ def test_job_that_is_cancelled_by_another_thread_ends(spark: SparkSession, is_ru
         job.result()
 
 
+def num_running_tasks(spark: SparkSession) -> int:
+    tracker = spark.sparkContext.statusTracker()
+    stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+    return sum(stage.numActiveTasks for stage in stages if stage is not None)
+
+
 def test_job_cancelled_while_its_workers_start_leaves_workers_of_other_jobs_alone(
     spark: SparkSession, tmp_path: Path
 ) -> None:
@@ -68,7 +74,8 @@ def test_job_cancelled_while_its_workers_start_leaves_workers_of_other_jobs_alon
         daemon.suspend()
         try:
             short = SparkJob(spark, lambda: one_row.mapInArrow(pass_on, "id long"), "short")
-            time.sleep(2.0)  # By now its task waits for a worker.
+            assert poll_until(lambda: num_running_tasks(spark) == 2, 30.0)
+            time.sleep(1.0)  # By now its task waits for a worker.
             short.cancel()
             time.sleep(1.0)  # By now Spark would have given the daemon up.
         finally:

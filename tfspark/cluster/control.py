@@ -227,9 +227,8 @@ class ControlPlane(ActionServer):
         """Hear a node, take its new log lines, tell it whether to stop, or to show its trainer's stacks."""
         if request.get("leaving"):
             self.leave(request["node"], request["leaving"])
-        with (
-            self._changed
-        ):  # Nobody waits for a heartbeat, so nobody is woken: there may be a thousand a second.
+        # Nobody waits for a heartbeat, so nobody is woken: there may be a thousand a second.
+        with self._changed:
             stop = self.registry.heartbeat(request["node"], request["attempt"])
         self._log(request)
         return {"stop": stop, "stacks": self.registry.wants_stacks}
@@ -365,7 +364,6 @@ class ControlPlane(ActionServer):
             digest = write_part(part, uploaded(reader))
             kept = self.update(lambda: self._add_part(store, header, part, digest))
             if kept is not None:
-                self.update(self._saved)
                 self._observer(
                     "state", {"epoch": kept.passes + 1, "step": kept.steps, "path": str(kept.path)}
                 )
@@ -377,11 +375,11 @@ class ControlPlane(ActionServer):
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
             return None  # It may be of an epoch whose feed was broken off: see `on_report`.
-        return store.add(header, part, digest, self.directory.sizes("train", header["passes"]))
-
-    def _saved(self) -> None:
-        self._num_saved += 1
-        self.registry.let_go()
+        kept = store.add(header, part, digest, self.directory.sizes("train", header["passes"]))
+        if kept is not None:
+            self._num_saved += 1
+            self.registry.let_go()
+        return kept
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
         """Fail the cluster for a disk of the driver's; the trainer's own error would not name it."""

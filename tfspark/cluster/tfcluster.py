@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.control import Observer
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
-from tfspark.cluster.feeder import Feeder, for_evaluation
+from tfspark.cluster.feeder import for_evaluation
 from tfspark.cluster.inputs import (
     Fed,
     Selection,
@@ -35,7 +35,6 @@ from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
 from tfspark.cluster.program import pickled, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
-from tfspark.cluster.registry import Registry
 from tfspark.cluster.restarts import RestartBudget
 from tfspark.cluster.roles import local_batch_size, plan_nodes
 from tfspark.cluster.sidecar import SideCar
@@ -384,7 +383,7 @@ class TFCluster:
         if self._side_car is not None:
             self._side_car.abandon()
         self._side_car, self._num_side_car = None, 0
-        self._feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
+        self._lives.feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
         if self._files is not None:
             self._deal_files(self._files, self._opened["train"])
         recovery.point = recovery.store.newest()
@@ -396,7 +395,7 @@ class TFCluster:
         point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
         if point is not None:
             self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
-            self._control.post_job(
+            self._lives.control.post_job(
                 "resume",
                 parts=point.parts,
                 passes=point.passes,
@@ -444,23 +443,23 @@ class TFCluster:
 
     def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, Any]:
         """Let the trainers finish; return what they returned."""
-        self._feeder.close_all()
-        self._control.post_job("close", export=list(export))
-        self._control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
+        self._lives.feeder.close_all()
+        self._lives.control.post_job("close", export=list(export))
+        self._lives.control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
         self._await_evaluator(grace_s)
         self._check_identical_weights()
-        self._control.wait(lambda: self._registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
-        return {n.spec.name: n.result for n in self._registry.nodes.values()}
+        self._lives.control.wait(lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
+        return {n.spec.name: n.result for n in self._lives.registry.nodes.values()}
 
     def _await_streaming(self, ssc: Any) -> None:
         """Wait for the end of a StreamingContext; end it when a node fails or no worker reads any more."""
-        directory = self._control.directory
+        directory = self._lives.control.directory
         try:
             while not ssc.awaitTerminationOrTimeout(1):
                 if any(directory.all_left(name) for name in self._opened):
                     ssc.stop(stopSparkContext=False, stopGraceFully=True)
                     return
-                self._control.check()
+                self._lives.control.check()
         except TfsparkError:
             ssc.stop(stopSparkContext=False, stopGraceFully=False)
             raise
@@ -470,13 +469,13 @@ class TFCluster:
         if not (self._lives.evaluators and self._settings["wants_context"]):
             return
         try:
-            self._control.wait(
-                lambda: self._registry.all_succeeded("evaluator"),
+            self._lives.control.wait(
+                lambda: self._lives.registry.all_succeeded("evaluator"),
                 max(grace_s, EVALUATOR_GRACE_S),
                 "the evaluator to return",
             )
         except DeadlineError:
-            self._control.update(lambda: setattr(self._registry, "stopping", True))
+            self._lives.control.update(lambda: setattr(self._lives.registry, "stopping", True))
 
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
@@ -600,19 +599,19 @@ class TFCluster:
         if left is None:
             return {}
         if not self._settings["wants_context"]:
-            self._feeder.begin_at(stream, left.start)
+            self._lives.feeder.begin_at(stream, left.start)
         if not left:
-            self._feeder.show_first_row(stream, rows)
+            self._lives.feeder.show_first_row(stream, rows)
         job = self._post_training(call, left, checked)
         first_whole = left.start + (begun is not None)
         for index in left:
             first_of_several = index == first_whole and index + 1 < left.stop
             self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
             begun = None
-            if self._control.directory.all_left(stream):
+            if self._lives.control.directory.all_left(stream):
                 break
             if first_of_several and self._feeding.cache == "node":
-                self._observe("cache", {"kept": self._feeder.is_kept(stream)})
+                self._observe("cache", {"kept": self._lives.feeder.is_kept(stream)})
             if checked is not None and self._side_car is None and not self._lives.have_trained(job):
                 self._feed("validation", checked, job)
             if self._lives.have_trained(job):
@@ -627,7 +626,7 @@ class TFCluster:
             return
         recovery = self._recovery
         assert recovery is not None
-        self._control.wait(
+        self._lives.control.wait(
             lambda: recovery.store.has(passes) or self._lives.have_trained(job),
             self._feed_timeout_s,
             f"the checkpoint of epoch {passes}",
@@ -668,7 +667,7 @@ class TFCluster:
         self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
         try:
             self._stream.start()
-            self._stream.wait_over(self._control.check)
+            self._stream.wait_over(self._lives.control.check)
         finally:
             self._stream.close()
             self._stream = None
@@ -708,14 +707,14 @@ class TFCluster:
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
         name = f"evaluate-{next(self._evaluations)}"
-        self._feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
-        job = self._control.post_job("evaluate", stream=name, num_classes=num_classes)
+        self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
+        job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
         self._feed(name, rows, job)
-        self._control.wait(
+        self._lives.control.wait(
             lambda: self._lives.have_trained(job), self._feed_timeout_s, f"the workers to evaluate {name!r}"
         )
-        self._control.update(lambda: self._control.directory.close_stream(name))
-        return dict(next(iter(self._control.job_results(job).values())))
+        self._lives.control.update(lambda: self._lives.control.directory.close_stream(name))
+        return dict(next(iter(self._lives.control.job_results(job).values())))
 
     def inference(
         self, data: RDD[Any] | DataFrame, feed_timeout: float | None = None, qname: str = "input"
@@ -747,7 +746,7 @@ class TFCluster:
             raise ConfigError(f"expected an RDD or a DataFrame to infer, got {type(data).__name__}")
         self._use_for("inference", data, qname)
         task = InferenceTask(
-            self._control.location,
+            self._lives.control.location,
             self._lives.now.secret,
             stream_of(qname),
             ROWS_PER_WORKER,
@@ -805,7 +804,7 @@ class TFCluster:
             )
 
         def feed(rdd: RDD[Any]) -> None:
-            if not rdd.isEmpty() and not self._control.directory.all_left(stream):
+            if not rdd.isEmpty() and not self._lives.control.directory.all_left(stream):
                 fed = elements_to_feed(rdd)
                 self._open_training(stream, fed, batch_size, Feeding(), timeout_s, False, open_ended=True)
                 self._feed(stream, rdd, 0)
@@ -841,15 +840,15 @@ class TFCluster:
                 "cluster down and run a new one"
             )
         self._feeding = feeding
-        self._feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
+        self._lives.feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
         self._check_resumed(spec)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
-            self._feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
+            self._lives.feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
         elif validation:
             readers = self._lives.evaluators or self._lives.workers
-            self._feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
+            self._lives.feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
 
     def _check_resumed(self, spec: StreamSpec) -> None:
         """At the first training of a run that resumes another: check that it is the same, and go back."""
@@ -897,7 +896,7 @@ class TFCluster:
         again: bool = False,
         begun: Checkpoint | None = None,
     ) -> None:
-        rows = self._feeder.feed(stream, data, job, keep, again, begun)
+        rows = self._lives.feeder.feed(stream, data, job, keep, again, begun)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 
@@ -906,7 +905,7 @@ class TFCluster:
             return 0
         if validation is not None and self._lives.evaluators:
             self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
-        return self._control.post_job(
+        return self._lives.control.post_job(
             "train",
             call=call.start,
             first_pass=left.start,
@@ -917,10 +916,10 @@ class TFCluster:
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
-        job = self._control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
+        job = self._lives.control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
         self._num_side_car += 1
         self._feed("validation", validation, job)
-        self._control.wait(
+        self._lives.control.wait(
             lambda: self._lives.have_ended(job, self._lives.evaluators),
             self._feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
@@ -967,35 +966,25 @@ class TFCluster:
         self._files = data
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._settings["seed"]}
-        directory = self._control.directory
-        self._control.update(lambda: directory.open_stream("train", description, num_workers))
+        directory = self._lives.control.directory
+        self._lives.control.update(lambda: directory.open_stream("train", description, num_workers))
 
     def _training_result(self, job: int) -> dict[str, list[float]]:
         if self._settings["wants_context"]:
             return {}
-        self._control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
+        self._lives.control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
         if self._side_car is not None and not self._side_car.finish(self._feed_timeout_s):
             raise DeadlineError(
                 f"waited {self._feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
             )
         self._side_car = None
         return dict(
-            self._control.job_results(job)[(self._lives.chief or self._lives.workers[0]).index]["history"]
+            self._lives.control.job_results(job)[(self._lives.chief or self._lives.workers[0]).index][
+                "history"
+            ]
         )
 
     # --- state -------------------------------------------------------------------------------------
-
-    @property
-    def _control(self) -> ControlPlane:
-        return self._lives.control
-
-    @property
-    def _feeder(self) -> Feeder:
-        return self._lives.feeder
-
-    @property
-    def _registry(self) -> Registry:
-        return self._lives.registry
 
     @property
     def _num_parts(self) -> int:
@@ -1022,13 +1011,13 @@ class TFCluster:
     def _trainers_done(self) -> bool:
         everyone = ("worker", "ps", "evaluator", "chief")
         roles = ("worker",) if self._settings["wants_context"] else everyone
-        return all(self._registry.all_succeeded(role) for role in roles)
+        return all(self._lives.registry.all_succeeded(role) for role in roles)
 
     def _check_identical_weights(self) -> None:
         """Synchronous training keeps all workers' weights equal; anything else is an error."""
         digests = {
             node.spec.name: node.result["weights_sha256"]
-            for node in self._registry.nodes.values()
+            for node in self._lives.registry.nodes.values()
             if isinstance(node.result, dict) and "weights_sha256" in node.result
         }
         if len(set(digests.values())) > 1 and not self._settings["wants_context"]:
@@ -1054,7 +1043,7 @@ class TFCluster:
         """Rows all workers together had in an epoch, padding not counted."""
         if self._input_mode is InputMode.TENSORFLOW:
             return self._rows_in_files
-        return sum(self._control.directory.rows_received("train", epoch - 1).values())
+        return sum(self._lives.control.directory.rows_received("train", epoch - 1).values())
 
     def _keep_log(self, node: str, lines: Sequence[str]) -> None:
         if self._log_dir is not None:
