@@ -118,6 +118,13 @@ def test_find_leaks_when_a_process_ends_within_the_grace_is_empty(before):
     assert find_leaks(before, Owned(), grace_s=5.0) == []
 
 
+def test_find_leaks_when_something_begins_after_a_look_that_saw_nothing_is_empty(before):
+    # Spark's JVM starts an `rm` whenever it collects a session; a second look met it.
+    looks = iter([["of the test"], [], ["of the next moment"]])
+
+    assert find_leaks(before, Owned(), running_jobs=lambda: next(looks)) == []
+
+
 @pytest.mark.parametrize("daemon", [False, True])
 def test_find_leaks_when_a_thread_runs_names_it(before, waiting_thread, daemon):
     waiting_thread(name="tfspark-feed", daemon=daemon)

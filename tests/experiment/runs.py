@@ -18,7 +18,15 @@ import psutil
 import yaml
 from pyspark.sql import SparkSession
 from support.environment import DRIVER_ID
-from support.processes import Finished, describe, kill_all, marked_processes, poll_until, run_to_end
+from support.processes import (
+    Finished,
+    describe,
+    kill_all,
+    marked_processes,
+    poll_until,
+    run_to_end,
+    what_stays,
+)
 
 DEADLINE_S = 480.0
 AGAIN_S = 0.3
@@ -210,9 +218,9 @@ def disturb_run(
         began = time.monotonic()
         disturb(process, mark)
         process.wait(DEADLINE_S)
-        poll_until(lambda: not left_of(mark), DEADLINE_S / 2)
+        left = what_stays(lambda: left_of(mark), DEADLINE_S / 2)
         seconds = time.monotonic() - began
-        survivors = [describe(p) for p in left_of(mark)]
+        survivors = [describe(p) for p in left]
     finally:
         kill_all(left_of(mark), again=lambda: left_of(mark))
         process.wait(10)

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from support.environment import TEST_ID
-from support.processes import carries, describe, kill_all, poll_until
+from support.processes import carries, describe, kill_all, what_stays
 
 GRACE_S = 5.0
 PREFIX = "tfspark-"
@@ -109,8 +109,7 @@ def find_leaks(
             *running_jobs(),
         ]
 
-    poll_until(lambda: not look(), grace_s)
-    return look()
+    return what_stays(look, grace_s)
 
 
 def kill_leaked_processes(before: Snapshot, owned: Owned) -> None:

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
+T = TypeVar("T")
 POLL_S = 0.05
 KILL_S = 10.0
 _TAIL_CHARS = 6000
@@ -105,8 +107,7 @@ def run_to_end(
 
 
 def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: float) -> tuple[str, ...]:
-    poll_until(lambda: not marked_processes(*mark), grace_s)
-    names = tuple(describe(p) for p in marked_processes(*mark))
+    names = tuple(describe(p) for p in what_stays(lambda: marked_processes(*mark), grace_s))
     if process.poll() is None:
         # The whole group at once, and waited for here: psutil's wait would take the return code from Popen.
         os.killpg(process.pid, signal.SIGKILL)
@@ -170,8 +171,7 @@ def kill_all(
 
 def wait_until_ended(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
     """Wait until none of them runs, for ``timeout_s`` at most; return those that still do."""
-    poll_until(lambda: not any(map(is_alive, processes)), timeout_s)
-    return [p for p in processes if is_alive(p)]
+    return what_stays(lambda: [p for p in processes if is_alive(p)], timeout_s)
 
 
 def poll_until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -185,3 +185,15 @@ def poll_until(condition: Callable[[], bool], timeout_s: float) -> bool:
             return False
         time.sleep(POLL_S)
     return True
+
+
+def what_stays(look: Callable[[], list[T]], grace_s: float) -> list[T]:
+    """Look until there is nothing, for ``grace_s`` at most; return what the last look saw.
+
+    There is no look after one that saw nothing: it would meet what began in that moment and has a grace of
+    its own, such as the ``rm`` that Spark's JVM starts when it collects a session.
+    """
+    deadline = time.monotonic() + grace_s
+    while (seen := look()) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return seen
