@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -19,6 +20,9 @@ from support.leaks import Owned, Snapshot, find_leaks, kill_leaked_processes, ru
 from support.standalone import StandaloneCluster
 
 pytest_plugins = ["pytester"]
+# How long an example takes tells of the machine, which other tests load.
+settings.register_profile("tfspark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tfspark")
 _TEMPORARY = pytest.StashKey[str]()
 # Warnings are errors. These are raised inside other packages and cannot be avoided by their callers.
 _THIRD_PARTY_WARNINGS = [

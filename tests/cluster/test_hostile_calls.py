@@ -26,9 +26,7 @@ TOKEN = SECRET.token
 ACTIONS = sorted(name.removeprefix("on_") for name in dir(ControlPlane) if name.startswith("on_"))
 PULL = {"reader": 0, "acknowledged": 0, "max_bytes": 1 << 20, "rows_before": 0}
 EXAMPLES = int(os.environ.get("TFSPARK_FUZZ_EXAMPLES", "300"))
-FEW = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+FEW = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.pictures import picture
@@ -48,7 +48,6 @@ def converted(array: pa.Array, **column: Any) -> np.ndarray:
 # --- ragged ----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     rows=RAGGED,
     kind=st.sampled_from(LISTS),
@@ -65,7 +64,6 @@ def test_ragged_rows_when_converted_come_back_one_array_each(
     assert row_shape(found) == (None,)
 
 
-@settings(deadline=None)
 @given(rows=RAGGED, first=st.integers(0, 11), fill=st.integers(-100, 100))
 def test_ragged_rows_when_padded_keep_their_values_and_end_in_the_fill(
     rows: Rows, first: int, fill: int
@@ -76,14 +74,12 @@ def test_ragged_rows_when_padded_keep_their_values_and_end_in_the_fill(
     assert found.tolist() == [row + [fill] * (5 - len(row)) for row in rows[first:]]
 
 
-@settings(deadline=None)
 @given(rows=RAGGED)
 def test_raw_bytes_of_unequal_lengths_come_back_one_array_each(rows: Rows) -> None:
     array = pa.array([np.array(row, "<i2").tobytes() for row in rows])
     assert [row.tolist() for row in converted(array, ragged="ragged", dtype="int16")] == rows
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=30),
     batch_size=st.integers(1, 7),
@@ -136,7 +132,6 @@ def vector_of(values: list[float], sparse: bool) -> dict[str, Any]:
     return {"type": 0, "size": len(values), "indices": places, "values": [values[i] for i in places]}
 
 
-@settings(deadline=None)
 @given(
     dense=hnp.arrays(
         np.float64,
@@ -171,7 +166,6 @@ def image_of(pixels: np.ndarray) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None)
 @given(
     pixels=hnp.arrays(
         np.uint8,

@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfspark.feed.batching import Batcher, Rows, concatenate, num_rows, pad, take
@@ -37,7 +37,6 @@ def batches_of(
     return [batch["id"].tolist() for batch in batches]
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, batch_size=st.integers(1, 12), window=st.integers(0, 40), seed=st.none() | st.just(7))
 def test_batcher_for_any_pieces_gives_every_row_once_in_full_batches(
     sizes: list[int], batch_size: int, window: int, seed: int | None
@@ -48,14 +47,12 @@ def test_batcher_for_any_pieces_gives_every_row_once_in_full_batches(
     assert all(0 < len(batch) <= batch_size for batch in batches[-1:])
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, batch_size=st.integers(1, 12), window=st.integers(0, 12))
 def test_batcher_without_a_window_keeps_the_order(sizes: list[int], batch_size: int, window: int) -> None:
     effective = window if window <= batch_size else 0
     assert list(chain(*batches_of(sizes, batch_size, effective, seed=1))) == list(range(sum(sizes)))
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, cuts=st.randoms(use_true_random=False), batch_size=st.integers(1, 8))
 def test_batcher_with_the_same_seed_gives_the_same_batches_however_the_rows_are_cut(
     sizes: list[int], cuts: object, batch_size: int
@@ -74,7 +71,6 @@ def test_batcher_with_a_window_permutes_and_differs_by_seed() -> None:
     assert first != other
 
 
-@settings(deadline=None)
 @given(sizes=SIZES, batch_size=st.integers(1, 6), window=st.integers(7, 20))
 def test_batcher_with_a_window_gives_no_row_before_the_window_reaches_it(
     sizes: list[int], batch_size: int, window: int

@@ -47,7 +47,6 @@ def numbers_of(pieces: list[Piece]) -> list[int]:
 # --- stripes ---------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 20), max_size=8),
     stripe_rows=st.integers(1, 7),
@@ -208,9 +207,7 @@ class StripedBufferMachine(BufferMachine):
 def test_buffer_under_any_interleaving_gives_each_row_once_and_ends(
     machine: type[RuleBasedStateMachine],
 ) -> None:
-    run_state_machine_as_test(
-        machine, settings=settings(deadline=None, max_examples=60, stateful_step_count=40)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
 
 
 def test_buffer_that_never_runs_empty_stays_within_its_limit() -> None:

@@ -39,7 +39,7 @@ def ids_of(batch: pa.RecordBatch) -> list[int]:
     return [int(i) for i in batch.column("id").to_pylist()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 40), max_size=12), seed=st.none() | st.integers(0, 9))
 def test_cache_whatever_was_kept_gives_it_back_with_its_place(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int | None

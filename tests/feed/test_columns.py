@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfspark.errors import ConfigError, DataError
@@ -180,7 +180,6 @@ def arrow_of(values: np.ndarray, kinds: list[str]) -> pa.Array:
     return array
 
 
-@settings(deadline=None)
 @given(
     values=tensors(),
     kinds=st.lists(st.sampled_from(["fixed", "large", "plain"]), min_size=3, max_size=3),
@@ -195,7 +194,6 @@ def test_tensor_when_sent_through_arrow_lists_comes_back_equal(
     np.testing.assert_array_equal(found, values[first : first + count])
 
 
-@settings(deadline=None)
 @given(values=tensors(), first=st.integers(0, 5))
 def test_tensor_when_sent_as_raw_bytes_comes_back_equal(values: np.ndarray, first: int) -> None:
     first = min(first, len(values) - 1)

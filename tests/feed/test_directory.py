@@ -342,9 +342,7 @@ class OrderedDirectoryMachine(DirectoryMachine):
 def test_directory_whatever_dies_gives_each_row_once_and_lets_all_end(
     machine: type[RuleBasedStateMachine],
 ) -> None:
-    run_state_machine_as_test(
-        machine, settings=settings(deadline=None, max_examples=150, stateful_step_count=50)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=150, stateful_step_count=50))
 
 
 # --- one decision at a time ------------------------------------------------------------------------
@@ -436,7 +434,6 @@ def test_reader_that_announces_fewer_steps_than_before_is_refused() -> None:
         directory.agree(STREAM, 0, rank=1, steps=2, ended=False, rows=0)
 
 
-@settings(deadline=None)
 @given(
     own=st.lists(st.integers(0, 6), min_size=1, max_size=4),
     order=st.randoms(use_true_random=False),

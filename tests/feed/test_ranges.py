@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfspark.feed.ranges import Ranges
@@ -37,7 +37,6 @@ def test_ranges_when_intervals_are_added_keep_them_merged_and_sorted(
     assert Ranges(added).to_json() == expected, reason
 
 
-@settings(deadline=None)
 @given(added=INTERVALS, asked=INTERVAL)
 def test_ranges_for_any_intervals_are_the_set_of_their_rows(
     added: list[tuple[int, int]], asked: tuple[int, int]
@@ -51,7 +50,6 @@ def test_ranges_for_any_intervals_are_the_set_of_their_rows(
     assert sum(end - first for first, end in missing) == len(rows_of(missing)), "no row is missing twice"
 
 
-@settings(deadline=None)
 @given(added=INTERVALS)
 def test_ranges_when_sent_as_json_come_back_equal(added: list[tuple[int, int]]) -> None:
     sent = Ranges(added)

@@ -61,13 +61,13 @@ def same(left: pa.RecordBatch, right: pa.RecordBatch) -> bool:
     return left.schema == right.schema and repr(left.to_pydict()) == repr(right.to_pydict())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(batches())
 def test_decode_after_encode_gives_the_same_batch(batch: pa.RecordBatch) -> None:
     assert same(decode(blocks_of(encode_batch(batch).tobytes()), batch.schema), batch)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(batches())
 def test_encode_gives_what_tensorflow_reads(batch: pa.RecordBatch) -> None:
     block = blocks_of(encode_batch(batch).tobytes())
@@ -114,7 +114,7 @@ CELLS = {
 LISTS = pa.schema([("i", pa.list_(pa.int64())), ("f", pa.list_(pa.float32())), ("b", pa.list_(pa.binary()))])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=20), st.booleans())
 def test_decode_of_what_tensorflow_wrote_gives_its_values(rows: list[dict[str, Any]], reverse: bool) -> None:
     examples = []
@@ -313,7 +313,7 @@ def test_decode_of_large_payloads_takes_every_copying_path() -> None:
     assert decode(blocks_of(encode_batch(batch).tobytes()), batch.schema).equals(batch)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=4), st.data())
 def test_lockstep_on_mutated_messages_never_differs_from_the_complete_parser(
     rows: list[dict[str, Any]], data: st.DataObject

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tfspark.errors import ConfigError, DataError
@@ -37,7 +37,6 @@ def test_masked_crc_of_known_bytes_matches_the_published_value() -> None:
     assert masked_crc(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([b"", b"same", b"other"]), max_size=40))
 def test_read_of_framed_records_gives_them_back(payloads: list[bytes]) -> None:
     assert read(framed(payloads)) == payloads
