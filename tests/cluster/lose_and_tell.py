@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cluster.test_recovery import Strike, train
+from cluster.strikes import Strike
+from cluster.test_recovery import train
 from pyspark.sql import SparkSession
 from support.environment import DRIVER_ID
 from support.network import set_link

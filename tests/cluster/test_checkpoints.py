@@ -145,7 +145,7 @@ def test_checkpoint_that_is_damaged_gives_way_to_the_one_before(tmp_path: Path, 
     elif damage == "truncated manifest":
         manifest.write_text(manifest.read_text()[:-9])
     else:
-        manifest.write_text('{"format": 2, "weights": "elsewhere"}')
+        manifest.write_text('{"format": 3, "weights": "elsewhere"}')
     assert newest_in(tmp_path) == before
     assert store.newest() == before
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cluster.lives import Events
 from cluster.programs import counting, dense
-from cluster.test_recovery import Strike, kill
+from cluster.strikes import Strike, kill
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from cluster.lives import Events
 from cluster.programs import dense, fit_as_users_do
 from pyspark.sql import SparkSession
@@ -15,7 +14,7 @@ from tfspark import TFCluster
 from tfspark.cluster.tfcluster import InputMode
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.files import TFRecordFiles
-from tfspark.tfrecord import list_files, register
+from tfspark.tfrecord import register
 
 COLUMNS = Columns((Column("features"),), Column("label"), num_classes=2)
 
@@ -57,40 +56,6 @@ def test_main_fun_when_it_fits_twice_goes_on_with_the_next_epoch(spark: SparkSes
     assert nodes["worker 0"]["epochs"] == [2, 1]
     assert nodes["worker 0"]["iterations"] == nodes["worker 1"]["iterations"] >= 3 * 3
     assert [fields["rows"] for fields in events.of("fed")] == [96] * 3
-
-
-@pytest.mark.parametrize(
-    ("sizes", "compression"),
-    [
-        pytest.param([70], "none", id="one file for two workers"),
-        pytest.param([5, 61, 3, 28, 40], "gzip", id="more files than workers, uneven, gzip"),
-    ],
-)
-def test_train_on_files_when_counts_are_uneven_reads_each_record_once(
-    spark: SparkSession, tmp_path: Path, sizes: list[int], compression: str
-) -> None:
-    register(spark)
-    path = str(tmp_path / "rows")
-    rows = df_with_partitions(spark, sizes).select("features", "label")
-    rows.write.format("tfrecord").option("compression", compression).mode("append").save(path)
-    assert len(list_files(path)) == len(sizes)
-    total = sum(sizes)
-
-    events = Events()
-    cluster = TFCluster.run(spark, dense, {}, 2, input_mode=InputMode.TENSORFLOW, observer=events)
-    with cluster:
-        history = cluster.train(TFRecordFiles(path, COLUMNS, shuffle_rows=64), 2, batch_size=32)
-        metrics = cluster.evaluate(rows)
-        nodes = cluster.shutdown()
-
-    workers = [nodes["worker 0"], nodes["worker 1"]]
-    assert [sum(pair) for pair in zip(*(worker["rows"] for worker in workers), strict=True)] == [total] * 2
-    steps = -(-((total + 1) // 2) // 16)
-    assert [worker["iterations"] for worker in workers] == [2 * steps] * 2
-    assert workers[0]["weights_sha256"] == workers[1]["weights_sha256"]
-    assert len(history["loss"]) == 2
-    assert metrics["loss"] > 0
-    assert [fields["rows_fed"] for fields in events.of("epoch")] == [total] * 2
 
 
 def test_main_fun_when_it_reads_files_trains_without_the_feed(spark: SparkSession, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
 from cluster.programs import accumulating, dense, keep_shown, saving_callbacks, say, with_state
+from cluster.strikes import trainers
 from cluster.test_failures import TOLD_S, trainer_of
-from cluster.test_recovery import trainers
 from cluster.test_training import CLASSES, EVALUATE, OTHER_ROWS, TRAIN_ROWS, Life
 from pyspark.sql import SparkSession
 from support.driver import run_driver
@@ -114,17 +114,22 @@ def test_train_with_callbacks_and_files_stops_early(spark: SparkSession, tmp_pat
     df_with_partitions(spark, [40, 30]).write.format("tfrecord").mode("append").save(str(tmp_path / "rows"))
     files = TFRecordFiles(str(tmp_path / "rows"), Columns((Column("features"),), Column("label")))
     callbacks = {
-        "early_stopping": {"monitor": "loss", "patience": 2, "min_delta": 1e9, "restore_best_weights": True},
+        "early_stopping": {
+            "monitor": "val_loss",
+            "patience": 2,
+            "min_delta": 1e9,
+            "restore_best_weights": True,
+        },
         "reduce_lr_on_plateau": {"monitor": "loss", "patience": 0, "min_delta": 1e9},
     }
     cluster = TFCluster.run(
         spark, dense, {}, 3, 1, input_mode=InputMode.TENSORFLOW, callbacks=callbacks, learning_rate=0.1
     )
     with cluster:
-        history = cluster.train(files, 6, batch_size=16)
+        history = cluster.train(files, 6, batch_size=16, validation=df_with_partitions(spark, [9, 4]))
         nodes = cluster.shutdown()
 
-    assert len(history["loss"]) == 3
+    assert len(history["loss"]) == len(history["val_loss"]) == 3
     assert history["learning_rate"] == pytest.approx([0.1, 0.1, 0.01])
     assert nodes["chief 0"]["rows"] == [70] * 3
     assert [nodes[f"worker {i}"]["rows"] for i in range(2)] == [[35] * 3] * 2

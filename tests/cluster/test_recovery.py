@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import counting, dense, with_state
+from cluster.strikes import Strike, kill, trainers
 from cluster.test_main_fun import COLUMNS
 from pyspark.sql import SparkSession
 from support.driver import run_driver
@@ -36,36 +37,6 @@ EPOCHS = 2
 STEPS = sum(ROWS) // BATCH
 LAST_STEPS = (6, 9)
 """A process that is killed at the checkpoint of step 6 may have sent its part of that of step 9."""
-
-
-def trainers() -> dict[tuple[str, int], psutil.Process]:
-    """Find the trainers below this process by their TF_CONFIG."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # A process of Spark's that has just ended.
-            if "tfspark.cluster.trainer" in process.cmdline():
-                task = json.loads(process.environ()["TF_CONFIG"])["task"]
-                found[task["type"], task["index"]] = process
-    return found
-
-
-class Strike(Events):
-    """An observer that does something the first time it is told a certain thing."""
-
-    def __init__(self, what: Callable[[], None], event: str, **fields: Any):
-        super().__init__()
-        self._what, self._event, self._fields = what, event, fields
-        self.struck_at = 0.0
-
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        super().__call__(event, fields)
-        if not self.struck_at and event == self._event and self._fields.items() <= fields.items():
-            self.struck_at = time.monotonic()
-            self._what()
-
-
-def kill(role: str = "worker", index: int = 1) -> Callable[[], None]:
-    return lambda: trainers()[role, index].kill()
 
 
 @dataclass(frozen=True)
@@ -579,7 +550,7 @@ LOSE_AN_EXECUTOR = """
     import psutil
     from pyspark.sql import SparkSession
     from cluster.programs import dense
-    from cluster.test_recovery import Strike, trainers
+    from cluster.strikes import Strike, trainers
     from support.rows import df_with_partitions
     from tfspark import TFCluster
     from tfspark.cluster.tfcluster import Feeding

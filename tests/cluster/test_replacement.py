@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from cluster.lives import Events
 from cluster.programs import dense
-from cluster.test_recovery import Strike, kill
+from cluster.strikes import Strike, kill
 from pyspark.sql import DataFrame, SparkSession
 from support.driver import run_driver
 from support.rows import df_with_partitions
@@ -32,7 +32,7 @@ LOSE_A_WORKER = """
     import psutil
     from pyspark.sql import SparkSession
     from cluster.programs import counting
-    from cluster.test_recovery import Strike, trainers
+    from cluster.strikes import Strike, trainers
     from support.rows import df_with_partitions
     from tfspark import TFCluster
 

@@ -400,8 +400,8 @@ def test_shipped_config_when_loaded_from_elsewhere_is_valid(name: str, write: Wr
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("data.test=0.2", "data.test: expected files of their own under input_mode tensorflow, got 0.2"),
-        ("data.validation=0.1", "data.validation: expected 0 under input_mode tensorflow"),
+        ("data.test=0.2", "data.test: expected rows of their own under input_mode tensorflow, got 0.2"),
+        ("data.validation=0.1", "data.validation: expected rows of their own under input_mode tensorflow"),
         ("data.label.classes=[a, b]", "only Spark can number labels"),
         ("data.label.classes=infer", "only Spark can number labels"),
     ],

@@ -381,7 +381,7 @@ def test_run_when_workers_read_the_files_themselves_needs_one_key(
     register(spark)
     path = IMAGES.save(spark, tmp_path / "images", "tfrecord")
     config = IMAGES.config(
-        path, cluster__input_mode="tensorflow", data__validation=0.0, data__test={"path": path}
+        path, cluster__input_mode="tensorflow", data__validation={"path": path}, data__test={"path": path}
     )
 
     tfspark_run(tmp_path, config).check()
@@ -389,5 +389,6 @@ def test_run_when_workers_read_the_files_themselves_needs_one_key(
     directory = run_directory(tmp_path)
     results = json.loads((directory / "results.json").read_text())
     assert sum(map(sum, results["confusion_matrix"])) == IMAGES.num_rows
+    assert results["validation"]["loss"] == pytest.approx(results["test"]["loss"], rel=1e-6)
     epochs = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert epochs[0]["rows"] == IMAGES.num_rows

@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 logger = logging.getLogger("tfspark")
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
 """So many checkpoints are kept: if the newest is damaged, there is the one before."""
 RESIZED = ("workers", "rows per worker and step")

@@ -146,6 +146,7 @@ class TFCluster:
         self._side_car: SideCar | None = None
         self._stream: MicroBatches | None = None
         self._num_side_car = 0
+        self._validates = False
         self._recovery = recovery
         self._went_back = False
         self._lives = Lives(
@@ -159,7 +160,7 @@ class TFCluster:
             timeouts,
             recovery,
             self._take_over,
-            feed_slots=lambda: int(self._input_mode is not InputMode.TENSORFLOW),
+            feed_slots=lambda: int(self._input_mode is not InputMode.TENSORFLOW or self._validates),
             replaces_workers=lambda: self._feeding.cache == "none",
         )
 
@@ -533,7 +534,7 @@ class TFCluster:
             class_weights: class -> weight of its rows in the loss.
             columns: all of the four above in one.
             batch_size: rows of a step over all workers; default 32 for each worker.
-            validation: rows to evaluate after each epoch.
+            validation: rows to evaluate after each epoch; Spark feeds them in either mode.
             feeding: how rows travel.
             trigger: for a streaming DataFrame, arguments of Spark's `DataStreamWriter.trigger`, for example
                 ``{"processingTime": "10 seconds"}`` or ``{"availableNow": True}``.
@@ -552,12 +553,11 @@ class TFCluster:
             given = {
                 "features": features,
                 "columns": columns,
-                "validation": validation,
                 "feeding": feeding,
                 "trigger": trigger,
                 "checkpoint_location": checkpoint_location,
             }
-            return self._train_on_files(data, num_epochs, batch_size, given)
+            return self._train_on_files(data, num_epochs, batch_size, validation, given)
         stream = stream_of(qname)
         timeout_s = feed_timeout or self._feed_timeout_s
         chosen = Selection(features, label, num_classes, class_weights, columns)
@@ -926,7 +926,12 @@ class TFCluster:
         )
 
     def _train_on_files(
-        self, data: Any, num_epochs: int, batch_size: int | None, given: Mapping[str, Any]
+        self,
+        data: Any,
+        num_epochs: int,
+        batch_size: int | None,
+        validation: DataFrame | None,
+        given: Mapping[str, Any],
     ) -> dict[str, list[float]]:
         from tfspark.feed.files import TFRecordFiles
 
@@ -939,16 +944,32 @@ class TFCluster:
         if unused:
             raise ConfigError(
                 f"expected no {', '.join(unused)} in InputMode.TENSORFLOW, where workers read files themselves; "
-                "TFRecordFiles holds the columns and the shuffling; evaluate(df) after training, or use "
-                "InputMode.SPARK for validation"
+                "TFRecordFiles holds the columns and the shuffling; leave it out, or use InputMode.SPARK"
             )
         spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
+        checked = None if validation is None else self._open_validation(spec, validation)
         self._opened["train"] = spec
         call = range(self._num_passes, self._num_passes + num_epochs)
         self._num_passes = call.stop
-        return self._lives.surviving(lambda: self._train_on_shares(data, spec, call))
+        return self._lives.surviving(lambda: self._train_on_shares(data, spec, call, checked))
 
-    def _train_on_shares(self, data: TFRecordFiles, spec: StreamSpec, call: range) -> dict[str, list[float]]:
+    def _open_validation(self, spec: StreamSpec, validation: DataFrame) -> DataFrame:
+        """Open the stream of rows that Spark feeds beside the files; return these rows."""
+        if self._settings["wants_context"]:
+            raise ConfigError(
+                "expected no validation for a main_fun in InputMode.TENSORFLOW, which reads files itself; read them "
+                "in main_fun, or use InputMode.SPARK"
+            )
+        rows = select_columns(as_dataframe(self._spark, validation), spec.columns)
+        check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+        self._validates = True
+        readers = self._lives.evaluators or self._lives.workers
+        self._lives.feeder.open(for_evaluation(spec, "validation"), readers, self._feeding.buffer_bytes)
+        return rows
+
+    def _train_on_shares(
+        self, data: TFRecordFiles, spec: StreamSpec, call: range, checked: DataFrame | None
+    ) -> dict[str, list[float]]:
         """Let each worker read its share of the files, as often as is left of a training."""
         self._deal_files(data, spec)
         if self._settings["wants_context"]:
@@ -957,7 +978,23 @@ class TFCluster:
         left, _ = self._left_of(call)
         if left is None:
             return {}
-        return self._training_result(self._post_training(call, left, None))
+        job = self._post_training(call, left, checked)
+        if checked is not None and self._side_car is None:
+            self._validate_when_asked(checked, job)
+        return self._training_result(job)
+
+    def _validate_when_asked(self, checked: DataFrame, job: int) -> None:
+        """Feed the rows to evaluate after each epoch, whose end the workers tell by asking for them."""
+        directory = self._lives.control.directory
+
+        def asked_or_done() -> bool:
+            return directory.is_awaited("validation") or self._lives.have_trained(job)
+
+        while True:
+            self._lives.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
+            if self._lives.have_trained(job):
+                return
+            self._feed("validation", checked, job)
 
     def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
         """Tell each worker what its share of the files is."""

@@ -157,18 +157,16 @@ def batch_divides(data: Data, cluster: Cluster) -> Iterator[Broken]:
 
 
 def tensorflow_reads_tfrecord(data: Data, cluster: Cluster) -> Iterator[Broken]:
-    """Workers that read files themselves read TFRecord."""
+    """Workers that read files themselves read TFRecord; the rows to evaluate are fed by Spark, from anything."""
     if cluster.input_mode != "tensorflow":
         return
-    for source in (data.source, data.validation_source, data.test_source):
-        if source is not None and (source.path is None or source.format not in ("tfrecord", "tfrecords")):
-            came = f"format {source.format!r}" if source.path else "a table or a query"
-            yield (
-                ("cluster", "input_mode"),
-                "expected spark, since tensorflow reads TFRecord files at a path only; "
-                f"got tensorflow with {came}; set it to spark, or write the data as tfrecord",
-            )
-            return
+    if data.path is None or data.format not in ("tfrecord", "tfrecords"):
+        came = f"format {data.format!r}" if data.path else "a table or a query"
+        yield (
+            ("cluster", "input_mode"),
+            "expected spark, since tensorflow reads TFRecord files at a path only; "
+            f"got tensorflow with {came}; set it to spark, or write the data as tfrecord",
+        )
 
 
 def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]:
@@ -181,13 +179,12 @@ def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]
             "expected nothing under input_mode tensorflow, whose records are Examples anyway; leave it out",
         )
     fix = "set cluster.input_mode to spark, or"
-    if data.test_fraction:
-        yield (
-            ("data", "test"),
-            f"expected files of their own under input_mode tensorflow, got {data.test}; {fix} name a path",
-        )
-    if data.has_validation:
-        yield ("data", "validation"), f"expected 0 under input_mode tensorflow; {fix} leave it out"
+    for key, fraction in (("validation", data.validation_fraction), ("test", data.test_fraction)):
+        if fraction:
+            yield (
+                ("data", key),
+                f"expected rows of their own under input_mode tensorflow, got {fraction}; {fix} name a path",
+            )
     if data.label is not None and not isinstance(data.label.classes, int | None):
         yield (
             ("data", "label", "classes"),

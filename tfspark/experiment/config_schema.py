@@ -288,7 +288,7 @@ class Cluster(Section):
     """Whether one of the nodes evaluates while the others train."""
     input_mode: Annotated[Literal["spark", "tensorflow"], Words("spark or tensorflow")] = "spark"
     """`spark`: Spark reads the rows and streams them to the workers. `tensorflow`: the workers read TFRecord
-    files themselves."""
+    files themselves; rows of `validation` and `test`, which have sources of their own then, are still fed by Spark."""
     reservation_timeout_s: Annotated[Seconds, _SECONDS] = 60.0
     """How long the start waits until every node has reported."""
     feed_timeout_s: Annotated[Seconds, _SECONDS] = 600.0

@@ -82,7 +82,11 @@ class FeedPass:
 
 @dataclass
 class Stream:
-    """What is fed, to how many readers, and how far it is."""
+    """What is fed, to how many readers, and how far it is.
+
+    Attributes:
+        awaited: number of passes of which a reader has asked for the last.
+    """
 
     description: Json
     num_readers: int
@@ -92,6 +96,7 @@ class Stream:
     sample: str | None = None
     closed: bool = False
     pulls: int = 0
+    awaited: int = 0
     left: set[int] = field(default_factory=set)
 
 
@@ -200,6 +205,11 @@ class FeedDirectory:
         at_work = book.num_readers - len(feed_pass.ended)
         return len(book.left) == book.num_readers and (feed_pass.cut or at_work > 0)
 
+    def is_awaited(self, stream: str) -> bool:
+        """Tell whether a reader asks for a pass after the last that was begun."""
+        book = self._streams[stream]
+        return book.awaited > len(book.passes)
+
     def all_left(self, stream: str) -> bool:
         """Tell whether nobody reads the stream any more."""
         book = self._streams.get(stream)
@@ -297,6 +307,7 @@ class FeedDirectory:
             return {"status": "wait"}
         needs_sample = bool(book.description.get("needs_sample"))
         if needs_sample and book.sample is None and not book.closed:
+            book.awaited = max(book.awaited, 1)
             return {"status": "wait", "open_ended": bool(book.description.get("open_ended"))}
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
@@ -314,6 +325,7 @@ class FeedDirectory:
             after: for an ordered stream, the last partition the reader has finished; -1 at the start.
         """
         book = self._streams[stream]
+        book.awaited = max(book.awaited, index + 1)
         if index >= len(book.passes):
             return {"status": "closed" if book.closed else "wait", "passes": len(book.passes)}
         if book.closed or rank in self._lost:

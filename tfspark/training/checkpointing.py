@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +33,14 @@ class Progress:
     """What a node has done so far, over all lives of its cluster.
 
     Attributes:
-        history: metric -> value of each epoch.
+        epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics.
         rows: this node's rows of each epoch.
         call: number of the first pass of the ``train()`` under way.
-        epochs_before: epochs in `history` before it.
+        epochs_before: epochs before it.
         finished: whether that training has ended.
     """
 
-    history: dict[str, list[float]] = field(default_factory=dict)
+    epochs: list[dict[str, float]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     call: int = 0
     epochs_before: int = 0
@@ -49,21 +49,31 @@ class Progress:
     def begin(self, call: int) -> None:
         """Begin a training, or go on with it if it was begun before."""
         if call != self.call:
-            epochs = max(map(len, self.history.values()), default=0)
-            self.call, self.epochs_before, self.finished = call, epochs, False
+            self.call, self.epochs_before, self.finished = call, len(self.epochs), False
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
         """Add an epoch."""
-        for name, value in logs.items():
-            self.history.setdefault(name, []).append(float(value))
+        self.epochs.append({name: float(value) for name, value in logs.items()})
         self.rows.append(rows)
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        """Metric -> its value in each epoch that has it."""
+        return _by_metric(self.epochs)
 
     @property
     def of_call(self) -> Json:
         """The history and the rows of the training under way."""
         first = self.epochs_before
-        history = {name: values[first:] for name, values in self.history.items()}
-        return {"history": history, "rows": self.rows[first:]}
+        return {"history": _by_metric(self.epochs[first:]), "rows": self.rows[first:]}
+
+
+def _by_metric(epochs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    history: dict[str, list[float]] = {}
+    for epoch in epochs:
+        for name, value in epoch.items():
+            history.setdefault(name, []).append(value)
+    return history
 
 
 class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
