@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
+    from tfspark.cluster.inputs import Feeding, InputMode
+    from tfspark.cluster.tfcluster import TFCluster
     from tfspark.feed.columns import Column, Columns
     from tfspark.feed.files import TFRecordFiles
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
@@ -33,8 +34,8 @@ __all__ = [
 _HOMES = {
     "Column": "tfspark.feed.columns",
     "Columns": "tfspark.feed.columns",
-    "Feeding": "tfspark.cluster.tfcluster",
-    "InputMode": "tfspark.cluster.tfcluster",
+    "Feeding": "tfspark.cluster.inputs",
+    "InputMode": "tfspark.cluster.inputs",
     "TFCluster": "tfspark.cluster.tfcluster",
     "TFRecordFiles": "tfspark.feed.files",
 }

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.tfcluster import Feeding, TFCluster
+from tfspark.cluster.inputs import Feeding
+from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError, TfsparkError
 
 if TYPE_CHECKING:

@@ -17,10 +17,9 @@ from support.environment import python_path
 from support.errors import raises
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
+from tfspark import InputMode, TFCluster
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.node import installed_versions
-from tfspark.cluster.tfcluster import InputMode
 from tfspark.errors import ConfigError, DataError, NodeFailedError, ReservationError
 
 RAISED_S = 5.0

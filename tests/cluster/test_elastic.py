@@ -17,10 +17,9 @@ from pyspark.sql import SparkSession
 from support.errors import raises
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
+from tfspark import Feeding, TFCluster
 from tfspark.cluster import preflight
 from tfspark.cluster.elastic import Size, dealt
-from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.reader import StreamSpec

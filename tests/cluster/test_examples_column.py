@@ -12,8 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from support.pictures import picture, png
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import Feeding, InputMode
+from tfspark import Feeding, InputMode, TFCluster
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.files import TFRecordFiles

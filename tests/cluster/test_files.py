@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pyspark.sql import DataFrame, SparkSession
 from support.errors import raises
 from support.rows import df_with_partitions
 
-from tfspark import InputMode, TFCluster, TFRecordFiles
+from tfspark import Column, InputMode, TFCluster, TFRecordFiles
 from tfspark.errors import ConfigError, ReservationError
 from tfspark.tfrecord import list_files, register
 
@@ -68,6 +69,9 @@ def test_validation_beside_files_is_evaluated_after_each_epoch(spark: SparkSessi
         without = cluster.train(files, 1, batch_size=16)
         second = cluster.train(files, 1, batch_size=16, validation=other)
         after_second = cluster.evaluate(other)
+        scaled = TFRecordFiles(files.path, replace(COLUMNS, features=(Column("features", scale=2.0),)))
+        with raises(ConfigError, "expected the same columns", "run a new one"):
+            cluster.train(scaled, 1, validation=other)
 
     assert set(first) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     assert [len(values) for values in first.values()] == [2] * 4

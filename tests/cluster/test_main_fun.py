@@ -10,8 +10,7 @@ from cluster.programs import dense, fit_as_users_do
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import InputMode
+from tfspark import InputMode, TFCluster
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.files import TFRecordFiles
 from tfspark.tfrecord import register

@@ -22,9 +22,8 @@ from support.driver import run_driver
 from support.leaks import Owned
 from support.rows import df_with_partitions
 
-from tfspark import Column, Columns, InputMode, TFCluster, TFRecordFiles, tfrecord
+from tfspark import Column, Columns, Feeding, InputMode, TFCluster, TFRecordFiles, tfrecord
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError, DataError, NodeFailedError
 
 

@@ -9,14 +9,13 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as sf
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
+from tfspark import Feeding, TFCluster
 from tfspark.cluster.partition_order import (
     MAX_BLOCKS,
     mixed_blocks,
     with_mixed_partitions,
     without_partitions,
 )
-from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import DataError
 
 

@@ -25,9 +25,8 @@ from support.driver import run_driver
 from support.errors import raises
 from support.rows import df_with_partitions
 
-from tfspark import InputMode, TFCluster, TFRecordFiles
+from tfspark import Feeding, InputMode, TFCluster, TFRecordFiles
 from tfspark.cluster.checkpoints import CheckpointStore, newest_in
-from tfspark.cluster.tfcluster import Feeding
 from tfspark.errors import ConfigError, NodeFailedError
 from tfspark.tfrecord import register
 
@@ -553,7 +552,7 @@ LOSE_AN_EXECUTOR = """
     from cluster.strikes import Strike, trainers
     from support.rows import df_with_partitions
     from tfspark import TFCluster
-    from tfspark.cluster.tfcluster import Feeding
+    from tfspark import Feeding
 
     def kill_executor():
         java = [p for p in trainers()["worker", 1].parents() if p.name() == "java"]

@@ -12,8 +12,7 @@ from pyspark.sql import SparkSession
 from support.errors import raises
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import Feeding
+from tfspark import Feeding, TFCluster
 from tfspark.errors import NodeFailedError
 
 ROWS = [96, 32]

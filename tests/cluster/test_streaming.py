@@ -125,7 +125,7 @@ def test_stream_when_stopped_goes_on_behind_what_was_trained(spark: SparkSession
     assert sorted(ids) == list(range(sum(sizes))), "each row once over both runs"
 
 
-QUIET_TIMEOUT_S = 5.0
+QUIET_TIMEOUT_S = 10.0
 
 
 def test_stream_that_is_quiet_waits_without_a_deadline_and_stops_when_told(

@@ -14,8 +14,7 @@ from pyspark.sql import SparkSession
 from support.leaks import Owned
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import Feeding
+from tfspark import Feeding, TFCluster
 from tfspark.errors import ConfigError
 
 TRAIN_ROWS = [300, 41, 0, 7]

@@ -16,8 +16,7 @@ from loopback import SPEC, Loopback, Taken, partitions_of, read_kept, rows_from,
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import Feeding
+from tfspark import Feeding, TFCluster
 from tfspark.errors import ConfigError
 from tfspark.feed.cache import NodeCache, Place
 

@@ -14,8 +14,7 @@ from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import Feeding
+from tfspark import Feeding, TFCluster
 from tfspark.errors import TfsparkError
 from tfspark.feed.source import MANY_OBJECTS
 
@@ -108,7 +107,7 @@ RETRY = """
     from pyspark.sql import SparkSession
     from support.rows import df_with_partitions
     from tfspark import TFCluster
-    from tfspark.cluster.tfcluster import Feeding
+    from tfspark import Feeding
 
     def main_fun(args, ctx):
         steps = []

@@ -13,8 +13,7 @@ import pytest
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
-from tfspark import TFCluster
-from tfspark.cluster.tfcluster import Feeding
+from tfspark import Feeding, TFCluster
 from tfspark.cluster.wire import CALL_TIMEOUT_S
 
 PAUSE_S = CALL_TIMEOUT_S + 5

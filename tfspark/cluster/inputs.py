@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyspark.errors import PySparkException
 
@@ -15,6 +16,48 @@ from tfspark.feed.columns import Column, Columns, check_columns
 if TYPE_CHECKING:
     from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
+
+
+class InputMode(IntEnum):
+    """Who reads the data."""
+
+    TENSORFLOW = 0
+    """Each worker reads its share of TFRecord files through tf.data."""
+    SPARK = 1
+    """Spark reads; rows of a DataFrame are streamed to the workers."""
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """How rows travel; the defaults suit most.
+
+    Attributes:
+        ordered: deal rows by their position in the DataFrame, so that every run with the same data, seed
+            and number of workers trains on the same batches. Off: whoever is free takes what is there.
+        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come.
+        chunk_bytes: size of one pull.
+        buffer_bytes: rows waiting in a feed task for a pull.
+        cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
+            the first epoch on its node's disk and reads them from there in the later epochs of the same `train`.
+        cache_bytes: disk one worker may take for that; rows that need more are read from Spark every epoch.
+    """
+
+    ordered: bool = False
+    shuffle_rows: int = 0
+    chunk_bytes: int = 4 << 20
+    buffer_bytes: int = 32 << 20
+    cache: Literal["none", "node"] = "none"
+    cache_bytes: int = 16 << 30
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.cache not in ("none", "node"):
+            raise ConfigError(f"expected cache to be 'none' or 'node', got {self.cache!r}")
+        for name in ("chunk_bytes", "buffer_bytes", "cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.shuffle_rows < 0:
+            raise ConfigError(f"expected shuffle_rows >= 0, got {self.shuffle_rows}")
 
 
 def session_of(spark: Any) -> SparkSession:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 STOP_TIMEOUT_S = 15.0
 """How long nodes that are told to stop may take to end in order: a second until they hear it, their trainer's grace,
 and more on a busy machine. Spark kills those that are left, which then cannot remove their files."""
+TRAINER_SILENCE_S = 10.0
+"""How long a trainer may be silent, whatever `feed_timeout` is: on a busy machine the import of TensorFlow keeps all of
+its threads waiting for seconds."""
 EXPLAIN_S = 2.0
 """How long after an error of Spark's a node may take to tell what was behind it."""
 
@@ -96,7 +99,7 @@ class Life:
         self._jobs: list[SparkJob | DriverNode] = []
         self.is_over = False
         # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
-        trainer_timeout_s = float(settings["feed_timeout_s"]) / 2
+        trainer_timeout_s = max(float(settings["feed_timeout_s"]) / 2, TRAINER_SILENCE_S)
         self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions(), trainer_timeout_s)
         self.control = ControlPlane(
             driver_addresses(spark),

@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
-from tfspark.cluster.feeder import for_evaluation
 from tfspark.cluster.inputs import (
-    Fed,
+    Feeding,
+    InputMode,
     Selection,
     as_dataframe,
     default_fs,
-    elements_to_feed,
     is_dstream,
     is_rdd,
     select_columns,
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import STOP_TIMEOUT_S, Life
+from tfspark.cluster.life import STOP_TIMEOUT_S
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
 from tfspark.cluster.program import pickled, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.restarts import RestartBudget
-from tfspark.cluster.roles import local_batch_size, plan_nodes
-from tfspark.cluster.sidecar import SideCar
-from tfspark.cluster.streaming import MicroBatches
+from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.trainings import ROWS_PER_WORKER, Trainings
 from tfspark.cluster.wire import CALL_TIMEOUT_S, Json
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
-from tfspark.feed.reader import StreamSpec
-from tfspark.migrate.TFNode import check_qname, stream_of
+from tfspark.migrate.TFNode import stream_of
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -54,8 +46,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tfspark")
 
-ROWS_PER_WORKER = 32
-"""Default batch of one worker, as in Keras."""
 HEARTBEAT_TIMEOUT_S = 30.0
 INDEPENDENT_TIMEOUT_S = 600.0
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
@@ -63,52 +53,8 @@ SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
 EVALUATOR_GRACE_S = 30.0
 DEFAULT_PASSES = 10
 """What TensorFlowOnSpark makes of ``num_epochs=0``, its default."""
-
-
-class InputMode(IntEnum):
-    """Who reads the data."""
-
-    TENSORFLOW = 0
-    """Each worker reads its share of TFRecord files through tf.data."""
-    SPARK = 1
-    """Spark reads; rows of a DataFrame are streamed to the workers."""
-
-
 Mode = InputMode
 """The same, where `TFCluster.InputMode` hides it."""
-
-
-@dataclass(frozen=True)
-class Feeding:
-    """How rows travel; the defaults suit most.
-
-    Attributes:
-        ordered: deal rows by their position in the DataFrame, so that every run with the same data, seed
-            and number of workers trains on the same batches. Off: whoever is free takes what is there.
-        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come.
-        chunk_bytes: size of one pull.
-        buffer_bytes: rows waiting in a feed task for a pull.
-        cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
-            the first epoch on its node's disk and reads them from there in the later epochs of the same `train`.
-        cache_bytes: disk one worker may take for that; rows that need more are read from Spark every epoch.
-    """
-
-    ordered: bool = False
-    shuffle_rows: int = 0
-    chunk_bytes: int = 4 << 20
-    buffer_bytes: int = 32 << 20
-    cache: Literal["none", "node"] = "none"
-    cache_bytes: int = 16 << 30
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be."""
-        if self.cache not in ("none", "node"):
-            raise ConfigError(f"expected cache to be 'none' or 'node', got {self.cache!r}")
-        for name in ("chunk_bytes", "buffer_bytes", "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.shuffle_rows < 0:
-            raise ConfigError(f"expected shuffle_rows >= 0, got {self.shuffle_rows}")
 
 
 class TFCluster:
@@ -130,25 +76,10 @@ class TFCluster:
         recovery: Recovery | None = None,
     ):
         self._spark = spark
-        self._size = size
         self._settings = settings
-        self._input_mode = input_mode
         self._observer = observer
         self._log_dir = None if log_dir is None else Path(log_dir).absolute()
-        self._evaluations = itertools.count(1)
-        self._opened: dict[str, StreamSpec] = {}
         self._tensorboard_url: str | None = None
-        self._purpose = ""
-        self._feeding = Feeding()
-        self._num_passes = 0
-        self._files: TFRecordFiles | None = None
-        self._rows_in_files = 0
-        self._side_car: SideCar | None = None
-        self._stream: MicroBatches | None = None
-        self._num_side_car = 0
-        self._validates = False
-        self._recovery = recovery
-        self._went_back = False
         self._lives = Lives(
             spark,
             size,
@@ -159,10 +90,11 @@ class TFCluster:
             self._log_dir,
             timeouts,
             recovery,
-            self._take_over,
-            feed_slots=lambda: int(self._input_mode is not InputMode.TENSORFLOW or self._validates),
-            replaces_workers=lambda: self._feeding.cache == "none",
+            lambda earlier: self._trainings.take_over(earlier),
+            feed_slots=lambda: self._trainings.feed_slots,
+            replaces_workers=lambda: self._trainings.replaces_workers,
         )
+        self._trainings = Trainings(spark, size, settings, input_mode, recovery, self._observe, self._lives)
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -376,35 +308,6 @@ class TFCluster:
             raise
         return self
 
-    # --- new lives ---------------------------------------------------------------------------------
-
-    def _take_over(self, earlier: Life) -> None:
-        recovery = self._recovery
-        assert recovery is not None
-        if self._side_car is not None:
-            self._side_car.abandon()
-        self._side_car, self._num_side_car = None, 0
-        self._lives.feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
-        if self._files is not None:
-            self._deal_files(self._files, self._opened["train"])
-        recovery.point = recovery.store.newest()
-        self._go_back()
-
-    def _go_back(self) -> None:
-        """Let the trainers go back to the checkpoint, as soon as they know the first row that is fed."""
-        self._went_back = True
-        point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
-        if point is not None:
-            self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
-            self._lives.control.post_job(
-                "resume",
-                parts=point.parts,
-                passes=point.passes,
-                steps=point.steps,
-                rows=point.rows,
-                replays=self._replays,
-            )
-
     def shutdown(
         self,
         ssc: Any = None,
@@ -457,7 +360,7 @@ class TFCluster:
         directory = self._lives.control.directory
         try:
             while not ssc.awaitTerminationOrTimeout(1):
-                if any(directory.all_left(name) for name in self._opened):
+                if any(directory.all_left(name) for name in self._trainings.streams):
                     ssc.stop(stopSparkContext=False, stopGraceFully=True)
                     return
                 self._lives.control.check()
@@ -549,7 +452,7 @@ class TFCluster:
             NodeFailedError: a node failed.
         """
         num_epochs = self._passes(num_epochs, data)
-        if self._use_for("train", data, qname) is InputMode.TENSORFLOW:
+        if self._trainings.use_for("train", data, qname) is InputMode.TENSORFLOW:
             given = {
                 "features": features,
                 "columns": columns,
@@ -557,121 +460,32 @@ class TFCluster:
                 "trigger": trigger,
                 "checkpoint_location": checkpoint_location,
             }
-            return self._train_on_files(data, num_epochs, batch_size, validation, given)
+            return self._trainings.train_on_files(data, num_epochs, batch_size, validation, given)
         stream = stream_of(qname)
-        timeout_s = feed_timeout or self._feed_timeout_s
+        timeout_s = feed_timeout or self._trainings.feed_timeout_s
         chosen = Selection(features, label, num_classes, class_weights, columns)
         if is_dstream(data):
-            return self._train_on_dstream(data, stream, batch_size, timeout_s)
+            return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._settings["wants_context"])
         checked = (
             None if validation is None else select_columns(as_dataframe(self._spark, validation), fed.columns)
         )
-        self._open_training(
+        self._trainings.open(
             stream, fed, batch_size, feeding or Feeding(), timeout_s, validation is not None, fed.is_streaming
         )
         if fed.is_streaming:
             place = checkpoint_location
-            return self._train_on_stream(stream, fed.rows, num_epochs, checked, trigger or {}, place)
-        return self._train_on_rows(stream, fed.rows, num_epochs, checked)
+            return self._trainings.train_on_stream(
+                stream, fed.rows, num_epochs, checked, trigger or {}, place
+            )
+        return self._trainings.train_on_rows(stream, fed.rows, num_epochs, checked)
 
     def stop_stream(self) -> None:
         """Let `train` on a streaming DataFrame end after the micro-batch in work; from another thread.
 
         Harmless when nothing streams.
         """
-        if self._stream is not None:
-            self._stream.stop()
-
-    def _train_on_rows(
-        self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
-    ) -> dict[str, list[float]]:
-        first = self._num_passes
-        self._num_passes += num_epochs
-        call = range(first, self._num_passes)
-        return self._lives.surviving(lambda: self._train_passes(stream, rows, call, checked))
-
-    def _train_passes(
-        self, stream: str, rows: DataFrame | RDD[Any], call: range, checked: DataFrame | None
-    ) -> dict[str, list[float]]:
-        """Feed what is left of a training, which may be all of it."""
-        left, begun = self._left_of(call)
-        if left is None:
-            return {}
-        if not self._settings["wants_context"]:
-            self._lives.feeder.begin_at(stream, left.start)
-        if not left:
-            self._lives.feeder.show_first_row(stream, rows)
-        job = self._post_training(call, left, checked)
-        first_whole = left.start + (begun is not None)
-        for index in left:
-            first_of_several = index == first_whole and index + 1 < left.stop
-            self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
-            begun = None
-            if self._lives.control.directory.all_left(stream):
-                break
-            if first_of_several and self._feeding.cache == "node":
-                self._observe("cache", {"kept": self._lives.feeder.is_kept(stream)})
-            if checked is not None and self._side_car is None and not self._lives.have_trained(job):
-                self._feed("validation", checked, job)
-            if self._lives.have_trained(job):
-                break
-            if index + 1 < left.stop:
-                self._grow(job, index + 1)
-        return self._training_result(job)
-
-    def _grow(self, job: int, passes: int) -> None:
-        """After so many passes, start again with more workers if Spark has room for them by now."""
-        if not self._lives.can_grow():
-            return
-        recovery = self._recovery
-        assert recovery is not None
-        self._lives.control.wait(
-            lambda: recovery.store.has(passes) or self._lives.have_trained(job),
-            self._feed_timeout_s,
-            f"the checkpoint of epoch {passes}",
-        )
-        if not self._lives.have_trained(job):
-            self._lives.grow()
-
-    def _left_of(self, call: range) -> tuple[range | None, Checkpoint | None]:
-        """Return the passes of a training that are not in the checkpoint this life began with, or not whole.
-
-        None: a run that was resumed has done this training, and a later one, before. The checkpoint comes with them if
-        it is in the middle of the first, and that is not replayed.
-        """
-        point = None if self._recovery is None else self._recovery.point
-        if point is None or not self._went_back or point.call < call.start:
-            return call, None
-        if point.call > call.start:
-            return None, None
-        begin = call.stop if point.finished else point.passes
-        is_within = bool(point.steps and point.used) and not self._replays
-        return range(min(begin, call.stop), call.stop), point if is_within else None
-
-    def _train_on_stream(
-        self,
-        stream: str,
-        rows: Any,
-        num_epochs: int,
-        checked: DataFrame | None,
-        trigger: Mapping[str, Any],
-        checkpoint_location: str | None,
-    ) -> dict[str, list[float]]:
-        history: dict[str, list[float]] = {}
-
-        def train(batch: DataFrame) -> None:
-            for name, values in self._train_on_rows(stream, batch, num_epochs, checked).items():
-                history.setdefault(name, []).extend(values)
-
-        self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
-        try:
-            self._stream.start()
-            self._stream.wait_over(self._lives.control.check)
-        finally:
-            self._stream.close()
-            self._stream = None
-        return history
+        self._trainings.stop_stream()
 
     def evaluate(self, df: DataFrame, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate the model on all rows of a DataFrame; every row counts once.
@@ -689,7 +503,7 @@ class TFCluster:
             or no for each class, `num_classes` matrices of 2 x 2: whether a row is of the class, whether it is
             predicted.
         """
-        spec = self._opened.get("train")
+        spec = self._trainings.spec
         if self._settings["wants_context"] or spec is None:
             raise ConfigError(
                 "expected a cluster started with build_model and trained before evaluate(), this one "
@@ -700,21 +514,7 @@ class TFCluster:
                 f"expected no num_classes in evaluate(), since there are {len(spec.columns.labels)} labels, not one; "
                 "leave it out"
             )
-        if self._input_mode is InputMode.TENSORFLOW:
-            check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
-        rows = select_columns(as_dataframe(self._spark, df), spec.columns)
-        return self._lives.surviving(lambda: self._evaluated(spec, rows, num_classes))
-
-    def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
-        name = f"evaluate-{next(self._evaluations)}"
-        self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
-        job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
-        self._feed(name, rows, job)
-        self._lives.control.wait(
-            lambda: self._lives.have_trained(job), self._feed_timeout_s, f"the workers to evaluate {name!r}"
-        )
-        self._lives.control.update(lambda: self._lives.control.directory.close_stream(name))
-        return dict(next(iter(self._lives.control.job_results(job).values())))
+        return self._trainings.evaluate(df, num_classes)
 
     def inference(
         self, data: RDD[Any] | DataFrame, feed_timeout: float | None = None, qname: str = "input"
@@ -744,14 +544,14 @@ class TFCluster:
         rows = data.rdd if hasattr(data, "mapInArrow") else data
         if not is_rdd(rows):
             raise ConfigError(f"expected an RDD or a DataFrame to infer, got {type(data).__name__}")
-        self._use_for("inference", data, qname)
+        self._trainings.use_for("inference", data, qname)
         task = InferenceTask(
             self._lives.control.location,
             self._lives.now.secret,
             stream_of(qname),
             ROWS_PER_WORKER,
-            self._feeding.buffer_bytes,
-            feed_timeout or self._feed_timeout_s,
+            self._trainings.buffer_bytes,
+            feed_timeout or self._trainings.feed_timeout_s,
         )
         results: RDD[Any] = rows.mapPartitionsWithIndex(task)
         return results
@@ -770,280 +570,7 @@ class TFCluster:
             raise ConfigError(f"expected num_epochs >= 1, got {passes}")
         return passes
 
-    def _use_for(self, purpose: str, data: Any, qname: str) -> Mode:
-        """Check that this call fits the cluster and those before it; return who reads the data."""
-        from tfspark.feed.files import TFRecordFiles
-
-        check_qname(qname, self._settings["queues"])
-        reads_files = isinstance(data, TFRecordFiles)
-        mode = self._input_mode
-        if mode is None:
-            mode = InputMode.TENSORFLOW if reads_files else InputMode.SPARK
-            if mode is InputMode.SPARK and self._settings["wants_context"]:
-                check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
-        if purpose == "inference" and mode is InputMode.TENSORFLOW:
-            raise ConfigError(
-                "expected InputMode.SPARK for inference(), this cluster has InputMode.TENSORFLOW, whose workers read "
-                "files themselves; run it with input_mode=TFCluster.InputMode.SPARK"
-            )
-        if self._purpose not in ("", purpose):
-            raise ConfigError(
-                f"expected a cluster that was not used before for {purpose}(), this one was for {self._purpose}(): its "
-                "main_fun would take rows of one for the other; shut it down and run another cluster"
-            )
-        self._input_mode, self._purpose = mode, purpose
-        return mode
-
-    def _train_on_dstream(
-        self, data: Any, stream: str, batch_size: int | None, timeout_s: float
-    ) -> dict[str, list[float]]:
-        """Feed each RDD of a DStream once, when it comes; returns at once."""
-        if not self._settings["wants_context"]:
-            raise ConfigError(
-                "expected a main_fun(args, ctx) to feed a DStream to; pass a DataFrame to build_model"
-            )
-
-        def feed(rdd: RDD[Any]) -> None:
-            if not rdd.isEmpty() and not self._lives.control.directory.all_left(stream):
-                fed = elements_to_feed(rdd)
-                self._open_training(stream, fed, batch_size, Feeding(), timeout_s, False, open_ended=True)
-                self._feed(stream, rdd, 0)
-
-        data.foreachRDD(feed)
-        return {}
-
-    def _open_training(
-        self,
-        stream: str,
-        fed: Fed,
-        batch_size: int | None,
-        feeding: Feeding,
-        timeout_s: float,
-        validation: bool,
-        open_ended: bool = False,
-    ) -> None:
-        """Open the streams at the first call; later calls must not differ."""
-        if feeding.ordered and self._lives.chief is not None:
-            raise ConfigError(
-                "expected Feeding(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
-                "order; leave it out, or leave num_ps out"
-            )
-        spec = replace(
-            self._stream_spec(fed.columns, batch_size, feeding),
-            name=stream,
-            timeout_s=timeout_s,
-            open_ended=open_ended,
-        )
-        if self._opened.setdefault(stream, spec) != spec:
-            raise ConfigError(
-                "expected the same columns, batch_size and feeding as at the first train(), got others; shut this "
-                "cluster down and run a new one"
-            )
-        self._feeding = feeding
-        self._lives.feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
-        self._check_resumed(spec)
-        if validation and self._settings["wants_context"]:
-            # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
-            in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
-            self._lives.feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
-        elif validation:
-            readers = self._lives.evaluators or self._lives.workers
-            self._lives.feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
-
-    def _check_resumed(self, spec: StreamSpec) -> None:
-        """At the first training of a run that resumes another: check that it is the same, and go back."""
-        if self._recovery is None:
-            return
-        run = {
-            "workers": self._size.num_workers,
-            "parameter servers": sum(node.role == "ps" for node in self._lives.nodes),
-            "seed": spec.seed,
-            "rows per worker and step": spec.batch_size,
-            "ordered": spec.ordered,
-            "columns": spec.columns.to_json(),
-        }
-        self._recovery.store.run = json.loads(json.dumps(run))
-        if self._recovery.point is not None and not self._went_back:
-            may_differ = RESIZED if self._size.is_elastic else ()
-            check_same_run(self._recovery.point, self._recovery.store.run, may_differ)
-            self._go_back()
-
-    def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
-        """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
-        num_workers = self._size.num_workers
-        size = batch_size or ROWS_PER_WORKER * num_workers
-        return StreamSpec(
-            name="train",
-            columns=columns,
-            batch_size=local_batch_size(size, num_workers),
-            num_readers=num_workers,
-            synchronous=self._lives.chief is None,
-            ordered=feeding.ordered,
-            shuffle_rows=feeding.shuffle_rows,
-            seed=int(self._settings["seed"]),
-            chunk_bytes=feeding.chunk_bytes,
-            timeout_s=self._feed_timeout_s,
-            cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
-            has_ledger=self._saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
-        )
-
-    def _feed(
-        self,
-        stream: str,
-        data: DataFrame | RDD[Any],
-        job: int,
-        keep: bool = False,
-        again: bool = False,
-        begun: Checkpoint | None = None,
-    ) -> None:
-        rows = self._lives.feeder.feed(stream, data, job, keep, again, begun)
-        if rows is not None:
-            self._observe("fed", {"stream": stream, "rows": rows})
-
-    def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
-        if self._settings["wants_context"]:
-            return 0
-        if validation is not None and self._lives.evaluators:
-            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
-        return self._lives.control.post_job(
-            "train",
-            call=call.start,
-            first_pass=left.start,
-            epochs=len(left),
-            validation=validation is not None and self._side_car is None,
-            side_car=self._side_car is not None,
-        )
-
-    def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
-        """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
-        job = self._lives.control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
-        self._num_side_car += 1
-        self._feed("validation", validation, job)
-        self._lives.control.wait(
-            lambda: self._lives.have_ended(job, self._lives.evaluators),
-            self._feed_timeout_s,
-            f"the evaluator to evaluate epoch {epoch}",
-        )
-
-    def _train_on_files(
-        self,
-        data: Any,
-        num_epochs: int,
-        batch_size: int | None,
-        validation: DataFrame | None,
-        given: Mapping[str, Any],
-    ) -> dict[str, list[float]]:
-        from tfspark.feed.files import TFRecordFiles
-
-        if not isinstance(data, TFRecordFiles):
-            raise ConfigError(
-                f"expected TFRecordFiles in InputMode.TENSORFLOW, got {type(data).__name__}; pass "
-                "TFRecordFiles(path, columns), or use InputMode.SPARK to feed a DataFrame"
-            )
-        unused = [name for name, value in given.items() if value is not None]
-        if unused:
-            raise ConfigError(
-                f"expected no {', '.join(unused)} in InputMode.TENSORFLOW, where workers read files themselves; "
-                "TFRecordFiles holds the columns and the shuffling; leave it out, or use InputMode.SPARK"
-            )
-        spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
-        checked = None if validation is None else self._open_validation(spec, validation)
-        self._opened["train"] = spec
-        call = range(self._num_passes, self._num_passes + num_epochs)
-        self._num_passes = call.stop
-        return self._lives.surviving(lambda: self._train_on_shares(data, spec, call, checked))
-
-    def _open_validation(self, spec: StreamSpec, validation: DataFrame) -> DataFrame:
-        """Open the stream of rows that Spark feeds beside the files; return these rows."""
-        if self._settings["wants_context"]:
-            raise ConfigError(
-                "expected no validation for a main_fun in InputMode.TENSORFLOW, which reads files itself; read them "
-                "in main_fun, or use InputMode.SPARK"
-            )
-        rows = select_columns(as_dataframe(self._spark, validation), spec.columns)
-        check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
-        self._validates = True
-        readers = self._lives.evaluators or self._lives.workers
-        self._lives.feeder.open(for_evaluation(spec, "validation"), readers, self._feeding.buffer_bytes)
-        return rows
-
-    def _train_on_shares(
-        self, data: TFRecordFiles, spec: StreamSpec, call: range, checked: DataFrame | None
-    ) -> dict[str, list[float]]:
-        """Let each worker read its share of the files, as often as is left of a training."""
-        self._deal_files(data, spec)
-        if self._settings["wants_context"]:
-            return {}
-        self._check_resumed(spec)
-        left, _ = self._left_of(call)
-        if left is None:
-            return {}
-        job = self._post_training(call, left, checked)
-        if checked is not None and self._side_car is None:
-            self._validate_when_asked(checked, job)
-        return self._training_result(job)
-
-    def _validate_when_asked(self, checked: DataFrame, job: int) -> None:
-        """Feed the rows to evaluate after each epoch, whose end the workers tell by asking for them."""
-        directory = self._lives.control.directory
-
-        def asked_or_done() -> bool:
-            return directory.is_awaited("validation") or self._lives.have_trained(job)
-
-        while True:
-            self._lives.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
-            if self._lives.have_trained(job):
-                return
-            self._feed("validation", checked, job)
-
-    def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
-        """Tell each worker what its share of the files is."""
-        num_workers = len(self._lives.workers)
-        plan = data.plan(num_workers, self._size.fitted(spec, num_workers).batch_size)
-        self._files = data
-        self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
-        description = {**plan, "kind": "files", "seed": self._settings["seed"]}
-        directory = self._lives.control.directory
-        self._lives.control.update(lambda: directory.open_stream("train", description, num_workers))
-
-    def _training_result(self, job: int) -> dict[str, list[float]]:
-        if self._settings["wants_context"]:
-            return {}
-        self._lives.control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
-        if self._side_car is not None and not self._side_car.finish(self._feed_timeout_s):
-            raise DeadlineError(
-                f"waited {self._feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
-            )
-        self._side_car = None
-        return dict(
-            self._lives.control.job_results(job)[(self._lives.chief or self._lives.workers[0]).index][
-                "history"
-            ]
-        )
-
     # --- state -------------------------------------------------------------------------------------
-
-    @property
-    def _num_parts(self) -> int:
-        """How many nodes have a part of a checkpoint."""
-        return len(self._lives.workers) if self._lives.chief is None else 1
-
-    @property
-    def _saves_within_epochs(self) -> bool:
-        every = ("checkpoint_every_steps", "checkpoint_every_seconds")
-        return any(self._settings[name] for name in every)
-
-    @property
-    def _replays(self) -> bool:
-        """Whether an epoch that was interrupted is dealt again, and what was done of it left out.
-
-        That takes as many workers as before. Where there may be fewer the ledger tells which rows are left.
-        """
-        return self._feeding.ordered and not self._size.is_elastic
-
-    @property
-    def _feed_timeout_s(self) -> float:
-        return float(self._settings["feed_timeout_s"])
 
     def _trainers_done(self) -> bool:
         everyone = ("worker", "ps", "evaluator", "chief")
@@ -1067,20 +594,14 @@ class TFCluster:
         if event == "log":
             self._keep_log(fields["node"], fields["lines"])
         if event == "epoch":
-            fields = {**fields, "rows_fed": self._rows_of_epoch(fields["epoch"])}
+            fields = {**fields, "rows_fed": self._trainings.rows_of_epoch(fields["epoch"])}
         if event == "tensorboard":
             self._tensorboard_url = fields["url"]
-        if event == "weights" and self._side_car is not None:
-            self._side_car.weights_arrived(fields["epoch"], fields["name"])
+        if event == "weights":
+            self._trainings.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
         if self._observer is not None:
             self._observer(event, fields)
-
-    def _rows_of_epoch(self, epoch: int) -> int:
-        """Rows all workers together had in an epoch, padding not counted."""
-        if self._input_mode is InputMode.TENSORFLOW:
-            return self._rows_in_files
-        return sum(self._lives.control.directory.rows_received("train", epoch - 1).values())
 
     def _keep_log(self, node: str, lines: Sequence[str]) -> None:
         if self._log_dir is not None:

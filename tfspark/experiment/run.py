@@ -17,8 +17,9 @@ import numpy as np
 from rich.console import Console
 
 from tfspark.cluster.context import Hooks
+from tfspark.cluster.inputs import Feeding, InputMode
 from tfspark.cluster.roles import local_batch_size
-from tfspark.cluster.tfcluster import Feeding, InputMode, TFCluster
+from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.param import Params
 
-from tfspark.cluster.tfcluster import InputMode, TFCluster
+from tfspark.cluster.inputs import InputMode
+from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
 from tfspark.migrate.params import (
     HasBatchSize,

@@ -1,0 +1,558 @@
+"""What a cluster is trained on, call by call, and how far it is. Runs on the driver.
+
+`TFCluster` checks what it is given and hands it on to this; a new life of the cluster goes on with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run
+from tfspark.cluster.elastic import Size
+from tfspark.cluster.feeder import for_evaluation
+from tfspark.cluster.inputs import (
+    Fed,
+    Feeding,
+    InputMode,
+    as_dataframe,
+    elements_to_feed,
+    select_columns,
+)
+from tfspark.cluster.life import Life
+from tfspark.cluster.lives import Lives
+from tfspark.cluster.preflight import check_slots
+from tfspark.cluster.recovery import Recovery
+from tfspark.cluster.roles import local_batch_size
+from tfspark.cluster.sidecar import SideCar
+from tfspark.cluster.streaming import MicroBatches
+from tfspark.cluster.wire import Json
+from tfspark.errors import ConfigError, DeadlineError
+from tfspark.feed.columns import Columns
+from tfspark.feed.reader import StreamSpec
+from tfspark.migrate.TFNode import check_qname
+
+if TYPE_CHECKING:
+    from pyspark import RDD
+    from pyspark.sql import DataFrame, SparkSession
+
+    from tfspark.feed.files import TFRecordFiles
+
+ROWS_PER_WORKER = 32
+"""Default batch of one worker, as in Keras."""
+
+
+class Trainings:
+    """The trainings and evaluations of one cluster.
+
+    Args:
+        spark: the session.
+        size: of the whole cluster.
+        settings: plain values for the trainers.
+        input_mode: who reads the data; None: the first call tells.
+        recovery: where checkpoints are; None: there are none.
+        observe: is told (event, fields).
+        lives: the cluster as it is now, and what it takes to bring up the next.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        size: Size,
+        settings: Json,
+        input_mode: InputMode | None,
+        recovery: Recovery | None,
+        observe: Callable[[str, Json], None],
+        lives: Lives,
+    ):
+        self._spark = spark
+        self._size = size
+        self._settings = settings
+        self._input_mode = input_mode
+        self._recovery = recovery
+        self._observe = observe
+        self._lives = lives
+        self._purpose = ""
+        self._feeding = Feeding()
+        self._opened: dict[str, StreamSpec] = {}
+        self._num_passes = 0
+        self._went_back = False
+        self._files: TFRecordFiles | None = None
+        self._rows_in_files = 0
+        self._validated: Columns | None = None
+        self._evaluations = itertools.count(1)
+        self._stream: MicroBatches | None = None
+        self._side_car: SideCar | None = None
+        self._num_side_car = 0
+
+    # --- what others ask -----------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> list[str]:
+        """The streams that were opened."""
+        return list(self._opened)
+
+    @property
+    def spec(self) -> StreamSpec | None:
+        """The stream that is trained on; None: nothing was."""
+        return self._opened.get("train")
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bound of the rows waiting in a feed task."""
+        return self._feeding.buffer_bytes
+
+    @property
+    def feed_slots(self) -> int:
+        """Task slots that must stay free for the tasks that feed."""
+        return int(self._input_mode is not InputMode.TENSORFLOW or self._validated is not None)
+
+    @property
+    def replaces_workers(self) -> bool:
+        """Whether a worker of parameter servers may be replaced alone: its rows can be served again."""
+        return self._feeding.cache == "none"
+
+    @property
+    def feed_timeout_s(self) -> float:
+        """Seconds the feed may stand still."""
+        return float(self._settings["feed_timeout_s"])
+
+    def weights_arrived(self, epoch: int, name: str) -> None:
+        """Note that the chief has sent the weights of an epoch."""
+        if self._side_car is not None:
+            self._side_car.weights_arrived(epoch, name)
+
+    def use_for(self, purpose: str, data: Any, qname: str) -> InputMode:
+        """Check that this call fits the cluster and those before it; return who reads the data."""
+        from tfspark.feed.files import TFRecordFiles
+
+        check_qname(qname, self._settings["queues"])
+        reads_files = isinstance(data, TFRecordFiles)
+        mode = self._input_mode
+        if mode is None:
+            mode = InputMode.TENSORFLOW if reads_files else InputMode.SPARK
+            if mode is InputMode.SPARK and self._settings["wants_context"]:
+                check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+        if purpose == "inference" and mode is InputMode.TENSORFLOW:
+            raise ConfigError(
+                "expected InputMode.SPARK for inference(), this cluster has InputMode.TENSORFLOW, whose workers read "
+                "files themselves; run it with input_mode=TFCluster.InputMode.SPARK"
+            )
+        if self._purpose not in ("", purpose):
+            raise ConfigError(
+                f"expected a cluster that was not used before for {purpose}(), this one was for {self._purpose}(): its "
+                "main_fun would take rows of one for the other; shut it down and run another cluster"
+            )
+        self._input_mode, self._purpose = mode, purpose
+        return mode
+
+    def rows_of_epoch(self, epoch: int) -> int:
+        """Rows all workers together had in an epoch, padding not counted."""
+        if self._input_mode is InputMode.TENSORFLOW:
+            return self._rows_in_files
+        return sum(self._lives.control.directory.rows_received("train", epoch - 1).values())
+
+    # --- training on what Spark feeds ----------------------------------------------------------------
+
+    def open(
+        self,
+        stream: str,
+        fed: Fed,
+        batch_size: int | None,
+        feeding: Feeding,
+        timeout_s: float,
+        validation: bool,
+        open_ended: bool = False,
+    ) -> None:
+        """Open the streams at the first call; later calls must not differ."""
+        if feeding.ordered and self._lives.chief is not None:
+            raise ConfigError(
+                "expected Feeding(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
+                "order; leave it out, or leave num_ps out"
+            )
+        spec = replace(
+            self._stream_spec(fed.columns, batch_size, feeding),
+            name=stream,
+            timeout_s=timeout_s,
+            open_ended=open_ended,
+        )
+        if self._opened.setdefault(stream, spec) != spec:
+            raise ConfigError(
+                "expected the same columns, batch_size and feeding as at the first train(), got others; shut this "
+                "cluster down and run a new one"
+            )
+        self._feeding = feeding
+        self._lives.feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
+        self._check_resumed(spec)
+        if validation and self._settings["wants_context"]:
+            # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
+            in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
+            self._lives.feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
+        elif validation:
+            readers = self._lives.evaluators or self._lives.workers
+            self._lives.feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
+
+    def train_on_rows(
+        self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
+    ) -> dict[str, list[float]]:
+        """Feed rows so often, and `checked` after each epoch; return metric -> value per epoch."""
+        first = self._num_passes
+        self._num_passes += num_epochs
+        call = range(first, self._num_passes)
+        return self._lives.surviving(lambda: self._train_passes(stream, rows, call, checked))
+
+    def _train_passes(
+        self, stream: str, rows: DataFrame | RDD[Any], call: range, checked: DataFrame | None
+    ) -> dict[str, list[float]]:
+        """Feed what is left of a training, which may be all of it."""
+        left, begun = self._left_of(call)
+        if left is None:
+            return {}
+        if not self._settings["wants_context"]:
+            self._lives.feeder.begin_at(stream, left.start)
+        if not left:
+            self._lives.feeder.show_first_row(stream, rows)
+        job = self._post_training(call, left, checked)
+        first_whole = left.start + (begun is not None)
+        for index in left:
+            first_of_several = index == first_whole and index + 1 < left.stop
+            self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
+            begun = None
+            if self._lives.control.directory.all_left(stream):
+                break
+            if first_of_several and self._feeding.cache == "node":
+                self._observe("cache", {"kept": self._lives.feeder.is_kept(stream)})
+            if checked is not None and self._side_car is None and not self._lives.have_trained(job):
+                self._feed("validation", checked, job)
+            if self._lives.have_trained(job):
+                break
+            if index + 1 < left.stop:
+                self._grow(job, index + 1)
+        return self._training_result(job)
+
+    def _grow(self, job: int, passes: int) -> None:
+        """After so many passes, start again with more workers if Spark has room for them by now."""
+        if not self._lives.can_grow():
+            return
+        recovery = self._recovery
+        assert recovery is not None
+        self._lives.control.wait(
+            lambda: recovery.store.has(passes) or self._lives.have_trained(job),
+            self.feed_timeout_s,
+            f"the checkpoint of epoch {passes}",
+        )
+        if not self._lives.have_trained(job):
+            self._lives.grow()
+
+    def train_on_stream(
+        self,
+        stream: str,
+        rows: Any,
+        num_epochs: int,
+        checked: DataFrame | None,
+        trigger: Mapping[str, Any],
+        checkpoint_location: str | None,
+    ) -> dict[str, list[float]]:
+        """Feed each micro-batch so often, until the query ends or `stop_stream`."""
+        history: dict[str, list[float]] = {}
+
+        def train(batch: DataFrame) -> None:
+            for name, values in self.train_on_rows(stream, batch, num_epochs, checked).items():
+                history.setdefault(name, []).extend(values)
+
+        self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
+        try:
+            self._stream.start()
+            self._stream.wait_over(self._lives.control.check)
+        finally:
+            self._stream.close()
+            self._stream = None
+        return history
+
+    def stop_stream(self) -> None:
+        """Let `train_on_stream` end after the micro-batch in work; harmless when nothing streams."""
+        if self._stream is not None:
+            self._stream.stop()
+
+    def train_on_dstream(
+        self, data: Any, stream: str, batch_size: int | None, timeout_s: float
+    ) -> dict[str, list[float]]:
+        """Feed each RDD of a DStream once, when it comes; returns at once."""
+        if not self._settings["wants_context"]:
+            raise ConfigError(
+                "expected a main_fun(args, ctx) to feed a DStream to; pass a DataFrame to build_model"
+            )
+
+        def feed(rdd: RDD[Any]) -> None:
+            if not rdd.isEmpty() and not self._lives.control.directory.all_left(stream):
+                fed = elements_to_feed(rdd)
+                self.open(stream, fed, batch_size, Feeding(), timeout_s, False, open_ended=True)
+                self._feed(stream, rdd, 0)
+
+        data.foreachRDD(feed)
+        return {}
+
+    # --- training on files ---------------------------------------------------------------------------
+
+    def train_on_files(
+        self,
+        data: Any,
+        num_epochs: int,
+        batch_size: int | None,
+        validation: DataFrame | None,
+        given: Mapping[str, Any],
+    ) -> dict[str, list[float]]:
+        """Let the workers read files so often; `given`: arguments that must be None."""
+        from tfspark.feed.files import TFRecordFiles
+
+        if not isinstance(data, TFRecordFiles):
+            raise ConfigError(
+                f"expected TFRecordFiles in InputMode.TENSORFLOW, got {type(data).__name__}; pass "
+                "TFRecordFiles(path, columns), or use InputMode.SPARK to feed a DataFrame"
+            )
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise ConfigError(
+                f"expected no {', '.join(unused)} in InputMode.TENSORFLOW, where workers read files themselves; "
+                "TFRecordFiles holds the columns and the shuffling; leave it out, or use InputMode.SPARK"
+            )
+        spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
+        checked = None if validation is None else self._open_validation(spec, validation)
+        self._opened["train"] = spec
+        call = range(self._num_passes, self._num_passes + num_epochs)
+        self._num_passes = call.stop
+        return self._lives.surviving(lambda: self._train_on_shares(data, spec, call, checked))
+
+    def _open_validation(self, spec: StreamSpec, validation: DataFrame) -> DataFrame:
+        """Open the stream of rows that Spark feeds beside the files; return these rows."""
+        if self._settings["wants_context"]:
+            raise ConfigError(
+                "expected no validation for a main_fun in InputMode.TENSORFLOW, which reads files itself; read them "
+                "in main_fun, or use InputMode.SPARK"
+            )
+        if self._validated not in (None, spec.columns):
+            raise ConfigError(
+                "expected the same columns as at the first train() with validation, got others; shut this cluster down "
+                "and run a new one"
+            )
+        rows = select_columns(as_dataframe(self._spark, validation), spec.columns)
+        check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+        self._validated = spec.columns
+        readers = self._lives.evaluators or self._lives.workers
+        self._lives.feeder.open(for_evaluation(spec, "validation"), readers, self._feeding.buffer_bytes)
+        return rows
+
+    def _train_on_shares(
+        self, data: TFRecordFiles, spec: StreamSpec, call: range, checked: DataFrame | None
+    ) -> dict[str, list[float]]:
+        """Let each worker read its share of the files, as often as is left of a training."""
+        self._deal_files(data, spec)
+        if self._settings["wants_context"]:
+            return {}
+        self._check_resumed(spec)
+        left, _ = self._left_of(call)
+        if left is None:
+            return {}
+        job = self._post_training(call, left, checked)
+        if checked is not None and self._side_car is None:
+            self._validate_when_asked(checked, job)
+        return self._training_result(job)
+
+    def _validate_when_asked(self, checked: DataFrame, job: int) -> None:
+        """Feed the rows to evaluate after each epoch, whose end the workers tell by asking for them."""
+        directory = self._lives.control.directory
+
+        def asked_or_done() -> bool:
+            return directory.is_awaited("validation") or self._lives.have_trained(job)
+
+        while True:
+            self._lives.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
+            if self._lives.have_trained(job):
+                return
+            self._feed("validation", checked, job)
+
+    def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
+        """Tell each worker what its share of the files is."""
+        num_workers = len(self._lives.workers)
+        plan = data.plan(num_workers, self._size.fitted(spec, num_workers).batch_size)
+        self._files = data
+        self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
+        description = {**plan, "kind": "files", "seed": self._settings["seed"]}
+        directory = self._lives.control.directory
+        self._lives.control.update(lambda: directory.open_stream("train", description, num_workers))
+
+    # --- evaluation ----------------------------------------------------------------------------------
+
+    def evaluate(self, df: DataFrame, num_classes: int | None) -> dict[str, Any]:
+        """Evaluate rows; see `TFCluster.evaluate`."""
+        spec = self._opened["train"]
+        if self._input_mode is InputMode.TENSORFLOW:
+            check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+        rows = select_columns(as_dataframe(self._spark, df), spec.columns)
+        return self._lives.surviving(lambda: self._evaluated(spec, rows, num_classes))
+
+    def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
+        name = f"evaluate-{next(self._evaluations)}"
+        self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
+        job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
+        self._feed(name, rows, job)
+        self._lives.control.wait(
+            lambda: self._lives.have_trained(job), self.feed_timeout_s, f"the workers to evaluate {name!r}"
+        )
+        self._lives.control.update(lambda: self._lives.control.directory.close_stream(name))
+        return dict(next(iter(self._lives.control.job_results(job).values())))
+
+    def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
+        """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
+        job = self._lives.control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
+        self._num_side_car += 1
+        self._feed("validation", validation, job)
+        self._lives.control.wait(
+            lambda: self._lives.have_ended(job, self._lives.evaluators),
+            self.feed_timeout_s,
+            f"the evaluator to evaluate epoch {epoch}",
+        )
+
+    # --- new lives -----------------------------------------------------------------------------------
+
+    def take_over(self, earlier: Life) -> None:
+        """Make the new life of the cluster go on with the work of one before."""
+        recovery = self._recovery
+        assert recovery is not None
+        if self._side_car is not None:
+            self._side_car.abandon()
+        self._side_car, self._num_side_car = None, 0
+        self._lives.feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
+        if self._files is not None:
+            self._deal_files(self._files, self._opened["train"])
+        recovery.point = recovery.store.newest()
+        self._go_back()
+
+    def _go_back(self) -> None:
+        """Let the trainers go back to the checkpoint, as soon as they know the first row that is fed."""
+        self._went_back = True
+        point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
+        if point is not None:
+            self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
+            self._lives.control.post_job(
+                "resume",
+                parts=point.parts,
+                passes=point.passes,
+                steps=point.steps,
+                rows=point.rows,
+                replays=self._replays,
+            )
+
+    def _check_resumed(self, spec: StreamSpec) -> None:
+        """At the first training of a run that resumes another: check that it is the same, and go back."""
+        if self._recovery is None:
+            return
+        run = {
+            "workers": self._size.num_workers,
+            "parameter servers": sum(node.role == "ps" for node in self._lives.nodes),
+            "seed": spec.seed,
+            "rows per worker and step": spec.batch_size,
+            "ordered": spec.ordered,
+            "columns": spec.columns.to_json(),
+        }
+        self._recovery.store.run = json.loads(json.dumps(run))
+        if self._recovery.point is not None and not self._went_back:
+            may_differ = RESIZED if self._size.is_elastic else ()
+            check_same_run(self._recovery.point, self._recovery.store.run, may_differ)
+            self._go_back()
+
+    def _left_of(self, call: range) -> tuple[range | None, Checkpoint | None]:
+        """Return the passes of a training that are not in the checkpoint this life began with, or not whole.
+
+        None: a run that was resumed has done this training, and a later one, before. The checkpoint comes with them if
+        it is in the middle of the first, and that is not replayed.
+        """
+        point = None if self._recovery is None else self._recovery.point
+        if point is None or not self._went_back or point.call < call.start:
+            return call, None
+        if point.call > call.start:
+            return None, None
+        begin = call.stop if point.finished else point.passes
+        is_within = bool(point.steps and point.used) and not self._replays
+        return range(min(begin, call.stop), call.stop), point if is_within else None
+
+    @property
+    def _replays(self) -> bool:
+        """Whether an epoch that was interrupted is dealt again, and what was done of it left out.
+
+        That takes as many workers as before. Where there may be fewer the ledger tells which rows are left.
+        """
+        return self._feeding.ordered and not self._size.is_elastic
+
+    @property
+    def _num_parts(self) -> int:
+        """How many nodes have a part of a checkpoint."""
+        return len(self._lives.workers) if self._lives.chief is None else 1
+
+    @property
+    def _saves_within_epochs(self) -> bool:
+        every = ("checkpoint_every_steps", "checkpoint_every_seconds")
+        return any(self._settings[name] for name in every)
+
+    # --- all of them ---------------------------------------------------------------------------------
+
+    def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
+        """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
+        num_workers = self._size.num_workers
+        size = batch_size or ROWS_PER_WORKER * num_workers
+        return StreamSpec(
+            name="train",
+            columns=columns,
+            batch_size=local_batch_size(size, num_workers),
+            num_readers=num_workers,
+            synchronous=self._lives.chief is None,
+            ordered=feeding.ordered,
+            shuffle_rows=feeding.shuffle_rows,
+            seed=int(self._settings["seed"]),
+            chunk_bytes=feeding.chunk_bytes,
+            timeout_s=self.feed_timeout_s,
+            cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
+            has_ledger=self._saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
+        )
+
+    def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
+        if self._settings["wants_context"]:
+            return 0
+        if validation is not None and self._lives.evaluators:
+            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
+        return self._lives.control.post_job(
+            "train",
+            call=call.start,
+            first_pass=left.start,
+            epochs=len(left),
+            validation=validation is not None and self._side_car is None,
+            side_car=self._side_car is not None,
+        )
+
+    def _feed(
+        self,
+        stream: str,
+        data: DataFrame | RDD[Any],
+        job: int,
+        keep: bool = False,
+        again: bool = False,
+        begun: Checkpoint | None = None,
+    ) -> None:
+        rows = self._lives.feeder.feed(stream, data, job, keep, again, begun)
+        if rows is not None:
+            self._observe("fed", {"stream": stream, "rows": rows})
+
+    def _training_result(self, job: int) -> dict[str, list[float]]:
+        if self._settings["wants_context"]:
+            return {}
+        self._lives.control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
+        if self._side_car is not None and not self._side_car.finish(self.feed_timeout_s):
+            raise DeadlineError(
+                f"waited {self.feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
+            )
+        self._side_car = None
+        teller = self._lives.chief or self._lives.workers[0]
+        return dict(self._lives.control.job_results(job)[teller.index]["history"])
