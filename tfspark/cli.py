@@ -116,7 +116,7 @@ def chaos(
     ] = None,
     timeout: Annotated[
         float, typer.Option(help="The feed's timeout in s; half of it is how long a hang goes unnoticed.")
-    ] = 20.0,
+    ] = 40.0,
 ) -> None:
     """Break things on purpose, and see whether training on this cluster survives."""
     with _in_words():

@@ -150,7 +150,7 @@ def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
     spark: SparkSession, uninterrupted: Trained
 ) -> None:
     observer = Strike(lambda: trainers()["worker", 1].suspend(), "state", epoch=1, step=6)
-    trained = train(spark, observer, checkpoint_every_steps=3, feed_timeout=20.0)
+    trained = train(spark, observer, checkpoint_every_steps=3, feed_timeout=40.0)
     (told,) = observer.of("restarting")
     assert told["cause"].startswith("worker 1 on 127.0.0.1 failed: its trainer process was not heard of for ")
     assert trained == uninterrupted
@@ -239,7 +239,7 @@ def test_step_that_does_not_end_is_told_with_what_the_threads_did_and_taken_agai
         return model
 
     events = Events()
-    with TFCluster.run(spark, build, {}, 2, observer=events, feed_timeout=16.0) as cluster:
+    with TFCluster.run(spark, build, {}, 2, observer=events, feed_timeout=32.0) as cluster:
         history = cluster.train(
             df_with_partitions(spark, ROWS), EPOCHS, features=["features"], batch_size=BATCH
         )

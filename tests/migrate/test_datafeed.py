@@ -72,10 +72,10 @@ def test_inference_when_map_fun_returns_too_few_results_says_so_in_time(spark: S
 
     rows = spark.sparkContext.parallelize(range(20), 1)
     with (
-        raises(Exception, "partition 0: 18 results for 20 rows", "feed_timeout=3 s", "batch_results()"),
+        raises(Exception, "partition 0: 18 results for 20 rows", "feed_timeout=10 s", "batch_results()"),
         TFCluster.run(spark, forgets, None, 1, input_mode=SPARK) as cluster,
     ):
-        cluster.inference(rows, feed_timeout=3).collect()
+        cluster.inference(rows, feed_timeout=10).collect()
 
 
 def test_inference_when_map_fun_returns_too_many_results_says_so(spark: SparkSession) -> None:
