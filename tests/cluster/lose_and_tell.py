@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +21,9 @@ import psutil
 from cluster.strikes import Strike
 from cluster.test_recovery import train
 from pyspark.sql import SparkSession
-from support.environment import DRIVER_ID
 from support.network import set_link
-from support.processes import describe, marked_processes, wait_until_ended
+from support.processes import describe, wait_until_ended
+from support.trainers import node_task_of, trainers
 
 HEARTBEAT_TIMEOUT_S = 8.0
 ENDED_S = 90.0
@@ -88,7 +87,7 @@ class Loss(Strike):
         self.then(event, fields)
 
     def _lose(self, lose: Any) -> None:
-        trainer = second_trainer()
+        trainer = trainers()["worker 1"]
         self.lost = [trainer]
         lose(trainer)
 
@@ -101,7 +100,7 @@ def stop_daemon() -> Iterator[Loss]:
 @contextlib.contextmanager
 def cut_link(switch: str, mended_after_s: str) -> Iterator[Loss]:
     def cut(trainer: psutil.Process) -> None:
-        link = (switch, host_of(trainer))
+        link = (switch, next(told["host"] for told in loss.of("registered") if told["node"] == "worker 1"))
         set_link(*link, "down")
         ends.callback(set_link, *link, "up")
         mend = threading.Timer(float(mended_after_s), set_link, (*link, "up"))
@@ -109,30 +108,12 @@ def cut_link(switch: str, mended_after_s: str) -> Iterator[Loss]:
         ends.callback(mend.cancel)
 
     with contextlib.ExitStack() as ends:
-        yield Loss(cut)
-
-
-def second_trainer() -> psutil.Process:
-    """Find the process of worker 1, on whatever host."""
-    return next(
-        process
-        for process in marked_processes(DRIVER_ID, os.environ[DRIVER_ID])
-        if "tfspark.cluster.trainer" in process.cmdline() and task_of(process)["index"] == 1
-    )
-
-
-def task_of(trainer: psutil.Process) -> dict[str, Any]:
-    task: dict[str, Any] = json.loads(trainer.environ()["TF_CONFIG"])["task"]
-    return task
-
-
-def host_of(trainer: psutil.Process) -> str:
-    workers = json.loads(trainer.environ()["TF_CONFIG"])["cluster"]["worker"]
-    return str(workers[1].rpartition(":")[0])
+        loss = Loss(cut)
+        yield loss
 
 
 def daemon_above(trainer: psutil.Process) -> psutil.Process:
-    return next(parent for parent in trainer.parents() if WORKER_DAEMON in parent.cmdline())
+    return next(parent for parent in node_task_of(trainer).parents() if WORKER_DAEMON in parent.cmdline())
 
 
 if __name__ == "__main__":

@@ -118,7 +118,10 @@ def say(args: Any, ctx: Any) -> Any:
     if args == "wait":
         from threading import Event
 
-        ctx.report("waiting", pid=os.getpid(), parent=os.getppid())
+        import psutil
+        from support.trainers import node_task_of
+
+        ctx.report("waiting", pid=os.getpid(), node_task=node_task_of(psutil.Process()).pid)
         Event().wait()
     if args == "fail on worker 1" and ctx.task_index == 1:
         import time

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import psutil
 from cluster.lives import Events
-
-
-def trainers() -> dict[tuple[str, int], psutil.Process]:
-    """Find the trainers below this process by their TF_CONFIG."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # A process of Spark's that has just ended.
-            if "tfspark.cluster.trainer" in process.cmdline():
-                task = json.loads(process.environ()["TF_CONFIG"])["task"]
-                found[task["type"], task["index"]] = process
-    return found
+from support.trainers import trainers
 
 
 class Strike(Events):
@@ -39,4 +26,4 @@ class Strike(Events):
 
 
 def kill(role: str = "worker", index: int = 1) -> Callable[[], None]:
-    return lambda: trainers()[role, index].kill()
+    return lambda: trainers()[f"{role} {index}"].kill()

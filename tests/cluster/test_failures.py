@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -11,14 +10,13 @@ import socket
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import dense, say
 from pyspark.sql import SparkSession
 from support.driver import run_driver
-from support.processes import poll_until
 from support.rows import df_with_partitions
+from support.trainers import trainers
 
 from tfspark import TFCluster
 from tfspark.errors import NodeFailedError
@@ -52,7 +50,7 @@ def test_trainer_when_killed_while_training_is_named_and_not_its_peer(spark: Spa
         events(event, fields)
         if event == "step" and not killed_at:
             killed_at = time.monotonic()
-            os.kill(trainer_of("worker", 1).pid, signal.SIGKILL)
+            os.kill(trainers()["worker 1"].pid, signal.SIGKILL)
 
     with (
         pytest.raises(NodeFailedError) as caught,
@@ -66,23 +64,12 @@ def test_trainer_when_killed_while_training_is_named_and_not_its_peer(spark: Spa
     assert told_after_s < TOLD_S, f"{told_after_s:.1f} s"
 
 
-def trainer_of(role: str, index: int) -> psutil.Process:
-    """Find a trainer below this process by its TF_CONFIG."""
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # A process of Spark's that has just ended.
-            if "tfspark.cluster.trainer" in process.cmdline():
-                task = json.loads(process.environ()["TF_CONFIG"])["task"]
-                if task == {"type": role, "index": index}:
-                    return process
-    raise AssertionError(f"no trainer of {role} {index}")
-
-
 def test_python_worker_of_a_node_when_killed_is_named(spark: SparkSession) -> None:
     events = Events()
     cluster = TFCluster.run(spark, say, "wait", 2, observer=events)
     waiting = {fields["node"]: fields for fields in events.wait_for("waiting", 2)}
     killed_at = time.monotonic()
-    os.kill(waiting["worker 1"]["parent"], signal.SIGKILL)
+    os.kill(waiting["worker 1"]["node_task"], signal.SIGKILL)
     with pytest.raises(NodeFailedError) as caught:
         cluster.shutdown()
     told_after_s = time.monotonic() - killed_at
@@ -104,7 +91,7 @@ KILL_PYTHON_WORKER = """
     cluster = TFCluster.run(spark, say, "wait", 2, observer=events)
     waiting = {fields["node"]: fields for fields in events.wait_for("waiting", 2)}
     killed_at = time.monotonic()
-    os.kill(waiting["worker 1"]["parent"], signal.SIGKILL)
+    os.kill(waiting["worker 1"]["node_task"], signal.SIGKILL)
     try:
         cluster.shutdown()
     except Exception as error:
@@ -205,31 +192,20 @@ def test_node_task_when_killed_before_it_registers_where_spark_tries_nothing_aga
 def test_port_of_a_node_when_another_program_wants_it_is_not_given_away(spark: SparkSession) -> None:
     """From its reservation until TensorFlow, which takes seconds to start, listens on it."""
     refused: list[int] = []
+    ports: dict[int, int] = {}
 
     def want_the_ports(event: str, fields: dict[str, object]) -> None:
+        if event == "registered":
+            ports[int(fields["node"][-1])] = fields["port"]
         if event == "reserved":
             for index in (0, 1):
-                refused.append(what_binding_says(port_of(index)))
+                refused.append(what_binding_says(ports[index]))
 
     with TFCluster.run(spark, dense, {}, 2, max_restarts=0, observer=want_the_ports) as cluster:
         history = cluster.train(df_with_partitions(spark, [128]), 1, features=["features"])
 
     assert refused == [errno.EADDRINUSE] * 2
     assert len(history["loss"]) == 1
-
-
-def port_of(index: int) -> int:
-    """Return the port that a worker was given, as soon as its trainer runs."""
-    found: list[int] = []
-
-    def runs() -> bool:
-        with contextlib.suppress(AssertionError):
-            cluster = json.loads(trainer_of("worker", index).environ()["TF_CONFIG"])["cluster"]
-            found.append(int(cluster["worker"][index].rpartition(":")[2]))
-        return bool(found)
-
-    assert poll_until(runs, TOLD_S)
-    return found[0]
 
 
 def what_binding_says(port: int) -> int | None:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
 from cluster.programs import accumulating, dense, keep_shown, saving_callbacks, say, with_state
-from cluster.strikes import trainers
-from cluster.test_failures import TOLD_S, trainer_of
+from cluster.test_failures import TOLD_S
 from cluster.test_training import CLASSES, EVALUATE, OTHER_ROWS, TRAIN_ROWS, Life
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.leaks import Owned
 from support.rows import df_with_partitions
+from support.trainers import node_task_of, trainers
 
 from tfspark import Column, Columns, Feeding, InputMode, TFCluster, TFRecordFiles, tfrecord
 from tfspark.cluster.context import Hooks
@@ -179,7 +179,7 @@ def killed_while_training(spark: SparkSession, role: str, index: int) -> tuple[N
         nonlocal killed_at
         if event == "step" and not killed_at:
             killed_at = time.monotonic()
-            os.kill(trainer_of(role, index).pid, signal.SIGKILL)
+            os.kill(trainers()[f"{role} {index}"].pid, signal.SIGKILL)
 
     rows = df_with_partitions(spark, [20_000])
     with (
@@ -207,15 +207,15 @@ def test_run_when_the_model_is_unfit_says_why_before_training(spark: SparkSessio
 
 def test_parameter_servers_on_the_drivers_machine_need_no_slots(spark: SparkSession, owned: Owned) -> None:
     rows = df_with_partitions(spark, [64, 32])
-    parents: dict[tuple[str, int], int] = {}
+    node_tasks: dict[str, int] = {}
     # Four slots: five nodes and the feed would not fit.
     with TFCluster.run(spark, dense, {}, 5, 2, driver_ps_nodes=True) as cluster:
         cluster.train(rows, 1, features=["features"], batch_size=48)
-        parents = {node: process.ppid() for node, process in trainers().items()}
+        node_tasks = {node: node_task_of(process).pid for node, process in trainers().items()}
         history = cluster.train(rows, 2, features=["features"], batch_size=48)
         nodes = cluster.shutdown()
-    assert [parents["ps", index] == os.getpid() for index in range(2)] == [True, True]
-    assert parents["worker", 0] != os.getpid()
+    assert [node_tasks["ps 0"], node_tasks["ps 1"]] == [os.getpid()] * 2
+    assert node_tasks["worker 0"] != os.getpid()
     assert len(history["loss"]) == 2
     assert nodes["chief 0"]["rows"] == [96] * 3
 

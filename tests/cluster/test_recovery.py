@@ -14,16 +14,16 @@ from typing import Any
 
 import keras
 import numpy as np
-import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import counting, dense, with_state
-from cluster.strikes import Strike, kill, trainers
+from cluster.strikes import Strike, kill
 from cluster.test_main_fun import COLUMNS
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.errors import raises
 from support.rows import df_with_partitions
+from support.trainers import node_task_of, trainers
 
 from tfspark import Feeding, InputMode, TFCluster, TFRecordFiles
 from tfspark.cluster.checkpoints import CheckpointStore, newest_in
@@ -99,7 +99,7 @@ def test_training_without_a_failure_is_the_same_with_and_without_checkpoints(
             kill(), "fed", {"stream": "evaluate-1"}, 2, id="during evaluation", marks=pytest.mark.slow
         ),
         pytest.param(
-            lambda: psutil.Process(trainers()["worker", 1].ppid()).kill(),
+            lambda: node_task_of(trainers()["worker 1"]).kill(),
             "state",
             {"epoch": 1, "step": 6},
             2,
@@ -133,7 +133,7 @@ def test_training_that_is_told_to_end_saves_its_state_by_the_clock_and_before_it
     assert {event["step"] for event in events.of("state")} > {0}
 
     def terminate() -> None:
-        psutil.Process(trainers()["worker", 1].ppid()).terminate()
+        node_task_of(trainers()["worker 1"]).terminate()
 
     observer = Strike(terminate, "state", epoch=2, step=0)
     assert train(spark, observer, epochs, checkpoint_every_seconds=3600) == undisturbed
@@ -149,7 +149,7 @@ def test_training_that_is_told_to_end_saves_its_state_by_the_clock_and_before_it
 def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
     spark: SparkSession, uninterrupted: Trained
 ) -> None:
-    observer = Strike(lambda: trainers()["worker", 1].suspend(), "state", epoch=1, step=6)
+    observer = Strike(lambda: trainers()["worker 1"].suspend(), "state", epoch=1, step=6)
     trained = train(spark, observer, checkpoint_every_steps=3, feed_timeout=40.0)
     (told,) = observer.of("restarting")
     assert told["cause"].startswith("worker 1 on 127.0.0.1 failed: its trainer process was not heard of for ")
@@ -548,13 +548,14 @@ LOSE_AN_EXECUTOR = """
     import psutil
     from pyspark.sql import SparkSession
     from cluster.programs import dense
-    from cluster.strikes import Strike, trainers
+    from cluster.strikes import Strike
+    from support.trainers import node_task_of, trainers
     from support.rows import df_with_partitions
     from tfspark import TFCluster
     from tfspark import Feeding
 
     def kill_executor():
-        java = [p for p in trainers()["worker", 1].parents() if p.name() == "java"]
+        java = [p for p in node_task_of(trainers()["worker 1"]).parents() if p.name() == "java"]
         java[0].kill()
 
     spark = SparkSession.builder.getOrCreate()

@@ -29,11 +29,11 @@ COLUMNS = {"features": ["features"], "batch_size": BATCH}
 
 LOSE_A_WORKER = """
     import json, sys, time
-    import psutil
     from pyspark.sql import SparkSession
     from cluster.programs import counting
-    from cluster.strikes import Strike, trainers
+    from cluster.strikes import Strike
     from support.rows import df_with_partitions
+    from support.trainers import node_task_of, trainers
     from tfspark import TFCluster
 
     TOTAL, EPOCHS = 2000, 2
@@ -42,9 +42,9 @@ LOSE_A_WORKER = """
 
     def strike():
         first.update(trainers())
-        lost = first["worker", 1]
-        java = [process for process in lost.parents() if process.name() == "java"][0]
-        {"trainer": lost, "python": psutil.Process(lost.ppid()), "executor": java}[what].kill()
+        lost = first["worker 1"]
+        java = [process for process in node_task_of(lost).parents() if process.name() == "java"][0]
+        {"trainer": lost, "python": node_task_of(lost), "executor": java}[what].kill()
 
     def slowly(batches):
         import time
@@ -102,7 +102,7 @@ def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_others_go_on(
     steps = [fields["steps"] for event, fields in told["events"][:back] if event == "step"]
     assert len(steps) > 3, told["events"]
     assert steps == sorted(set(steps)), "worker 0 goes on meanwhile"
-    assert sorted(map(tuple, told["same"])) == [("chief", 0), ("ps", 0), ("worker", 0)]
+    assert sorted(told["same"]) == ["chief 0", "ps 0", "worker 0"]
     assert len(told["all"]) == 4
     of_chief, of_first, of_second = told["rows"]
     assert of_chief == [2000, 2000]

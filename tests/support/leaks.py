@@ -20,6 +20,7 @@ import psutil
 
 from support.environment import TEST_ID
 from support.processes import carries, describe, kill_all, what_stays
+from support.trainers import WARM_PARENT
 
 GRACE_S = 5.0
 PREFIX = "tfspark-"
@@ -138,11 +139,21 @@ def _belongs(process: psutil.Process, owned: Owned) -> bool:
         line = process.cmdline()
         if process.pid in owned.jvm_pids | owned.pids or "multiprocessing.resource_tracker" in " ".join(line):
             return True
+        if line[1:3] == ["-m", WARM_PARENT]:
+            return _is_of_a_fixture(int(line[4]), owned)
         if any(_NAMES_TFSPARK.search(word) for word in line[1:]):
             return False
         return _is_pyspark_daemon(line) and _within_two_of(process, owned.jvm_pids)
     except psutil.NoSuchProcess:
         return True
+
+
+def _is_of_a_fixture(owner: int, owned: Owned) -> bool:
+    """Say whether a warm parent's owner is a fixture's Python daemon, or this process, which runs nodes itself."""
+    try:
+        return owner == os.getpid() or _within_two_of(psutil.Process(owner), owned.jvm_pids)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_pyspark_daemon(command_line: list[str]) -> bool:

@@ -308,6 +308,11 @@ class TFContext:
             self._row_feeds[stream] = RowFeed(self, stream)
         return self._row_feeds[stream]
 
+    @property
+    def takes_rows(self) -> bool:
+        """Whether rows of any stream have been asked for."""
+        return bool(self._row_feeds or self._datasets)
+
     def leave_feeds(self) -> None:
         """Take no further rows; the other workers get them."""
         for feed in self._row_feeds.values():

@@ -171,7 +171,7 @@ class ControlPlane(ActionServer):
         reply: Json = self.update(register)
         if reply["action"] == "go":
             name = self.registry.nodes[node].spec.name
-            self._observer("registered", {"node": name, "host": request["host"]})
+            self._observer("registered", {"node": name, "host": request["host"], "port": request["port"]})
             if reply["attempt"] > 1:
                 self._observer("replacing", {"node": name, "cause": TASK_AGAIN})
         return reply

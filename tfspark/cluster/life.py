@@ -18,11 +18,12 @@ from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.decommission import DecommissionWatch
 from tfspark.cluster.elastic import Size
 from tfspark.cluster.feeder import Feeder
-from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, installed_versions
+from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, WarmUp
 from tfspark.cluster.preflight import driver_addresses
 from tfspark.cluster.registry import Registry
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
+from tfspark.cluster.warm import installed_versions
 from tfspark.cluster.wire import Json, new_secret
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 
@@ -188,7 +189,13 @@ class Life:
 
     def _task(self, first_index: int) -> NodeTask:
         return NodeTask(
-            self.control.location, self.secret, self._nodes, first_index, self._settings, self._code
+            self.control.location,
+            self.secret,
+            self._nodes,
+            first_index,
+            self._settings,
+            self._code,
+            self._settings["warm"],
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
@@ -206,3 +213,12 @@ class Life:
             self.registry.fail_cluster(failure)
 
         self.control.update(note)
+
+
+def warm_up(spark: SparkSession, num_nodes: int) -> SparkJob:
+    """Start warm parents on the executors that are there, while the driver prepares what the nodes need."""
+    return SparkJob(
+        spark,
+        lambda: spark.range(0, num_nodes, 1, num_nodes).mapInArrow(WarmUp(), NODE_RESULT_DDL),
+        "tfspark warm-up",
+    )

@@ -1,9 +1,8 @@
 """The node task: an ordinary Spark task that lives as long as its node does.
 
 Runs in Spark's Python worker on an executor; imports no TensorFlow. It registers with the control plane,
-starts the trainer (a fresh operating-system process that runs TensorFlow), passes on its log, tells the
-driver that it lives, and ends it when the driver says so. The trainer inherits no file descriptor but its
-pipes and the socket that keeps its port; it dies with this process, whatever kills that.
+starts the trainer (a process of its own that runs TensorFlow, see `tfspark.cluster.launch`), passes on its log, tells
+the driver that it lives, and ends it when the driver says so.
 """
 
 from __future__ import annotations
@@ -11,12 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import signal
 import socket
-import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,20 +19,20 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from tfspark.cluster import warm
+from tfspark.cluster.launch import STOP_GRACE_S, Orders, Trainer
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.tensorboard import TensorBoard
+from tfspark.cluster.warm import ColdError, installed_versions, trainer_environment
 from tfspark.cluster.wire import ActionClient, Json, Secret, local_address_towards
 
 HEARTBEAT_S = 1.0
 POLL_S = 0.1
-STOP_GRACE_S = 3.0
 DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
 LOG_TAIL_LINES = 100
@@ -47,28 +42,21 @@ SHOW_STACKS = signal.SIGUSR1
 LOG_LINES_PER_HEARTBEAT = 500
 LOG_LINE_BYTES = 16 << 10
 """A longer line becomes several."""
-TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
 
 NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
 NODE_RESULT_DDL = "node bigint, outcome string"
 
 
-def installed_versions() -> dict[str, str | None]:
-    """Return the versions that driver and nodes must share, without importing the packages."""
-    tensorflow = next((v for name in TENSORFLOW_DISTRIBUTIONS if (v := _version(name))), None)
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tensorflow,
-        "keras": _version("keras"),
-        "tfspark": _version("tfspark"),
-    }
+@dataclass(frozen=True)
+class WarmUp:
+    """A short task that starts the warm parent of the executor it runs on; a node that comes later finds it."""
 
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Start it and return at once; yields nothing."""
+        for _ in batches:
+            with contextlib.suppress(ColdError):  # The node will say why.
+                warm.prepare()
+        yield from ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +70,7 @@ class NodeTask:
         first_index: number of the first node of this Spark job.
         settings: plain values for the trainer's context.
         code: the user's function and its arguments, pickled by the driver; only the trainer unpickles it.
+        warm: whether the trainer may be forked from the executor's warm parent.
     """
 
     location: str
@@ -90,6 +79,7 @@ class NodeTask:
     first_index: int
     settings: Json
     code: bytes = field(repr=False)
+    warm: bool = True
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
@@ -194,7 +184,7 @@ class _Node:
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
         with _scratch_directory() as scratch:
-            trainer = self._start(config, port, scratch)
+            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._take_line)
             log = threading.Thread(
                 target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
             )
@@ -202,22 +192,11 @@ class _Node:
             try:
                 told_to_stop = self._watch(trainer)
             finally:
-                _end(trainer)
+                trainer.end()
                 log.join(STOP_GRACE_S)
-        if told_to_stop or trainer.returncode == 0:
-            return ""
-        return describe_exit(trainer.returncode)
+        return "" if told_to_stop else trainer.failure
 
-    def _start(self, config: str, port: socket.socket, scratch: str) -> subprocess.Popen[bytes]:
-        trainer = subprocess.Popen(
-            [sys.executable, "-m", "tfspark.cluster.trainer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(port.fileno(),),
-            env=self._environment(config, scratch),
-        )
-        assert trainer.stdin is not None
+    def _orders(self, config: str, port: socket.socket, scratch: str) -> Orders:
         header = {
             "location": self._task.location,
             "secret": vars(self._task.secret),
@@ -226,39 +205,30 @@ class _Node:
             "attempt": self._attempt,
             "host": self._host,
             "settings": self._task.settings,
-            "port_fd": port.fileno(),
             "scratch_dir": scratch,
         }
-        with contextlib.suppress(BrokenPipeError):  # It died at once; its exit code tells.
-            write_frames(trainer.stdin, json.dumps(header).encode(), self._task.code)
-        return trainer
+        frames = (json.dumps(header).encode(), self._task.code)
+        return Orders(self._spec.name, self._environment(config, scratch), port, frames)
 
     def _environment(self, config: str, scratch: str) -> dict[str, str]:
         environment = {
-            **os.environ,
+            **trainer_environment(),
             "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
             **({"TF_CONFIG": config} if config else {}),
-            "TF_GRPC_REUSE_PORT": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
-        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
         # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
         gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
-        if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus
-        return environment
+        if gpus is None:
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return environment if gpus is None else {**environment, "CUDA_VISIBLE_DEVICES": gpus}
 
-    def _watch(self, trainer: subprocess.Popen[bytes]) -> bool:
+    def _watch(self, trainer: Trainer) -> bool:
         """Wait for the trainer's end, beating every second; return whether the driver said stop."""
         heard = next_beat = time.monotonic()
         stacks_shown = False
         while True:
-            try:
-                trainer.wait(POLL_S)
+            if trainer.wait(POLL_S):
                 return False
-            except subprocess.TimeoutExpired:
-                pass
             now = time.monotonic()
             if now < next_beat:
                 continue
@@ -299,13 +269,14 @@ class _Node:
         except flight.FlightError:
             return  # The driver is gone; nobody is left to be told.
 
-    def _read_log(self, trainer: subprocess.Popen[bytes]) -> None:
-        assert trainer.stdout is not None
-        with trainer.stdout as stream:
+    def _read_log(self, trainer: Trainer) -> None:
+        with trainer.output as stream:
             for raw in iter(lambda: stream.readline(LOG_LINE_BYTES), b""):
-                line = raw.decode(errors="replace").rstrip()
-                self._tail.append(line)
-                self._unsent.append(line)
+                self._take_line(raw.decode(errors="replace").rstrip())
+
+    def _take_line(self, line: str) -> None:
+        self._tail.append(line)
+        self._unsent.append(line)
 
     def _take_log(self, limit: int) -> list[str]:
         return [self._unsent.popleft() for _ in range(min(limit, len(self._unsent)))]
@@ -346,33 +317,6 @@ def executor_id() -> str:
             return command[command.index("--executor-id") + 1]
         process = int(status.partition("PPid:")[2].split()[0])
     return ""
-
-
-def describe_exit(code: int) -> str:
-    """Say in words how a process ended that did not return 0."""
-    if code >= 0:
-        return f"its trainer process exited with code {code} without reporting an error"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hint = "; the kernel does so when memory runs out" if code == -signal.SIGKILL else ""
-    return f"its trainer process was killed by {name}{hint}"
-
-
-def write_frames(stream: Any, *frames: bytes) -> None:
-    """Write length-prefixed byte strings and flush."""
-    for frame in frames:
-        stream.write(struct.pack("<Q", len(frame)))
-        stream.write(frame)
-    stream.flush()
-
-
-def read_frame(stream: Any) -> bytes:
-    """Read what `write_frames` wrote, one frame."""
-    (length,) = struct.unpack("<Q", stream.read(8))
-    frame: bytes = stream.read(length)
-    return frame
 
 
 def _reserved_port(number: int = 0) -> socket.socket:
@@ -416,15 +360,3 @@ def _assigned_gpus() -> str | None:
     task = TaskContext.get()
     resources = task.resources() if task is not None else {}
     return ",".join(resources["gpu"].addresses) if "gpu" in resources else None
-
-
-def _end(trainer: subprocess.Popen[bytes]) -> None:
-    """Make sure the trainer is over: ask by closing its lifeline, then kill."""
-    assert trainer.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        trainer.stdin.close()
-    try:
-        trainer.wait(STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
-        trainer.kill()
-        trainer.wait()

@@ -24,7 +24,7 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import STOP_TIMEOUT_S
+from tfspark.cluster.life import STOP_TIMEOUT_S, warm_up
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
 from tfspark.cluster.program import pickled, wants_context
@@ -136,6 +136,7 @@ class TFCluster:
         resume: str | None = None,
         tls: bool = False,
         allow_plaintext: bool = False,
+        warm: bool = True,
         hooks: Hooks | None = None,
         observer: Observer | None = None,
     ) -> TFCluster:
@@ -194,6 +195,9 @@ class TFCluster:
                 TensorFlow cannot encrypt what its servers say to each other.
             allow_plaintext: whether weights, and rows without `tls`, may travel unencrypted although Spark's own
                 traffic is encrypted.
+            warm: fork trainers from a process on each executor that has imported TensorFlow and stays for later
+                clusters and restarts; False: start each as a fresh interpreter. It holds some 250 MB, and ends with
+                the executor, or after ten minutes without a trainer.
             hooks: more functions of the model module, with `build_model` only.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
@@ -254,10 +258,13 @@ class TFCluster:
             "callbacks": dict(callbacks or {}),
             "checkpoint_dir": checkpoint_dir,
             "checkpoint_every_epochs": checkpoint_every_epochs,
+            "warm": warm,
         }
-        code = pickled(map_fun, tf_args, hooks or Hooks())
         check_settings(session)
         check_encryption(session, allow_plaintext)
+        if warm:
+            warm_up(session, num_executors)
+        code = pickled(map_fun, tf_args, hooks or Hooks())
         feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
         wait_s = min(reservation_timeout, SLOTS_WAIT_S)
         num_nodes = room_for(session, size, int(feeds), wait_s)
@@ -291,8 +298,10 @@ class TFCluster:
             "seed": 0,
             "feed_timeout_s": CALL_TIMEOUT_S,
             "checkpoint_dir": None,
+            "warm": True,
         }
         check_settings(spark)
+        warm_up(spark, num_nodes)
         check_slots(spark, num_nodes if all_at_once else 1, 0, SLOTS_WAIT_S)
         code = pickled(map_fun, tf_args, Hooks())
         mode = InputMode.TENSORFLOW

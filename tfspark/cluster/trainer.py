@@ -1,8 +1,7 @@
-"""The trainer: the only process that runs TensorFlow. Started by the node task, one per attempt.
+"""The trainer: the only process that runs TensorFlow. One for each attempt of a node; see `tfspark.cluster.launch`.
 
 It reads its orders from standard input, which then stays open as its lifeline: when the node task goes, for
-whatever reason, the pipe closes and the trainer ends. On Linux the kernel kills it as well, in case no
-Python thread can run.
+whatever reason, the pipe closes and the trainer ends.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import faulthandler
 import json
 import os
 import pickle
+import socket
 import sys
 import threading
 import time
@@ -22,8 +22,10 @@ from typing import Any, BinaryIO
 import pyarrow.flight as flight
 
 from tfspark.cluster.context import TFContext
-from tfspark.cluster.lifeline import die_with_parent
-from tfspark.cluster.node import SHOW_STACKS, read_frame
+from tfspark.cluster.late_variables import LateVariables
+from tfspark.cluster.launch import read_frame
+from tfspark.cluster.lifeline import die_with_parent, die_with_writer
+from tfspark.cluster.node import SHOW_STACKS
 from tfspark.cluster.wire import ActionClient, Secret
 from tfspark.feed.graph_errors import as_data_error
 from tfspark.training.on_import import correct_keras_when_imported
@@ -31,20 +33,29 @@ from tfspark.training.on_import import correct_keras_when_imported
 ALIVE_S = 2.0
 
 
-def main() -> int:
-    """Run the user's function on this node; return the exit code."""
-    orders = sys.stdin.buffer
+def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) -> int:
+    """Run the user's function on this node; return the exit code.
+
+    Args:
+        orders: standard input.
+        port: descriptor of the socket that keeps the port of TensorFlow's server.
+        node_task: the connection to the node task, in a fork of the warm parent.
+    """
     faulthandler.register(SHOW_STACKS)
-    die_with_parent()
-    header = json.loads(read_frame(orders))
+    header = {**json.loads(read_frame(orders)), "port_fd": port}
     code = read_frame(orders)
+    die_with_writer(orders)
+    late = None if node_task is None else LateVariables(node_task)
     with ActionClient(header["location"], Secret(**header["secret"])) as control:
         context = TFContext.from_orders(header, control)
-        _watch_lifeline(orders)
         _say_alive(control, context)
         try:
             function, args, context.hooks, registered = pickle.loads(code)
             _register_with_keras(registered)
+            if late is not None and context.settings["wants_context"]:
+                late.watch_until_used(context)
+            elif late is not None:
+                late.end()
             result = run_user_function(function, args, context)
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
         except BaseException as raised:
@@ -79,16 +90,6 @@ def run_user_function(function: Callable[..., Any], args: Any, context: TFContex
     return run_jobs(function, args, context)
 
 
-def _watch_lifeline(orders: BinaryIO) -> None:
-    """End this process when the node task closes the pipe or dies."""
-
-    def watch() -> None:
-        orders.read(1)
-        os._exit(0)
-
-    threading.Thread(target=watch, name="tfspark-lifeline", daemon=True).start()
-
-
 def _say_alive(control: ActionClient, context: TFContext) -> None:
     """Tell the driver every few seconds that this process runs: the node task cannot know when it is stopped."""
 
@@ -115,7 +116,8 @@ def _as_json(result: Any) -> Any:
 
 
 if __name__ == "__main__":
-    code = main()
+    die_with_parent()
+    code = main(sys.stdin.buffer, int(sys.argv[2].removeprefix("port=")))
     sys.stdout.flush()
     sys.stderr.flush()
     # TensorFlow's servers and threads have no orderly end; everything of ours is closed by now.

@@ -19,9 +19,18 @@ STEPS = ("steps_per_epoch", "validation_steps")
 
 
 def correct_keras_when_imported() -> None:
-    """Apply `tfspark.training.keras_corrections` and `take_broken_steps` once ``import keras`` has run."""
-    if "keras" not in sys.modules:
+    """Apply `tfspark.training.keras_corrections` and `take_broken_steps` now, or once ``import keras`` has run."""
+    if "keras" in sys.modules:  # A fork of the warm parent has it.
+        _correct(sys.modules["keras"])
+    else:
         sys.meta_path.insert(0, _KerasFinder())
+
+
+def _correct(keras: Any) -> None:
+    from tfspark.training.keras_corrections import apply_corrections
+
+    apply_corrections()
+    take_broken_steps(keras)
 
 
 def take_broken_steps(keras: Any) -> None:
@@ -60,7 +69,4 @@ class _CorrectingLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        from tfspark.training.keras_corrections import apply_corrections
-
-        apply_corrections()
-        take_broken_steps(module)
+        _correct(module)

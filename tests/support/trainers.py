@@ -1,0 +1,45 @@
+"""Find the trainers of this test run. A fork of a warm parent is not below the process that asked for it."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from support.environment import TEST_ID
+from support.processes import marked_processes
+
+TRAINER = "tfspark.cluster.trainer"
+WARM_PARENT = "tfspark.cluster.warm_parent"
+
+
+def trainers() -> dict[str, psutil.Process]:
+    """Node name, such as ``worker 1``, -> its trainer, of the trainers of this test run that live."""
+    return {line[3]: process for process, line in _running(TRAINER)}
+
+
+def warm_parents() -> list[psutil.Process]:
+    """Return the warm parents of this test run."""
+    return [process for process, _ in _running(WARM_PARENT)]
+
+
+def _running(module: str) -> list[tuple[psutil.Process, list[str]]]:
+    found = []
+    for process in marked_processes(TEST_ID, os.environ[TEST_ID]):
+        try:
+            line = process.cmdline()
+        except psutil.Error:  # It has just ended.
+            continue
+        if line[1:3] == ["-m", module]:
+            found.append((process, line))
+    return found
+
+
+def node_task_of(trainer: psutil.Process) -> psutil.Process:
+    """Return the process of the node task that a trainer belongs to."""
+    return psutil.Process(int(trainer.cmdline()[5].removeprefix("node-task=")))
+
+
+def ports_of(trainer: psutil.Process) -> list[tuple[str, int]]:
+    """Return the addresses to which a trainer's sockets are bound, listening or not."""
+    return [(c.laddr.ip, c.laddr.port) for c in trainer.net_connections("tcp") if c.laddr and not c.raddr]
