@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import training_from_feed
 from pyspark import cloudpickle
+from trainers import TRAINER, all_processes
 
 BATCH_ROWS = 128
 PASSES = 8
@@ -203,14 +204,14 @@ def cpu_by_process() -> dict[str, float]:
     """Return CPU seconds so far of the driver, Spark's JVM, its Python workers and the trainers."""
     used = {"driver": 0.0, "JVM": 0.0, "feed tasks": 0.0, "trainers": 0.0}
     me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
+    for process in all_processes():
         try:
             line, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.NoSuchProcess:
             continue
         name = "driver" if process == me else "feed tasks"
         name = "JVM" if "java" in line.split(" ")[0] else name
-        name = "trainers" if "tfspark.cluster.trainer" in line else name
+        name = "trainers" if TRAINER in line else name
         used[name] += times.user + times.system
     return used
 

@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--gigabytes 4]
 
-Spark computes rows of 3,072 bytes, two trainers take batches of 128 and throw them away. Printed: the most resident
-memory of each kind of process, sampled ten times a second, beside its memory before the feed began.
+Spark computes rows of 3,072 bytes, two trainers take batches of 128 and throw them away. Printed: the most memory of
+each kind of process, sampled ten times a second, beside its memory before the feed began. Pages that processes share,
+such as those of a warm parent and its trainers, count in parts (proportional set size).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from typing import Any
 
 import psutil
+from trainers import TRAINER, WARM_PARENT, all_processes, node_tasks, pss
 
 ROW_BYTES = 3072
 PARTITIONS = 16
@@ -57,7 +59,7 @@ def drain(args: Any, ctx: Any) -> int:
 
 
 class Sampler:
-    """The most resident memory of each process, by kind."""
+    """The most memory of each process, by kind."""
 
     def __init__(self) -> None:
         self.most: dict[str, dict[int, int]] = {}
@@ -80,28 +82,30 @@ class Sampler:
 
 
 def resident() -> list[tuple[str, int, int]]:
-    """Return (kind, pid, bytes) of the driver and all processes below it."""
+    """Return (kind, pid, bytes) of all processes of the benchmark."""
     me = psutil.Process()
+    tasks = node_tasks()
     found = []
-    for process in [me, *me.children(recursive=True)]:
+    for process in all_processes():
         try:
-            found.append((kind_of(process, me), process.pid, process.memory_info().rss))
+            found.append((kind_of(process, me, tasks), process.pid, pss(process)))
         except psutil.NoSuchProcess:
             continue
     return found
 
 
-def kind_of(process: psutil.Process, me: psutil.Process) -> str:
+def kind_of(process: psutil.Process, me: psutil.Process, tasks: set[int]) -> str:
     """Name what a process does for the feed."""
     line = process.cmdline()
     if process == me:
         return "driver (Python)"
     if line and "java" in line[0]:
         return "Spark's JVM"
-    if "tfspark.cluster.trainer" in line:
+    if TRAINER in line:
         return "trainer"
-    is_node = any("tfspark.cluster.trainer" in child.cmdline() for child in process.children())
-    return "node task" if is_node else "feed task (Python)"
+    if WARM_PARENT in line:
+        return "warm parent"
+    return "node task" if process.pid in tasks else "feed task (Python)"
 
 
 def report(spark: Any, rows: int) -> None:

@@ -28,6 +28,7 @@ import feed
 import numpy as np
 import psutil
 from pyspark import cloudpickle
+from trainers import TRAINER, all_processes
 
 Stacks = Counter[tuple[str, ...]]
 """Stack, outermost frame first -> samples."""
@@ -116,8 +117,9 @@ def sample_all(seconds: int, directory: Path) -> dict[str, Stacks]:
 
 def busy_pids() -> dict[str, list[int]]:
     """Return the JVM, the Python workers that feed and the trainers: those that worked within the last two seconds."""
-    me = psutil.Process()
-    before = {process: sum(process.cpu_times()[:2]) for process in me.children(recursive=True)}
+    before = {
+        process: sum(process.cpu_times()[:2]) for process in all_processes() if process.pid != os.getpid()
+    }
     time.sleep(2)
     found: dict[str, list[int]] = {"JVM": [], "feed tasks": [], "trainers": []}
     for process, used in before.items():
@@ -128,7 +130,7 @@ def busy_pids() -> dict[str, list[int]]:
         if "java" in line.split(" ")[0]:
             found["JVM"].append(process.pid)
         elif busy > 0.1:
-            found["trainers" if "tfspark.cluster.trainer" in line else "feed tasks"].append(process.pid)
+            found["trainers" if TRAINER in line else "feed tasks"].append(process.pid)
     return found
 
 

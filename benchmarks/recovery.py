@@ -11,8 +11,6 @@ meanwhile, so the longest time without a step is measured, from the kill to the 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import statistics
 import sys
@@ -20,7 +18,7 @@ import time
 from itertools import pairwise
 from typing import Any
 
-import psutil
+from trainers import trainers
 
 
 def main() -> None:
@@ -55,7 +53,7 @@ def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
         now = time.monotonic()
         if event == "state" and fields["step"] == 50 and not at:
             at["killed"] = now
-            kill_trainer("worker", 1)
+            trainers()["worker 1"].kill()
         elif "killed" in at and event in ("restarting", "reserved", "tensorflow", "step"):
             at.setdefault(event, now)
 
@@ -84,7 +82,7 @@ def lose_one_of_parameter_servers(spark: Any, num_rows: int) -> dict[str, float]
         now = time.monotonic()
         if event == "step" and not at:
             at["killed"] = now
-            kill_trainer("worker", 1)
+            trainers()["worker 1"].kill()
         elif event in ("replacing", "replaced", "epoch"):
             at.setdefault(event, now)
         if event in ("step", "epoch") and at.get("epoch", now) == now:
@@ -120,15 +118,6 @@ def made_up(spark: Any, num_rows: int) -> Any:
         .select(features.alias("features"), sf.rand(99).alias("label"))
         .persist()
     )
-
-
-def kill_trainer(role: str, index: int) -> None:
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "tfspark.cluster.trainer" in process.cmdline():
-                task = json.loads(process.environ()["TF_CONFIG"])["task"]
-                if task == {"type": role, "index": index}:
-                    process.kill()
 
 
 if __name__ == "__main__":

@@ -333,6 +333,7 @@ def _settings(
         "resize_keeps": cluster.resize_keeps,
         "replacement_timeout": cluster.replacement_timeout_s,
         "tls": cluster.tls,
+        "warm": cluster.warm,
         "allow_plaintext": cluster.allow_plaintext,
         "hooks": Hooks(module.features, module.callbacks, module.export, module.draw, module.draw_epoch),
         "observer": watch,
