@@ -13,7 +13,7 @@ import pytest
 from support.errors import raises
 
 from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, check_same_run, newest_in, write_part
-from tfspark.cluster.restarts import FIRST_PAUSE_S, LONGEST_PAUSE_S, RestartBudget
+from tfspark.cluster.restarts import LONGEST_PAUSE_S, SECOND_PAUSE_S, RestartBudget
 from tfspark.errors import ConfigError
 
 
@@ -195,13 +195,13 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
 def test_budget_gives_restarts_with_growing_pauses_and_again_when_the_window_has_passed() -> None:
     now = [0.0]
     budget = RestartBudget(3, 100.0, clock=lambda: now[0])
-    assert [budget.spend() for _ in range(4)] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S, None]
+    assert [budget.spend() for _ in range(4)] == [0.0, SECOND_PAUSE_S, 2 * SECOND_PAUSE_S, None]
     now[0] = 101.0
-    assert budget.spend() == FIRST_PAUSE_S
+    assert budget.spend() == 0.0
 
 
 def test_pauses_have_a_longest_and_no_budget_gives_none() -> None:
-    assert [RestartBudget(99, 1e9).spend() for _ in range(1)] == [FIRST_PAUSE_S]
+    assert [RestartBudget(99, 1e9).spend() for _ in range(1)] == [0.0]
     budget = RestartBudget(99, 1e9)
     assert [budget.spend() for _ in range(12)][-1] == LONGEST_PAUSE_S
     assert RestartBudget(0, 100.0).spend() is None

@@ -15,7 +15,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ import pyarrow.flight as flight
 
 from tfspark.cluster import warm
 from tfspark.cluster.launch import STOP_GRACE_S, Orders, Trainer
+from tfspark.cluster.node_log import NodeLog
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.tensorboard import TensorBoard
 from tfspark.cluster.warm import ColdError, installed_versions, trainer_environment
@@ -35,13 +35,9 @@ HEARTBEAT_S = 1.0
 POLL_S = 0.1
 DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
-LOG_TAIL_LINES = 100
 TOLD_TO_END = "its Spark worker process was told to end (SIGTERM)"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
-LOG_LINES_PER_HEARTBEAT = 500
-LOG_LINE_BYTES = 16 << 10
-"""A longer line becomes several."""
 
 NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
 NODE_RESULT_DDL = "node bigint, outcome string"
@@ -112,8 +108,7 @@ class _Node:
         self._control = control
         self._host = local_address_towards(task.location)
         self._attempt = 0
-        self._tail: deque[str] = deque(maxlen=LOG_TAIL_LINES)
-        self._unsent: deque[str] = deque(maxlen=20 * LOG_LINES_PER_HEARTBEAT)
+        self._log = NodeLog()
 
     def run(self) -> str:
         with contextlib.ExitStack() as held, self._tensorboard():
@@ -184,16 +179,16 @@ class _Node:
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
         with _scratch_directory() as scratch:
-            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._take_line)
-            log = threading.Thread(
+            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._log.add)
+            reader = threading.Thread(
                 target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
             )
-            log.start()
+            reader.start()
             try:
                 told_to_stop = self._watch(trainer)
             finally:
                 trainer.end()
-                log.join(STOP_GRACE_S)
+                reader.join(STOP_GRACE_S)
         return "" if told_to_stop else trainer.failure
 
     def _orders(self, config: str, port: socket.socket, scratch: str) -> Orders:
@@ -251,35 +246,31 @@ class _Node:
             timeout_s=5.0,
             node=self._spec.index,
             attempt=self._attempt,
-            log=self._take_log(LOG_LINES_PER_HEARTBEAT),
+            log=self._log.take(),
             leaving=TOLD_TO_END if _told.is_set() else "",
         )
 
     def _say_ended(self, cause: str) -> None:
         try:
+            while lines := self._log.take():
+                self._control.call(
+                    "heartbeat", timeout_s=5.0, node=self._spec.index, attempt=self._attempt, log=lines
+                )
             self._control.call(
                 "node_ended",
                 timeout_s=5.0,
                 node=self._spec.index,
                 attempt=self._attempt,
                 cause=cause,
-                log=self._take_log(len(self._unsent)),
-                log_tail=list(self._tail),
+                log=[],
+                log_tail=list(self._log.tail),
             )
         except flight.FlightError:
             return  # The driver is gone; nobody is left to be told.
 
     def _read_log(self, trainer: Trainer) -> None:
         with trainer.output as stream:
-            for raw in iter(lambda: stream.readline(LOG_LINE_BYTES), b""):
-                self._take_line(raw.decode(errors="replace").rstrip())
-
-    def _take_line(self, line: str) -> None:
-        self._tail.append(line)
-        self._unsent.append(line)
-
-    def _take_log(self, limit: int) -> list[str]:
-        return [self._unsent.popleft() for _ in range(min(limit, len(self._unsent)))]
+            self._log.read(stream)
 
 
 _told = threading.Event()

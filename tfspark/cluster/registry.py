@@ -31,6 +31,7 @@ SILENT_PEER_S = 6.0
 REPLACEMENT_S = 120.0
 """How long a trainer that replaces another may take to come up."""
 TASK_AGAIN = "Spark started its task again: the process that ran it was killed"
+LEFT_EARLY = "its trainer process exited with code 0 before its function had returned, as os._exit(0) does"
 TRANSIENT = ("collective", "killed", "lost", "stalled")
 """Kinds of failures after which starting again may help."""
 
@@ -220,6 +221,8 @@ class Registry:
         node = self.nodes[index]
         if attempt != node.attempt:
             return
+        if not cause and not (node.succeeded or node.stops or self.failed):
+            cause = LEFT_EARLY
         if cause and not self.stopping:
             self._fail(node, "killed", cause)
         node.ended = True
@@ -266,7 +269,8 @@ class Registry:
         nothing_else = all(failure.kind == "collective" for failure in failures)
         if now - failures[0].at > (LOST_PEER_SETTLE_S if nothing_else else SETTLE_S):
             return True
-        return failures[0].kind != "collective" and self._node_named(failures[0].node).ended
+        # A node that has ended of itself explains collective operations that failed, whichever was reported first.
+        return any(f.kind != "collective" and self._node_named(f.node).ended for f in failures)
 
     def _check_trainer(self, node: Node, now: float, peer_missed: bool) -> None:
         """Fail a node whose trainer went silent; sooner if another trainer misses a peer."""

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-FIRST_PAUSE_S = 1.0
+SECOND_PAUSE_S = 1.0
+"""After the first loss the nodes are started again at once: most losses are of one process, and come once."""
 LONGEST_PAUSE_S = 30.0
 
 
@@ -33,4 +34,6 @@ class RestartBudget:
         if len(self._spent) >= self.most:
             return None
         self._spent.append(now)
-        return float(min(FIRST_PAUSE_S * 2 ** (len(self._spent) - 1), LONGEST_PAUSE_S))
+        if len(self._spent) == 1:
+            return 0.0
+        return float(min(SECOND_PAUSE_S * 2 ** (len(self._spent) - 2), LONGEST_PAUSE_S))

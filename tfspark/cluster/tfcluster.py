@@ -262,6 +262,8 @@ class TFCluster:
         }
         check_settings(session)
         check_encryption(session, allow_plaintext)
+        if "TF_CONFIG" in os.environ:
+            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
         if warm:
             warm_up(session, num_executors)
         code = pickled(map_fun, tf_args, hooks or Hooks())

@@ -87,7 +87,8 @@ class RunConsole:
 
     def restarting(self, number: int, cause: str, pause_s: float) -> None:
         """Tell that a node was lost."""
-        self.line(f"restart {number}: {cause}; all nodes are started again in {pause_s:g} s")
+        when = f"in {pause_s:g} s" if pause_s else "now"
+        self.line(f"restart {number}: {cause}; all nodes are started again {when}")
 
     def replacing(self, node: str, cause: str) -> None:
         """Tell that a worker of parameter servers was lost."""

@@ -1,0 +1,51 @@
+"""Find the trainers of a benchmark on a local master. Forks of a warm parent are not below the driver."""
+
+from __future__ import annotations
+
+import contextlib
+
+import psutil
+
+TRAINER = "tfspark.cluster.trainer"
+WARM_PARENT = "tfspark.cluster.warm_parent"
+
+
+def trainers() -> dict[str, psutil.Process]:
+    """Node name, such as ``worker 1``, -> its trainer."""
+    return {line[3]: process for process, line in _of_this_benchmark() if TRAINER in line}
+
+
+def node_tasks() -> set[int]:
+    """Return the process numbers of the node tasks that have a trainer now."""
+    return {_node_task(line) for _, line in _of_this_benchmark() if TRAINER in line}
+
+
+def all_processes() -> list[psutil.Process]:
+    """Return this driver, everything below it, the trainers and the warm parents."""
+    me = psutil.Process()
+    below = [me, *me.children(recursive=True)]
+    return list(
+        {process.pid: process for process in [*below, *(p for p, _ in _of_this_benchmark())]}.values()
+    )
+
+
+def pss(process: psutil.Process) -> int:
+    """Return the bytes of a process's memory, of shared pages only its part (proportional set size)."""
+    return int(process.memory_full_info().pss)
+
+
+def _of_this_benchmark() -> list[tuple[psutil.Process, list[str]]]:
+    """Return trainers and warm parents with their command lines, if what they belong to is below this process."""
+    found, me = [], psutil.Process()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError, ValueError):
+            line = process.cmdline()
+            if line[1] == "-m" and line[2] in (TRAINER, WARM_PARENT):
+                above = int(line[4]) if WARM_PARENT in line else _node_task(line)
+                if me in psutil.Process(above).parents():
+                    found.append((process, line))
+    return found
+
+
+def _node_task(line: list[str]) -> int:
+    return int(line[5].removeprefix("node-task="))
