@@ -76,9 +76,7 @@ def test_trainers_of_all_clusters_are_forks_of_one_warm_parent_with_a_life_of_th
         ["-m", "tfspark.cluster.trainer", f"worker {i}"] for i in (0, 1)
     ]
     assert [told["name"] for told in seen] == ["worker 0", "worker 1"] * 2
-    assert [
-        told["task"].endswith(f'"index": {i}}}}}') for told, i in zip(seen, (0, 1, 0, 1), strict=True)
-    ] == [True] * 4
+    assert [json.loads(told["task"])["task"]["index"] for told in seen] == [0, 1] * 2
     assert len({tuple(told["scratch"]) for told in seen}) == 4
     assert [told["scratch"][0] == told["scratch"][1] for told in seen] == [True] * 4
     assert len({number for told in seen for number in told["drawn"]}) == 8
@@ -125,8 +123,8 @@ def test_warm_parent_when_killed_leaves_its_trainers_training_and_is_replaced(sp
     rows = df_with_partitions(spark, [2000, 0, 1000])
     events = Events()
     with TFCluster.run(spark, dense, {}, 2, observer=events) as cluster:
-        forked = [process.ppid() for process in trainers().values()]
         cluster.train(rows, 1, features=["features"])
+        forked = [process.ppid() for process in trainers().values()]
         parent.kill()
         history = cluster.train(rows, 2, features=["features"])
         nodes = cluster.shutdown()
@@ -274,7 +272,7 @@ def test_applications_of_one_user_have_warm_parents_of_their_own_with_the_variab
         started = [
             beside.submit(
                 run_driver,
-                "local-cluster[2,1,1024]",
+                "local-cluster[1,2,1024]",
                 OF_TWO_APPLICATIONS,
                 str(tmp_path / "go on"),
                 conf=conf,
@@ -285,7 +283,7 @@ def test_applications_of_one_user_have_warm_parents_of_their_own_with_the_variab
         ]
         told = [json.loads(done.result().check().stdout.splitlines()[-1]) for done in started]
     parents = [{seen["parent"] for seen in first} for first, _ in told]
-    assert [len(of_one) for of_one in parents] == [2, 2]  # One for each executor.
+    assert [len(of_one) for of_one in parents] == [1, 1]
     assert parents[0].isdisjoint(parents[1])
     assert [[seen["variable"] for seen in first] for first, _ in told] == [["one"] * 2, ["two"] * 2]
     assert [[is_on for is_on, _ in second] for _, second in told] == [[True] * 2, [False] * 2]
@@ -377,7 +375,8 @@ def test_connection_to_another_users_process_is_refused() -> None:
     if os.getuid():
         pytest.skip("needs root, to be another user for a moment")
     name = warm.socket_name(os.getpid(), warm.trainer_environment(), sys.path)
-    program = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind('\\0' + sys.argv[1]); s.listen(); print(1, flush=True); sys.stdin.read()"
+    listens = "s = socket.socket(socket.AF_UNIX); s.bind('\\0' + sys.argv[1]); s.listen()"
+    program = f"import socket, sys; {listens}; print(1, flush=True); sys.stdin.read()"
     stranger = subprocess.Popen(
         ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", program, name[1:]],
         stdin=subprocess.PIPE,

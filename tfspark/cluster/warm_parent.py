@@ -242,8 +242,9 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.path[:] = [request["directory"], *request["path"]]
-    sys.argv = [str(importlib.import_module(TRAINER_MODULE).__file__), request["name"]]
-    show_as(trainer_command(request["name"], port, request["node_task"]))
+    command = trainer_command(request["name"], port, request["node_task"])
+    sys.argv = [str(sys.modules[TRAINER_MODULE].__file__), *command[3:]]
+    show_as(command)
     importlib.invalidate_caches()
     tempfile.tempdir = None  # Found by the imports, for the warm parent's own TMPDIR.
     import numpy as np

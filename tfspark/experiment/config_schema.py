@@ -315,8 +315,8 @@ class Cluster(Section):
     """Whether weights, and rows without `tls`, may travel unencrypted although Spark is set to encrypt its own
     traffic."""
     warm: Annotated[bool, _TRUTH] = True
-    """Whether trainers are forked from a process on each executor that has imported TensorFlow and stays for restarts and
-    later clusters; `false`: each starts as a fresh interpreter."""
+    """Whether trainers are forked from a process on each executor that has imported TensorFlow and stays for restarts
+    and later clusters; `false`: each starts as a fresh interpreter."""
     spark: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
     """More of Spark's configuration, for example `spark.executor.memory: 4g`."""
 
