@@ -18,6 +18,7 @@ from rich.console import Console
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import Feeding, InputMode
+from tfspark.cluster.life import warm_up
 from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
@@ -251,6 +252,8 @@ def _run(
             f"{'Spark session':<24} {watch.seconds['session']:6.1f} s  {spark.conf.get('spark.master')}"
         )
         with spark_errors_in_words():
+            if experiment.cluster.warm:  # TensorFlow is imported while the data is prepared.
+                warm_up(spark, experiment.cluster.executors)
             fetch_known_data(experiment, spark, shown)
             results = _train(experiment, module, directory, shown, watch, spark, earlier)
     outcome = _report(experiment, directory, results, watch, earlier)
