@@ -15,6 +15,11 @@ def trainers() -> dict[str, psutil.Process]:
     return {line[3]: process for process, line in _of_this_benchmark() if TRAINER in line}
 
 
+def warm_parents() -> list[psutil.Process]:
+    """Return the warm parents."""
+    return [process for process, line in _of_this_benchmark() if WARM_PARENT in line]
+
+
 def node_tasks() -> set[int]:
     """Return the process numbers of the node tasks that have a trainer now."""
     return {_node_task(line) for _, line in _of_this_benchmark() if TRAINER in line}
