@@ -20,6 +20,7 @@ from tfspark.cluster.wire import Json
 from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.reader import Start
 from tfspark.training import state
+from tfspark.training.evaluation import plain
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -53,7 +54,7 @@ class Progress:
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
         """Add an epoch."""
-        self.epochs.append({name: float(value) for name, value in logs.items()})
+        self.epochs.append({name: plain(value) for name, value in logs.items()})
         self.rows.append(rows)
 
     @property

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfspark.errors import DeadlineError
 from tfspark.feed.dataset import Feed, local_dataset
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
+from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -40,7 +41,6 @@ class LocalEvaluator:
         self._step = tf.function(self._test_step, reduce_retracing=True)
         self._count = tf.function(functools.partial(count_classes, model), reduce_retracing=True)
         self._is_built = False
-        self._batch_rows: Any = None
         self.confusion_matrix: list[Any] | None = None
         self.roc: list[list[list[float]]] | None = None
         self.first_rows: tuple[Any, Any] | None = None
@@ -81,27 +81,17 @@ class LocalEvaluator:
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
         self.roc = _roc_of(model) or curves
-        return {name: float(value) for name, value in model.get_metrics_result().items()}
+        return {name: plain(value) for name, value in model.get_metrics_result().items()}
 
     def _build(self, feed: Feed) -> None:
         """Evaluate the sample: metrics' variables come with the first batch, which this rank may not have."""
+        count_real_rows_alone(self._model, feed.weighs_rows)
         for element in local_dataset(feed, lambda: iter([feed.sample])):
             self._test_step(element)
-        self._weigh_losses_of_outputs()
         self._is_built = True
 
     def _test_step(self, element: Any) -> Any:
-        self._batch_rows = tf.shape(element[2])[0]
         return self._model.test_step(element)
-
-    def _weigh_losses_of_outputs(self) -> None:
-        """Let the loss of each of several outputs count rows, as that of all does, and not batches."""
-
-        def weighed(update_state: Any) -> Any:
-            return lambda value, sample_weight=None: update_state(value, self._batch_rows)
-
-        for metric in self._model._compile_loss.metrics if self._model._compile_loss else []:
-            metric.update_state = weighed(metric.update_state)
 
     def _kind(self, num_classes: int, feed: Feed) -> Kind | None:
         """Return how labels say of which class a row is; None if the model does not predict these classes."""
@@ -109,6 +99,12 @@ class LocalEvaluator:
             return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
+
+
+def plain(value: Any) -> float | list[Any]:
+    """Return a metric's result as JSON has it: a number, or a list for a metric of several."""
+    array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+    return float(array) if array.ndim == 0 else list(array.tolist())
 
 
 def _roc_of(model: keras.Model) -> list[list[list[float]]] | None:

@@ -27,7 +27,10 @@ import keras
 import tensorflow as tf
 from keras.src import tree
 from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
+
+from tfspark.training.summed_gradients import sum_gradients_first
 
 FEED_ATTRIBUTE = "_tfspark_feed"
 """Attribute of a distributed dataset that holds its feed (`tfspark.feed.dataset.Feed`).
@@ -45,6 +48,8 @@ def present_faults() -> set[str]:
         "build": "maybe_distributed_data_batch = next(it)"
         in inspect.getsource(trainer._maybe_symbolic_build),
         "epochs": "self._num_batches = self._steps_seen" in inspect.getsource(EpochIterator),
+        "gradients": "grads = self._clip_gradients(grads)"
+        in inspect.getsource(BaseOptimizer._backend_apply_gradients),
         "state": "aggregation=" not in inspect.getsource(keras.layers.BatchNormalization.build),
     }
     return {fault for fault, is_there in found.items() if is_there}
@@ -69,6 +74,8 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
         keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
     if "state" in faults:
         trainer.fit = _fit_with_callbacks(trainer.fit)
+    if "gradients" in faults:
+        sum_gradients_first()
 
 
 def _reduce_scalars_without_axis(original: Any) -> Any:

@@ -32,7 +32,7 @@ from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState, build_for
-from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
+from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
 from tfspark.training.servers import serve
@@ -105,7 +105,6 @@ class TrainingSession:
 
     def prepare(self) -> None:
         """Make ready what `train` and `evaluate` need."""
-        leave_padding_out_of_metrics(self.model)
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
@@ -113,14 +112,14 @@ class TrainingSession:
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
         feed.start = self._start
-        first = [SynchroniseState(), LossOfRealRows(self.context, feed)]
+        count_real_rows_alone(self.model, feed.weighs_rows)
         counted = feed if isinstance(feed, Feed) else None
         if not self.begin(job):
             self.model.fit(
                 self._dataset,
                 epochs=job["first_pass"] + job["epochs"],
                 initial_epoch=job["first_pass"],
-                callbacks=[*first, *self.callbacks(job, feed.global_batch_size, counted)],
+                callbacks=[SynchroniseState(), *self.callbacks(job, feed.global_batch_size, counted)],
                 verbose=0,
                 shuffle=False,
             )

@@ -25,8 +25,9 @@ from tfspark.feed.worker_feed import WorkerStream, open_stream
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
-from tfspark.training.evaluation import SHOWN_ROWS, is_dense
+from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain
 from tfspark.training.loop import TrainingSession
+from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.servers import CHIEF_DONE, meet
 from tfspark.training.sharding import whole_values
 from tfspark.training.state import restore
@@ -286,12 +287,12 @@ class ParameterServerSession(TrainingSession):
             self._coordinator.done()
             return None
 
-    def _metrics(self, total: Total) -> dict[str, float]:
+    def _metrics(self, total: Total) -> dict[str, Any]:
         """Return the metrics over all steps; of logs that are no metrics, the mean over steps."""
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, total.sums, strict=False):
             variable.assign(value.astype(variable.dtype))
-        results = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        results = {name: plain(value) for name, value in self.model.get_metrics_result().items()}
         means = {name: value / total.steps for name, value in total.logs.items()}
         return results if set(means) <= set(results) else means
 
@@ -300,6 +301,7 @@ class ParameterServerSession(TrainingSession):
         if self._is_built:
             return
         specs = self._specs(stream)
+        count_real_rows_alone(self.model, stream.weighs_rows)
         with self._strategy.scope():
             build_variables(self.model, specs)
         build_variables(self.local_model, specs)
