@@ -36,12 +36,15 @@ def numbers(value: Any) -> Any:
     return float(array) if array.ndim == 0 else array.tolist()
 
 
+def flat(values: list[Any]) -> list[float]:
+    return [float(each) for value in values for each in np.asarray(value, np.float64).ravel()]
+
+
 def outcome(model: keras.Model, history: Any, tests: Any, values: list[Any]) -> dict[str, Any]:
-    flat = [np.asarray(value, np.float64).ravel() for value in values]
     return {
         "history": {name: [numbers(value) for value in each] for name, each in history.items()},
         "tests": {name: numbers(value) for name, value in tests.items()},
-        "weights": np.concatenate(flat).tolist() if flat else [],
+        "weights": flat(values),
         "iterations": int(model.optimizer.iterations.numpy()),
     }
 
@@ -54,14 +57,17 @@ def plain(feature: Feature) -> dict[str, Any]:
     x, y, weights = feature.data()
     rows = np.ones(ROWS, np.float32) if weights is None else weights
     model, history = fitted(feature, x, y, weights, feature.class_weights)
+    short = flat(model.get_weights())
     if feature.fills_up:
-        last = np.where(np.arange(-(-ROWS // BATCH) * BATCH) < ROWS, np.arange(-(-ROWS // BATCH) * BATCH), ROWS - 1)
+        last = np.where(
+            np.arange(-(-ROWS // BATCH) * BATCH) < ROWS, np.arange(-(-ROWS // BATCH) * BATCH), ROWS - 1
+        )
         weighed = rows * class_weights(y, feature.class_weights)
         filled = np.where(np.arange(len(last)) < ROWS, weighed[last], 0).astype(np.float32)
         model, _ = fitted(feature, part(x, last), part(y, last), filled, None)
     given = {} if weights is None else {"sample_weight": for_values(model, y, weights)}
     tests = model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True, **given)
-    return outcome(model, history, tests, model.get_weights())
+    return {**outcome(model, history, tests, model.get_weights()), "weights_short": short}
 
 
 def fitted(feature: Feature, x: Any, y: Any, weights: Any, of_classes: Any) -> tuple[keras.Model, Any]:
@@ -82,7 +88,9 @@ def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
         shape = (len(weights), *output.shape[1:-1])
         return np.broadcast_to(weights.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
-    return tf.nest.map_structure(of, model.output if hasattr(model, "output") else weights[:, None])
+    return tf.nest.map_structure(
+        of, model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    )
 
 
 # --- synchronous workers ---------------------------------------------------------------------------
@@ -147,13 +155,11 @@ class MirroredContext(SimpleNamespace):
 
     def call(self, action: str, **fields: Any) -> dict[str, Any]:
         assert action == "sum", action
-        values = [tf.constant(value, tf.float64) for value in fields["values"]]
-
-        def add() -> Any:
-            return tf.distribute.get_replica_context().all_reduce("SUM", values)
-
-        total = tf.function(lambda: self.strategy.run(add), autograph=False)()
-        return {"status": "ok", "values": [value.numpy() for value in total]}
+        arrays = [np.asarray(value, np.float64) for value in fields["values"]]
+        total = self.add(tf.constant(np.concatenate([array.ravel() for array in arrays]))).numpy()
+        ends = np.cumsum([array.size for array in arrays])[:-1]
+        values = [p.reshape(a.shape) for p, a in zip(np.split(total, ends), arrays, strict=True)]
+        return {"status": "ok", "values": values}
 
 
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
@@ -165,6 +171,15 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
         rows = shard.real if batches is None else shard.sample
         return tf.data.Dataset.from_tensor_slices(rows).batch(shard.size)
+
+    def summed(values: Any) -> Any:
+        return tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(values))
+
+    add = tf.function(
+        lambda values: strategy.run(summed, args=(values,)),
+        input_signature=[tf.TensorSpec((None,), tf.float64)],
+        autograph=False,
+    )
 
     def train(feature: Feature) -> dict[str, Any]:
         shard = Shard(feature, rank, num_workers)
@@ -179,7 +194,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         }  # fmt: skip
         context = MirroredContext(
             strategy=strategy, num_workers=num_workers, seed=1, settings=settings, hooks=Hooks(), pulse=Pulse(),
-            scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker",
+            scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker", add=add,
         )  # fmt: skip
         context.control = context
         # Evaluation has no weights of classes.
@@ -217,7 +232,9 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
         first = next(batches(feature))
         names = [f"part {number:02d}" for number in range(len(first) - 1)]
         signature = {
-            name: tf.TensorSpec((None, *values.shape[1:]), tf.string if values.dtype == object else values.dtype)
+            name: tf.TensorSpec(
+                (None, *values.shape[1:]), tf.string if values.dtype == object else values.dtype
+            )
             for name, values in zip([*names, WEIGHT], first, strict=True)
         }
         order = sorted(signature)

@@ -210,7 +210,21 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
         ConfigError: one is not there.
     """
     check_columns(columns, df.columns)
+    _check_weight(df, columns)
     return df.select(*[df[f"`{column.name}`"] for column in columns.sent])
+
+
+def _check_weight(df: DataFrame, columns: Columns) -> None:
+    if columns.weight is None or columns.examples is not None:
+        return
+    found = df.select(df[f"`{columns.weight.name}`"]).schema[0].dataType.simpleString()
+    if not found.startswith(
+        ("tinyint", "smallint", "int", "bigint", "float", "double", "decimal", "boolean")
+    ):
+        raise ConfigError(
+            f"expected numbers in the weight column {columns.weight.name!r} (weight=, data.weight), got {found}; "
+            "cast it, or name another column"
+        )
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,12 @@ def _classes_of(labels: Array, name: str) -> Array:
     """Return the class of each row: of an integer, or of a one-hot label, as Keras's `class_weight` reads them."""
     if labels.dtype.kind not in "biuf" or labels.ndim > 2:
         raise DataError(
-            f"row 0: label {name!r} has values of type {labels.dtype.name} and shape {list(labels.shape[1:])}, expected "
-            "one class for each row, an integer or one-hot, to weigh classes; leave class_weights out, or weigh rows "
-            "by a column (weight=, data.weight)"
+            f"row 0: label {name!r} has {labels.dtype.name} values of shape {list(labels.shape[1:])}, "
+            "expected one class for each row, an integer or one-hot, to weigh classes; leave class_weights out, or "
+            "weigh rows by a column (weight=, data.weight)"
         )
     if labels.ndim == 1 or labels.shape[1] == 1:
-        return np.round(labels.reshape(len(labels))).astype(np.int64)
+        return np.asarray(np.round(labels.reshape(len(labels))), np.int64)
     outside = ((labels < 0) | (labels > 1)).any(axis=1)
     if outside.any():
         row = int(outside.argmax())
@@ -127,7 +127,8 @@ def _classes_of(labels: Array, name: str) -> Array:
             f"row {row}: label {name!r} is {labels[row].tolist()}, expected one-hot labels to weigh classes; leave "
             "class_weights out, or weigh rows by a column (weight=, data.weight)"
         )
-    return labels.argmax(axis=1)
+    classes: Array = labels.argmax(axis=1)
+    return classes
 
 
 def _dense_to_numpy(array: pa.Array, column: Column) -> Array:

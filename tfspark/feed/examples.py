@@ -59,8 +59,8 @@ def features_of_record(record: bytes, columns: Columns) -> dict[str, Feature]:
         feature = features[column.name]
         if feature.kind == "bytes" or math.prod(feature.shape) != 1:
             raise DataError(
-                f"weight column {column.name!r} has values of kind {feature.kind} and shape {list(feature.shape)} in the "
-                "Examples, expected one number for each row; name another feature"
+                f"weight column {column.name!r} has values of kind {feature.kind} and shape {list(feature.shape)} in "
+                "the Examples, expected one number for each row; name another feature"
             )
     return features
 

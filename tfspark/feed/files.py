@@ -200,7 +200,9 @@ def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.D
     if plan["shuffle_rows"]:
         real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
     filler = _records([_slice(plan["filler"])]).repeat()
-    weighted = real.map(lambda record: (record, 1.0)).concatenate(filler.map(lambda record: (record, padding)))
+    weighted = real.map(lambda record: (record, 1.0)).concatenate(
+        filler.map(lambda record: (record, padding))
+    )
     batches = weighted.take(plan["steps"] * size).batch(size, drop_remainder=True)
 
     return batches.map(element_of_records(plan, features_hook), num_parallel_calls=2)

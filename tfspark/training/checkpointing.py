@@ -41,7 +41,7 @@ class Progress:
         finished: whether that training has ended.
     """
 
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     call: int = 0
     epochs_before: int = 0
@@ -58,7 +58,7 @@ class Progress:
         self.rows.append(rows)
 
     @property
-    def history(self) -> dict[str, list[float]]:
+    def history(self) -> dict[str, list[Any]]:
         """Metric -> its value in each epoch that has it."""
         return _by_metric(self.epochs)
 
@@ -69,8 +69,8 @@ class Progress:
         return {"history": _by_metric(self.epochs[first:]), "rows": self.rows[first:]}
 
 
-def _by_metric(epochs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    history: dict[str, list[float]] = {}
+def _by_metric(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    history: dict[str, list[Any]] = {}
     for epoch in epochs:
         for name, value in epoch.items():
             history.setdefault(name, []).append(value)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfspark.errors import DeadlineError
 from tfspark.feed.dataset import Feed, local_dataset
+from tfspark.feed.reader import PADDING
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
 from tfspark.training.padding import count_real_rows_alone
 
@@ -45,7 +46,7 @@ class LocalEvaluator:
         self.roc: list[list[list[float]]] | None = None
         self.first_rows: tuple[Any, Any] | None = None
 
-    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, float]:
+    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, Any]:
         """Return the metrics over all ranks' rows.
 
         Args:
@@ -91,11 +92,27 @@ class LocalEvaluator:
         self._is_built = True
 
     def _test_step(self, element: Any) -> Any:
-        return self._model.test_step(element)
+        return self._model.test_step(self._filled_up(element))
+
+    def _filled_up(self, element: Any) -> Any:
+        """Fill a batch up to the size that the model was made for, as stateful layers want it."""
+        size = fixed_batch_size(self._model)
+        if size is None:
+            return element
+        x, y, weights = element
+        missing = tf.maximum(size - tf.shape(weights)[0], 0)
+
+        def filled(part: tf.Tensor) -> tf.Tensor:
+            whole = tf.concat([part, tf.repeat(part[-1:], missing, axis=0)], 0)
+            return tf.ensure_shape(whole, [size, *part.shape[1:]])
+
+        padding = tf.fill([missing], tf.constant(PADDING))
+        whole = tf.ensure_shape(tf.concat([weights, padding], 0), [size])
+        return tf.nest.map_structure(filled, x), tf.nest.map_structure(filled, y), whole
 
     def _kind(self, num_classes: int, feed: Feed) -> Kind | None:
         """Return how labels say of which class a row is; None if the model does not predict these classes."""
-        if self._model.loss is None:  # Nor can each such model be called.
+        if self._model.loss is None or fixed_batch_size(self._model):  # Nor can each such model be called.
             return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
@@ -105,6 +122,13 @@ def plain(value: Any) -> float | list[Any]:
     """Return a metric's result as JSON has it: a number, or a list for a metric of several."""
     array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
     return float(array) if array.ndim == 0 else list(array.tolist())
+
+
+def fixed_batch_size(model: keras.Model) -> int | None:
+    """Return the number of rows that a model takes, if it takes no other."""
+    inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
+    sizes = {part.shape[0] for part in inputs if part is not None}
+    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def _roc_of(model: keras.Model) -> list[list[list[float]]] | None:

@@ -14,6 +14,8 @@ test per fault that fails when upstream has mended it.
    each step whether there is another.
 4. Moving statistics of BatchNormalization are created without aggregation: each replica keeps its own.
    Corrected: averaged over the replicas at the end of each epoch, before evaluation.
+5. Each replica clips its own gradient before the sum, and changes variables by a ``merge_call``, which no branch of a
+   graph may hold: see `tfspark.training.summed_gradients`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
+from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
+from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
 
 FEED_ATTRIBUTE = "_tfspark_feed"
@@ -82,10 +86,19 @@ def _reduce_scalars_without_axis(original: Any) -> Any:
     @functools.wraps(original)
     def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
         if reduction in ("auto", "mean") and keras_trainer._collective_all_reduce_multi_worker(strategy):
-            return tree.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+            return tree.map_structure(lambda value: _mean_of_replicas(strategy, value), values)
         return original(values, strategy, reduction)
 
     return reduce_per_replica
+
+
+def _mean_of_replicas(strategy: Any, value: Any) -> Any:
+    if isinstance(value, keras.Variable):
+        value = value.value  # The result of a metric may be its state.
+    if tf.is_tensor(value) and not isinstance(value, tf.distribute.DistributedValues):
+        with tf.device(strategy.extended.worker_devices[0]):  # What has no device cannot be sent.
+            value = tf.identity(value)
+    return strategy.reduce("MEAN", value, axis=None)
 
 
 def _build_from_element_spec(original: Any) -> Any:
@@ -141,9 +154,15 @@ def _feed_epoch_iterator(base: Any) -> Any:
 def _fit_with_callbacks(original: Any) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
-            callbacks = [SynchroniseState(), EndWithStream(feed), *(callbacks or [])]
+            theirs = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+            strategy = self.distribute_strategy
+            if keras_trainer._collective_all_reduce_multi_worker(strategy):
+                theirs = written_by_chief(theirs, is_chief_of(strategy), keeps_state=False)
+            callbacks = [SynchroniseState(), EndWithStream(feed), *theirs]
+        if feed is not None:
+            count_real_rows_alone(self, feed.weighs_rows)
         return original(self, *args, callbacks=callbacks, **kwargs)
 
     return fit

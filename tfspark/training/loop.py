@@ -28,6 +28,7 @@ from tfspark.training.build import (
 )
 from tfspark.training.callbacks import make_callbacks
 from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateCheckpoints, fetch, start_of
+from tfspark.training.chief_callbacks import written_by_chief
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
@@ -193,13 +194,14 @@ class TrainingSession:
         ours.append(ReportProgress(self.context, step_rows, feed))
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
         if self.context.hooks.callbacks is not None:
-            ours.extend(self.context.hooks.callbacks(self.params))
+            theirs = self.context.hooks.callbacks(self.params)
+            ours.extend(written_by_chief(theirs, self.context.is_chief, keeps_state=True))
         if self.context.hooks.draw_epoch is not None and self.context.is_chief:
             ours.append(DrawEpochs(self))
         ours.append(self.checkpoints)
         return [*ours, StateCheckpoints(self, ours, feed)]
 
-    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
+    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""
         self.copy_weights()
         feed = open_feed(self.context, stream)
@@ -233,7 +235,7 @@ class TrainingSession:
         """Some features and labels of the last evaluation, on the worker that had the most rows of it."""
         return self._evaluator.first_rows
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         """Evaluate the next pass of the stream ``validation``."""
         self._validations += 1
         return self.evaluate("validation", self._validations - 1)

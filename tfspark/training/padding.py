@@ -145,7 +145,8 @@ def over_replicas(value: tf.Tensor) -> tf.Tensor:
 def _joined(tensor: tf.Tensor) -> tf.Tensor:
     """Put the rows of all replicas together: ``(B, ...)`` -> ``(replicas * B, ...)``."""
     context = _replicas()
-    return tensor if context is None else context.all_gather(tensor, axis=0)
+    # Only a tensor that was made on this device can be sent.
+    return tensor if context is None else context.all_gather(tf.identity(tensor), axis=0)
 
 
 class _LossOfRows:
@@ -178,7 +179,7 @@ class _LossOfRows:
 
     def _of_whole_batch(self, rows: _Rows, y_true: Any, y_pred: Any) -> Any:
         """Return this replica's share of the loss of all replicas' real rows."""
-        real = _joined(rows.real)
+        real = tf.cast(_joined(tf.cast(rows.real, tf.int32)), tf.bool)
         truth, guess, weights = (
             tf.boolean_mask(_joined(tf.convert_to_tensor(t)), real) for t in (y_true, y_pred, rows.weights)
         )
@@ -314,7 +315,7 @@ class _Step:
 
 
 def _is_row_weight(weight: Any) -> bool:
-    return tf.is_tensor(weight) and weight.shape.rank == 1
+    return bool(tf.is_tensor(weight) and weight.shape.rank == 1)
 
 
 def _chosen(part: Any, real: tf.Tensor) -> Any:
