@@ -36,6 +36,8 @@ class Feature:
         slow: left to ``--all``.
         fills_up: a short batch is divided by the whole batch size; else by its rows, as Keras does.
         needs_graph: plain Keras is not run eagerly.
+        of_batches: the loss is no mean over rows, so what `evaluate` says depends on how rows make batches.
+        main_fun: what a `main_fun` gets; empty: the same as synchronous training.
     """
 
     group: str
@@ -50,6 +52,29 @@ class Feature:
     slow: bool = False
     fills_up: bool = True
     needs_graph: bool = False
+    of_batches: bool = False
+    main_fun: str = ""
+
+    @property
+    def quick_on_servers(self) -> bool:
+        """Whether parameter servers train it in the quick part of the suite."""
+        return not self.slow and self.group in (
+            "optimizers",
+            "outputs of several values",
+            "weights",
+            "models",
+        )
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A row of the page that is shown by a test elsewhere."""
+
+    group: str
+    name: str
+    synchronous: str
+    servers: str
+    main_fun: str = ""
 
 
 # --- data ------------------------------------------------------------------------------------------
@@ -905,4 +930,62 @@ MODELS = [
     ),
 ]
 ALL = [*CLIPPING, *OPTIMIZERS, *SCHEDULES, *LOSSES, *OUTPUTS, *METRICS, *WEIGHTS, *MODELS]
-FEATURES = ALL
+OF_BATCHES = (
+    "Tversky",
+    "Dice",
+    "Circle",
+    "reduction sum",
+    "reduction mean_with",
+    "a function",
+    "pixels,",
+    "mask of",
+)
+FEATURES = [
+    replace(feature, of_batches=True)
+    if (feature.name.startswith(OF_BATCHES) and not feature.name.startswith("reduction sum_over"))
+    or "Dice of the" in feature.name
+    else feature
+    for feature in ALL
+]
+STATED = [
+    Stated("weights", "a column of weights (`weight=`, `data.weight`)", EQUAL, EQUAL),
+    Stated("weights", "class weights of text and bool labels", EQUAL, EQUAL),
+    Stated(
+        "callbacks", "EarlyStopping, ReduceLROnPlateau, TerminateOnNaN, LearningRateScheduler", EQUAL, EQUAL
+    ),
+    Stated(
+        "callbacks",
+        "ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor",
+        "on the chief only",
+        "on the chief only",
+    ),
+    Stated(
+        "callbacks",
+        "BackupAndRestore",
+        "the chief writes; a run goes on by tfspark's own checkpoints, so a backup that is "
+        "left over is refused",
+        "as synchronous",
+        "the chief writes; all workers get what it restores",
+    ),
+    Stated("callbacks", "callbacks of one's own", "run on every worker", "run on the chief"),
+    Stated(
+        "models",
+        "stateful recurrent layers with a fixed batch",
+        "equal with one worker and `Feeding(ordered=True)`; each "
+        "worker keeps the states of its rows; `evaluate` fills batches up",
+        "states of whatever batch came before",
+    ),
+    Stated(
+        "fit",
+        "validation rows",
+        "evaluated once each, without padding",
+        "as synchronous",
+        '`validation_data=ctx.dataset("validation")`',
+    ),
+    Stated(
+        "metrics",
+        "metrics whose states are not sums over rows",
+        "added up all the same, as `tf.distribute` does",
+        "added up all the same",
+    ),
+]

@@ -32,6 +32,7 @@ from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
+from tfspark.errors import ConfigError
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
@@ -155,6 +156,11 @@ def _fit_with_callbacks(original: Any) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
+        if feed is not None and self.steps_per_execution > 1:
+            raise ConfigError(
+                f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
+                "run several steps at once under more than one worker; leave it out"
+            )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             theirs = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
             strategy = self.distribute_strategy
