@@ -113,7 +113,6 @@ class TrainingSession:
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
         feed.start = self._start
-        count_real_rows_alone(self.model, feed.weighs_rows)
         counted = feed if isinstance(feed, Feed) else None
         if not self.begin(job):
             self.model.fit(
@@ -182,7 +181,9 @@ class TrainingSession:
         described = describe_stream(self.context, "train")["description"]
         if self._dataset is None or described != self._described:
             self._dataset, self._described = distributed_dataset(self.context, "train"), described
-        return self._dataset._tfspark_feed
+        feed = self._dataset._tfspark_feed
+        count_real_rows_alone(self.model, feed.weighs_rows)
+        return feed
 
     def callbacks(self, job: Json, step_rows: int, feed: Any = None) -> list[keras.callbacks.Callback]:
         """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
@@ -242,6 +243,8 @@ class TrainingSession:
 
     def copy_weights(self) -> None:
         """Bring the copy outside of the strategy up to date."""
+        if len(self.local_model.weights) != len(self.model.weights):
+            build_for(self.local_model, self._dataset)  # Its layers make their variables with the data.
         self.local_model.set_weights(self.model.get_weights())
 
     def to_save(self) -> keras.Model:

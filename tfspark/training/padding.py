@@ -38,6 +38,8 @@ def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
     loss_module.reduce_weighted_values = _reduced
     own_step = type(model).train_step is not keras.Model.train_step
     step = _Step(model, weights_given or own_step)
+    if not hasattr(model._loss_tracker, "_tfspark_step"):
+        step.watch_total()
     if model._compile_loss is not None and not hasattr(model._compile_loss, "_tfspark_step"):
         step.watch_losses(model._compile_loss)
     if model._compile_metrics is not None and not hasattr(model._compile_metrics, "_tfspark_step"):
@@ -207,10 +209,27 @@ class _Step:
         self._model = model
         self._weights_given = weights_given
         self._rows: _Rows | None = None
-        self._data_loss: Any = 0.0
-        self._tracked: Any = 0.0
+        self._data_loss: Any = None
+        self._tracked: Any = None
 
     # --- losses ------------------------------------------------------------------------------------
+
+    def watch_total(self) -> None:
+        """Stand between a model and the mean of its loss."""
+        model, tracker = self._model, self._model._loss_tracker
+        compute_loss = model._compute_loss
+        tracker._tfspark_step = self
+        tracker.update_state = self._counting(tracker, None)
+
+        def computed(
+            x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        ) -> Any:
+            if _is_row_weight(sample_weight):
+                self._rows = _Rows(real_rows(sample_weight), sample_weight)
+                self._data_loss = self._tracked = None
+            return compute_loss(x, y, y_pred, sample_weight, training)
+
+        model._compute_loss = computed
 
     def watch_losses(self, losses: Any) -> None:
         """Stand between a model and its compiled losses."""
@@ -240,8 +259,6 @@ class _Step:
             losses._flat_losses = [each._replace(loss=self._watched(each)) for each in losses._flat_losses]
             for metric in losses.metrics:
                 metric.update_state = self._counting(metric, lambda: self._last)
-        tracker = self._model._loss_tracker
-        tracker.update_state = self._counting(tracker, None)
 
     _last: Any = 0.0
 
@@ -279,6 +296,10 @@ class _Step:
     def _total(self, value: Any, rows: tf.Tensor) -> tf.Tensor:
         """Return what a step's loss adds: that of the rows, and for each row that of regularisation."""
         loss = tf.reduce_mean(tf.cast(value, tf.float32))
+        if self._data_loss is None:  # It has no compiled loss, or leaves it out.
+            has_own = type(self._model).compute_loss is not keras.Model.compute_loss
+            assert self._rows is not None
+            return loss * (tf.cast(tf.size(self._rows.real), tf.float32) if has_own else rows)
         of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * num_replicas()
         return self._tracked + (loss - of_rows) * rows
 

@@ -301,7 +301,8 @@ class ParameterServerSession(TrainingSession):
         if self._is_built:
             return
         specs = self._specs(stream)
-        count_real_rows_alone(self.model, stream.weighs_rows)
+        for model in (self.model, self.local_model):
+            count_real_rows_alone(model, stream.weighs_rows)
         with self._strategy.scope():
             build_variables(self.model, specs)
         build_variables(self.local_model, specs)
