@@ -308,6 +308,49 @@ def test_row_weights_for_named_classes_are_theirs_and_1_for_others() -> None:
     assert weights.dtype == np.float32
 
 
+def test_row_weights_of_one_hot_labels_are_those_of_their_classes() -> None:
+    columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5), (2, 3.0)))
+    labels = np.eye(3, dtype=np.float32)[[0, 2, 1]]
+    assert row_weights({"y": labels}, columns, 3).tolist() == [1.0, 3.0, 0.5]
+    assert row_weights({"y": labels.astype(bool)}, columns, 3).tolist() == [1.0, 3.0, 0.5]
+
+
+def test_row_weights_of_a_column_are_its_numbers_times_those_of_the_classes() -> None:
+    columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5),), weight=Column("w"))
+    rows = {"y": np.array([0, 1, 1]), "w": np.array([[3], [2], [-0.0]])}
+    weights = row_weights(rows, columns, 3)
+    assert weights.tolist() == [3.0, 1.0, 0.0]
+    assert not np.signbit(weights).any(), "-0.0 means padding"
+    assert "w" not in rows
+
+
+@pytest.mark.parametrize(
+    ("label", "weight", "says"),
+    [
+        (np.array([0, 1]), np.array([1.0, np.nan]), "row 1: weight column 'w' is nan"),
+        (np.array([0, 1]), np.array([np.inf, 1.0]), "row 0: weight column 'w' is inf"),
+        (
+            np.array([0, 1]),
+            np.array([b"1", b"2"], object),
+            "row 0: weight column 'w' has values of type object",
+        ),
+        (
+            np.array([0, 1]),
+            np.ones((2, 3)),
+            "row 0: weight column 'w' has values of type float64 and shape [3]",
+        ),
+        (np.zeros((2, 4, 4)), np.ones(2), "row 0: label 'y' has float64 values of shape [4, 4]"),
+        (np.array([[0, 1], [2, 0]]), np.ones(2), "row 1: label 'y' is [2, 0], expected one-hot"),
+        (np.array([b"a", b"b"], object), np.ones(2), "row 0: label 'y' has object values"),
+    ],
+)
+def test_row_weights_that_cannot_be_are_refused_with_the_row(label: Any, weight: Any, says: str) -> None:
+    columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5),), weight=Column("w"))
+    with pytest.raises(DataError) as caught:
+        row_weights({"y": label, "w": weight}, columns, 2)
+    assert str(caught.value).startswith(says)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -322,6 +365,18 @@ def test_row_weights_for_named_classes_are_theirs_and_1_for_others() -> None:
         (
             lambda: Columns((Column("a"),), (Column("y"), Column("z")), num_classes=2),
             "expected num_classes and class_weights with a single label only, got labels ['y', 'z']",
+        ),
+        (
+            lambda: Columns((Column("a"),), Column("y", shape=(4, 4)), class_weights=((1, 2.0),)),
+            "expected class_weights for a label that is one class or one-hot, 'y' has the shape [4, 4]",
+        ),
+        (
+            lambda: Columns((Column("a"),), weight=Column("w", ragged="pad")),
+            "expected the weight column 'w' to hold one number for each row",
+        ),
+        (
+            lambda: Columns((Column("a"),), Column("y"), weight=Column("a")),
+            "expected every column once, got ['a', 'y', 'a']",
         ),
     ],
 )
@@ -341,6 +396,7 @@ def test_columns_when_sent_as_json_come_back_equal() -> None:
     assert Columns.from_json(json.loads(json.dumps(columns.to_json()))) == columns
     others = [
         Columns((Column("a"),)),
+        Columns((Column("a"),), Column("y"), weight=Column("w", dtype="float32")),
         Columns((Column("a", ragged="pad", pad_to=3, pad_value="-"),), (Column("y"), Column("z"))),
         Columns((Column("a", shape=(2, 2, 3), decode="image", resize=True),), examples="record"),
     ]

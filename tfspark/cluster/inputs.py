@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pyspark.errors import PySparkException
 
 from tfspark.cluster.sparkjob import without_java_stack
@@ -165,6 +166,7 @@ def choose_columns(
     label: str | Column | Sequence[str | Column] | None,
     num_classes: int | None,
     class_weights: Mapping[int, float] | None,
+    weight: str | Column | None = None,
 ) -> Columns:
     """Resolve names against the DataFrame.
 
@@ -172,16 +174,29 @@ def choose_columns(
         ConfigError: a column is not there; the message names the nearest.
     """
     labels = _as_columns([] if label is None else [label] if isinstance(label, str | Column) else label)
+    weights = _as_columns([] if weight is None else [weight])
     if features is None:
-        features = [name for name in df.columns if name not in {column.name for column in labels}]
+        named = {column.name for column in (*labels, *weights)}
+        features = [name for name in df.columns if name not in named]
     columns = Columns(
         _as_columns(features),
         labels[0] if len(labels) == 1 else labels or None,
         num_classes,
-        tuple((class_weights or {}).items()),
+        _class_weights(class_weights),
+        weight=weights[0] if weights else None,
     )
     check_columns(columns, df.columns)
     return columns
+
+
+def _class_weights(given: Mapping[int, float] | None) -> tuple[tuple[int, float], ...]:
+    for label, weight in (given or {}).items():
+        if not isinstance(label, int | np.integer) or not isinstance(weight, int | float | np.number):
+            raise ConfigError(
+                f"expected class_weights to map classes, which are integers, to numbers, got {label!r}: {weight!r}; "
+                "number the classes, for example with pyspark.ml.feature.StringIndexer"
+            )
+    return tuple((int(label), float(weight)) for label, weight in (given or {}).items())
 
 
 def _as_columns(items: Sequence[str | Column]) -> tuple[Column, ...]:
@@ -195,7 +210,21 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
         ConfigError: one is not there.
     """
     check_columns(columns, df.columns)
+    _check_weight(df, columns)
     return df.select(*[df[f"`{column.name}`"] for column in columns.sent])
+
+
+def _check_weight(df: DataFrame, columns: Columns) -> None:
+    if columns.weight is None or columns.examples is not None:
+        return
+    found = df.select(df[f"`{columns.weight.name}`"]).schema[0].dataType.simpleString()
+    if not found.startswith(
+        ("tinyint", "smallint", "int", "bigint", "float", "double", "decimal", "boolean")
+    ):
+        raise ConfigError(
+            f"expected numbers in the weight column {columns.weight.name!r} (weight=, data.weight), got {found}; "
+            "cast it, or name another column"
+        )
 
 
 @dataclass(frozen=True)
@@ -208,6 +237,7 @@ class Selection:
         num_classes: labels lie in [0, num_classes).
         class_weights: class -> weight of its rows in the loss.
         columns: all of the others in one.
+        weight: column of each row's weight.
     """
 
     features: Sequence[str | Column] | None = None
@@ -215,6 +245,7 @@ class Selection:
     num_classes: int | None = None
     class_weights: Mapping[int, float] | None = None
     columns: Columns | None = None
+    weight: str | Column | None = None
 
     @property
     def is_default(self) -> bool:
@@ -224,7 +255,7 @@ class Selection:
     def of(self, df: DataFrame) -> Columns:
         """Return the columns of a DataFrame; see `choose_columns`."""
         return self.columns or choose_columns(
-            df, self.features, self.label, self.num_classes, self.class_weights
+            df, self.features, self.label, self.num_classes, self.class_weights, self.weight
         )
 
 

@@ -426,6 +426,7 @@ class TFCluster:
         feeding: Feeding | None = None,
         trigger: Mapping[str, Any] | None = None,
         checkpoint_location: str | None = None,
+        weight: str | Column | None = None,
     ) -> dict[str, list[float]]:
         """Feed a DataFrame `num_epochs` times and wait until it is trained.
 
@@ -446,7 +447,7 @@ class TFCluster:
                 features are their own target.
             num_classes: check that labels lie in [0, num_classes).
             class_weights: class -> weight of its rows in the loss.
-            columns: all of the four above in one.
+            columns: features, label, num_classes, class_weights and weight in one.
             batch_size: rows of a step over all workers; default 32 for each worker.
             validation: rows to evaluate after each epoch; Spark feeds them in either mode.
             feeding: how rows travel.
@@ -454,6 +455,8 @@ class TFCluster:
                 ``{"processingTime": "10 seconds"}`` or ``{"availableNow": True}``.
             checkpoint_location: for a streaming DataFrame, where Spark notes what was trained, so that a later
                 run goes on from there.
+            weight: column of one number for each row, by which its loss and weighted metrics are multiplied; the rows
+                of `validation` and of `evaluate` must have it, too. As Keras's ``sample_weight``.
 
         Returns:
             With `build_model`, metric name -> value per epoch; empty for a `main_fun`.
@@ -470,11 +473,12 @@ class TFCluster:
                 "feeding": feeding,
                 "trigger": trigger,
                 "checkpoint_location": checkpoint_location,
+                "weight": weight,
             }
             return self._trainings.train_on_files(data, num_epochs, batch_size, validation, given)
         stream = stream_of(qname)
         timeout_s = feed_timeout or self._trainings.feed_timeout_s
-        chosen = Selection(features, label, num_classes, class_weights, columns)
+        chosen = Selection(features, label, num_classes, class_weights, columns, weight)
         if is_dstream(data):
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._settings["wants_context"])

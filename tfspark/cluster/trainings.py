@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from tfspark.feed.files import TFRecordFiles
+
+logger = logging.getLogger("tfspark")
 
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
@@ -189,7 +193,8 @@ class Trainings:
         self._check_resumed(spec)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
-            in_step = replace(spec, name="validation", shuffle_rows=0, cache_bytes=0)
+            columns = replace(spec.columns, class_weights=())
+            in_step = replace(spec, name="validation", columns=columns, shuffle_rows=0, cache_bytes=0)
             self._lives.feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
         elif validation:
             readers = self._lives.evaluators or self._lives.workers
@@ -216,6 +221,8 @@ class Trainings:
         if not left:
             self._lives.feeder.show_first_row(stream, rows)
         job = self._post_training(call, left, checked)
+        if checked is not None and self._settings["wants_context"]:
+            self._show_validation(checked)
         first_whole = left.start + (begun is not None)
         for index in left:
             first_of_several = index == first_whole and index + 1 < left.stop
@@ -225,13 +232,43 @@ class Trainings:
                 break
             if first_of_several and self._feeding.cache == "node":
                 self._observe("cache", {"kept": self._lives.feeder.is_kept(stream)})
-            if checked is not None and self._side_car is None and not self._lives.have_trained(job):
+            if checked is not None and self._settings["wants_context"]:
+                self._validate_if_asked(stream, checked, job)
+            elif checked is not None and self._side_car is None and not self._lives.have_trained(job):
                 self._feed("validation", checked, job)
             if self._lives.have_trained(job):
                 break
             if index + 1 < left.stop:
                 self._grow(job, index + 1)
         return self._training_result(job)
+
+    def _show_validation(self, checked: DataFrame) -> None:
+        """Let a `main_fun` make its dataset of the rows to evaluate before it trains."""
+        directory = self._lives.control.directory
+        self._lives.feeder.show_first_row("validation", checked)
+        self._lives.control.update(lambda: directory.forget_asking("validation"))
+
+    def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
+        """Feed the rows to evaluate if the `main_fun` asks for them before it trains on, or returns."""
+        directory = self._lives.control.directory
+
+        def asked_or_on() -> bool:
+            goes_on = directory.is_awaited(stream) or directory.all_left(stream)
+            return directory.is_awaited("validation") or goes_on or self._lives.have_trained(job)
+
+        with contextlib.suppress(DeadlineError):  # It is busy; what it does next is seen then.
+            self._lives.control.wait(asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on")
+        if directory.is_awaited("validation"):
+            self._feed("validation", checked, job)
+        elif not self._told_unread:
+            self._told_unread = True
+            logger.warning(
+                "main_fun has not read the validation rows after an epoch; pass "
+                "validation_data=ctx.dataset('validation') to fit, or leave validation= out of train(); with "
+                "build_model tfspark evaluates them itself"
+            )
+
+    _told_unread = False
 
     def _grow(self, job: int, passes: int) -> None:
         """After so many passes, start again with more workers if Spark has room for them by now."""

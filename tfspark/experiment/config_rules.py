@@ -77,6 +77,17 @@ def label_is_no_feature(data: Data) -> Iterator[Broken]:
             )
 
 
+def weight_is_of_its_own(data: Data) -> Iterator[Broken]:
+    """A column is a feature, a label or the weight."""
+    labels = data.label.columns if data.label is not None else ()
+    if data.weight is not None and data.weight in (*data.features, *labels):
+        yield (
+            ("data", "weight"),
+            f"expected a column that is neither a feature nor a label, got {data.weight!r}; name another, or add a "
+            "copy of it under another name",
+        )
+
+
 def classes_are_distinct(data: Data) -> Iterator[Broken]:
     """A list of classes names each once."""
     classes = data.label.classes if data.label else None
@@ -284,6 +295,7 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     sources,
     fractions,
     label_is_no_feature,
+    weight_is_of_its_own,
     classes_are_distinct,
     classes_of_one_label,
     column_options,

@@ -199,6 +199,9 @@ class Data(Source):
     """Column name -> how it becomes a tensor. One column is fed as a tensor, several as a dict by name."""
     label: Annotated[Label | None, Words("a mapping with a column")] = None
     """What is predicted; left out for a model that is its own target, such as an autoencoder."""
+    weight: Annotated[Text | None, Words("a column's name")] = None
+    """The column of one number for each row, by which its loss and weighted metrics are multiplied, in validation and
+    test, too; Keras's `sample_weight`. Left out: all rows weigh 1."""
     examples: Annotated[Text | None, Words("a binary column's name")] = None
     """The column that holds serialized `tf.train.Example` records; `features` and `label` then name their features, and
     the workers parse them. For TFRecord files: `byteArray` beside `options: {recordType: ByteArray}`."""

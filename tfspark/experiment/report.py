@@ -154,6 +154,21 @@ def final_table(
     return table
 
 
+def single_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each number of a metric that has several, such as F1 by class, a name: ``f1[0]``, ``f1[1]``."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, list | tuple):
+            inner = single_numbers({str(index): each for index, each in enumerate(value)})
+            flat |= {
+                f"{name}[{index.replace('[', '][', 1).removesuffix(']')}]": each
+                for index, each in inner.items()
+            }
+        else:
+            flat[name] = value
+    return flat
+
+
 def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
     """Return what an event says of the model: its other numbers are about the run."""
     return {

@@ -110,7 +110,9 @@ def columns_of(data: Data) -> Columns:
     """Return the columns an experiment feeds."""
     features = tuple(Column(name, **dict(feature)) for name, feature in data.features.items())
     labels = () if data.label is None else tuple(Column(name) for name in data.label.columns)
-    return Columns(features, labels[0] if len(labels) == 1 else labels or None, examples=data.examples)
+    weight = None if data.weight is None else Column(data.weight)
+    label = labels[0] if len(labels) == 1 else labels or None
+    return Columns(features, label, examples=data.examples, weight=weight)
 
 
 def _with_class_count(columns: Columns, classes: tuple[Any, ...]) -> Columns:

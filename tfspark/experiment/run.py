@@ -32,6 +32,7 @@ from tfspark.experiment.report import (
     final_table,
     macro_scores,
     mean_area,
+    single_numbers,
     write_confusion_matrix,
     write_curves,
 )
@@ -84,6 +85,8 @@ class _Watch:
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_on_{event}", None)
+        if "metrics" in fields:
+            fields = {**fields, "metrics": single_numbers(fields["metrics"])}
         if handler is not None:
             handler(fields)
 
@@ -399,6 +402,7 @@ def _test(
     began = time.monotonic()
     metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=len(names) or None)
     confusion, curves = metrics.pop("confusion_matrix", None), metrics.pop("roc", None) or []
+    metrics = single_numbers(metrics)
     if confusion is not None:
         metrics.update(macro_scores(class_scores(np.asarray(confusion), names)))
     # One curve alone has no name: it is that of the model's own AUC, or of the second of two classes.
@@ -419,7 +423,9 @@ def _report(
     earlier: Earlier | None,
 ) -> Outcome:
     side_car = results.nodes.get("evaluator 0") or {"history": {}}
-    last = {name: values[-1] for name, values in {**results.history, **side_car["history"]}.items()}
+    last = single_numbers(
+        {name: values[-1] for name, values in {**results.history, **side_car["history"]}.items()}
+    )
     train = {name: value for name, value in last.items() if not name.startswith("val_")}
     validation = {name[4:]: value for name, value in last.items() if name.startswith("val_")} or None
     if results.test is not None:

@@ -67,23 +67,68 @@ def column_to_numpy(array: pa.Array, column: Column) -> Array:
 
 
 def row_weights(rows: dict[str, Array], columns: Columns, num_rows: int) -> npt.NDArray[np.float32]:
-    """Return each row's weight in the loss, by its class.
+    """Take the column of weights out of the rows; return each row's weight in the loss: its own times its class's.
 
     Args:
         rows: as `to_numpy` gave them.
-        columns: whose classes weigh something; those of a label within Examples are weighed in tf.data.
+        columns: what weighs something; rows within Examples are weighed in tf.data.
         num_rows: how many rows.
 
     Returns:
         ``(num_rows,)`` float32; classes not named weigh 1.
+
+    Raises:
+        DataError: a weight is no finite number, or a label neither a class nor one-hot.
     """
     weights = np.ones(num_rows, np.float32)
-    if columns.class_label is None or not columns.class_weights or columns.examples is not None:
+    if columns.examples is not None:
         return weights
-    labels = rows[columns.class_label.name].reshape(num_rows).astype(np.int64)
+    if columns.weight is not None:
+        weights = _own_weights(rows.pop(columns.weight.name), columns.weight.name)
+    if columns.class_label is None or not columns.class_weights:
+        return weights
+    classes = _classes_of(rows[columns.class_label.name], columns.class_label.name)
+    of_classes = np.ones(num_rows, np.float32)
     for label, weight in columns.class_weights:
-        weights[labels == label] = weight
-    return weights
+        of_classes[classes == label] = weight
+    return weights * of_classes
+
+
+def _own_weights(values: Array, name: str) -> npt.NDArray[np.float32]:
+    if values.dtype.kind not in "biuf" or math.prod(values.shape[1:]) != 1:
+        raise DataError(
+            f"row 0: weight column {name!r} has values of type {values.dtype.name} and shape {list(values.shape[1:])}, "
+            "expected one number for each row; cast it, or name another column"
+        )
+    weights = values.reshape(len(values)).astype(np.float32)
+    if not np.isfinite(weights).all():
+        row = int(np.flatnonzero(~np.isfinite(weights))[0])
+        raise DataError(
+            f"row {row}: weight column {name!r} is {weights[row]}, expected a finite number; filter such rows, or "
+            "fill them with df.fillna"
+        )
+    return weights + np.float32(0)  # -0.0, which is for padding, becomes 0.
+
+
+def _classes_of(labels: Array, name: str) -> Array:
+    """Return the class of each row: of an integer, or of a one-hot label, as Keras's `class_weight` reads them."""
+    if labels.dtype.kind not in "biuf" or labels.ndim > 2:
+        raise DataError(
+            f"row 0: label {name!r} has {labels.dtype.name} values of shape {list(labels.shape[1:])}, "
+            "expected one class for each row, an integer or one-hot, to weigh classes; leave class_weights out, or "
+            "weigh rows by a column (weight=, data.weight)"
+        )
+    if labels.ndim == 1 or labels.shape[1] == 1:
+        return np.asarray(np.round(labels.reshape(len(labels))), np.int64)
+    outside = ((labels < 0) | (labels > 1)).any(axis=1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise DataError(
+            f"row {row}: label {name!r} is {labels[row].tolist()}, expected one-hot labels to weigh classes; leave "
+            "class_weights out, or weigh rows by a column (weight=, data.weight)"
+        )
+    classes: Array = labels.argmax(axis=1)
+    return classes
 
 
 def _dense_to_numpy(array: pa.Array, column: Column) -> Array:

@@ -112,7 +112,7 @@ def option_problems(options: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is fed: features, label and the weight of each class.
+    """What is fed: features, label and what rows weigh.
 
     Attributes:
         features: at least one; a single one is fed as a tensor, several as a dict by name.
@@ -122,6 +122,8 @@ class Columns:
         class_weights: class -> weight of its rows in the loss; empty: 1 for all. For a single label only.
         examples: the binary column that holds serialized ``tf.train.Example`` records, of which `features` and
             `label` are features; they are parsed in the trainer. None: they are columns themselves.
+        weight: column of one number for each row, by which its loss and weighted metrics are multiplied, in
+            evaluations, too; Keras's ``sample_weight``. A weight of its class multiplies it. None: all rows weigh 1.
     """
 
     features: tuple[Column, ...]
@@ -129,6 +131,7 @@ class Columns:
     num_classes: int | None = None
     class_weights: tuple[tuple[int, float], ...] = ()
     examples: str | None = None
+    weight: Column | None = None
 
     def __post_init__(self) -> None:
         """Refuse an empty or a doubled selection."""
@@ -140,7 +143,19 @@ class Columns:
         if len(self.labels) > 1 and (self.num_classes is not None or self.class_weights):
             raise ConfigError(
                 "expected num_classes and class_weights with a single label only, got labels "
-                f"{names[len(self.features) :]}; leave them out; the model's own loss_weights weigh its outputs"
+                f"{[column.name for column in self.labels]}; leave them out; the model's own loss_weights weigh its "
+                "outputs"
+            )
+        for column in self.labels if self.class_weights else ():
+            if column.shape is not None and len(column.shape) > 1:
+                raise ConfigError(
+                    f"expected class_weights for a label that is one class or one-hot, {column.name!r} has the shape "
+                    f"{list(column.shape)}; leave class_weights out, or weigh rows by a column (weight=, data.weight)"
+                )
+        if self.weight is not None and (self.weight.ragged is not None or self.weight.decode is not None):
+            raise ConfigError(
+                f"expected the weight column {self.weight.name!r} to hold one number for each row; declare it without "
+                "ragged and decode"
             )
 
     @property
@@ -163,7 +178,12 @@ class Columns:
     @property
     def all(self) -> tuple[Column, ...]:
         """All columns, features first."""
-        return (*self.features, *self.labels)
+        return (*self.features, *self.labels, *(() if self.weight is None else (self.weight,)))
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether rows have weights of their own."""
+        return self.weight is not None or bool(self.class_weights)
 
     @property
     def sent(self) -> tuple[Column, ...]:
@@ -183,6 +203,7 @@ class Columns:
             "num_classes": self.num_classes,
             "class_weights": self.class_weights,
             "examples": self.examples,
+            "weight": None if self.weight is None else vars(self.weight),
         }
 
     @classmethod
@@ -195,6 +216,7 @@ class Columns:
             num_classes=data["num_classes"],
             class_weights=tuple((int(c), float(w)) for c, w in data["class_weights"]),
             examples=data["examples"],
+            weight=None if data.get("weight") is None else _column_from_json(data["weight"]),
         )
 
 

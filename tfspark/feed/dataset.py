@@ -9,16 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError, DataError, DeadlineError
-from tfspark.feed.arrays import to_numpy
+from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.elements import flattened, joined, signature, to_element
-from tfspark.feed.examples import class_weights_of, features_of_record, parse_examples
+from tfspark.feed.examples import features_of_record, parse_examples, weights_of_examples
 from tfspark.feed.ledger import Used
 from tfspark.feed.reader import WEIGHT, PassReader, Start, StreamSpec
 from tfspark.feed.source import decode_sample
@@ -55,6 +54,11 @@ class Feed:
         """The last pass that was opened."""
         assert self._last is not None
         return self._last
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether rows have weights of their own."""
+        return self.spec.columns.weighs_rows
 
     @property
     def rows_of_pass(self) -> int:
@@ -171,7 +175,8 @@ def feed_of(context: TFContext, stream: str, described: Json) -> Feed:
     if described["sample"] is None:
         raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
     rows = to_numpy(decode_sample(described["sample"]), spec.columns)
-    return Feed(context, spec, {**rows, WEIGHT: np.ones(1, np.float32)})
+    weights = row_weights(rows, spec.columns, 1)
+    return Feed(context, spec, {**rows, WEIGHT: weights})
 
 
 def describe_stream(context: TFContext, stream: str) -> Json:
@@ -267,7 +272,7 @@ def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
 
     def parsed(batch: dict[str, tf.Tensor]) -> tuple[Any, ...]:
         rows = parse_examples(batch[examples], features, columns)
-        weight = batch[WEIGHT] * class_weights_of(rows, columns)
-        return to_element({**rows, WEIGHT: weight}, columns, hook)
+        weights = weights_of_examples(batch[WEIGHT], rows, columns)
+        return to_element({**rows, WEIGHT: weights}, columns, hook)
 
     return parsed

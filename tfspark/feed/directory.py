@@ -210,6 +210,11 @@ class FeedDirectory:
         book = self._streams[stream]
         return book.awaited > len(book.passes)
 
+    def forget_asking(self, stream: str) -> None:
+        """Take no reader that only wanted to see the first row for one that asks for a pass."""
+        book = self._streams[stream]
+        book.awaited = len(book.passes)
+
     def all_left(self, stream: str) -> bool:
         """Tell whether nobody reads the stream any more."""
         book = self._streams.get(stream)

@@ -6,6 +6,7 @@ themselves (`tfspark.feed.files`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,13 @@ def features_of_record(record: bytes, columns: Columns) -> dict[str, Feature]:
     label = columns.class_label
     if label is not None and columns.num_classes is not None:
         _check_is_class(label, features[label.name], columns.num_classes)
+    for column in () if columns.weight is None else (columns.weight,):
+        feature = features[column.name]
+        if feature.kind == "bytes" or math.prod(feature.shape) != 1:
+            raise DataError(
+                f"weight column {column.name!r} has values of kind {feature.kind} and shape {list(feature.shape)} in "
+                "the Examples, expected one number for each row; name another feature"
+            )
     return features
 
 
@@ -162,13 +170,39 @@ def _checked_classes(labels: tf.Tensor, name: str, num_classes: int) -> tf.Tenso
         return tf.identity(labels)
 
 
-def class_weights_of(rows: Mapping[str, Any], columns: Columns) -> Any:
-    """Return each row's weight in the loss by its class, ``(B,)`` float32, or 1."""
+def weights_of_examples(weights: tf.Tensor, rows: Mapping[str, Any], columns: Columns) -> tf.Tensor:
+    """Return each row's weight in the loss: its own times its class's; padding stays as it is.
+
+    Shapes:
+        weights: ``(B,)`` float32: 1, or -0.0 for padding.
+        returns: ``(B,)`` float32.
+    """
+    if not columns.weighs_rows:
+        return weights
+    own = tf.ones_like(weights)
+    if columns.weight is not None:
+        own = _own_weights(rows[columns.weight.name], columns.weight.name)
+    return tf.where(tf.equal(weights, 0), weights, own * _class_weights(rows, columns))
+
+
+def _own_weights(values: tf.Tensor, name: str) -> tf.Tensor:
+    text = f"weight column {name!r} expected finite numbers; filter such rows; came"
+    own = tf.reshape(tf.cast(values, tf.float32), [-1])
+    lost = tf.boolean_mask(own, ~tf.math.is_finite(own))
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(lost), 0), [text, lost])]):
+        return own + 0.0
+
+
+def _class_weights(rows: Mapping[str, Any], columns: Columns) -> Any:
     label = columns.class_label
     if label is None or not columns.class_weights:
         return 1.0
-    labels = tf.reshape(tf.cast(rows[label.name], tf.int64), [-1])
-    weights = tf.ones_like(labels, tf.float32)
+    labels = rows[label.name]
+    if labels.shape.rank == 2 and labels.shape[1] != 1:
+        classes = tf.argmax(labels, axis=1)  # one-hot
+    else:
+        classes = tf.reshape(tf.cast(tf.round(tf.cast(labels, tf.float32)), tf.int64), [-1])
+    weights = tf.ones_like(classes, tf.float32)
     for known, weight in columns.class_weights:
-        weights = tf.where(labels == known, tf.constant(weight, tf.float32), weights)
+        weights = tf.where(classes == known, tf.constant(weight, tf.float32), weights)
     return weights

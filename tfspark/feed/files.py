@@ -137,6 +137,7 @@ class FilesFeed:
     num_steps: int
     rows: int
     global_batch_size: int
+    weighs_rows: bool = False
     next_index: int = 0
     make_iterator: Callable[[], Any] = lambda: None
     _iterator: Any = None
@@ -177,7 +178,8 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
 
     share = plan["shares"][context.node.task_index]
     rows = sum(piece["take"] for piece in share)
-    feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"])
+    weighs = Columns.from_json(plan["columns"]).weighs_rows
+    feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"], weighs)
     hook, strategy = context.hooks.features, context.strategy
 
     def epoch() -> tf.data.Dataset:
@@ -190,14 +192,17 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
 
 
 def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.Dataset:
-    """Read one worker's share: batches of equal size, the last filled up with weight 0, equally many for all."""
+    """Read one worker's share: batches of equal size, the last filled up with padding, equally many for all."""
+    from tfspark.feed.reader import PADDING
 
-    size = plan["batch_size"]
+    size, padding = plan["batch_size"], float(PADDING)
     real = _records([_slice(piece) for piece in plan["shares"][rank]])
     if plan["shuffle_rows"]:
         real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
     filler = _records([_slice(plan["filler"])]).repeat()
-    weighted = real.map(lambda record: (record, 1.0)).concatenate(filler.map(lambda record: (record, 0.0)))
+    weighted = real.map(lambda record: (record, 1.0)).concatenate(
+        filler.map(lambda record: (record, padding))
+    )
     batches = weighted.take(plan["steps"] * size).batch(size, drop_remainder=True)
 
     return batches.map(element_of_records(plan, features_hook), num_parallel_calls=2)
@@ -214,7 +219,7 @@ def records_of_share(plan: Json, rank: int) -> tf.data.Dataset:
 def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, Any], Any]:
     """Return what turns records and their weights into an element for Keras."""
     from tfspark.feed.elements import to_element
-    from tfspark.feed.examples import Feature, class_weights_of, parse_examples
+    from tfspark.feed.examples import Feature, parse_examples, weights_of_examples
     from tfspark.feed.reader import WEIGHT
 
     columns = Columns.from_json(plan["columns"])
@@ -223,7 +228,8 @@ def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, 
 
     def parse(records: tf.Tensor, weights: tf.Tensor) -> Any:
         rows = parse_examples(records, features, columns)
-        return to_element({**rows, WEIGHT: weights * class_weights_of(rows, columns)}, columns, features_hook)
+        weights = weights_of_examples(weights, rows, columns)
+        return to_element({**rows, WEIGHT: weights}, columns, features_hook)
 
     return parse
 

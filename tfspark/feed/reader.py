@@ -30,7 +30,10 @@ from tfspark.feed.ranges import Ranges
 from tfspark.feed.source import CHUNK
 
 WEIGHT = "__weight__"
-"""Key of each row's weight in a batch: 0 for padding, otherwise its class's weight or 1."""
+"""Key of each row's weight in a batch: its own times its class's, 1 if it has none; `PADDING` for padding."""
+
+PADDING = np.float32(-0.0)
+"""The weight of rows that only fill up a batch: a zero that can be told from the zero of a real row."""
 
 PARTITION, ROW = "__partition__", "__row__"
 """Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
@@ -277,12 +280,12 @@ class PassReader:
         return batch
 
     def _padded(self, rows: Rows) -> Rows:
-        filler = {**rows, WEIGHT: np.zeros_like(rows[WEIGHT])}
+        filler = {**rows, WEIGHT: np.full_like(rows[WEIGHT], PADDING)}
         return pad(rows, self._spec.batch_size, filler)
 
     def _agree_on_end(self) -> None:
         """Give out weightless batches until all readers have given out equally many."""
-        weightless = {**self._filler, WEIGHT: np.zeros(1, np.float32)}
+        weightless = {**self._filler, WEIGHT: np.full(1, PADDING, np.float32)}
         waited = _Deadline(self._spec.timeout_s, "the other workers to end the epoch")
         while not self._stopped:
             reply = self._agree(self._formed, ended=True)
@@ -365,10 +368,10 @@ class PassReader:
     def _converted(self, place: Place, batch: pa.RecordBatch) -> Rows:
         try:
             rows = to_numpy(batch, self._spec.columns)
+            rows[WEIGHT] = row_weights(rows, self._spec.columns, batch.num_rows)
         except DataError as error:
             raise DataError(_located(str(error), place.partition, place.first_row)) from None
         self._check_shapes(rows, place)
-        rows[WEIGHT] = row_weights(rows, self._spec.columns, batch.num_rows)
         return rows
 
     def _check_shapes(self, rows: Rows, place: Place) -> None:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
 from tfspark.feed.batching import Rows
+from tfspark.feed.columns import Columns
 from tfspark.feed.dataset import Feed, describe_stream, element_of, feed_of
 from tfspark.feed.elements import flattened, signature
 from tfspark.feed.files import element_of_records, records_of_share
@@ -47,6 +48,7 @@ class WorkerStream:
         batch_size: rows of a step, but for the last of a worker.
         to_element: graph function from a batch to ``(features, label, weight)``.
         look: equal for streams whose batches a graph need not tell apart.
+        weighs_rows: whether rows have weights of their own.
     """
 
     name: str
@@ -54,6 +56,7 @@ class WorkerStream:
     batch_size: int
     to_element: Callable[[dict[str, tf.Tensor]], Any]
     look: str
+    weighs_rows: bool = False
 
 
 def open_stream(context: TFContext, name: str) -> WorkerStream:
@@ -68,12 +71,15 @@ def open_stream(context: TFContext, name: str) -> WorkerStream:
     if plan["kind"] == "files":
         parse = element_of_records(plan, context.hooks.features)
         look = json.dumps([plan["columns"], plan["features"], plan["shapes"]], sort_keys=True)
+        weighs = Columns.from_json(plan["columns"]).weighs_rows
         return WorkerStream(
-            name, SIGNATURE_OF_FILES, size, lambda batch: parse(batch[RECORDS], batch[WEIGHT]), look
+            name, SIGNATURE_OF_FILES, size, lambda batch: parse(batch[RECORDS], batch[WEIGHT]), look, weighs
         )
     feed = feed_of(context, name, described)
     specs = signature(feed.sample, feed.spec.columns, None)
-    return WorkerStream(name, specs, size, element_of(feed), f"{sorted(specs.items())}")
+    return WorkerStream(
+        name, specs, size, element_of(feed), f"{sorted(specs.items())}", feed.spec.columns.weighs_rows
+    )
 
 
 SIGNATURE_OF_FILES = {

@@ -20,6 +20,7 @@ from tfspark.cluster.wire import Json
 from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.reader import Start
 from tfspark.training import state
+from tfspark.training.evaluation import plain
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -40,7 +41,7 @@ class Progress:
         finished: whether that training has ended.
     """
 
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     call: int = 0
     epochs_before: int = 0
@@ -53,11 +54,11 @@ class Progress:
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
         """Add an epoch."""
-        self.epochs.append({name: float(value) for name, value in logs.items()})
+        self.epochs.append({name: plain(value) for name, value in logs.items()})
         self.rows.append(rows)
 
     @property
-    def history(self) -> dict[str, list[float]]:
+    def history(self) -> dict[str, list[Any]]:
         """Metric -> its value in each epoch that has it."""
         return _by_metric(self.epochs)
 
@@ -68,8 +69,8 @@ class Progress:
         return {"history": _by_metric(self.epochs[first:]), "rows": self.rows[first:]}
 
 
-def _by_metric(epochs: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    history: dict[str, list[float]] = {}
+def _by_metric(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    history: dict[str, list[Any]] = {}
     for epoch in epochs:
         for name, value in epoch.items():
             history.setdefault(name, []).append(value)

@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from tfspark.errors import DeadlineError
 from tfspark.feed.dataset import Feed, local_dataset
+from tfspark.feed.reader import PADDING
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
+from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
@@ -40,12 +42,11 @@ class LocalEvaluator:
         self._step = tf.function(self._test_step, reduce_retracing=True)
         self._count = tf.function(functools.partial(count_classes, model), reduce_retracing=True)
         self._is_built = False
-        self._batch_rows: Any = None
         self.confusion_matrix: list[Any] | None = None
         self.roc: list[list[list[float]]] | None = None
         self.first_rows: tuple[Any, Any] | None = None
 
-    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, float]:
+    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, Any]:
         """Return the metrics over all ranks' rows.
 
         Args:
@@ -81,34 +82,53 @@ class LocalEvaluator:
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
         self.roc = _roc_of(model) or curves
-        return {name: float(value) for name, value in model.get_metrics_result().items()}
+        return {name: plain(value) for name, value in model.get_metrics_result().items()}
 
     def _build(self, feed: Feed) -> None:
         """Evaluate the sample: metrics' variables come with the first batch, which this rank may not have."""
+        count_real_rows_alone(self._model, feed.weighs_rows)
         for element in local_dataset(feed, lambda: iter([feed.sample])):
             self._test_step(element)
-        self._weigh_losses_of_outputs()
         self._is_built = True
 
     def _test_step(self, element: Any) -> Any:
-        self._batch_rows = tf.shape(element[2])[0]
-        return self._model.test_step(element)
+        return self._model.test_step(self._filled_up(element))
 
-    def _weigh_losses_of_outputs(self) -> None:
-        """Let the loss of each of several outputs count rows, as that of all does, and not batches."""
+    def _filled_up(self, element: Any) -> Any:
+        """Fill a batch up to the size that the model was made for, as stateful layers want it."""
+        size = fixed_batch_size(self._model)
+        if size is None:
+            return element
+        x, y, weights = element
+        missing = tf.maximum(size - tf.shape(weights)[0], 0)
 
-        def weighed(update_state: Any) -> Any:
-            return lambda value, sample_weight=None: update_state(value, self._batch_rows)
+        def filled(part: tf.Tensor) -> tf.Tensor:
+            whole = tf.concat([part, tf.repeat(part[-1:], missing, axis=0)], 0)
+            return tf.ensure_shape(whole, [size, *part.shape[1:]])
 
-        for metric in self._model._compile_loss.metrics if self._model._compile_loss else []:
-            metric.update_state = weighed(metric.update_state)
+        padding = tf.fill([missing], tf.constant(PADDING))
+        whole = tf.ensure_shape(tf.concat([weights, padding], 0), [size])
+        return tf.nest.map_structure(filled, x), tf.nest.map_structure(filled, y), whole
 
     def _kind(self, num_classes: int, feed: Feed) -> Kind | None:
         """Return how labels say of which class a row is; None if the model does not predict these classes."""
-        if self._model.loss is None:  # Nor can each such model be called.
+        if self._model.loss is None or fixed_batch_size(self._model):  # Nor can each such model be called.
             return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
+
+
+def plain(value: Any) -> float | list[Any]:
+    """Return a metric's result as JSON has it: a number, or a list for a metric of several."""
+    array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+    return float(array) if array.ndim == 0 else list(array.tolist())
+
+
+def fixed_batch_size(model: keras.Model) -> int | None:
+    """Return the number of rows that a model takes, if it takes no other."""
+    inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
+    sizes = {part.shape[0] for part in inputs if part is not None}
+    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def _roc_of(model: keras.Model) -> list[list[list[float]]] | None:

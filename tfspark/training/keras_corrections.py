@@ -14,6 +14,8 @@ test per fault that fails when upstream has mended it.
    each step whether there is another.
 4. Moving statistics of BatchNormalization are created without aggregation: each replica keeps its own.
    Corrected: averaged over the replicas at the end of each epoch, before evaluation.
+5. Each replica clips its own gradient before the sum, and changes variables by a ``merge_call``, which no branch of a
+   graph may hold: see `tfspark.training.summed_gradients`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ import keras
 import tensorflow as tf
 from keras.src import tree
 from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
+
+from tfspark.errors import ConfigError
+from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
+from tfspark.training.padding import count_real_rows_alone
+from tfspark.training.summed_gradients import sum_gradients_first
 
 FEED_ATTRIBUTE = "_tfspark_feed"
 """Attribute of a distributed dataset that holds its feed (`tfspark.feed.dataset.Feed`).
@@ -45,6 +53,8 @@ def present_faults() -> set[str]:
         "build": "maybe_distributed_data_batch = next(it)"
         in inspect.getsource(trainer._maybe_symbolic_build),
         "epochs": "self._num_batches = self._steps_seen" in inspect.getsource(EpochIterator),
+        "gradients": "grads = self._clip_gradients(grads)"
+        in inspect.getsource(BaseOptimizer._backend_apply_gradients),
         "state": "aggregation=" not in inspect.getsource(keras.layers.BatchNormalization.build),
     }
     return {fault for fault, is_there in found.items() if is_there}
@@ -69,16 +79,27 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
         keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
     if "state" in faults:
         trainer.fit = _fit_with_callbacks(trainer.fit)
+    if "gradients" in faults:
+        sum_gradients_first()
 
 
 def _reduce_scalars_without_axis(original: Any) -> Any:
     @functools.wraps(original)
     def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
         if reduction in ("auto", "mean") and keras_trainer._collective_all_reduce_multi_worker(strategy):
-            return tree.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), values)
+            return tree.map_structure(lambda value: _mean_of_replicas(strategy, value), values)
         return original(values, strategy, reduction)
 
     return reduce_per_replica
+
+
+def _mean_of_replicas(strategy: Any, value: Any) -> Any:
+    if isinstance(value, keras.Variable):
+        value = value.value  # The result of a metric may be its state.
+    if tf.is_tensor(value) and not isinstance(value, tf.distribute.DistributedValues):
+        with tf.device(strategy.extended.worker_devices[0]):  # What has no device cannot be sent.
+            value = tf.identity(value)
+    return strategy.reduce("MEAN", value, axis=None)
 
 
 def _build_from_element_spec(original: Any) -> Any:
@@ -134,9 +155,20 @@ def _feed_epoch_iterator(base: Any) -> Any:
 def _fit_with_callbacks(original: Any) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
+        if feed is not None and self.steps_per_execution > 1:
+            raise ConfigError(
+                f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
+                "run several steps at once under more than one worker; leave it out"
+            )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
-            callbacks = [SynchroniseState(), EndWithStream(feed), *(callbacks or [])]
+            theirs = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
+            strategy = self.distribute_strategy
+            if keras_trainer._collective_all_reduce_multi_worker(strategy):
+                theirs = written_by_chief(theirs, is_chief_of(strategy), keeps_state=False)
+            callbacks = [SynchroniseState(), EndWithStream(feed), *theirs]
+        if feed is not None:
+            count_real_rows_alone(self, feed.weighs_rows)
         return original(self, *args, callbacks=callbacks, **kwargs)
 
     return fit

@@ -28,11 +28,12 @@ from tfspark.training.build import (
 )
 from tfspark.training.callbacks import make_callbacks
 from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateCheckpoints, fetch, start_of
+from tfspark.training.chief_callbacks import written_by_chief
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState, build_for
-from tfspark.training.padding import LossOfRealRows, leave_padding_out_of_metrics
+from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
 from tfspark.training.servers import serve
@@ -105,7 +106,6 @@ class TrainingSession:
 
     def prepare(self) -> None:
         """Make ready what `train` and `evaluate` need."""
-        leave_padding_out_of_metrics(self.model)
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
@@ -113,14 +113,13 @@ class TrainingSession:
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
         feed.start = self._start
-        first = [SynchroniseState(), LossOfRealRows(self.context, feed)]
         counted = feed if isinstance(feed, Feed) else None
         if not self.begin(job):
             self.model.fit(
                 self._dataset,
                 epochs=job["first_pass"] + job["epochs"],
                 initial_epoch=job["first_pass"],
-                callbacks=[*first, *self.callbacks(job, feed.global_batch_size, counted)],
+                callbacks=[SynchroniseState(), *self.callbacks(job, feed.global_batch_size, counted)],
                 verbose=0,
                 shuffle=False,
             )
@@ -182,7 +181,9 @@ class TrainingSession:
         described = describe_stream(self.context, "train")["description"]
         if self._dataset is None or described != self._described:
             self._dataset, self._described = distributed_dataset(self.context, "train"), described
-        return self._dataset._tfspark_feed
+        feed = self._dataset._tfspark_feed
+        count_real_rows_alone(self.model, feed.weighs_rows)
+        return feed
 
     def callbacks(self, job: Json, step_rows: int, feed: Any = None) -> list[keras.callbacks.Callback]:
         """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
@@ -194,13 +195,14 @@ class TrainingSession:
         ours.append(ReportProgress(self.context, step_rows, feed))
         ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
         if self.context.hooks.callbacks is not None:
-            ours.extend(self.context.hooks.callbacks(self.params))
+            theirs = self.context.hooks.callbacks(self.params)
+            ours.extend(written_by_chief(theirs, self.context.is_chief, keeps_state=True))
         if self.context.hooks.draw_epoch is not None and self.context.is_chief:
             ours.append(DrawEpochs(self))
         ours.append(self.checkpoints)
         return [*ours, StateCheckpoints(self, ours, feed)]
 
-    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
+    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""
         self.copy_weights()
         feed = open_feed(self.context, stream)
@@ -234,13 +236,15 @@ class TrainingSession:
         """Some features and labels of the last evaluation, on the worker that had the most rows of it."""
         return self._evaluator.first_rows
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         """Evaluate the next pass of the stream ``validation``."""
         self._validations += 1
         return self.evaluate("validation", self._validations - 1)
 
     def copy_weights(self) -> None:
         """Bring the copy outside of the strategy up to date."""
+        if len(self.local_model.weights) != len(self.model.weights):
+            build_for(self.local_model, self._dataset)  # Its layers make their variables with the data.
         self.local_model.set_weights(self.model.get_weights())
 
     def to_save(self) -> keras.Model:

@@ -1,80 +1,369 @@
-"""Keep the rows that only fill up a batch out of an epoch's training metrics. Runs in the trainer.
+"""Losses and metrics of a batch as those of its real rows, over all workers. Runs in the trainer.
 
-Rows of weight 0 add nothing to loss and gradient. But Keras gives unweighted metrics every row, and divides the
-epoch's loss by all of them. Here unweighted metrics get a weight of 0 or 1 for each row, which changes nothing for
-rows that count, and the epoch's loss is set in proportion to the rows that count. (Exact, but for regularisation
-losses, which are no sums over rows.)
+The feed gives every row a weight, ``(B,)``, and fills batches up with copies of rows at weight -0.0 (`PADDING` of
+`tfspark.feed.reader`): a zero that can be told from the zero of a real row. Keras takes such weights for losses of one
+value per row alone, divides by what one replica has, and gives unweighted metrics every row. Here
+
+- a weight is stretched over all values of its row (pixels, steps of time);
+- what a reduction divides by is that of all replicas: sums of weights, values that are not masked;
+- a loss that is no sum over rows, such as Dice of the whole batch, is taken of the rows of all replicas;
+- metrics get the real rows, without weights if nobody gave any;
+- the epoch's loss, and that of each output, is the mean over real rows.
+
+``sum_over_batch_size`` divides by the whole batch size for a short batch, too: in the gradient every row counts alike.
 """
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
+from keras.src import backend, tree
+from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.losses import loss as loss_module
 
-from tfspark.training.evaluation import sum_over_ranks
-
-if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
-
-
-def leave_padding_out_of_metrics(model: keras.Model) -> None:
-    """Let the model's unweighted metrics count only rows whose weight is not 0."""
-    metrics = model._compile_metrics
-    if metrics is None:
-        return
-    mask: list[tf.Tensor] = []
-    update_state = metrics.update_state
-
-    def masked(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        if not metrics.built:
-            metrics.build(y_true, y_pred)
-            for metric in filter(None, metrics._flat_metrics):
-                _mask_metric(metric, mask)
-        mask[:] = [] if sample_weight is None else [tf.cast(tf.not_equal(sample_weight, 0), tf.float32)]
-        return update_state(y_true, y_pred, sample_weight=sample_weight)
-
-    metrics.update_state = masked
+MEANS = ("sum_over_batch_size", "mean")
+_keras_reduction = loss_module.reduce_weighted_values
 
 
-def _mask_metric(metric: keras.metrics.Metric, mask: list[tf.Tensor]) -> None:
-    update_state = metric.update_state
-    if "sample_weight" not in inspect.signature(update_state).parameters:
-        return
-
-    def masked(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        weight = mask[0] if mask and sample_weight is None else sample_weight
-        return update_state(y_true, y_pred, sample_weight=weight)
-
-    metric.update_state = masked
-
-
-class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
-    """Set an epoch's loss, and that of each output, in proportion to its real rows; must precede callbacks that look.
-
-    A model with a training step of its own weighs its rows itself.
+def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
+    """Let a compiled model's losses and metrics be those of real rows; harmless when done before.
 
     Args:
-        context: the node.
-        feed: what is trained on: knows its rows, and the rows of a step over all workers.
+        model: a compiled model.
+        weights_given: whether rows have weights of their own; else weighted metrics get none.
+    """
+    loss_module.reduce_weighted_values = _reduced
+    own_step = type(model).train_step is not keras.Model.train_step
+    step = _Step(model, weights_given or own_step)
+    if not hasattr(model._loss_tracker, "_tfspark_step"):
+        step.watch_total()
+    if model._compile_loss is not None and not hasattr(model._compile_loss, "_tfspark_step"):
+        step.watch_losses(model._compile_loss)
+    if model._compile_metrics is not None and not hasattr(model._compile_metrics, "_tfspark_step"):
+        step.watch_metrics(model._compile_metrics)
+
+
+def real_rows(weights: tf.Tensor) -> tf.Tensor:
+    """Return which rows are real, ``(B,)`` bool: all whose weight is not -0.0."""
+    bits = tf.bitcast(tf.cast(weights, tf.float32), tf.int32)
+    return tf.not_equal(bits, tf.int32.min)
+
+
+@dataclass
+class _Rows:
+    """Rows of the batch whose losses are being computed.
+
+    Attributes:
+        real: ``(B,)`` bool.
+        weights: ``(B,)`` float32.
+        tracked: what the last loss adds to a mean over rows.
+        is_whole: whether the last loss was no sum over rows.
     """
 
-    def __init__(self, context: TFContext, feed: Any):
-        super().__init__()
-        self._context = context
-        self._feed = feed
+    real: tf.Tensor
+    weights: tf.Tensor
+    tracked: Any = None
+    is_whole: bool = False
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Correct the loss, unless the epoch was broken off."""
-        if logs is None or "loss" not in logs or self.model.stop_training:
-            return
-        if type(self.model).train_step is not keras.Model.train_step:
-            return
-        rows = [np.array(self._feed.rows_of_pass)]
-        (total,) = sum_over_ranks(self._context, f"rows-{epoch}", rows, self._context.num_workers)
-        of_outputs = self.model._compile_loss.metrics if self.model._compile_loss else []
-        for name in ("loss", *(metric.name for metric in of_outputs)):
-            logs[name] *= self._feed.steps_of_pass * self._feed.global_batch_size / total
+    def count(self) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(self.real, tf.float32))
+
+
+_current: list[_Rows] = []
+"""The batch under way; empty outside of a step: Keras's own reduction is used then."""
+
+
+# --- losses ----------------------------------------------------------------------------------------
+
+
+def _reduced(
+    values: Any,
+    sample_weight: Any = None,
+    mask: Any = None,
+    reduction: str | None = "sum_over_batch_size",
+    dtype: Any = None,
+) -> Any:
+    """Reduce the values of a loss as Keras does, over all replicas' rows."""
+    if not _current:
+        return _keras_reduction(values, sample_weight, mask, reduction, dtype)
+    rows = _current[-1]
+    values = tf.cast(tf.convert_to_tensor(values), dtype or backend.floatx())
+    rows.is_whole = values.shape.rank == 0 or values.shape[0] not in (None, rows.real.shape[0])
+    if rows.is_whole:
+        return values
+    real = _stretched(rows.real, values)
+    weights = tf.where(real, _stretched(tf.cast(rows.weights, values.dtype), values), 0)
+    if mask is not None:
+        mask = tf.logical_and(_stretched(tf.cast(mask, tf.bool), values), real)
+        weights *= tf.cast(mask, values.dtype)
+    weighed = tf.where(real, values, 0) * weights
+    per_row = tf.cast(tf.size(values) / tf.shape(values)[0], values.dtype)
+    total = tf.reduce_sum(weighed)
+    if reduction in MEANS and mask is None:
+        rows.tracked = total / per_row
+        return total / tf.cast(tf.size(values), values.dtype) / num_replicas()
+    if reduction in (None, "none"):
+        rows.tracked = total / per_row
+        return weighed
+    if reduction != "sum":
+        counted = weights if reduction == "mean_with_sample_weight" else tf.cast(mask, values.dtype)
+        total = tf.math.divide_no_nan(total, tf.stop_gradient(over_replicas(tf.reduce_sum(counted))))
+    rows.tracked = total * tf.cast(over_replicas(rows.count()), total.dtype)
+    return total
+
+
+def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+    """Repeat ``(B, ...)`` over the further axes of values, ``(B, ..., ...)``."""
+    while weights.shape.rank < values.shape.rank:
+        weights = weights[..., None]
+    if weights.shape.rank > values.shape.rank and weights.shape[-1] == 1:
+        weights = tf.squeeze(weights, -1)
+    return tf.broadcast_to(weights, tf.shape(values))
+
+
+def _replicas() -> Any:
+    """Return the context of this replica if it is one of several that take each step together."""
+    context = tf.distribute.get_replica_context()
+    if context is None or not keras_trainer._collective_all_reduce_multi_worker(context.strategy):
+        return None
+    return context if context.strategy.num_replicas_in_sync > 1 else None
+
+
+def num_replicas() -> int:
+    """Return how many replicas take a step together."""
+    context = _replicas()
+    return 1 if context is None else int(context.strategy.num_replicas_in_sync)
+
+
+def over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Add a number of each replica up."""
+    context = _replicas()
+    return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _joined(tensor: tf.Tensor) -> tf.Tensor:
+    """Put the rows of all replicas together: ``(B, ...)`` -> ``(replicas * B, ...)``."""
+    context = _replicas()
+    # Only a tensor that was made on this device can be sent.
+    return tensor if context is None else context.all_gather(tf.identity(tensor), axis=0)
+
+
+class _LossOfRows:
+    """Stands for a loss of a compiled model; notes what it adds to the mean over rows.
+
+    Args:
+        loss: a `keras.losses.Loss`.
+    """
+
+    def __init__(self, loss: Any):
+        self._loss = loss
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loss, name)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        if not _current:
+            return self._loss(y_true, y_pred, sample_weight)
+        rows = _current[-1]
+        value = None
+        if not compares_rows(self._loss):
+            rows.is_whole, rows.tracked = False, None
+            value = self._loss(y_true, y_pred, rows.weights)
+        if value is None or rows.is_whole:
+            value = self._of_whole_batch(rows, y_true, y_pred)
+            rows.tracked = value * tf.cast(over_replicas(rows.count()), value.dtype)
+        elif rows.tracked is None:  # It has a way of its own to take the weights.
+            rows.tracked = value * num_replicas() * tf.cast(rows.count(), value.dtype)
+        return value
+
+    def _of_whole_batch(self, rows: _Rows, y_true: Any, y_pred: Any) -> Any:
+        """Return this replica's share of the loss of all replicas' real rows."""
+        real = tf.cast(_joined(tf.cast(rows.real, tf.int32)), tf.bool)
+        truth, guess, weights = (
+            tf.boolean_mask(_joined(tf.convert_to_tensor(t)), real) for t in (y_true, y_pred, rows.weights)
+        )
+        of_rows = _current[:]
+        _current.clear()
+        try:
+            value = self._loss(truth, guess, weights)
+        finally:
+            _current[:] = of_rows
+        is_mean = self._loss.reduction not in ("sum", "none", None)  # Keras has divided it by the replicas.
+        return value if is_mean else tf.reduce_sum(value) / num_replicas()
+
+
+def compares_rows(loss: Any) -> bool:
+    """Tell whether the value of a row depends on the other rows of its batch."""
+    axis = getattr(loss, "axis", None)
+    is_over_rows = isinstance(loss, keras.losses.Dice | keras.losses.Tversky) and 0 in tree.flatten(axis)
+    return isinstance(loss, keras.losses.Circle) or is_over_rows
+
+
+class _Step:
+    """Watches the losses and metrics of a model from within its steps."""
+
+    def __init__(self, model: keras.Model, weights_given: bool):
+        self._model = model
+        self._weights_given = weights_given
+        self._rows: _Rows | None = None
+        self._data_loss: Any = None
+        self._tracked: Any = None
+
+    # --- losses ------------------------------------------------------------------------------------
+
+    def watch_total(self) -> None:
+        """Stand between a model and the mean of its loss."""
+        model, tracker = self._model, self._model._loss_tracker
+        compute_loss = model._compute_loss
+        tracker._tfspark_step = self
+        tracker.update_state = self._counting(tracker, None)
+
+        def computed(
+            x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        ) -> Any:
+            if _is_row_weight(sample_weight):
+                self._rows = _Rows(real_rows(sample_weight), sample_weight)
+                self._data_loss = self._tracked = None
+            return compute_loss(x, y, y_pred, sample_weight, training)
+
+        model._compute_loss = computed
+
+    def watch_losses(self, losses: Any) -> None:
+        """Stand between a model and its compiled losses."""
+        losses._tfspark_step = self
+        call, build = losses.call, losses.build
+
+        def built(y_true: Any, y_pred: Any) -> None:
+            build(y_true, y_pred)
+            losses._flat_losses = [each._replace(loss=self._watched(each)) for each in losses._flat_losses]
+            for metric in losses.metrics:
+                metric.update_state = self._counting(metric, lambda: self._last)
+
+        def called(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            if not _is_row_weight(sample_weight):
+                return call(y_true, y_pred, sample_weight)
+            self._rows = _Rows(real_rows(sample_weight), sample_weight)
+            self._data_loss = self._tracked = 0.0
+            _current.append(self._rows)
+            try:
+                self._data_loss = call(y_true, y_pred, sample_weight)
+            finally:
+                _current.pop()
+            return self._data_loss
+
+        losses.build, losses.call = built, called
+        if losses.built:
+            losses._flat_losses = [each._replace(loss=self._watched(each)) for each in losses._flat_losses]
+            for metric in losses.metrics:
+                metric.update_state = self._counting(metric, lambda: self._last)
+
+    _last: Any = 0.0
+
+    def _watched(self, entry: Any) -> Any:
+        loss, factor = _LossOfRows(entry.loss), entry.loss_weights
+
+        def call(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            value = loss(y_true, y_pred, sample_weight)
+            if _current:
+                self._last = tf.cast(_current[-1].tracked, tf.float32)
+                self._tracked += self._last * (1.0 if factor is None else factor)
+            return value
+
+        return call
+
+    def _counting(self, metric: Any, tracked: Any) -> Any:
+        """Return an ``update_state`` of a mean of losses that counts real rows."""
+        original = metric.update_state
+
+        def update_state(value: Any, sample_weight: Any = None) -> None:
+            if self._rows is None:
+                original(value, sample_weight=sample_weight)
+                return
+            rows = self._rows.count()
+            if tracked is None:
+                total = self._total(value, rows)
+                self._rows = None
+            else:
+                total = tracked()
+            metric.total.assign_add(tf.cast(total, metric.total.dtype))
+            metric.count.assign_add(tf.cast(rows, metric.count.dtype))
+
+        return update_state
+
+    def _total(self, value: Any, rows: tf.Tensor) -> tf.Tensor:
+        """Return what a step's loss adds: that of the rows, and for each row that of regularisation."""
+        loss = tf.reduce_mean(tf.cast(value, tf.float32))
+        if self._data_loss is None:  # It has no compiled loss, or leaves it out.
+            has_own = type(self._model).compute_loss is not keras.Model.compute_loss
+            assert self._rows is not None
+            return loss * (tf.cast(tf.size(self._rows.real), tf.float32) if has_own else rows)
+        of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * num_replicas()
+        return self._tracked + (loss - of_rows) * rows
+
+    # --- metrics -----------------------------------------------------------------------------------
+
+    def watch_metrics(self, metrics: Any) -> None:
+        """Stand between a model and its compiled metrics."""
+        metrics._tfspark_step = self
+        update_state = metrics.update_state
+
+        def updated(y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+            if not _is_row_weight(sample_weight):
+                update_state(y_true, y_pred, sample_weight=sample_weight)
+                return
+            if not metrics.built:
+                metrics.build(y_true, y_pred)
+            for metric in metrics._flat_weighted_metrics:
+                for each in getattr(metric, "metrics", []):
+                    _stretch_weights_of(each)
+            real = real_rows(sample_weight)
+            chosen = tree.map_structure(lambda part: _chosen(part, real), (y_true, y_pred))
+            weights = tf.boolean_mask(sample_weight, real) if self._weights_given else None
+
+            def count() -> tf.Tensor:
+                update_state(*chosen, sample_weight=weights)
+                return tf.constant(True)
+
+            if _replicas() is None:
+                count()
+            else:  # Of several workers one may have no row any more.
+                tf.cond(tf.reduce_any(real), count, lambda: tf.constant(False))
+
+        metrics.update_state = updated
+
+
+def _is_row_weight(weight: Any) -> bool:
+    return bool(tf.is_tensor(weight) and weight.shape.rank == 1)
+
+
+def _chosen(part: Any, real: tf.Tensor) -> Any:
+    """Return the real rows of labels or predictions, with their mask."""
+    if part is None:
+        return None
+    if isinstance(part, tf.RaggedTensor):
+        return tf.ragged.boolean_mask(part, real)
+    rows = tf.boolean_mask(part, real)
+    mask = backend.get_keras_mask(part)
+    if mask is not None:
+        backend.set_keras_mask(rows, tf.boolean_mask(mask, real))
+    return rows
+
+
+def _stretch_weights_of(metric: Any) -> None:
+    """Let a weighted metric that compares single values take a weight for each row; the means of Keras do."""
+    if isinstance(metric, keras.metrics.Mean | keras.metrics.Sum) or hasattr(metric, "_tfspark_stretched"):
+        return
+    metric._tfspark_stretched = True
+    update_state = metric.update_state
+
+    def stretched(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        if _is_row_weight(sample_weight) and y_pred.shape.rank > 2:
+            is_sparse = isinstance(metric, keras.metrics.IoU) and metric.sparse_y_true
+            like = y_true if is_sparse else y_pred[..., 0]
+            sample_weight = _stretched(sample_weight, like)
+        return update_state(y_true, y_pred, sample_weight=sample_weight)
+
+    metric.update_state = stretched

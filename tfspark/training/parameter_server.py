@@ -25,8 +25,9 @@ from tfspark.feed.worker_feed import WorkerStream, open_stream
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
-from tfspark.training.evaluation import SHOWN_ROWS, is_dense
+from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain
 from tfspark.training.loop import TrainingSession
+from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.servers import CHIEF_DONE, meet
 from tfspark.training.sharding import whole_values
 from tfspark.training.state import restore
@@ -119,7 +120,7 @@ class ParameterServerSession(TrainingSession):
             model.optimizer.finalize_variable_values(model.trainable_weights)
         callbacks.on_train_end(logs)
 
-    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, float]:
+    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate all rows of one pass of a stream, on the workers."""
         opened = open_stream(self.context, stream)
         self._build(opened)
@@ -286,12 +287,12 @@ class ParameterServerSession(TrainingSession):
             self._coordinator.done()
             return None
 
-    def _metrics(self, total: Total) -> dict[str, float]:
+    def _metrics(self, total: Total) -> dict[str, Any]:
         """Return the metrics over all steps; of logs that are no metrics, the mean over steps."""
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, total.sums, strict=False):
             variable.assign(value.astype(variable.dtype))
-        results = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        results = {name: plain(value) for name, value in self.model.get_metrics_result().items()}
         means = {name: value / total.steps for name, value in total.logs.items()}
         return results if set(means) <= set(results) else means
 
@@ -300,6 +301,8 @@ class ParameterServerSession(TrainingSession):
         if self._is_built:
             return
         specs = self._specs(stream)
+        for model in (self.model, self.local_model):
+            count_real_rows_alone(model, stream.weighs_rows)
         with self._strategy.scope():
             build_variables(self.model, specs)
         build_variables(self.local_model, specs)
@@ -396,24 +399,36 @@ def build_variables(model: keras.Model, specs: Any) -> None:
     tf.function(step, autograph=False).get_concrete_function(*specs)
 
 
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizer a model was compiled with, and those of a training step of its own."""
+    return [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
+
+
 def refuse_unsupported(model: keras.Model) -> None:
     """Refuse what asynchronous steps cannot do.
 
     Raises:
         ConfigError: the model was compiled with it.
     """
-    optimizer = model.optimizer
-    if getattr(optimizer, "gradient_accumulation_steps", None):
-        raise ConfigError(
-            "expected an optimizer without gradient_accumulation_steps under parameter servers, got "
-            f"{optimizer.gradient_accumulation_steps}: workers would add to each other's gradients; leave it out, or "
-            "train synchronously (num_ps=0)"
-        )
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+    for each in optimizers_of(model):
+        if each.gradient_accumulation_steps:
+            raise ConfigError(
+                "expected an optimizer without gradient_accumulation_steps under parameter servers, got "
+                f"{each.gradient_accumulation_steps}: workers would add to each other's gradients; leave it out, or "
+                "train synchronously (num_ps=0)"
+            )
+    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in optimizers_of(model)):
         raise ConfigError(
             "expected no LossScaleOptimizer (mixed_float16) under parameter servers: workers would change the scale "
             "under each other; use float32 or mixed_bfloat16, or train synchronously (num_ps=0)"
         )
+    for each in optimizers_of(model):
+        if each.use_ema and each.ema_overwrite_frequency:
+            raise ConfigError(
+                "expected an optimizer without ema_overwrite_frequency under parameter servers, got "
+                f"{each.ema_overwrite_frequency}: workers would overwrite weights that others train; leave it out (the "
+                "average is taken over at the end), or train synchronously (num_ps=0)"
+            )
     if model.run_eagerly:
         raise ConfigError(
             "expected a model compiled without run_eagerly=True under parameter servers, whose steps are graphs; leave "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tfspark.training.evaluation import plain
+
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
 
@@ -58,5 +60,5 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             "rows": (before + self._steps) * self._batch_size,
             "rows_before": before * self._batch_size,
             "seconds": time.monotonic() - self._began,
-            "metrics": {name: float(value) for name, value in (logs or {}).items()},
+            "metrics": {name: plain(value) for name, value in (logs or {}).items()},
         }

@@ -1,0 +1,61 @@
+"""What the clusters of `test_keras_features` run; plain Keras runs `weighed`, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def weighed(params: dict[str, Any]) -> Any:
+    """One-hot classes, a clipped gradient, a metric of several numbers and one that weights count in."""
+    import keras
+
+    def normal(seed: int) -> Any:
+        return keras.initializers.RandomNormal(stddev=0.5, seed=seed)
+
+    layers = [
+        keras.Input((4,)),
+        keras.layers.Dense(5, "tanh", kernel_initializer=normal(1)),
+        keras.layers.Dense(3, "softmax", kernel_initializer=normal(2)),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(
+        keras.optimizers.SGD(0.1, clipnorm=0.05),
+        "categorical_crossentropy",
+        metrics=[keras.metrics.F1Score(average=None, name="f1")],
+        weighted_metrics=["accuracy"],
+    )
+    return model
+
+
+def writers(params: dict[str, Any]) -> list[Any]:
+    """Callbacks that write files, all of them into one folder."""
+    import keras
+
+    folder = params["folder"]
+    return [
+        keras.callbacks.ModelCheckpoint(f"{folder}/best.keras", monitor="val_loss", save_best_only=True),
+        keras.callbacks.CSVLogger(f"{folder}/log.csv"),
+        keras.callbacks.TensorBoard(f"{folder}/board"),
+        keras.callbacks.BackupAndRestore(f"{folder}/backup", delete_checkpoint=False),
+    ]
+
+
+def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
+    """Fit twice, as users write it; the second goes on where the backup of the first is."""
+    import keras
+
+    def fit(epochs: int) -> Any:
+        with ctx.strategy.scope():
+            model = weighed(args)
+        history = model.fit(
+            ctx.dataset(),
+            epochs=epochs,
+            validation_data=ctx.dataset("validation"),
+            callbacks=[keras.callbacks.BackupAndRestore(args["folder"], delete_checkpoint=False)],
+            verbose=0,
+        ).history
+        return history["loss"], history["val_loss"], int(model.optimizer.iterations)
+
+    # The other worker has no access to the folder, as on another machine.
+    args = args if ctx.is_chief else {"folder": ctx.scratch_dir + "/none"}
+    return {"first": fit(1), "second": fit(2)}

@@ -1,0 +1,69 @@
+"""``docs/keras-features.md``, made from the table: ``PYTHONPATH=tests python -m conformance.page``."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+from conformance.table import EQUAL, FEATURES, STATED, Feature, Stated
+
+PAGE = Path(__file__).parents[2] / "docs" / "keras-features.md"
+HEAD = """# Features of Keras
+
+What of Keras's `compile` and `fit` trains as plain Keras does. This page is made from the table of
+`tests/conformance/table.py`; its rows are small models that plain Keras trains in one process, and tfspark on the
+same global batches with one and with two workers, and with a worker of parameter servers. *Equal* means:
+weights, history and `evaluate` are the same to float tolerance.
+
+Two things hold for all rows:
+
+- **A short batch.** When the rows of an epoch do not fill its last batch, synchronous workers fill it up with rows that
+  weigh nothing. Losses, metrics and history count real rows only. In the gradient, a loss that is a mean over rows
+  (`sum_over_batch_size`) is divided by the whole batch size, so a row of a short batch counts as much as any other;
+  plain Keras divides by the rows that are left, and so do parameter servers.
+- **Parameter servers** take steps at the same time, on weights that others change meanwhile. *Equal* holds for one
+  worker, whose steps come one after the other; with several, for metrics and evaluations on the same weights.
+
+*Refused* means an error in words before the first step, naming what to use. A `main_fun` calls Keras's `fit` itself, on
+`ctx.dataset()` and under `ctx.strategy`; it gets what synchronous training gets.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    parts = [HEAD]
+    rows = [*FEATURES, *STATED]
+    for group, features in itertools.groupby(
+        sorted(rows, key=lambda row: order(row.group)), lambda row: row.group
+    ):
+        parts.append(f"\n## {group[0].upper()}{group[1:]}\n")
+        parts.append("| feature | synchronous | parameter servers | `main_fun` |\n|---|---|---|---|")
+        parts.extend(line(feature) for feature in features)
+    counts = Counter(kind_of(row.synchronous) for row in rows)
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in ("equal", "equal but for what is named", "refused"))
+    parts.append(f"\nOf {len(rows)} rows, synchronous training has {said}.\n")
+    return "\n".join(parts)
+
+
+def order(group: str) -> int:
+    """Return where a group comes in."""
+    return list(dict.fromkeys(row.group for row in [*FEATURES, *STATED])).index(group)
+
+
+def line(row: Feature | Stated) -> str:
+    synchronous = row.synchronous
+    if isinstance(row, Feature) and row.of_batches:
+        synchronous += "; `evaluate`: over each worker's own batches"
+    name = row.name.replace("|", "\\|")
+    return f"| {name} | {synchronous} | {row.servers} | {row.main_fun or synchronous} |"
+
+
+def kind_of(promise: str) -> str:
+    if promise == EQUAL:
+        return "equal"
+    return "refused" if promise.startswith("refused") else "equal but for what is named"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

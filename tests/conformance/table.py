@@ -1,0 +1,991 @@
+"""The features of Keras's ``compile`` and ``fit``, and what is promised of each: `docs/keras-features.md`.
+
+Every row is a small model and its data. `trial` trains it by plain Keras and by tfspark on the same global batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+BATCH, ROWS = 8, 28
+"""The last batch is short by half, so that the second of two workers has nothing of it."""
+
+EQUAL = "equal"
+RNG_SEED = 3
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A row.
+
+    Attributes:
+        group: what it belongs to.
+        name: unique.
+        build: makes the compiled model.
+        data: features, label and weights (or None), as arrays.
+        synchronous: ``equal``; or what is equal instead.
+        servers: the same of parameter servers.
+        refused: by whom, of ``synchronous`` and ``servers``; the promise is then what the error says.
+        class_weights: class -> weight.
+        compare: what must be equal: weights, history, tests.
+        slow: left to ``--all``.
+        fills_up: a short batch is divided by the whole batch size; else by its rows, as Keras does.
+        needs_graph: plain Keras is not run eagerly.
+        of_batches: the loss is no mean over rows, so what `evaluate` says depends on how rows make batches.
+        main_fun: what a `main_fun` gets; empty: the same as synchronous training.
+    """
+
+    group: str
+    name: str
+    build: Callable[[], Any]
+    data: Callable[[], Any]
+    synchronous: str = EQUAL
+    servers: str = EQUAL
+    refused: tuple[str, ...] = ()
+    class_weights: Mapping[int, float] | None = None
+    compare: tuple[str, ...] = ("weights", "history", "tests")
+    slow: bool = False
+    fills_up: bool = True
+    needs_graph: bool = False
+    of_batches: bool = False
+    main_fun: str = ""
+
+    @property
+    def quick_on_servers(self) -> bool:
+        """Whether parameter servers train it in the quick part of the suite."""
+        return not self.slow and self.group in (
+            "optimizers",
+            "outputs of several values",
+            "weights",
+            "models",
+        )
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A row of the page that is shown by a test elsewhere."""
+
+    group: str
+    name: str
+    synchronous: str
+    servers: str
+    main_fun: str = ""
+
+
+# --- data ------------------------------------------------------------------------------------------
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(RNG_SEED)
+
+
+def table_rows(kind: str = "number", weights: bool = False) -> Any:
+    """Four numbers a row, and a label of a kind."""
+    rng = generator()
+    x = rng.normal(size=(ROWS, 4)).astype(np.float32)
+    classes = x[:, :3].argmax(1)
+    y: Any = {
+        "number": (x.sum(1, keepdims=True) * 2 + 1).astype(np.float32),
+        "flat": (x.sum(1) * 2 + 1).astype(np.float32),
+        "numbers": np.stack([x.sum(1), x[:, 0] - x[:, 1], x[:, 2] * 2], 1).astype(np.float32),
+        "classes": classes.astype(np.int64),
+        "one hot": np.eye(3, dtype=np.float32)[classes],
+        "yes": (x.sum(1, keepdims=True) > 0).astype(np.float32),
+        "several": (x[:, :3] > 0).astype(np.float32),
+        "positive": np.abs(x.sum(1, keepdims=True)).astype(np.float32) + 0.1,
+        "signs": np.sign(x.sum(1, keepdims=True)).astype(np.float32),
+    }[kind]
+    return x, y, rng.choice([0.0, 0.5, 1.0, 4.0], ROWS).astype(np.float32) if weights else None
+
+
+def images(kind: str = "classes", weights: bool = False) -> Any:
+    """Six by six pixels, and a label for each."""
+    rng = generator()
+    x = rng.normal(size=(ROWS, 6, 6, 1)).astype(np.float32)
+    inside = (x > 0.2).astype(np.int64)
+    y = {"classes": inside[..., 0], "yes": inside.astype(np.float32), "same": x}[kind]
+    return x, y, rng.choice([0.0, 0.5, 1.0, 4.0], ROWS).astype(np.float32) if weights else None
+
+
+def series(steps: int = 5, weights: bool = False) -> Any:
+    """Two numbers and a class for each step of time; with 4 steps there are as many as a worker has rows."""
+    rng = generator()
+    x = rng.normal(size=(ROWS, steps, 2)).astype(np.float32)
+    y = (x.sum(-1) > 0).astype(np.int64) + (x[..., 0] > 1)
+    return x, y, rng.choice([0.0, 0.5, 1.0, 4.0], ROWS).astype(np.float32) if weights else None
+
+
+def tokens(label: str = "steps") -> Any:
+    """Numbers of words, 0 where there is none."""
+    rng = generator()
+    lengths = rng.integers(1, 6, ROWS)
+    x = rng.integers(1, 9, (ROWS, 5)) * (np.arange(5) < lengths[:, None])
+    return (
+        x.astype(np.int64),
+        (x % 3).astype(np.int64) if label == "steps" else (lengths % 3).astype(np.int64),
+        None,
+    )
+
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+def initial(seed: int = 1) -> Any:
+    import keras
+
+    return keras.initializers.RandomNormal(stddev=0.4, seed=seed)
+
+
+def dense(
+    units: int, activation: str | None, optimizer: Any, loss: Any, hidden: int = 5, **compiled: Any
+) -> Any:
+    import keras
+
+    layer = functools.partial(keras.layers.Dense)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layer(hidden, "tanh", kernel_initializer=initial(1)),
+            layer(units, activation, kernel_initializer=initial(2)),
+        ]
+    )
+    model.compile(
+        optimizer() if callable(optimizer) else optimizer, loss() if callable(loss) else loss, **compiled
+    )
+    return model
+
+
+def sgd(rate: float = 0.05, **options: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        import keras
+
+        return keras.optimizers.SGD(rate, **options)
+
+    return make
+
+
+def optimizer_of(name: str, rate: float = 0.01, **options: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        import keras
+
+        return getattr(keras.optimizers, name)(rate, **options)
+
+    return make
+
+
+def regression(name: str, optimizer: Callable[[], Any], group: str = "optimizers", **more: Any) -> Feature:
+    return Feature(group, name, lambda: dense(1, None, optimizer, "mse", metrics=["mae"]), table_rows, **more)
+
+
+CLIPPING = [
+    regression("clipnorm", sgd(clipnorm=0.5)),
+    regression("global_clipnorm", sgd(global_clipnorm=0.5)),
+    regression("clipvalue", sgd(clipvalue=0.05)),
+    regression("Adam(clipnorm)", optimizer_of("Adam", clipnorm=0.5)),
+    regression(
+        "AdamW(weight_decay, global_clipnorm)", optimizer_of("AdamW", weight_decay=0.1, global_clipnorm=0.3)
+    ),
+    regression("use_ema", sgd(use_ema=True, ema_momentum=0.9)),
+    regression("ema_overwrite_frequency", sgd(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3)),
+    regression(
+        "gradient_accumulation_steps",
+        sgd(gradient_accumulation_steps=2),
+        servers="refused: workers would add to each other's gradients",
+        refused=("servers",),
+    ),
+    regression(
+        "gradient_accumulation_steps with clipnorm",
+        optimizer_of("Adam", gradient_accumulation_steps=3, clipnorm=0.2, weight_decay=0.01),
+        servers="refused: workers would add to each other's gradients",
+        refused=("servers",),
+    ),
+    regression("loss_scale_factor", sgd(loss_scale_factor=8.0, clipnorm=0.5)),
+    regression(
+        "LossScaleOptimizer",
+        lambda: __import__("keras").optimizers.LossScaleOptimizer(sgd(clipnorm=0.5)(), initial_scale=1024.0),
+        servers="refused: workers would change the scale under each other",
+        refused=("servers",),
+    ),
+]
+
+
+# --- losses ----------------------------------------------------------------------------------------
+
+
+def loss_of(name: str, **options: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        import keras
+
+        return getattr(keras.losses, name)(**options)
+
+    return make
+
+
+def dice(truth: Any, guess: Any) -> Any:
+    """One number for the whole batch."""
+    import keras
+
+    truth = keras.ops.cast(truth, guess.dtype)
+    both = keras.ops.sum(truth * guess)
+    return 1 - (2 * both + 1) / (keras.ops.sum(truth) + keras.ops.sum(guess) + 1)
+
+
+def of_table(
+    name: str, kind: str, units: int, activation: str | None, loss: Any, weighs: bool = False, **more: Any
+) -> Feature:
+    compiled = more.pop("compiled", {})
+    return Feature(
+        more.pop("group", "losses"),
+        name,
+        lambda: dense(units, activation, sgd(), loss, **compiled),
+        lambda: table_rows(kind, weighs),
+        **more,
+    )
+
+
+def of_pixels(
+    name: str, kind: str, loss: Any, metrics: Callable[[], Any] = list, weighs: bool = False, **more: Any
+) -> Feature:
+    def build() -> Any:
+        import keras
+
+        units, activation = {"classes": (2, "softmax"), "yes": (1, "sigmoid"), "same": (1, None)}[kind]
+        layer = keras.layers.Conv2D(
+            units, 3, padding="same", activation=activation, kernel_initializer=initial()
+        )
+        model = keras.Sequential([keras.Input((6, 6, 1)), layer])
+        made = {"weighted_metrics": metrics()} if weighs else {"metrics": metrics()}
+        model.compile(sgd(0.5)(), loss() if callable(loss) and loss is not dice else loss, **made)
+        return model
+
+    return Feature(
+        more.pop("group", "outputs of several values"), name, build, lambda: images(kind, weighs), **more
+    )
+
+
+def of_steps(
+    name: str, metrics: Callable[[], Any] = list, steps: int = 5, weighs: bool = False, **more: Any
+) -> Feature:
+    def build() -> Any:
+        import keras
+
+        layers = [keras.Input((steps, 2)), keras.layers.Dense(3, "softmax", kernel_initializer=initial())]
+        model = keras.Sequential(layers)
+        made = {"weighted_metrics": metrics()} if weighs else {"metrics": metrics()}
+        model.compile(sgd(0.5)(), "sparse_categorical_crossentropy", **made)
+        return model
+
+    return Feature("outputs of several values", name, build, lambda: series(steps, weighs), **more)
+
+
+def masked(name: str, label: str, weighted: bool = False, **more: Any) -> Feature:
+    def build() -> Any:
+        import keras
+
+        uniform = keras.initializers.RandomNormal(stddev=0.5, seed=4)
+        layers = [
+            keras.Input((5,), dtype="int64"),
+            keras.layers.Embedding(9, 3, mask_zero=True, embeddings_initializer=uniform),
+            keras.layers.SimpleRNN(
+                4,
+                return_sequences=label == "steps",
+                kernel_initializer=initial(5),
+                recurrent_initializer=initial(6),
+            ),
+            keras.layers.Dense(3, "softmax", kernel_initializer=initial(7)),
+        ]
+        model = keras.Sequential(layers)
+        made = {"weighted_metrics": ["accuracy"]} if weighted else {"metrics": ["accuracy"]}
+        model.compile(sgd(0.5)(), "sparse_categorical_crossentropy", **made)
+        return model
+
+    return Feature("outputs of several values", name, build, lambda: tokens(label), **more)
+
+
+def metric_of(name: str, *args: Any, **options: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        import keras
+
+        return getattr(keras.metrics, name)(*args, **options)
+
+    return make
+
+
+def made(*metrics: Callable[[], Any]) -> Callable[[], list[Any]]:
+    return lambda: [metric() for metric in metrics]
+
+
+LOSSES = [
+    of_table(f"{name} of {kind}", kind, units, activation, loss_of(name), weighs=name in WEIGHED)
+    for WEIGHED in [("MeanAbsoluteError", "BinaryCrossentropy", "SparseCategoricalCrossentropy", "Huber")]
+    for name, kind, units, activation in [
+        ("MeanAbsoluteError", "number", 1, None),
+        ("MeanSquaredLogarithmicError", "positive", 1, "softplus"),
+        ("MeanAbsolutePercentageError", "positive", 1, "softplus"),
+        ("Huber", "numbers", 3, None),
+        ("LogCosh", "number", 1, None),
+        ("CosineSimilarity", "numbers", 3, None),
+        ("Poisson", "positive", 1, "softplus"),
+        ("KLDivergence", "one hot", 3, "softmax"),
+        ("BinaryCrossentropy", "several", 3, "sigmoid"),
+        ("BinaryFocalCrossentropy", "yes", 1, "sigmoid"),
+        ("CategoricalCrossentropy", "one hot", 3, "softmax"),
+        ("CategoricalFocalCrossentropy", "one hot", 3, "softmax"),
+        ("SparseCategoricalCrossentropy", "classes", 3, "softmax"),
+        ("CategoricalHinge", "one hot", 3, None),
+        ("Hinge", "signs", 1, "tanh"),
+        ("SquaredHinge", "signs", 1, "tanh"),
+        ("Tversky", "several", 3, "sigmoid"),
+        ("Dice", "several", 3, "sigmoid"),
+        ("Circle", "classes", 3, None),
+        ("CategoricalGeneralizedCrossEntropy", "classes", 3, "softmax"),
+    ]
+]
+for feature in list(LOSSES):
+    if feature.name.split()[0] in ("Tversky", "Dice", "Circle"):
+        LOSSES[LOSSES.index(feature)] = replace(feature, fills_up=False)
+LOSSES += [
+    of_table(
+        f"reduction {reduction}{' with weights' if weighs else ''}",
+        "number",
+        1,
+        None,
+        loss_of("MeanSquaredError", reduction=reduction),
+        weighs=weighs,
+        fills_up=reduction != "mean_with_sample_weight",
+    )
+    for reduction in ("sum_over_batch_size", "mean_with_sample_weight", "sum", "none")
+    for weighs in (False, True)
+]
+LOSSES += [
+    of_table("a function of the whole batch", "yes", 1, "sigmoid", lambda: dice, fills_up=False),
+    of_table(
+        "a function of the whole batch, with weights",
+        "yes",
+        1,
+        "sigmoid",
+        lambda: dice,
+        weighs=True,
+        fills_up=False,
+    ),
+]
+OUTPUTS = [
+    of_pixels(
+        "segmentation, classes",
+        "classes",
+        "sparse_categorical_crossentropy",
+        lambda: ["accuracy", *made(metric_of("MeanIoU", 2, sparse_y_pred=False))()],
+    ),
+    of_pixels(
+        "segmentation, yes or no",
+        "yes",
+        "binary_crossentropy",
+        made(metric_of("BinaryIoU"), metric_of("Precision"), metric_of("AUC"), metric_of("BinaryAccuracy")),
+    ),
+    of_pixels(
+        "segmentation, weighted",
+        "yes",
+        "binary_crossentropy",
+        made(metric_of("BinaryIoU"), metric_of("Recall"), metric_of("AUC"), metric_of("BinaryAccuracy")),
+        weighs=True,
+    ),
+    of_pixels(
+        "segmentation, classes, weighted",
+        "classes",
+        "sparse_categorical_crossentropy",
+        made(metric_of("MeanIoU", 2, sparse_y_pred=False), metric_of("SparseCategoricalAccuracy")),
+        weighs=True,
+    ),
+    of_pixels("segmentation, Dice of the batch", "yes", loss_of("Dice"), fills_up=False),
+    of_pixels("segmentation, Dice of each image", "yes", loss_of("Dice", axis=(1, 2, 3))),
+    of_pixels("image autoencoder", "same", "mse", lambda: ["mae"]),
+    of_pixels(
+        "pixels, mean_with_sample_weight",
+        "same",
+        loss_of("MeanSquaredError", reduction="mean_with_sample_weight"),
+        weighs=True,
+        fills_up=False,
+    ),
+    of_pixels("pixels, sum", "same", loss_of("MeanSquaredError", reduction="sum"), slow=True),
+    of_steps("tagging", lambda: ["accuracy"]),
+    of_steps("tagging, as many steps as rows", lambda: ["accuracy"], steps=4, weighs=True),
+    of_steps("tagging, weighted", lambda: ["accuracy"], weighs=True),
+    masked("mask of steps", "steps", fills_up=False),
+    masked("mask of steps, weighted metrics", "steps", weighted=True, fills_up=False),
+    masked("mask that a layer takes", "rows"),
+]
+
+# --- metrics ---------------------------------------------------------------------------------------
+
+
+def classes_metrics() -> list[Any]:
+    import keras
+
+    m = keras.metrics
+
+    class Largest(m.Metric):
+        """A metric of one's own."""
+
+        def __init__(self, name: str = "largest"):
+            super().__init__(name=name)
+            self.count = self.add_weight(name="count", initializer="zeros")
+
+        def update_state(self, truth: Any, guess: Any, sample_weight: Any = None) -> None:
+            value = keras.ops.cast(guess[:, 0] > 0.3, "float32")
+            self.count.assign_add(keras.ops.sum(value))
+
+        def result(self) -> Any:
+            return self.count
+
+    def near(truth: Any, guess: Any) -> Any:
+        return keras.ops.mean(keras.ops.abs(truth - guess), axis=-1)
+
+    return [
+        "accuracy",
+        m.F1Score(average="macro", name="f1"),
+        m.F1Score(average=None, name="f1_each"),
+        m.FBetaScore(average="micro", name="fbeta"),
+        m.AUC(multi_label=True, num_labels=3, name="auc_each"),
+        m.AUC(name="auc"),
+        m.AUC(curve="PR", name="auc_pr"),
+        m.Precision(class_id=1, name="precision_1"),
+        m.Recall(top_k=2, name="recall_2"),
+        m.TopKCategoricalAccuracy(2, name="top2"),
+        m.R2Score(name="r2"),
+        m.SensitivityAtSpecificity(0.5, name="sens"),
+        m.OneHotMeanIoU(3, name="iou"),
+        m.OneHotIoU(3, [0, 1]),
+        m.CosineSimilarity(name="cosine"),
+        m.RootMeanSquaredError(name="rmse"),
+        m.CategoricalCrossentropy(name="cce"),
+        m.KLDivergence(),
+        m.FalseNegatives(),
+        m.TruePositives([0.3, 0.6], name="tp"),
+        m.PrecisionAtRecall(0.4),
+        m.CategoricalAccuracy(),
+        m.ConcordanceCorrelation(),
+        m.PearsonCorrelation(),
+        Largest(),
+        near,
+    ]
+
+
+def weighted_metrics() -> list[Any]:
+    import keras
+
+    m = keras.metrics
+    return [
+        "accuracy",
+        m.F1Score(average="macro", name="f1"),
+        m.AUC(multi_label=True, num_labels=3, name="auc_each"),
+        m.AUC(name="auc"),
+        m.Precision(class_id=1),
+        m.R2Score(name="r2"),
+        m.OneHotMeanIoU(3, name="iou"),
+        m.CosineSimilarity(name="cosine"),
+        m.RootMeanSquaredError(name="rmse"),
+    ]
+
+
+def regression_metrics() -> list[Any]:
+    import keras
+
+    m = keras.metrics
+    return [
+        "mae",
+        "mse",
+        m.R2Score(),
+        m.RootMeanSquaredError(),
+        m.MeanAbsolutePercentageError(),
+        m.MeanSquaredLogarithmicError(),
+        m.LogCoshError(),
+        m.Poisson(),
+        m.MeanMetricWrapper(lambda a, b: a - b, name="bias"),
+    ]
+
+
+def with_metrics(
+    name: str, kind: str, units: int, activation: Any, loss: str, make: Any, **more: Any
+) -> Feature:
+    weighs = more.pop("weighs", False)
+
+    def build() -> Any:
+        compiled = {"weighted_metrics": make()} if weighs else {"metrics": make()}
+        return dense(units, activation, sgd(), loss, **compiled)
+
+    return Feature("metrics", name, build, lambda: table_rows(kind, weighs), **more)
+
+
+def sparse_metrics() -> list[Any]:
+    import keras
+
+    m = keras.metrics
+    return [
+        "accuracy",
+        m.SparseCategoricalCrossentropy(name="sce"),
+        m.SparseTopKCategoricalAccuracy(2, name="top2"),
+        m.MeanIoU(3, sparse_y_pred=False, name="iou"),
+    ]
+
+
+def binary_metrics() -> list[Any]:
+    import keras
+
+    m = keras.metrics
+    return [
+        "accuracy",
+        m.BinaryCrossentropy(name="bce"),
+        m.AUC(from_logits=False),
+        m.Precision(),
+        m.Recall(),
+        m.BinaryIoU(),
+        m.SpecificityAtSensitivity(0.5),
+        m.RecallAtPrecision(0.5),
+        m.TrueNegatives(),
+        m.FalsePositives(),
+        m.Hinge(),
+        m.F1Score(threshold=0.5, average="micro"),
+    ]
+
+
+METRICS = [
+    with_metrics(
+        "metrics of one-hot classes", "one hot", 3, "softmax", "categorical_crossentropy", classes_metrics
+    ),
+    with_metrics(
+        "weighted metrics", "one hot", 3, "softmax", "categorical_crossentropy", weighted_metrics, weighs=True
+    ),
+    with_metrics(
+        "weighted metrics without weights",
+        "classes",
+        3,
+        "softmax",
+        "sparse_categorical_crossentropy",
+        sparse_metrics,
+    ),
+    with_metrics("metrics of yes and no", "yes", 1, "sigmoid", "binary_crossentropy", binary_metrics),
+    with_metrics("metrics of numbers", "positive", 1, "softplus", "mse", regression_metrics),
+]
+
+# --- weights ---------------------------------------------------------------------------------------
+
+WEIGHTS = [
+    of_table(
+        "class_weight of integer classes",
+        "classes",
+        3,
+        "softmax",
+        "sparse_categorical_crossentropy",
+        group="weights",
+        class_weights={0: 1.0, 1: 2.0, 2: 0.0},
+        compiled={"weighted_metrics": ["accuracy"], "metrics": ["accuracy"]},
+    ),
+    of_table(
+        "class_weight of one-hot classes",
+        "one hot",
+        3,
+        "softmax",
+        "categorical_crossentropy",
+        group="weights",
+        class_weights={0: 1.0, 2: 5.0},
+        compiled={"weighted_metrics": ["accuracy"]},
+    ),
+    of_table(
+        "class_weight of several labels",
+        "several",
+        3,
+        "sigmoid",
+        "binary_crossentropy",
+        group="weights",
+        class_weights={0: 1.0, 1: 2.0, 2: 5.0},
+    ),
+    of_table(
+        "sample_weight",
+        "number",
+        1,
+        None,
+        "mse",
+        weighs=True,
+        group="weights",
+        compiled={"weighted_metrics": ["mae"], "metrics": ["mae"]},
+    ),
+]
+# --- all optimizers, schedules ----------------------------------------------------------------------
+
+OPTIMIZERS = [
+    *(
+        regression(
+            name, optimizer_of(name, clipnorm=1.0, weight_decay=0.01), slow=name not in ("Adam", "Lion")
+        )
+        for name in (
+            "Adadelta",
+            "Adafactor",
+            "Adagrad",
+            "Adam",
+            "Adamax",
+            "AdamW",
+            "Ftrl",
+            "Lamb",
+            "Lion",
+            "Nadam",
+            "RMSprop",
+        )
+    ),
+    regression("SGD(momentum, nesterov)", optimizer_of("SGD", momentum=0.9, nesterov=True), slow=True),
+    regression("Muon", optimizer_of("Muon", exclude_layers=["dense"]), slow=True),
+]
+
+
+def schedule(name: str, *args: Any, **options: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        import keras
+
+        return keras.optimizers.Adam(
+            getattr(keras.optimizers.schedules, name)(*args, **options), clipnorm=1.0
+        )
+
+    return make
+
+
+SCHEDULES = [
+    regression(
+        "CosineDecay", schedule("CosineDecay", 0.05, 4, warmup_target=0.1, warmup_steps=2), "schedules"
+    ),
+    regression("ExponentialDecay", schedule("ExponentialDecay", 0.05, 2, 0.5), "schedules", slow=True),
+    regression(
+        "PiecewiseConstantDecay", schedule("PiecewiseConstantDecay", [1, 2], [0.1, 0.05, 0.01]), "schedules"
+    ),
+    regression("PolynomialDecay", schedule("PolynomialDecay", 0.05, 3, cycle=True), "schedules", slow=True),
+    regression("InverseTimeDecay", schedule("InverseTimeDecay", 0.05, 3, 0.5), "schedules", slow=True),
+    regression("CosineDecayRestarts", schedule("CosineDecayRestarts", 0.05, 2), "schedules", slow=True),
+]
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+def two_columns(weights: bool = False) -> Any:
+    """Two features, and two labels by the names of the outputs."""
+    x, y, given = table_rows("classes", weights)
+    return {"left": x[:, :2], "right": x[:, 2:]}, {"kind": y, "size": x.sum(1, keepdims=True)}, given
+
+
+def of_model(
+    name: str, build: Callable[[], Any], data: Callable[[], Any] = table_rows, **more: Any
+) -> Feature:
+    return Feature("models", name, build, data, **more)
+
+
+def two_outputs(loss_weights: Any = None, weighted: bool = False) -> Any:
+    import keras
+
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    hidden = keras.layers.Concatenate()([left, right])
+    kind = keras.layers.Dense(3, "softmax", name="kind", kernel_initializer=initial(1))(hidden)
+    size = keras.layers.Dense(1, name="size", kernel_initializer=initial(2))(hidden)
+    model = keras.Model({"left": left, "right": right}, {"kind": kind, "size": size})
+    metrics = {"kind": ["accuracy"], "size": ["mae"]}
+    model.compile(
+        sgd(clipnorm=1.0)(),
+        {"kind": "sparse_categorical_crossentropy", "size": "mse"},
+        loss_weights=loss_weights,
+        **({"weighted_metrics": metrics} if weighted else {"metrics": metrics}),
+    )
+    return model
+
+
+def pixels_and_class() -> Any:
+    import keras
+
+    inputs = keras.Input((6, 6, 1))
+    mask = keras.layers.Conv2D(
+        1, 3, padding="same", activation="sigmoid", name="mask", kernel_initializer=initial(1)
+    )
+    flat = keras.layers.GlobalAveragePooling2D()(inputs)
+    mean = keras.layers.Dense(1, name="mean", kernel_initializer=initial(2))(flat)
+    model = keras.Model(inputs, {"mask": mask(inputs), "mean": mean})
+    model.compile(
+        sgd()(),
+        {"mask": "binary_crossentropy", "mean": "mse"},
+        metrics={"mask": [keras.metrics.BinaryIoU(name="iou")], "mean": ["mae"]},
+    )
+    return model
+
+
+def pixels_and_class_data() -> Any:
+    x, y, _ = images("yes")
+    return x, {"mask": y, "mean": x.mean((1, 2))}, None
+
+
+def regularised() -> Any:
+    import keras
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(
+        5,
+        "tanh",
+        kernel_regularizer="l2",
+        kernel_initializer=initial(1),
+        kernel_constraint=keras.constraints.MaxNorm(0.5),
+    )(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=initial(2))(hidden))
+    model.compile(sgd(0.1)(), "mse")
+    return model
+
+
+def frozen() -> Any:
+    model = dense(1, None, sgd(clipnorm=0.1), "mse")
+    model.layers[0].trainable = False
+    model.compile(sgd(clipnorm=0.1)(), "mse")
+    return model
+
+
+def own_step() -> Any:
+    import keras
+    import tensorflow as tf
+
+    class Own(keras.Model):
+        """A training step of its own, on Keras's loss."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = keras.layers.Dense(1, kernel_initializer=initial(1))
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+        def train_step(self, data: Any) -> Any:
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                guess = self(x)
+                loss = self.compute_loss(x, y, guess, weight)
+            weights = self.trainable_weights
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+            return self.compute_metrics(x, y, guess, weight)
+
+    model = Own()
+    model.compile(sgd(clipnorm=0.5)(), "mse", metrics=["mae"])
+    return model
+
+
+def own_loss() -> Any:
+    import keras
+
+    class Own(keras.Model):
+        """`compute_loss` of its own."""
+
+        def compute_loss(
+            self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **more: Any
+        ) -> Any:
+            return 2 * super().compute_loss(x, y, y_pred, sample_weight, **more)
+
+    inputs = keras.Input((4,))
+    model = Own(inputs, keras.layers.Dense(1, kernel_initializer=initial(1))(inputs))
+    model.compile(sgd(clipnorm=0.5)(), "mse")
+    return model
+
+
+def embedded(optimizer: Callable[[], Any]) -> Any:
+    import keras
+
+    table = keras.initializers.RandomNormal(stddev=0.5, seed=4)
+    layers = [
+        keras.Input((5,), dtype="int64"),
+        keras.layers.Embedding(9, 3, embeddings_initializer=table),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, "softmax", kernel_initializer=initial(7)),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(optimizer(), "sparse_categorical_crossentropy")
+    return model
+
+
+def normalised() -> Any:
+    import keras
+
+    layer = keras.layers.Normalization()
+    layer.adapt(table_rows()[0])
+    hidden = keras.layers.Dense(1, kernel_initializer=initial(1))
+    model = keras.Sequential([keras.Input((4,)), layer, hidden])
+    model.compile(sgd()(), "mse")
+    return model
+
+
+def batch_normalised(synchronized: bool) -> Any:
+    import keras
+
+    layers = [
+        keras.Input((4,)),
+        keras.layers.BatchNormalization(synchronized=synchronized),
+        keras.layers.Dense(1, kernel_initializer=initial(1)),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(sgd()(), "mse")
+    return model
+
+
+def dropped_out() -> Any:
+    import keras
+
+    layers = [
+        keras.Input((4,)),
+        keras.layers.Dropout(0.3, seed=2),
+        keras.layers.Dense(1, kernel_initializer=initial(1)),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(sgd()(), "mse")
+    return model
+
+
+def compiled(**options: Any) -> Callable[[], Any]:
+    return lambda: dense(1, None, sgd(clipnorm=0.5), "mse", metrics=["mae"], **options)
+
+
+def mixed(policy: str) -> Callable[[], Any]:
+    def build() -> Any:
+        import keras
+
+        keras.mixed_precision.set_dtype_policy(policy)
+        try:
+            return dense(1, None, sgd(clipnorm=0.5), "mse")
+        finally:
+            keras.mixed_precision.set_dtype_policy("float32")
+
+    return build
+
+
+MODELS = [
+    of_model("several inputs and outputs, by name", two_outputs, two_columns),
+    of_model(
+        "several outputs, loss_weights and weights",
+        lambda: two_outputs({"kind": 0.3, "size": 2.0}, True),
+        lambda: two_columns(True),
+    ),
+    of_model("outputs of pixels and of a row", pixels_and_class, pixels_and_class_data),
+    of_model("regularizers and constraints", regularised),
+    of_model("frozen layers", frozen),
+    of_model("train_step", own_step),
+    of_model("compute_loss", own_loss),
+    of_model("Embedding with clipnorm", lambda: embedded(sgd(0.5, clipnorm=0.05)), lambda: tokens("rows")),
+    of_model(
+        "Embedding with Adam(global_clipnorm)",
+        lambda: embedded(optimizer_of("Adam", global_clipnorm=0.05)),
+        lambda: tokens("rows"),
+        slow=True,
+    ),
+    of_model("Normalization adapted in build_model", normalised),
+    of_model(
+        "BatchNormalization",
+        lambda: batch_normalised(False),
+        compare=(),
+        synchronous="each worker's own statistics of its part of the batch; their mean is kept after each epoch",
+        servers="statistics of each step's batch, in the order in which steps come",
+    ),
+    of_model(
+        "BatchNormalization(synchronized=True)",
+        lambda: batch_normalised(True),
+        compare=(),
+        synchronous="statistics of the whole batch, rows that fill it up included",
+        servers="statistics of each step's batch, in the order in which steps come",
+    ),
+    of_model(
+        "Dropout and other random layers",
+        dropped_out,
+        compare=(),
+        synchronous="each worker draws numbers of its own, the same in each run",
+        servers="numbers drawn from the step's number",
+    ),
+    of_model(
+        "run_eagerly",
+        compiled(run_eagerly=True),
+        refused=("servers",),
+        servers="refused: its steps are graphs",
+    ),
+    of_model("jit_compile", compiled(jit_compile=True), slow=True),
+    of_model(
+        "steps_per_execution",
+        compiled(steps_per_execution=2),
+        refused=("synchronous", "servers"),
+        synchronous="refused: Keras cannot run several steps at once under more than one worker",
+        servers="refused: Keras cannot run several steps at once under more than one worker",
+    ),
+    of_model(
+        "mixed_bfloat16",
+        mixed("mixed_bfloat16"),
+        compare=(),
+        synchronous="equal but for rounding",
+        servers="equal but for rounding",
+    ),
+    of_model(
+        "mixed_float16",
+        mixed("mixed_float16"),
+        compare=(),
+        synchronous="equal but for rounding",
+        servers="refused: workers would change the scale of the loss under each other",
+        refused=("servers",),
+    ),
+]
+ALL = [*CLIPPING, *OPTIMIZERS, *SCHEDULES, *LOSSES, *OUTPUTS, *METRICS, *WEIGHTS, *MODELS]
+OF_BATCHES = (
+    "Tversky",
+    "Dice",
+    "Circle",
+    "reduction sum",
+    "reduction mean_with",
+    "a function",
+    "pixels,",
+    "mask of",
+)
+FEATURES = [
+    replace(feature, of_batches=True)
+    if (feature.name.startswith(OF_BATCHES) and not feature.name.startswith("reduction sum_over"))
+    or "Dice of the" in feature.name
+    else feature
+    for feature in ALL
+]
+STATED = [
+    Stated("weights", "a column of weights (`weight=`, `data.weight`)", EQUAL, EQUAL),
+    Stated("weights", "class weights of text and bool labels", EQUAL, EQUAL),
+    Stated(
+        "callbacks", "EarlyStopping, ReduceLROnPlateau, TerminateOnNaN, LearningRateScheduler", EQUAL, EQUAL
+    ),
+    Stated(
+        "callbacks",
+        "ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor",
+        "on the chief only",
+        "on the chief only",
+    ),
+    Stated(
+        "callbacks",
+        "BackupAndRestore",
+        "the chief writes; a run goes on by tfspark's own checkpoints, so a backup that is "
+        "left over is refused",
+        "as synchronous",
+        "the chief writes; all workers get what it restores",
+    ),
+    Stated("callbacks", "callbacks of one's own", "run on every worker", "run on the chief"),
+    Stated(
+        "models",
+        "stateful recurrent layers with a fixed batch",
+        "equal with one worker and `Feeding(ordered=True)`; each "
+        "worker keeps the states of its rows; `evaluate` fills batches up",
+        "states of whatever batch came before",
+    ),
+    Stated(
+        "fit",
+        "validation rows",
+        "evaluated once each, without padding",
+        "as synchronous",
+        '`validation_data=ctx.dataset("validation")`',
+    ),
+    Stated(
+        "metrics",
+        "metrics whose states are not sums over rows",
+        "added up all the same, as `tf.distribute` does",
+        "added up all the same",
+    ),
+]

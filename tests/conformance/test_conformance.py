@@ -1,0 +1,151 @@
+"""Every feature of the table by plain Keras and by tfspark: the same comes of it, or it is refused.
+
+Each process trains many models, one after the other: to start TensorFlow takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.environment import TESTS, python_path
+from training.test_keras_corrections import free_ports
+
+from conformance.page import PAGE, page
+from conformance.table import FEATURES, Feature
+
+SCRIPT = Path(__file__).with_name("trial.py")
+DEADLINE_S = 590.0
+QUICK = tuple(feature.name for feature in FEATURES if not feature.slow)
+SLOW = tuple(feature.name for feature in FEATURES if feature.slow)
+ON_SERVERS = tuple(feature.name for feature in FEATURES if feature.quick_on_servers)
+KINDS = ["two workers", "parameter servers"]
+
+Results = dict[str, dict[str, Any]]
+
+
+def commands(kind: str, names: Sequence[str]) -> list[list[str]]:
+    """Return what each process of a cluster is to do."""
+    if kind == "plain":
+        return [["plain", *names]]
+    if kind == "parameter servers":
+        return [["servers", "1", *names]]
+    ports = free_ports()[: 2 if kind == "two workers" else 1]
+    return [["mirrored", str(rank), *ports, "--", *names] for rank in range(len(ports))]
+
+
+@functools.cache
+def trained(names: tuple[str, ...], *kinds: str) -> dict[str, list[Results]]:
+    """Train features in all kinds of clusters at a time; return what each of their processes said."""
+    orders = {kind: commands(kind, names) for kind in kinds}
+    environment = {
+        **os.environ, "PYTHONPATH": f"{python_path()}{os.pathsep}{TESTS}", "TF_CPP_MIN_LOG_LEVEL": "3"
+    }  # fmt: skip
+    until = time.monotonic() + DEADLINE_S
+    with contextlib.ExitStack() as stack:
+        # Files, not pipes: nobody reads the second while the first is waited for.
+        logs = {
+            kind: [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in orders[kind]] for kind in kinds
+        }
+        processes = [
+            subprocess.Popen([sys.executable, str(SCRIPT), *order], stdout=log, stderr=log, env=environment)
+            for kind in kinds
+            for order, log in zip(orders[kind], logs[kind], strict=True)
+        ]
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # Told below, by what is missing.
+                for process in processes:
+                    process.wait(max(until - time.monotonic(), 0))
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return {kind: [results_in(log, names) for log in logs[kind]] for kind in kinds}
+
+
+def results_in(log: Any, names: Sequence[str]) -> Results:
+    """Return what a process said of each feature; of one that is missing, how its log ends."""
+    log.seek(0)
+    lines = log.read().splitlines()
+    said = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
+    missing = {"error": "\n".join(["missing", *lines[-40:]])}
+    return dict.fromkeys(names, missing) | {each["feature"]: each for each in said}
+
+
+def check(feature: Feature, kind: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Compare what the table promises to be equal."""
+    side = "servers" if kind == "parameter servers" else "synchronous"
+    if side in feature.refused:
+        assert "ConfigError: expected" in found.get("error", ""), found
+        return
+    assert "error" not in found, found["error"]
+    assert "error" not in expected, expected["error"]
+    assert np.isfinite(found["weights"]).all()
+    assert found["iterations"] == expected["iterations"]
+    assert set(found["history"]) == set(expected["history"])
+    if "weights" in feature.compare:
+        # A worker of parameter servers takes a short batch as it is.
+        close(found["weights"], expected["weights_short" if side == "servers" else "weights"], "weights")
+    for part in set(feature.compare) & {"history", "tests"}:
+        for name, value in expected[part].items():
+            if part == "history" or (
+                not (side == "servers" and feature.fills_up)
+                and not (feature.of_batches and name.endswith("loss") and kind == "two workers")
+            ):
+                close(found[part][name], value, f"{part}: {name}")
+
+
+def close(found: Any, expected: Any, what: str) -> None:
+    size = float(np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=1e-4 * (size + 1e-2), rtol=1e-4, err_msg=what)
+
+
+@pytest.mark.parametrize("feature", [f for f in FEATURES if not f.slow], ids=lambda feature: feature.name)
+def test_two_workers_train_what_plain_keras_trains(feature: Feature) -> None:
+    results = trained(QUICK, "plain", "two workers")
+    for found in results["two workers"]:
+        check(feature, "two workers", results["plain"][0][feature.name], found[feature.name])
+
+
+@pytest.mark.parametrize(
+    "feature", [f for f in FEATURES if f.quick_on_servers], ids=lambda feature: feature.name
+)
+def test_a_worker_of_parameter_servers_trains_what_plain_keras_trains(feature: Feature) -> None:
+    results = trained(ON_SERVERS, "plain", "parameter servers")
+    (found,) = results["parameter servers"]
+    check(feature, "parameter servers", results["plain"][0][feature.name], found[feature.name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["two workers", "one worker", "parameter servers"])
+def test_the_whole_table_holds(kind: str) -> None:
+    failed = {}
+    half = len(FEATURES) // 2
+    for names in (tuple(f.name for f in FEATURES[:half]), tuple(f.name for f in FEATURES[half:])):
+        results = trained(names, "plain", kind)
+        for feature in FEATURES:
+            for found in results[kind] if feature.name in names else ():
+                try:
+                    check(feature, kind, results["plain"][0][feature.name], found[feature.name])
+                except AssertionError as error:
+                    failed[feature.name] = str(error)[:600]
+    assert failed == {}
+
+
+def test_page_when_table_changed_is_made_anew() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: PYTHONPATH=tests python -m conformance.page"
+
+
+def test_features_have_names_of_their_own() -> None:
+    assert len({feature.name for feature in FEATURES}) == len(FEATURES)

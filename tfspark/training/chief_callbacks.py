@@ -1,0 +1,161 @@
+"""Callbacks of Keras that write files do so on the chief alone. Runs in the trainer.
+
+All workers run the same callbacks, and several writers of one file spoil it. Those of Keras that only write are left
+out on the other workers; `BackupAndRestore` writes whole files only, and what the chief restores all workers get.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.tensorflow import trainer as keras_trainer
+
+from tfspark.errors import ConfigError
+
+WRITERS = (
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.CSVLogger,
+    keras.callbacks.TensorBoard,
+    keras.callbacks.RemoteMonitor,
+)
+"""What these do besides is of no use to other workers."""
+
+
+def written_by_chief(
+    callbacks: Sequence[keras.callbacks.Callback], is_chief: bool, keeps_state: bool
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks as a worker is to run them.
+
+    Args:
+        callbacks: alike on all workers.
+        is_chief: whether this worker writes.
+        keeps_state: whether tfspark keeps checkpoints of its own, to which it goes back.
+    """
+    kept = [callback for callback in callbacks if is_chief or not isinstance(callback, WRITERS)]
+    return [
+        _Backup(callback, is_chief, keeps_state)
+        if isinstance(callback, keras.callbacks.BackupAndRestore)
+        else callback
+        for callback in kept
+    ]
+
+
+def is_chief_of(strategy: Any) -> bool:
+    """Tell whether this process is the chief of a strategy; True without several workers."""
+    if not keras_trainer._collective_all_reduce_multi_worker(strategy):
+        return True
+    resolver = strategy.cluster_resolver
+    return (
+        resolver is None
+        or resolver.task_type in ("chief", "master")
+        or (
+            (resolver.task_type, resolver.task_id) == ("worker", 0)
+            and not {"chief", "master"} & set(resolver.cluster_spec().jobs)
+        )
+    )
+
+
+class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
+    """`BackupAndRestore` of several workers: the chief has the files.
+
+    Args:
+        backup: Keras's callback.
+        is_chief: whether this worker has the files.
+        keeps_state: whether nothing is to be restored, since tfspark does so.
+    """
+
+    def __init__(self, backup: keras.callbacks.BackupAndRestore, is_chief: bool, keeps_state: bool):
+        super().__init__()
+        self._backup = backup
+        self._is_chief = is_chief
+        self._keeps_state = keeps_state
+        backup._save_model = self._save
+
+    def set_model(self, model: keras.Model) -> None:
+        """Hand the model on."""
+        super().set_model(model)
+        self._backup.set_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restore what the chief has, on all workers.
+
+        Raises:
+            ConfigError: there is a backup, and tfspark's own checkpoints are what a run goes on from.
+        """
+        if self._keeps_state:
+            if self._is_chief and self._is_left_over():
+                raise ConfigError(
+                    f"expected no backup in {self._backup.backup_dir}, whose epochs Spark would feed again; tfspark "
+                    "keeps checkpoints itself: go on with resume= (--resume), or remove the directory"
+                )
+            return
+        if self._is_chief:
+            self._backup.on_train_begin(logs)
+        self._share()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Save if it is time to."""
+        if self._is_chief:
+            self._backup.on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Save if it is time to."""
+        if self._is_chief:
+            self._backup.on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Remove the backup."""
+        if self._is_chief:
+            self._backup.on_train_end(logs)
+
+    def _is_left_over(self) -> bool:
+        """Whether an earlier run, not an earlier life of this one, has left a backup."""
+        steps = self.model.optimizer.iterations if self.model.optimizer is not None else 0
+        return int(steps) == 0 and os.path.exists(self._backup._training_metadata_path)
+
+    def _save(self) -> None:
+        """Write as Keras does, but each file whole."""
+        backup = self._backup
+        os.makedirs(backup.backup_dir, exist_ok=True)
+        weights, facts = backup._weights_path, backup._training_metadata_path
+        if backup.double_checkpoint:
+            for path, before in (
+                (weights, backup._prev_weights_path),
+                (facts, backup._prev_training_metadata_path),
+            ):
+                if os.path.exists(path):
+                    os.replace(path, before)
+        aside = os.path.join(backup.backup_dir, "next.weights.h5")
+        backup.model.save_weights(aside, overwrite=True)
+        with open(f"{facts}.next", "w") as file:
+            json.dump({"epoch": backup._current_epoch, "batch": backup._last_batch_seen}, file)
+        os.replace(aside, weights)
+        os.replace(f"{facts}.next", facts)
+
+    def _share(self) -> None:
+        """Give all workers the chief's variables and the epoch it goes on with."""
+        model, strategy = self.model, self.model.distribute_strategy
+        if not keras_trainer._collective_all_reduce_multi_worker(strategy):
+            return
+        if model.optimizer is not None:
+            model.optimizer.build(model.trainable_variables)
+        optimizer = model.optimizer.variables if model.optimizer is not None else []
+        variables = [variable.value for variable in [*model.weights, *optimizer]]
+        epoch = float((model._initial_epoch or 0) if self._is_chief else 0)
+
+        def of_chief() -> Any:
+            context = tf.distribute.get_replica_context()
+            has_it = self._is_chief and context.replica_id_in_sync_group == 0
+            own = [tf.identity(variable) for variable in variables]
+            sent = [value if has_it else tf.zeros_like(value) for value in own]
+            return context.all_reduce("SUM", [*sent, tf.constant(epoch if has_it else 0.0)])
+
+        *values, shared = tf.function(lambda: strategy.run(of_chief), autograph=False)()
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(strategy.experimental_local_results(value)[0])
+        model._initial_epoch = int(strategy.experimental_local_results(shared)[0])

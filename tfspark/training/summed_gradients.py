@@ -1,0 +1,112 @@
+"""Let an optimizer see the gradient of the whole batch, as it does in one process. Runs in the trainer.
+
+Keras hands each replica's own gradient to the optimizer and adds the replicas' up at the very end, after clipping: so
+each replica clips its own. And it changes each variable by a ``merge_call``, which TensorFlow does not allow within a
+branch of a graph: gradient accumulation, ``ema_overwrite_frequency`` and constraints fail. Here the gradients are added
+up first, and then the optimizer's whole step runs on each device as if there were no strategy: within TensorFlow's
+`UpdateContext` every variable is the device's own component. All devices take the same step.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.tensorflow import trainer as keras_trainer
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
+from keras.src.optimizers.base_optimizer import BaseOptimizer
+from tensorflow.python.distribute import distribute_lib, distribute_utils
+
+ALONE = (
+    "_apply_weight_decay",
+    "_overwrite_model_variables_with_average_value",
+    "_backend_increment_gradient_accumulators",
+)
+"""Methods whose plain versions, those of `BaseOptimizer`, do on one device."""
+
+_summed = threading.local()
+
+
+def sum_gradients_first() -> None:
+    """Change the optimizers of Keras; called once per trainer."""
+    for name in ALONE:
+        setattr(TFOptimizer, name, _plain_if_alone(getattr(TFOptimizer, name), getattr(BaseOptimizer, name)))
+    TFOptimizer._backend_update_step = _plain_if_alone(TFOptimizer._backend_update_step, _update_step)
+    TFOptimizer._all_reduce_sum_gradients = _unless_summed(TFOptimizer._all_reduce_sum_gradients)
+    scaling = keras.optimizers.LossScaleOptimizer
+    scaling._tf_apply = _plain_if_alone(scaling._tf_apply, scaling._common_apply)
+    scaling.apply = _of_sums(scaling.apply)
+    BaseOptimizer.apply = _of_sums(BaseOptimizer.apply)
+
+
+def _is_alone() -> bool:
+    return tf.distribute.in_cross_replica_context() and distribute_lib.get_update_replica_id() is not None
+
+
+def _plain_if_alone(distributed: Any, plain: Any) -> Any:
+    @functools.wraps(distributed)
+    def method(self: Any, *args: Any) -> Any:
+        return (plain if _is_alone() else distributed)(self, *args)
+
+    return method
+
+
+def _update_step(self: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+    for gradient, variable in zip(grads, trainable_variables, strict=True):
+        value = getattr(variable, "value", variable)
+        own = value._get() if isinstance(value, tf.distribute.DistributedValues) else value
+        self.update_step(gradient, own, learning_rate)
+
+
+def _unless_summed(original: Any) -> Any:
+    @functools.wraps(original)
+    def _all_reduce_sum_gradients(self: Any, grads_and_vars: Any) -> Any:
+        return grads_and_vars if getattr(_summed, "is_on", False) else original(self, grads_and_vars)
+
+    return _all_reduce_sum_gradients
+
+
+def _of_sums(original: Any) -> Any:
+    """Let ``apply`` add the replicas' gradients up before it does anything."""
+
+    @functools.wraps(original)
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        context = tf.distribute.get_replica_context()
+        is_shared = context is not None and keras_trainer._collective_all_reduce_multi_worker(
+            context.strategy
+        )
+        if not is_shared or getattr(_summed, "is_on", False) or not len(grads):
+            return original(self, grads, trainable_variables)
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        variables = list(trainable_variables)
+        if not self.built:
+            self.build(variables)
+        adding = getattr(self, "inner_optimizer", self)
+        pairs = adding._all_reduce_sum_gradients(zip(grads, variables, strict=True))
+        summed = [gradient for gradient, _ in pairs]
+        if tf.__internal__.distribute.strategy_supports_no_merge_call():
+            return _applied_in_place(original, self, summed, variables)
+
+        def on_each_device(strategy: Any, gradients: Any) -> None:
+            for index, device in enumerate(strategy.extended.worker_devices):
+                own = distribute_utils.select_replica(index, gradients)
+                with tf.device(device), distribute_lib.UpdateContext(index):
+                    original(self, own, variables)
+
+        context.merge_call(on_each_device, args=(summed,))
+        return None
+
+    return apply
+
+
+def _applied_in_place(original: Any, optimizer: Any, grads: Any, variables: Any) -> Any:
+    """Apply sums where replicas need no ``merge_call``: compiled by XLA on GPUs."""
+    _summed.is_on = True
+    try:
+        return original(optimizer, grads, variables)
+    finally:
+        _summed.is_on = False
