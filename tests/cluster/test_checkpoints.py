@@ -47,7 +47,7 @@ def save(
     for rank, rows in enumerate(used or ({}, {})):
         told = header(passes, steps, rank, rows)
         part = store.place(told)
-        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())), sizes)
+        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())), sizes, {})
     return kept
 
 
@@ -61,7 +61,7 @@ def test_checkpoint_is_there_when_all_parts_are_and_not_before(tmp_path: Path) -
     store = new_store(tmp_path)
     told = header(0, 4, 0, {"0": [[0, 8]]})
     part = store.place(told)
-    assert store.add(told, part, write_part(part, upload(b"weights")), {}) is None
+    assert store.add(told, part, write_part(part, upload(b"weights")), {}, {}) is None
     assert store.newest() is None
     assert [path.name for path in tmp_path.glob("state-*")] == []
 
@@ -177,8 +177,8 @@ def test_part_of_a_life_that_is_over_completes_nothing(tmp_path: Path) -> None:
     digest = write_part(late, upload(b"late"))
     store.newest()  # A new life begins.
     other = store.place(told[1])
-    assert store.add(told[0], late, digest, {}) is None
-    assert store.add(told[1], other, write_part(other, upload(b"new")), {}) is None
+    assert store.add(told[0], late, digest, {}, {}) is None
+    assert store.add(told[1], other, write_part(other, upload(b"new")), {}, {}) is None
     store.drop_drafts()
     assert list(tmp_path.iterdir()) == []
 
@@ -187,7 +187,7 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     kept = save(new_store(tmp_path), 1, 2, {"0": [[0, 1]]}, {})
     assert kept is not None
     manifest = json.loads((kept.path / "manifest.json").read_text())
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["run"] == {"seed": 3}
     assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
 

@@ -375,7 +375,9 @@ class ControlPlane(ActionServer):
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
             return None  # It may be of an epoch whose feed was broken off: see `on_report`.
-        kept = store.add(header, part, digest, self.directory.sizes("train", header["passes"]))
+        passes = header["passes"]
+        sizes, layout = self.directory.sizes("train", passes), self.directory.layout("train", passes)
+        kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1
             self.registry.let_go()

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import Feeding, InputMode
+from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
@@ -153,6 +154,10 @@ class _Watch:
             self.console.state_not_kept(fields["why"])
             self.directory.add_metrics("state_not_kept", **fields)
 
+    def _on_rows_differ(self, fields: Mapping[str, Any]) -> None:
+        self.console.rows_differ(**fields)
+        self.directory.add_metrics("rows_differ", **fields)
+
     def _on_log(self, fields: Mapping[str, Any]) -> None:
         self.console.worker_lines(fields["node"], fields["lines"])
 
@@ -269,6 +274,13 @@ class _Results:
     nodes: dict[str, Any]
 
 
+def _cut_alike(spark: SparkSession, earlier: Earlier | None) -> None:
+    """Let Spark cut files all along by the cores it has now, or by those that a run which is gone on with had."""
+    had = {} if earlier is None else earlier.checkpoint.layout.get("parallelism") or {}
+    for name, value in (had or parallelism_of(spark)).items():
+        spark.conf.set(name, value)
+
+
 def _train(
     experiment: Experiment,
     module: ModelModule,
@@ -279,6 +291,7 @@ def _train(
     earlier: Earlier | None,
 ) -> _Results:
     began = time.monotonic()
+    _cut_alike(spark, earlier)
     rows = load_rows(spark, experiment)
     params = model_params(experiment, rows)
     if module.adapt is not None:

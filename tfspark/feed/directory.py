@@ -56,6 +56,7 @@ class FeedPass:
         keep: the readers keep what they receive on their nodes.
         kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
         kept: readers that have kept all they received.
+        layout: how Spark has cut its rows, for its checkpoints.
         used: rows that need not be served, as an earlier life of the cluster has trained on them: the partition's own
             number -> intervals.
         delivered: partition -> reader -> rows it said it received.
@@ -63,6 +64,7 @@ class FeedPass:
         over: the coordinator of the readers' steps has taken every step of the pass.
     """
 
+    layout: Json = field(default_factory=dict)
     used: Mapping[int, list[list[int]]] = field(default_factory=dict)
     keep: bool = False
     kept_in: int = -1
@@ -160,6 +162,14 @@ class FeedDirectory:
         feed_pass = book.passes[index]
         known = feed_pass.counted | feed_pass.done
         return {s.name: known[s.partition] for s in feed_pass.sources.values() if s.partition in known}
+
+    def note_layout(self, stream: str, index: int, layout: Json) -> None:
+        """Note how Spark has cut the rows of a pass."""
+        self._streams[stream].passes[index].layout = layout
+
+    def layout(self, stream: str, index: int) -> Json:
+        """Return how Spark has cut the rows of a pass; empty if that is not known."""
+        return self._streams[stream].passes[index].layout if self.has_pass(stream, index) else {}
 
     def leave_out(self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]) -> None:
         """Take partitions for served, as an earlier life of the cluster has trained on them whole.

@@ -169,8 +169,7 @@ class TrainingSession:
         rank = self.context.node.task_index
         self.resumed, self.progress = fetch(self.context, job, rank)
         state.restore(self.model, self.resumed.shared, self.resumed.own)
-        if job["steps"]:
-            self._start = job["passes"], start_of(job, rank)
+        self._start = (job["passes"], start_of(job, rank)) if job["steps"] else (0, Start())
 
     def build(self) -> None:
         """Make all variables, as ``fit`` does."""
