@@ -131,6 +131,27 @@ def test_two_checkpoints_are_kept_and_numbers_go_on_over_runs(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "state-000005"
 
 
+def test_newest_checkpoint_between_two_epochs_is_kept_beside_them_also_of_a_run_that_is_resumed(
+    tmp_path: Path,
+) -> None:
+    store = new_store(tmp_path)
+    save(store, 1, 0)
+    for steps in range(1, 5):
+        save(store, 1, steps)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["state-000001", "state-000004", "state-000005"]
+    resumed = new_store(tmp_path / "other", newest_in(tmp_path))
+    for each in (store, resumed):
+        whole = each.newest_whole()
+        assert whole is not None
+        assert (whole.passes, whole.steps, whole.path.name) == (1, 0, "state-000001")
+        assert each.newest() == whole
+    assert save(resumed, 1, 1) is not None
+    only_within = new_store(tmp_path / "third")
+    save(only_within, 0, 3)
+    assert only_within.newest_whole() is None
+
+
 @pytest.mark.parametrize("damage", ["truncated part", "no part", "truncated manifest", "foreign manifest"])
 def test_checkpoint_that_is_damaged_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
     store = new_store(tmp_path)

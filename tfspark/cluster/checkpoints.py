@@ -7,6 +7,7 @@ has the final name was complete; the checksums find what was damaged later.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -136,7 +137,7 @@ class CheckpointStore:
         self.directory = directory
         self.run: Json = {}
         """What a run that resumes must share with this one."""
-        self._kept: list[Checkpoint] = [] if resumed is None else [resumed]
+        self._kept = [] if resumed is None else [*_between_epochs(resumed), resumed]
         self._base = resumed
         self._drafts: dict[tuple[int, int, bool], _Draft] = {}
         names = [match[0] for match in _numbered(directory)] + [kept.path.name for kept in self._kept]
@@ -306,6 +307,18 @@ def check_same_run(found: Checkpoint, run: Json, may_differ: Collection[str] = (
             f"expected the checkpoint {found.path} to be of a run with {'; '.join(wrong)}; resume with the same, or "
             "start anew"
         )
+
+
+def _between_epochs(found: Checkpoint) -> list[Checkpoint]:
+    """Return the newest beside one in the middle of an epoch that was taken between two; none if there is none."""
+    directory = found.path.parent
+    for match in (
+        sorted(_numbered(directory), key=lambda match: match[1], reverse=True) if found.steps else ()
+    ):
+        with contextlib.suppress(ValueError):
+            if match[0] < found.path.name and not (before := Checkpoint.load(directory / match[0])).steps:
+                return [before]
+    return []
 
 
 def _numbered(directory: Path) -> list[re.Match[str]]:
