@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from cluster.programs import counting
 from cluster.strikes import Strike
 from pyspark.sql import DataFrame, SparkSession
@@ -55,7 +54,7 @@ def main() -> None:
         "resumed": observer.of("resumed"),
         "differ": observer.of("rows_differ"),
         "epochs": observer.of("epoch"),
-        "weights": Counter(np.round(weights[:, 0], 3).tolist()).most_common(),
+        "weights": Counter(round(float(weight), 4) for weight in weights[:, 0]).most_common(),
     }
     spark.stop()
     sys.stdout.write("\n" + json.dumps(told) + "\n")

@@ -117,6 +117,7 @@ class _Draft:
 
     path: Path
     of: int
+    is_lost: bool = False
     headers: dict[int, Json] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -164,12 +165,22 @@ class CheckpointStore:
         draft = self._draft(header)
         if part.parent != draft.path:
             return None  # Of a life of the cluster that is over.
+        if draft.is_lost:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            return None
         draft.headers[header["rank"]] = header
         draft.files[part.name] = digest
         if len(draft.files) < draft.of:
             return None
         del self._drafts[_key(header)]
         return self._keep(draft, sizes, layout)
+
+    def drop(self, header: Json) -> None:
+        """Remove what there is of a checkpoint that the disk had no room for; its other parts are not kept, either."""
+        draft = self._drafts.get(_key(header))
+        if draft is not None:
+            draft.is_lost = True
+            shutil.rmtree(draft.path, ignore_errors=True)
 
     def file(self, name: str) -> Path:
         """Return the file of a part as `Checkpoint.parts` names it, also of the run that is gone on with."""
@@ -178,6 +189,12 @@ class CheckpointStore:
             if kept.path.name == folder and file in kept.files:
                 return kept.path / file
         raise ValueError(f"expected a part of a checkpoint that is kept, got {name!r}")
+
+    def _forget_drafts(self) -> None:
+        """Remove what a life that is over has left of checkpoints; what still comes in is another life's."""
+        for draft in self._drafts.values():
+            shutil.rmtree(draft.path, ignore_errors=True)
+        self._drafts.clear()
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""
@@ -188,10 +205,10 @@ class CheckpointStore:
                 logger.warning("the checkpoint %s is left out: %s", self._kept.pop().path, error)
             else:
                 self._base = found
-                self._drafts.clear()
+                self._forget_drafts()
                 return found
         self._base = None
-        self._drafts.clear()
+        self._forget_drafts()
         return None
 
     def newest_whole(self) -> Checkpoint | None:

@@ -33,7 +33,7 @@ from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.sidecar import SideCar
 from tfspark.cluster.streaming import MicroBatches
 from tfspark.cluster.wire import Json
-from tfspark.errors import ConfigError, DeadlineError, TfsparkError
+from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.reader import StreamSpec
 from tfspark.migrate.TFNode import check_qname
@@ -283,7 +283,7 @@ class Trainings:
         self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
         try:
             self._stream.start()
-            self._stream.wait_over(self._lives.control.check)
+            self._stream.wait_over(self._lives.check_for_good)
         finally:
             self._stream.close()
             self._stream = None
@@ -415,12 +415,25 @@ class Trainings:
         name = f"evaluate-{next(self._evaluations)}"
         self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
         job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
-        self._feed(name, rows, job)
+        try:
+            self._feed(name, rows, job)
+        except DataError:
+            self._end_empty(name, job)
+            raise
         self._lives.control.wait(
             lambda: self._lives.have_trained(job), self.feed_timeout_s, f"the workers to evaluate {name!r}"
         )
         self._lives.control.update(lambda: self._lives.control.directory.close_stream(name))
         return dict(next(iter(self._lives.control.job_results(job).values())))
+
+    def _end_empty(self, name: str, job: int) -> None:
+        """Let the workers end the evaluation of no rows, whose first row they wait for: others may follow."""
+        directory = self._lives.control.directory
+        like = directory.sample("train")  # Of the same columns.
+        if not directory.has_sample(name) and like is not None:
+            self._lives.control.update(lambda: directory.offer_sample(name, like))
+            what = f"the workers to end the evaluation of no rows {name!r}"
+            self._lives.control.wait(lambda: self._lives.have_trained(job), self.feed_timeout_s, what)
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
@@ -597,7 +610,8 @@ class Trainings:
         self._lives.control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
         if self._side_car is not None and not self._side_car.finish(self.feed_timeout_s):
             raise DeadlineError(
-                f"waited {self.feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
+                f"waited {self.feed_timeout_s:g} s for the evaluator to end the evaluation of an epoch; raise "
+                "feed_timeout if one may take that long"
             )
         self._side_car = None
         teller = self._lives.chief or self._lives.workers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -68,6 +69,9 @@ class Outcome:
     seconds: dict[str, float]
 
 
+logger = logging.getLogger("tfspark")
+
+
 @dataclass
 class _Watch:
     """Turns the cluster's events into lines, metrics and curves."""
@@ -84,8 +88,15 @@ class _Watch:
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_on_{event}", None)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(fields)
+        except OSError as error:  # A full disk does not end the training.
+            why = f"{error.strerror or error}: {self.directory.path}"
+            if why not in self.warned_of:
+                self.warned_of.add(why)
+                logger.warning("the run directory lacks what was told since: %s", why)
 
     def _on_reserved(self, fields: Mapping[str, Any]) -> None:
         self.seconds["reservation"] = fields["seconds"]

@@ -212,7 +212,7 @@ class PartSender:
         try:
             state.write_part(Path(name), arrays, facts)
             self._context.control.put(
-                {"part": header}, UPLOAD_SCHEMA, chunks_of(Path(name)), UPLOAD_TIMEOUT_S
+                {"part": header}, UPLOAD_SCHEMA, lambda: chunks_of(Path(name)), UPLOAD_TIMEOUT_S
             )
         finally:
             os.unlink(name)

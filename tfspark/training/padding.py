@@ -73,8 +73,16 @@ class LossOfRealRows(keras.callbacks.Callback):  # type: ignore[misc]
             return
         if type(self.model).train_step is not keras.Model.train_step:
             return
-        rows = [np.array(self._feed.rows_of_pass)]
-        (total,) = sum_over_ranks(self._context, f"rows-{epoch}", rows, self._context.num_workers)
+        # What the loss was divided by: steps of an epoch that was resumed by fewer workers are not all of one size.
+        counted = float(sum(part.numpy() for part in _parts(self.model._loss_tracker.count)))
+        rows = [np.array(self._feed.rows_of_pass), np.array(counted)]
+        total, divisor = sum_over_ranks(self._context, f"rows-{epoch}", rows, self._context.num_workers)
         of_outputs = self.model._compile_loss.metrics if self.model._compile_loss else []
         for name in ("loss", *(metric.name for metric in of_outputs)):
-            logs[name] *= self._feed.steps_of_pass * self._feed.global_batch_size / total
+            logs[name] *= divisor / total
+
+
+def _parts(variable: Any) -> tuple[Any, ...]:
+    """Return this node's components of a variable, one per device."""
+    value = variable.value
+    return value.values if isinstance(value, tf.distribute.DistributedValues) else (value,)
