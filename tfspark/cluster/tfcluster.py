@@ -48,6 +48,8 @@ logger = logging.getLogger("tfspark")
 
 HEARTBEAT_TIMEOUT_S = 30.0
 INDEPENDENT_TIMEOUT_S = 600.0
+MOST_COUNTED_CLASSES = 2000
+"""The square of this is about what one call may have."""
 INDEPENDENT_SILENCE_S = 600.0
 """Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
@@ -511,6 +513,11 @@ class TFCluster:
             raise ConfigError(
                 "expected a cluster started with build_model and trained before evaluate(), this one "
                 "runs a main_fun or was not trained; evaluate in main_fun instead"
+            )
+        if num_classes is not None and num_classes > MOST_COUNTED_CLASSES:
+            raise ConfigError(
+                f"expected num_classes <= {MOST_COUNTED_CLASSES} in evaluate(), got {num_classes}: its square is the "
+                "number of counts in a confusion matrix; leave it out: metrics do not need it"
             )
         if num_classes is not None and spec.columns.class_label is None:
             raise ConfigError(

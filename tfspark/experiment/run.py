@@ -21,7 +21,7 @@ from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import Feeding, InputMode
 from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.roles import local_batch_size
-from tfspark.cluster.tfcluster import TFCluster
+from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
@@ -417,7 +417,10 @@ def _test(
     if rows.test is None:
         return None, None, {}
     began = time.monotonic()
-    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=len(names) or None)
+    counted = len(names) if 0 < len(names) <= MOST_COUNTED_CLASSES else None
+    if names and counted is None:
+        shown.line(f"no confusion matrix: {len(names)} classes are more than {MOST_COUNTED_CLASSES}")
+    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=counted)
     confusion, curves = metrics.pop("confusion_matrix", None), metrics.pop("roc", None) or []
     if confusion is not None:
         metrics.update(macro_scores(class_scores(np.asarray(confusion), names)))

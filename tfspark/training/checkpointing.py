@@ -102,6 +102,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Let the other callbacks go on where they were."""
+        self._session.callback_settings = state.settings_of(self._others)
         resumed = self._session.resumed
         if resumed is not None:
             state.restore_callbacks(self._others, resumed.callbacks, resumed.shared)
@@ -154,6 +155,7 @@ class Resumed:
         shared: the chief's arrays.
         own: this node's arrays; empty for a node that was not there.
         callbacks: what each callback counted.
+        learning_rates: that the optimizers had at the beginning.
     """
 
     passes: int
@@ -161,6 +163,7 @@ class Resumed:
     shared: state.Arrays
     own: state.Arrays
     callbacks: Json
+    learning_rates: dict[str, float]
 
 
 class PartSender:
@@ -239,7 +242,10 @@ def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
         progress.rows = [
             mine + its for mine, its in zip(progress.rows, of_gone["progress"]["rows"], strict=True)
         ]
-    return Resumed(job["passes"], job["steps"], shared, own[0], facts["callbacks"]), progress
+    resumed = Resumed(
+        job["passes"], job["steps"], shared, own[0], facts["callbacks"], facts["learning_rates"]
+    )
+    return resumed, progress
 
 
 def start_of(job: Json, rank: int) -> Start:
