@@ -47,7 +47,7 @@ def save(
     for rank, rows in enumerate(used or ({}, {})):
         told = header(passes, steps, rank, rows)
         part = store.place(told)
-        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())), sizes)
+        kept = store.add(told, part, write_part(part, upload(f"{passes} {steps} {rank}".encode())), sizes, {})
     return kept
 
 
@@ -61,7 +61,7 @@ def test_checkpoint_is_there_when_all_parts_are_and_not_before(tmp_path: Path) -
     store = new_store(tmp_path)
     told = header(0, 4, 0, {"0": [[0, 8]]})
     part = store.place(told)
-    assert store.add(told, part, write_part(part, upload(b"weights")), {}) is None
+    assert store.add(told, part, write_part(part, upload(b"weights")), {}, {}) is None
     assert store.newest() is None
     assert [path.name for path in tmp_path.glob("state-*")] == []
 
@@ -131,6 +131,27 @@ def test_two_checkpoints_are_kept_and_numbers_go_on_over_runs(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "state-000005"
 
 
+def test_newest_checkpoint_between_two_epochs_is_kept_beside_them_also_of_a_run_that_is_resumed(
+    tmp_path: Path,
+) -> None:
+    store = new_store(tmp_path)
+    save(store, 1, 0)
+    for steps in range(1, 5):
+        save(store, 1, steps)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["state-000001", "state-000004", "state-000005"]
+    resumed = new_store(tmp_path / "other", newest_in(tmp_path))
+    for each in (store, resumed):
+        whole = each.newest_whole()
+        assert whole is not None
+        assert (whole.passes, whole.steps, whole.path.name) == (1, 0, "state-000001")
+        assert each.newest() == whole
+    assert save(resumed, 1, 1) is not None
+    only_within = new_store(tmp_path / "third")
+    save(only_within, 0, 3)
+    assert only_within.newest_whole() is None
+
+
 @pytest.mark.parametrize("damage", ["truncated part", "no part", "truncated manifest", "foreign manifest"])
 def test_checkpoint_that_is_damaged_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
     store = new_store(tmp_path)
@@ -177,8 +198,8 @@ def test_part_of_a_life_that_is_over_completes_nothing(tmp_path: Path) -> None:
     digest = write_part(late, upload(b"late"))
     store.newest()  # A new life begins.
     other = store.place(told[1])
-    assert store.add(told[0], late, digest, {}) is None
-    assert store.add(told[1], other, write_part(other, upload(b"new")), {}) is None
+    assert store.add(told[0], late, digest, {}, {}) is None
+    assert store.add(told[1], other, write_part(other, upload(b"new")), {}, {}) is None
     store.drop_drafts()
     assert list(tmp_path.iterdir()) == []
 
@@ -187,7 +208,7 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     kept = save(new_store(tmp_path), 1, 2, {"0": [[0, 1]]}, {})
     assert kept is not None
     manifest = json.loads((kept.path / "manifest.json").read_text())
-    assert manifest["format"] == 3
+    assert manifest["format"] == 4
     assert manifest["run"] == {"seed": 3}
     assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
 

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 
-from tfspark.training.state import capture_callbacks, restore_callbacks
+from tfspark.training.state import (
+    capture,
+    capture_callbacks,
+    keep_rates_that_were_changed,
+    learning_rates,
+    restore,
+    restore_callbacks,
+    settings_of,
+)
 
 
 class Counting(keras.callbacks.Callback):
@@ -42,3 +51,42 @@ def test_callbacks_that_only_the_chief_has_leave_the_others_to_theirs() -> None:
 
     assert [callback.count for callback in of_worker if isinstance(callback, Counting)] == [7, 8, 9]
     assert vars(of_worker[1]) == untouched
+
+
+def test_callbacks_of_a_run_that_is_resumed_keep_the_settings_it_asks_for() -> None:
+    before = [keras.callbacks.EarlyStopping("loss", patience=2), keras.callbacks.ReduceLROnPlateau("loss")]
+    settings = settings_of(before)
+    before[0].wait, before[0].best, before[1].wait = 1, 0.25, 3
+    after = [
+        keras.callbacks.EarlyStopping("val_loss", patience=20),
+        keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5),
+    ]
+    restore_callbacks(after, *capture_callbacks(before, settings))
+    assert (after[0].monitor, after[0].patience, after[0].wait, after[0].best) == ("val_loss", 20, 1, 0.25)
+    assert (after[1].monitor, after[1].factor, after[1].wait) == ("val_loss", 0.5, 3)
+
+
+def model_with(rate: float) -> keras.Model:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(rate), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        pytest.param(0.1, 0.1, id="another one"),
+        pytest.param(0.01, 0.002, id="the same, which a callback had lowered"),
+    ],
+)
+def test_learning_rate_of_a_run_that_is_resumed_is_that_asked_for_if_it_is(
+    asked: float, expected: float
+) -> None:
+    before, after = model_with(0.01), model_with(asked)
+    at_first = learning_rates(before)
+    before.optimizer.learning_rate = 0.002
+    arrays, rates = capture(before, True), learning_rates(after)
+    restore(after, arrays, arrays)
+    keep_rates_that_were_changed(after, rates, at_first)
+    assert float(after.optimizer.learning_rate) == pytest.approx(expected)

@@ -7,6 +7,7 @@ has the final name was complete; the checksums find what was damaged later.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -27,9 +28,10 @@ Json = dict[str, Any]
 
 logger = logging.getLogger("tfspark")
 
-FORMAT = 3
+FORMAT = 4
 KEPT = 2
-"""So many checkpoints are kept: if the newest is damaged, there is the one before."""
+"""So many checkpoints are kept: if the newest is damaged, there is the one before. Beside them there is the newest that
+was taken between two epochs: rows of an epoch that was begun may be in other places when Spark computes them again."""
 RESIZED = ("workers", "rows per worker and step")
 """What may differ between a run and the one it resumes, if the number of workers may change."""
 _NAME = re.compile(r"state-(\d{6})")
@@ -48,6 +50,7 @@ class Checkpoint:
         rows: rows each worker has had of the pass that was under way.
         used: which rows those were: partition -> intervals.
         sizes: partition -> its rows, of the partitions of that pass that Spark had computed to the end.
+        layout: how Spark had cut the rows of that pass into partitions, see `Layout`.
         run: what a run must share with the one that was interrupted.
         model: path, shape and type of every weight.
         files: name of each node's part -> its SHA-256.
@@ -61,6 +64,7 @@ class Checkpoint:
     rows: tuple[int, ...]
     used: Mapping[int, Intervals]
     sizes: Mapping[int, int]
+    layout: Json
     run: Json
     model: Sequence[Json]
     files: Mapping[str, str]
@@ -113,6 +117,7 @@ class _Draft:
 
     path: Path
     of: int
+    is_lost: bool = False
     headers: dict[int, Json] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -133,7 +138,7 @@ class CheckpointStore:
         self.directory = directory
         self.run: Json = {}
         """What a run that resumes must share with this one."""
-        self._kept: list[Checkpoint] = [] if resumed is None else [resumed]
+        self._kept = [] if resumed is None else [*_between_epochs(resumed), resumed]
         self._base = resumed
         self._drafts: dict[tuple[int, int, bool], _Draft] = {}
         names = [match[0] for match in _numbered(directory)] + [kept.path.name for kept in self._kept]
@@ -145,7 +150,9 @@ class CheckpointStore:
         draft.path.mkdir(parents=True, exist_ok=True)
         return draft.path / f"part-{header['rank']:04d}.npz"
 
-    def add(self, header: Json, part: Path, digest: str, sizes: Mapping[int, int]) -> Checkpoint | None:
+    def add(
+        self, header: Json, part: Path, digest: str, sizes: Mapping[int, int], layout: Json
+    ) -> Checkpoint | None:
         """Take in a part that was written; return the checkpoint if it is complete now.
 
         Args:
@@ -153,16 +160,27 @@ class CheckpointStore:
             part: where it was written, see `place`.
             digest: its SHA-256.
             sizes: partition -> its rows, as far as known of the pass.
+            layout: how Spark has cut the rows of the pass.
         """
         draft = self._draft(header)
         if part.parent != draft.path:
             return None  # Of a life of the cluster that is over.
+        if draft.is_lost:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            return None
         draft.headers[header["rank"]] = header
         draft.files[part.name] = digest
         if len(draft.files) < draft.of:
             return None
         del self._drafts[_key(header)]
-        return self._keep(draft, sizes)
+        return self._keep(draft, sizes, layout)
+
+    def drop(self, header: Json) -> None:
+        """Remove what there is of a checkpoint that the disk had no room for; its other parts are not kept, either."""
+        draft = self._drafts.get(_key(header))
+        if draft is not None:
+            draft.is_lost = True
+            shutil.rmtree(draft.path, ignore_errors=True)
 
     def file(self, name: str) -> Path:
         """Return the file of a part as `Checkpoint.parts` names it, also of the run that is gone on with."""
@@ -171,6 +189,12 @@ class CheckpointStore:
             if kept.path.name == folder and file in kept.files:
                 return kept.path / file
         raise ValueError(f"expected a part of a checkpoint that is kept, got {name!r}")
+
+    def _forget_drafts(self) -> None:
+        """Remove what a life that is over has left of checkpoints; what still comes in is another life's."""
+        for draft in self._drafts.values():
+            shutil.rmtree(draft.path, ignore_errors=True)
+        self._drafts.clear()
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""
@@ -181,11 +205,20 @@ class CheckpointStore:
                 logger.warning("the checkpoint %s is left out: %s", self._kept.pop().path, error)
             else:
                 self._base = found
-                self._drafts.clear()
+                self._forget_drafts()
                 return found
         self._base = None
-        self._drafts.clear()
+        self._forget_drafts()
         return None
+
+    def newest_whole(self) -> Checkpoint | None:
+        """Return the newest that was taken between two epochs, for a pass of which the rows are in other places now.
+
+        Those after it are not used any more.
+        """
+        while self._kept and self._kept[-1].steps:
+            self._kept.pop()
+        return self.newest()
 
     def begin_at(self, point: Checkpoint) -> Checkpoint:
         """Note where a life of the cluster begins; what it has done of an epoch adds to what was done before."""
@@ -208,7 +241,7 @@ class CheckpointStore:
             self._drafts[key] = _Draft(self.directory / f".state-{self._number:06d}", header["of"])
         return self._drafts[key]
 
-    def _keep(self, draft: _Draft, sizes: Mapping[int, int]) -> Checkpoint:
+    def _keep(self, draft: _Draft, sizes: Mapping[int, int], layout: Json) -> Checkpoint:
         chief, base = draft.headers[0], self._base
         passes, steps = chief["passes"], chief["steps"]
         goes_on = base is not None and base.steps and base.passes == passes and steps
@@ -226,6 +259,7 @@ class CheckpointStore:
             ),
             used=merged([before.used if before else {}, *(draft.headers[rank]["used"] for rank in ranks)]),
             sizes={**(before.sizes if before else {}), **(sizes if steps else {})},
+            layout=layout if steps else {},
             run=self.run,
             model=chief["facts"]["model"],
             files=draft.files,
@@ -233,11 +267,16 @@ class CheckpointStore:
         (draft.path / "manifest.json").write_text(json.dumps(found.to_json()))
         draft.path.rename(found.path)
         self._kept.append(found)
-        while len(self._kept) > KEPT:
-            old = self._kept.pop(0).path
-            if old.parent == self.directory:  # Else it is the run's that this one resumes.
-                shutil.rmtree(old, ignore_errors=True)
+        self._drop_old()
         return found
+
+    def _drop_old(self) -> None:
+        whole = [kept for kept in self._kept if not kept.steps][-1:]
+        for old in self._kept[:-KEPT]:
+            if old not in whole:
+                self._kept.remove(old)
+                if old.path.parent == self.directory:  # Else it is the run's that this one resumes.
+                    shutil.rmtree(old.path, ignore_errors=True)
 
 
 def write_part(path: Path, batches: Iterable[pa.RecordBatch]) -> str:
@@ -285,6 +324,18 @@ def check_same_run(found: Checkpoint, run: Json, may_differ: Collection[str] = (
             f"expected the checkpoint {found.path} to be of a run with {'; '.join(wrong)}; resume with the same, or "
             "start anew"
         )
+
+
+def _between_epochs(found: Checkpoint) -> list[Checkpoint]:
+    """Return the newest beside one in the middle of an epoch that was taken between two; none if there is none."""
+    directory = found.path.parent
+    for match in (
+        sorted(_numbered(directory), key=lambda match: match[1], reverse=True) if found.steps else ()
+    ):
+        with contextlib.suppress(ValueError):
+            if match[0] < found.path.name and not (before := Checkpoint.load(directory / match[0])).steps:
+                return [before]
+    return []
 
 
 def _numbered(directory: Path) -> list[re.Match[str]]:

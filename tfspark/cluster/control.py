@@ -11,6 +11,7 @@ import json
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +30,9 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 
 FILE_CHUNK_BYTES = 4 << 20
+KEPT_SUMS = 4
+KEPT_RESULTS = 64
+"""Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
 SAVE_LAST_S = 5.0
 """How long a program that was interrupted waits for a checkpoint before it ends."""
 
@@ -71,7 +75,7 @@ class ControlPlane(ActionServer):
         self.offers = Offers()
         self.feeding_over = False
         self._nodes = nodes
-        self._observer = observer
+        self._told = observer
         self._artifact_dir = artifact_dir
         self._store = store
         self._meetings = Meetings(save_every_s)
@@ -83,7 +87,6 @@ class ControlPlane(ActionServer):
         self._jobs: list[Json] = []
         self._done: dict[tuple[int, int], Json] = {}
         self._sums: dict[str, dict[int, Any]] = {}
-        self._told: dict[str, set[int]] = {}
         self._changed = threading.Condition()
         super().__init__(addresses[0], secret, reached_by=addresses[1])
 
@@ -140,6 +143,8 @@ class ControlPlane(ActionServer):
         def post() -> int:
             job = {"job": len(self._jobs) + 1, "kind": kind, **fields}
             self._jobs.append(job)
+            for key in [key for key in self._done if key[0] < job["job"] - KEPT_RESULTS]:
+                del self._done[key]
             return int(job["job"])
 
         return int(self.update(post))
@@ -151,7 +156,16 @@ class ControlPlane(ActionServer):
 
     def job_results(self, job: int) -> dict[int, Json]:
         """Node index -> what it reported for a job; of those that have ended it."""
-        return {node: result for (number, node), result in self._done.items() if number == job}
+        with self._changed:
+            return {node: result for (number, node), result in self._done.items() if number == job}
+
+    def _observer(self, event: str, fields: Json) -> None:
+        """Tell the observer; a mistake in it ends the run, and is not taken for the caller's, which only reports."""
+        try:
+            self._told(event, fields)
+        except Exception as error:
+            failure = error if isinstance(error, TfsparkError) else observer_failed(event, error)
+            self.update(lambda: self.registry.fail_cluster(failure))
 
     # --- nodes -------------------------------------------------------------------------------------
 
@@ -160,11 +174,11 @@ class ControlPlane(ActionServer):
         node = request["node"]
 
         def register() -> Json:
-            again = self.registry.nodes[node].attempt > 0
+            before = self.registry.nodes[node].attempt
             reply: Json = self.registry.register(
                 node, request["host"], request["port"], request["versions"], request.get("executor", "")
             )
-            if again and reply["action"] == "go":
+            if 0 < before < reply.get("attempt", 0):
                 self._lose_reader(node)
             return reply
 
@@ -307,22 +321,25 @@ class ControlPlane(ActionServer):
     def on_sum(self, request: Json) -> Json:
         """Add up arrays of all ranks: metric states, which are sums themselves.
 
-        The call is repeated until every rank has given its part; each rank's part counts once.
+        The call is repeated until every rank has given its part; each rank's part counts once. It may be repeated
+        without ``values`` when they have arrived, and once more when the answer was lost: the newest sums are kept.
         """
+        key, rank = request["key"], request["rank"]
         with self._changed:
-            parts = self._sums.setdefault(request["key"], {})
-            parts[request["rank"]] = request["values"]
+            parts = self._sums.setdefault(key, {})
+            if request["values"] is not None:
+                parts[rank] = request["values"]
+            elif rank not in parts:
+                return {"status": "again"}
             self._changed.notify_all()
-            complete = self._changed.wait_for(lambda: len(parts) == request["of"], LONG_POLL_S)
-            if not complete:
+            if not self._changed.wait_for(lambda: len(parts) == request["of"], LONG_POLL_S):
                 return {"status": "wait"}
-            told = self._told.setdefault(request["key"], set())
-            told.add(request["rank"])
-            if len(told) == request["of"]:
-                del self._sums[request["key"]], self._told[request["key"]]
+            ended = [other for other, of in self._sums.items() if len(of) == request["of"]]
+            for old in ended[:-KEPT_SUMS]:
+                del self._sums[old]
             total = [
                 np.sum([np.asarray(part[i], np.float64) for part in parts.values()], axis=0).tolist()
-                for i in range(len(request["values"]))
+                for i in range(len(parts[rank]))
             ]
             return {"status": "ok", "values": total}
 
@@ -359,9 +376,12 @@ class ControlPlane(ActionServer):
         store = self._store
         if store is None:
             raise ValueError("this cluster keeps no checkpoints of its state")
+        batches = uploaded(reader)
         try:
             part: Path = self.update(lambda: store.place(header))
-            digest = write_part(part, uploaded(reader))
+            aside = part.with_suffix(f".{uuid.uuid4().hex}")  # A part may come twice at a time: see `put`.
+            digest = write_part(aside, batches)
+            aside.rename(part)
             kept = self.update(lambda: self._add_part(store, header, part, digest))
             if kept is not None:
                 self._observer(
@@ -370,12 +390,19 @@ class ControlPlane(ActionServer):
         except OSError as error:
             if error.errno is None:
                 raise  # The trainer is gone, which is found out elsewhere.
+            if self.registry.stopping:
+                return  # What was on its way was removed by the life that follows.
+            self.update(lambda: store.drop(header))
+            for _ in batches:
+                pass  # Else the trainer, which is still sending, would take its broken stream for an error.
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
             return None  # It may be of an epoch whose feed was broken off: see `on_report`.
-        kept = store.add(header, part, digest, self.directory.sizes("train", header["passes"]))
+        passes = header["passes"]
+        sizes, layout = self.directory.sizes("train", passes), self.directory.layout("train", passes)
+        kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1
             self.registry.let_go()
@@ -543,6 +570,16 @@ class ControlPlane(ActionServer):
             return reply
 
 
+def observer_failed(event: str, error: Exception) -> TfsparkError:
+    """Return the error that says what an observer raised."""
+    failure = TfsparkError(
+        f"expected the observer to return when it is told of {event!r}, it raised {type(error).__name__}: {error}; "
+        "correct it: observer(event, fields) is called for every event, each with fields of its own"
+    )
+    failure.__cause__ = error
+    return failure
+
+
 def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:
     """Write an uploaded artifact below `directory`, aside first and renamed when whole.
 
@@ -550,8 +587,8 @@ def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str)
         ValueError: a path of the upload leads out of the directory.
     """
     target = directory.joinpath(*safe_parts(name))
-    aside = target.with_name(f".{target.name}.partial")
-    _remove(aside)
+    # A name of its own: an upload whose connection was reset comes again, perhaps before that is known here.
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         _write_files(batches, aside)
         _remove(target)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.preflight import jvm_context
+from tfspark.cluster.preflight import is_on, jvm_context
 from tfspark.cluster.registry import Registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class DecommissionWatch:
     def start(self) -> None:
         """Begin to ask, if there is somebody to ask."""
         context = jvm_context(self._spark)
-        if context is None or self._spark.conf.get("spark.decommission.enabled", "false") != "true":
+        if context is None or not is_on(self._spark, "spark.decommission.enabled"):
             return
         self._thread = threading.Thread(
             target=self._watch, args=(context.taskScheduler(),), name="tfspark-decommission"

@@ -14,6 +14,8 @@ COLLECTIVE_ERRORS = (
     "PSUnavailableError",
 )
 """TensorFlow's errors that mostly mean: a peer is gone."""
+NETWORK_ERRORS = ("FlightUnavailableError", "FlightTimedOutError", "FlightCancelledError")
+"""Errors of our own calls that mean: the driver could not be reached for a while."""
 
 
 def describe(error: BaseException) -> dict[str, str]:
@@ -37,4 +39,6 @@ def _kind(error: BaseException) -> str:
     chain = f"{type(error).__name__} {error}"
     if type(error).__name__ in COLLECTIVE_ERRORS:
         return "collective"
+    if any(name in chain for name in NETWORK_ERRORS):
+        return "lost"
     return "data" if "tfspark.errors.DataError" in chain else "exception"

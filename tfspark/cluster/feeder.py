@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
+from tfspark.cluster.layout import PlannedRows
 from tfspark.cluster.partition_order import with_mixed_partitions, without_partitions
 from tfspark.cluster.registry import REPLACEMENT_S
 from tfspark.cluster.roles import NodeSpec
@@ -136,7 +137,7 @@ class Feeder:
     def feed(
         self,
         stream: str,
-        rows: DataFrame | RDD[Any],
+        rows: PlannedRows | RDD[Any],
         job: int,
         keep: bool = False,
         again: bool = False,
@@ -149,7 +150,7 @@ class Feeder:
 
         Args:
             stream: an open stream.
-            rows: a DataFrame with the stream's columns, or an RDD of elements.
+            rows: with the stream's columns, or an RDD of elements.
             job: what the nodes need the rows for; if they end it early, the rest is not fed.
             keep: let the nodes keep these rows, if the stream has a node cache.
             again: these are the rows of the pass before.
@@ -185,7 +186,7 @@ class Feeder:
         return None
 
     def _serve(
-        self, stream: str, index: int, rows: DataFrame | RDD[Any], job: int, whole: Mapping[int, int]
+        self, stream: str, index: int, rows: PlannedRows | RDD[Any], job: int, whole: Mapping[int, int]
     ) -> bool:
         """Let Spark serve a pass, or what is missing of it; tell whether the nodes wanted it all."""
         directory = self._directory
@@ -261,22 +262,24 @@ class Feeder:
         return self._control.directory
 
     def _serving(
-        self, stream: str, index: int, rows: DataFrame | RDD[Any], whole: Mapping[int, int]
+        self, stream: str, index: int, rows: PlannedRows | RDD[Any], whole: Mapping[int, int]
     ) -> DataFrame:
         """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order.
 
         Partitions that are served already are not computed, where Spark lets us choose.
         """
         spec, order, directory = self._specs[stream], list[int](), self._directory
-        if not hasattr(rows, "mapInArrow"):
-            served = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
-            return self._spark.createDataFrame(served, FEED_RESULT_DDL)
+        if not isinstance(rows, PlannedRows):
+            elements = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
+            return self._spark.createDataFrame(elements, FEED_RESULT_DDL)
+        planned, layout = rows.of_pass(index)
+        self._control.update(lambda: directory.note_layout(stream, index, layout.to_json()))
         if spec.shuffle_rows:
-            rows, order = with_mixed_partitions(rows, spec.seed, index)
+            planned, order = with_mixed_partitions(planned, spec.seed, index)
         self._control.update(lambda: directory.leave_out(stream, index, whole, order))
-        left_out = directory.served(stream, index) if hasattr(rows, "_jdf") else []
+        left_out = directory.served(stream, index) if hasattr(planned, "_jdf") else []
         task = replace(self._task(stream, index, order), left_out=tuple(left_out))
-        served = rows.mapInArrow(task, FEED_RESULT_DDL)
+        served = planned.mapInArrow(task, FEED_RESULT_DDL)
         # Pruned behind the task: what is computed is planned as it was for the whole pass.
         return without_partitions(served, left_out) if left_out else served
 

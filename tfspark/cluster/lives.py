@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,6 +79,8 @@ class Lives:
         self._replaces_workers = replaces_workers
         self._is_up = False
         self.stopped = False
+        # A program may end without `shutdown`, or stop Spark before: what it has started ends with it all the same.
+        atexit.register(self.stop)
         self._begin_with(num_nodes)
 
     def surviving(self, work: Callable[[], T]) -> T:
@@ -95,11 +98,21 @@ class Lives:
             except Exception as error:
                 self._pause_after(error)
 
+    def check_for_good(self) -> None:
+        """Raise if the cluster has failed, and no new life may follow, which the work under way or the next begins."""
+        life = self.now
+        try:
+            life.control.check()
+        except Exception:
+            if self._recovery is None or not life.registry.is_transient:
+                raise
+
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
         if self.stopped:
             return
         self.stopped = True
+        atexit.unregister(self.stop)
         self.now.stop()
         if self._recovery is not None:
             self._recovery.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ ENCRYPTING = (
     "spark.ssl.rpc.enabled",
 )
 """Settings by which Spark encrypts what its own processes say to each other."""
+IDLE = ("spark.python.worker", "spark.sql.execution.pyspark.udf")
+"""What names of settings about idle Python workers begin with; Spark's SQL takes the first if the second is unset."""
 
 
 def check_settings(spark: SparkSession) -> None:
@@ -28,18 +31,36 @@ def check_settings(spark: SparkSession) -> None:
 
     Raises:
         ConfigError: dynamic allocation is on: Spark would take executors away from waiting nodes; or
-            speculation: Spark would start a node that takes long, as all do, a second time.
+            speculation: Spark would start a node that takes long, as all do, a second time; or it kills Python
+            workers that give it no rows for a while.
     """
-    if spark.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+    if is_on(spark, "spark.dynamicAllocation.enabled"):
         raise ConfigError(
             "expected spark.dynamicAllocation.enabled=false, it is true: Spark would remove executors whose nodes "
             "only wait for data; set it to false and give a fixed spark.executor.instances (or spark.cores.max)"
         )
-    if spark.conf.get("spark.speculation", "false") == "true":
+    if is_on(spark, "spark.speculation"):
         raise ConfigError(
             "expected spark.speculation=false, it is true: Spark would start nodes that take long, as all do, a second "
             "time; set it to false for this application"
         )
+    kills = [prefix for prefix in IDLE if is_on(spark, f"{prefix}.killOnIdleTimeout")]
+    if kills and any(_is_some(spark, f"{prefix}.idleTimeoutSeconds") for prefix in IDLE):
+        raise ConfigError(
+            f"expected {kills[0]}.killOnIdleTimeout=false, it is true: Spark would kill every node after "
+            "idleTimeoutSeconds, as a node gives it no rows; set it to false for this application"
+        )
+
+
+def is_on(spark: SparkSession, name: str) -> bool:
+    """Tell whether a setting of Spark is true, in any case of letters, as Scala reads it."""
+    return str(spark.conf.get(name, "false")).strip().lower() == "true"
+
+
+def _is_some(spark: SparkSession, name: str) -> bool:
+    """Tell whether a time in Spark's words, such as ``30`` or ``30s``, is not 0; one that cannot be read is not."""
+    digits = re.match(r"\s*(\d+)", str(spark.conf.get(name, "0")))
+    return digits is None or int(digits[1]) > 0
 
 
 def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
@@ -48,7 +69,7 @@ def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
     Raises:
         ConfigError: Spark encrypts, and plaintext was not allowed.
     """
-    wanted = [key for key in ENCRYPTING if str(spark.conf.get(key, "false")).lower() == "true"]
+    wanted = [key for key in ENCRYPTING if is_on(spark, key)]
     if wanted and not allow_plaintext:
         raise ConfigError(
             f"expected a Spark that does not encrypt its traffic, {', '.join(wanted)} is true: tls=True (cluster.tls) "

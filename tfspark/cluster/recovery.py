@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class Recovery:
         self.budget = budget
         self.point = None if resume is None else newest_in(state_directory(resume))
         self._temporary = Path(tempfile.mkdtemp(prefix="tfspark-state-")) if directory is None else None
+        if self._temporary is not None:
+            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         place = self._temporary or state_directory(directory or Path())
         self.store = CheckpointStore(place, self.point)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 ABANDON_S = 10.0
+POLL_S = 0.2
 
 
 class SideCar:
@@ -20,6 +22,7 @@ class SideCar:
         self._evaluate = evaluate
         self._waiting: queue.Queue[tuple[int, str] | None] = queue.Queue()
         self._error: Exception | None = None
+        self._num_done = 0
         self._thread = threading.Thread(target=self._run, name="tfspark-side-car", daemon=True)
         self._thread.start()
 
@@ -28,13 +31,18 @@ class SideCar:
         self._waiting.put((epoch, name))
 
     def finish(self, timeout_s: float) -> bool:
-        """Evaluate what is waiting, then end; return whether that was done in time.
+        """Evaluate what is waiting, then end; return whether no evaluation took longer than that.
 
         Raises:
             Exception: what an evaluation raised.
         """
         self._waiting.put(None)
-        self._thread.join(timeout_s)
+        before = -1
+        while self._thread.is_alive() and before != self._num_done:
+            before = self._num_done
+            until = time.monotonic() + timeout_s
+            while self._thread.is_alive() and before == self._num_done and time.monotonic() < until:
+                self._thread.join(min(POLL_S, timeout_s))
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
@@ -50,5 +58,6 @@ class SideCar:
         try:
             while (item := self._waiting.get()) is not None:
                 self._evaluate(*item)
+                self._num_done += 1
         except Exception as error:
             self._error = error

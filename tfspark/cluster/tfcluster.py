@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.control import Observer
+from tfspark.cluster.control import Observer, observer_failed
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
 from tfspark.cluster.inputs import (
     Feeding,
@@ -32,7 +32,7 @@ from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, c
 from tfspark.cluster.restarts import RestartBudget
 from tfspark.cluster.roles import plan_nodes
 from tfspark.cluster.trainings import ROWS_PER_WORKER, Trainings
-from tfspark.cluster.wire import CALL_TIMEOUT_S, Json
+from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
@@ -48,6 +48,10 @@ logger = logging.getLogger("tfspark")
 
 HEARTBEAT_TIMEOUT_S = 30.0
 INDEPENDENT_TIMEOUT_S = 600.0
+MOST_COUNTED_CLASSES = 2000
+"""The square of this is about what one call may have."""
+INDEPENDENT_SILENCE_S = 600.0
+"""Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
 """As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
 EVALUATOR_GRACE_S = 30.0
@@ -80,6 +84,7 @@ class TFCluster:
         self._observer = observer
         self._log_dir = None if log_dir is None else Path(log_dir).absolute()
         self._tensorboard_url: str | None = None
+        self._lacks_logs = False
         self._lives = Lives(
             spark,
             size,
@@ -298,7 +303,7 @@ class TFCluster:
             "checkpoint_every_steps": 0,
             "checkpoint_every_seconds": 0.0,
             "seed": 0,
-            "feed_timeout_s": CALL_TIMEOUT_S,
+            "feed_timeout_s": INDEPENDENT_SILENCE_S,
             "checkpoint_dir": None,
             "warm": True,
         }
@@ -524,6 +529,11 @@ class TFCluster:
                 "expected a cluster started with build_model and trained before evaluate(), this one "
                 "runs a main_fun or was not trained; evaluate in main_fun instead"
             )
+        if num_classes is not None and num_classes > MOST_COUNTED_CLASSES:
+            raise ConfigError(
+                f"expected num_classes <= {MOST_COUNTED_CLASSES} in evaluate(), got {num_classes}: its square is the "
+                "number of counts in a confusion matrix; leave it out: metrics do not need it"
+            )
         if num_classes is not None and spec.columns.class_label is None:
             raise ConfigError(
                 f"expected no num_classes in evaluate(), since there are {len(spec.columns.labels)} labels, not one; "
@@ -616,14 +626,23 @@ class TFCluster:
             self._trainings.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
         if self._observer is not None:
-            self._observer(event, fields)
+            try:
+                self._observer(event, fields)
+            except Exception as error:
+                raise observer_failed(event, error) from error
 
     def _keep_log(self, node: str, lines: Sequence[str]) -> None:
-        if self._log_dir is not None:
-            folder = self._log_dir / "logs"
+        if self._log_dir is None:
+            return
+        folder = self._log_dir / "logs"
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / f"{node.replace(' ', '-')}.log").open("a") as log:
                 log.writelines(f"{line}\n" for line in lines)
+        except OSError as error:
+            if not self._lacks_logs:
+                logger.warning("lines of %s could not be kept in %s: %s", node, folder, error.strerror)
+            self._lacks_logs = True
 
 
 def migrated_settings(

@@ -22,8 +22,10 @@ from tfspark.cluster.inputs import (
     InputMode,
     as_dataframe,
     elements_to_feed,
+    is_rdd,
     select_columns,
 )
+from tfspark.cluster.layout import Parallelism, PlannedRows
 from tfspark.cluster.life import Life
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import check_slots
@@ -32,7 +34,7 @@ from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.sidecar import SideCar
 from tfspark.cluster.streaming import MicroBatches
 from tfspark.cluster.wire import Json
-from tfspark.errors import ConfigError, DeadlineError
+from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.reader import StreamSpec
 from tfspark.migrate.TFNode import check_qname
@@ -82,7 +84,10 @@ class Trainings:
         self._purpose = ""
         self._feeding = Feeding()
         self._opened: dict[str, StreamSpec] = {}
-        self._num_passes = 0
+        point = None if recovery is None else recovery.point
+        self._parallelism = Parallelism(None if point is None else point.layout.get("parallelism"))
+        self._planned: PlannedRows | None = None
+        self._num_passes = self._call = 0
         self._went_back = False
         self._files: TFRecordFiles | None = None
         self._rows_in_files = 0
@@ -190,6 +195,8 @@ class Trainings:
             )
         self._feeding = feeding
         self._lives.feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
+        self._call = self._num_passes
+        self._planned = None if fed.is_streaming else self._plan(fed.rows)
         self._check_resumed(spec)
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
@@ -204,22 +211,29 @@ class Trainings:
         self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
     ) -> dict[str, list[float]]:
         """Feed rows so often, and `checked` after each epoch; return metric -> value per epoch."""
-        first = self._num_passes
+        first = self._call = self._num_passes
         self._num_passes += num_epochs
         call = range(first, self._num_passes)
-        return self._lives.surviving(lambda: self._train_passes(stream, rows, call, checked))
+        if self._planned is None or self._planned.rows is not rows:
+            self._planned = self._plan(rows)
+        return self._lives.surviving(lambda: self._train_passes(stream, self._planned or rows, call, checked))
+
+    def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
+        """Let the partitions of rows stay as they are in all lives; elements of an RDD have no life but one."""
+        return None if is_rdd(rows) else PlannedRows(rows, self._parallelism)
 
     def _train_passes(
-        self, stream: str, rows: DataFrame | RDD[Any], call: range, checked: DataFrame | None
+        self, stream: str, rows: PlannedRows | RDD[Any], call: range, checked: DataFrame | None
     ) -> dict[str, list[float]]:
         """Feed what is left of a training, which may be all of it."""
+        self._go_back_further()
         left, begun = self._left_of(call)
         if left is None:
             return {}
         if not self._settings["wants_context"]:
             self._lives.feeder.begin_at(stream, left.start)
-        if not left:
-            self._lives.feeder.show_first_row(stream, rows)
+        if not left and isinstance(rows, PlannedRows):
+            self._lives.feeder.show_first_row(stream, rows.rows)
         job = self._post_training(call, left, checked)
         if checked is not None and self._settings["wants_context"]:
             self._show_validation(checked)
@@ -303,7 +317,7 @@ class Trainings:
         self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
         try:
             self._stream.start()
-            self._stream.wait_over(self._lives.control.check)
+            self._stream.wait_over(self._lives.check_for_good)
         finally:
             self._stream.close()
             self._stream = None
@@ -435,12 +449,25 @@ class Trainings:
         name = f"evaluate-{next(self._evaluations)}"
         self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
         job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
-        self._feed(name, rows, job)
+        try:
+            self._feed(name, rows, job)
+        except DataError:
+            self._end_empty(name, job)
+            raise
         self._lives.control.wait(
             lambda: self._lives.have_trained(job), self.feed_timeout_s, f"the workers to evaluate {name!r}"
         )
         self._lives.control.update(lambda: self._lives.control.directory.close_stream(name))
         return dict(next(iter(self._lives.control.job_results(job).values())))
+
+    def _end_empty(self, name: str, job: int) -> None:
+        """Let the workers end the evaluation of no rows, whose first row they wait for: others may follow."""
+        directory = self._lives.control.directory
+        like = directory.sample("train")  # Of the same columns.
+        if not directory.has_sample(name) and like is not None:
+            self._lives.control.update(lambda: directory.offer_sample(name, like))
+            what = f"the workers to end the evaluation of no rows {name!r}"
+            self._lives.control.wait(lambda: self._lives.have_trained(job), self.feed_timeout_s, what)
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
@@ -468,9 +495,37 @@ class Trainings:
         recovery.point = recovery.store.newest()
         self._go_back()
 
+    def _leave_out_other_rows(self) -> bool:
+        """Leave out a checkpoint in the middle of an epoch whose rows Spark has put in other places since.
+
+        Which rows those are is known when their ``train()`` is called.
+        """
+        recovery = self._recovery
+        point = None if recovery is None else recovery.point
+        if recovery is None or point is None or not point.steps or point.call > self._call:
+            return False
+        why = "a stream is not planned twice"
+        if self._planned is not None and point.call == self._call:
+            why = self._planned.differ_from(point.passes, point.layout)
+        if why:
+            recovery.point = recovery.store.newest_whole()
+            logger.warning("step %d of epoch %d is not gone on with: %s", point.steps, point.passes + 1, why)
+            self._observe("rows_differ", {"epoch": point.passes + 1, "step": point.steps, "why": why})
+        return bool(why)
+
+    def _go_back_further(self) -> None:
+        """Go back once more, if a run that another resumes was interrupted in a later ``train()`` than its first."""
+        if self._went_back and self._leave_out_other_rows():
+            self._go_back()
+            if self._recovery is None or self._recovery.point is None:
+                raise TfsparkError(
+                    "expected a checkpoint between two epochs to go back to, there is none; start anew"
+                )
+
     def _go_back(self) -> None:
         """Let the trainers go back to the checkpoint, as soon as they know the first row that is fed."""
         self._went_back = True
+        self._leave_out_other_rows()
         point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
         if point is not None:
             self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
@@ -572,13 +627,14 @@ class Trainings:
     def _feed(
         self,
         stream: str,
-        data: DataFrame | RDD[Any],
+        data: PlannedRows | DataFrame | RDD[Any],
         job: int,
         keep: bool = False,
         again: bool = False,
         begun: Checkpoint | None = None,
     ) -> None:
-        rows = self._lives.feeder.feed(stream, data, job, keep, again, begun)
+        planned = data if isinstance(data, PlannedRows) else self._plan(data) or data
+        rows = self._lives.feeder.feed(stream, planned, job, keep, again, begun)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 
@@ -588,7 +644,8 @@ class Trainings:
         self._lives.control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
         if self._side_car is not None and not self._side_car.finish(self.feed_timeout_s):
             raise DeadlineError(
-                f"waited {self.feed_timeout_s:g} s for the evaluator to evaluate the last epoch"
+                f"waited {self.feed_timeout_s:g} s for the evaluator to end the evaluation of an epoch; raise "
+                "feed_timeout if one may take that long"
             )
         self._side_car = None
         teller = self._lives.chief or self._lives.workers[0]

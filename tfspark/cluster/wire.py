@@ -13,6 +13,8 @@ import hmac
 import json
 import secrets
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,7 +30,12 @@ Json = dict[str, Any]
 CALL_TIMEOUT_S = 30.0
 CALL_ATTEMPTS = 2
 """A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
-Every action but ``register`` and ``source_up`` can be repeated: it says what is, not what to add."""
+Every action but ``register`` can be repeated: it says what is, not what to add."""
+UNREACHED_S = 10.0
+"""How long a call is tried again whose connection was reset, as by a firewall or a VPN, or that reached nobody."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
+CLOSE_S = 5.0
+"""How long the end of a server waits for calls under way: a client that was stopped never ends the one it is in."""
 LONG_POLL_S = 1.0
 """How long a server may hold a call that waits for something; the caller asks again."""
 
@@ -143,18 +150,27 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
         return iter([flight.Result(pa.py_buffer(json.dumps(reply).encode()))])
 
     def close(self) -> None:
-        """Stop serving; returns when calls under way have ended."""
+        """Stop serving; returns when calls under way have ended, or after `CLOSE_S`: nobody hears their answers."""
         if not self._closed:
             self._closed = True
-            self.shutdown()
+            ending = threading.Thread(target=self.shutdown, name="tfspark-server-end", daemon=True)
+            ending.start()
+            ending.join(CLOSE_S)
 
 
 class ActionClient:
-    """Client of an `ActionServer`; usable from several threads."""
+    """Client of an `ActionServer`; usable from several threads.
 
-    def __init__(self, location: str, secret: Secret):
+    Args:
+        location: of the server.
+        secret: the cluster's.
+        unreached_s: how long to try again when the server cannot be reached.
+    """
+
+    def __init__(self, location: str, secret: Secret, unreached_s: float = UNREACHED_S):
         self.location = location
         self.secret = secret
+        self._unreached_s = unreached_s
         self._headers = [(_HEADER.encode(), f"Bearer {secret.token}".encode())]
         tls = (
             {"tls_root_certs": secret.certificate, "override_hostname": _TLS_NAME}
@@ -178,17 +194,30 @@ class ActionClient:
         def call() -> list[Any]:
             return list(self._client.do_action(flight.Action(action, body), self._options(timeout_s)))
 
-        reply: Json = json.loads(_repeated(call, attempts)[0].body.to_pybytes())
+        reply: Json = json.loads(self._repeated(call, attempts)[0].body.to_pybytes())
         return reply
 
     def get(self, ticket: Json, timeout_s: float = CALL_TIMEOUT_S) -> pa.Table:
         """Fetch the table a ticket names."""
         encoded = flight.Ticket(json.dumps(ticket).encode())
-        return _repeated(
+        return self._repeated(
             lambda: self._client.do_get(encoded, self._options(timeout_s)).read_all(), CALL_ATTEMPTS
         )
 
     def put(
+        self,
+        header: Json,
+        schema: pa.Schema,
+        batches: Callable[[], Iterator[pa.RecordBatch]],
+        timeout_s: float,
+    ) -> None:
+        """Send a stream of record batches under a JSON header; from its beginning again if the connection is lost.
+
+        The server must take what is sent twice for one: see `put_once`.
+        """
+        self._repeated(lambda: self.put_once(header, schema, batches(), timeout_s), 1)
+
+    def put_once(
         self, header: Json, schema: pa.Schema, batches: Iterator[pa.RecordBatch], timeout_s: float
     ) -> None:
         """Send a stream of record batches under a JSON header."""
@@ -210,6 +239,22 @@ class ActionClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _repeated(self, call: Callable[[], Any], attempts: int) -> Any:
+        """Make a call, again if its time ran out, and for a while if the server is not reached."""
+        until, pause_s = time.monotonic() + self._unreached_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return call()
+            except flight.FlightTimedOutError:
+                attempts -= 1
+                if attempts < 1:
+                    raise
+            except flight.FlightUnavailableError:
+                if time.monotonic() + pause_s > until:
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _options(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
@@ -239,16 +284,6 @@ def _check_size(action: str, num_bytes: int) -> None:
             f"expected at most {MAX_MESSAGE_BYTES >> 20} MB in a call of {action!r}, got {num_bytes >> 20} MB; write "
             "what is larger to files or to storage, and return where it is"
         )
-
-
-def _repeated(call: Callable[[], Any], attempts: int) -> Any:
-    """Make a call, again if its time ran out."""
-    for _ in range(attempts - 1):
-        try:
-            return call()
-        except flight.FlightTimedOutError:
-            continue
-    return call()
 
 
 def local_address_towards(location: str) -> str:

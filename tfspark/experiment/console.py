@@ -103,6 +103,13 @@ class RunConsole:
                 f"resumed: goes on in epoch {epoch}/{self._num_epochs}" + f" after step {step}" * (step > 0)
             )
 
+    def rows_differ(self, epoch: int, step: int, why: str) -> None:
+        """Tell why an epoch is not gone on with in its middle."""
+        self.line(
+            f"epoch {epoch} begins anew, step {step} of it cannot be gone on with: {why}; its rows would be trained on "
+            "twice or never"
+        )
+
     def state_not_kept(self, why: str) -> None:
         """Warn that a checkpoint is missing."""
         self.line(

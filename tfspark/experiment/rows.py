@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.layout import PARALLELISM, parallelism_of
 from tfspark.errors import ConfigError, DataError
 from tfspark.experiment.config import Data, Experiment, Source
 from tfspark.experiment.datasets import DATASETS
@@ -204,10 +205,11 @@ def _placed(df: DataFrame, seed: int | None) -> DataFrame:
 
     if seed is not None:
         # As many partitions as the input has, so that they stay of a size that suits Spark, but enough for
-        # all slots. (Adaptive execution does not merge the small ones of a result that is kept.)
-        count = max(df.rdd.getNumPartitions(), df.sparkSession.sparkContext.defaultParallelism)
+        # all slots. (Adaptive execution does not merge the small ones of a result that is kept.) They are chosen by a
+        # hash: bounds of ranges would come of a sample, which is another when a program has made other RDDs before.
+        count = max(df.rdd.getNumPartitions(), int(parallelism_of(df.sparkSession)[PARALLELISM]))
         mixed = df.withColumn(_POSITION, sf.rand(seed))
-        df = mixed.repartitionByRange(count, _POSITION).sortWithinPartitions(_POSITION)
+        df = mixed.repartition(count, _POSITION).sortWithinPartitions(_POSITION)
     return df.withColumn(_POSITION, sf.monotonically_increasing_id()).persist(StorageLevel.MEMORY_AND_DISK)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -18,9 +19,10 @@ from rich.console import Console
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import Feeding, InputMode
+from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.life import warm_up
 from tfspark.cluster.roles import local_batch_size
-from tfspark.cluster.tfcluster import TFCluster
+from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
@@ -69,6 +71,9 @@ class Outcome:
     seconds: dict[str, float]
 
 
+logger = logging.getLogger("tfspark")
+
+
 @dataclass
 class _Watch:
     """Turns the cluster's events into lines, metrics and curves."""
@@ -85,10 +90,17 @@ class _Watch:
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         handler = getattr(self, f"_on_{event}", None)
+        if handler is None:
+            return
         if "metrics" in fields:
             fields = {**fields, "metrics": single_numbers(fields["metrics"])}
-        if handler is not None:
+        try:
             handler(fields)
+        except OSError as error:  # A full disk does not end the training.
+            why = f"{error.strerror or error}: {self.directory.path}"
+            if why not in self.warned_of:
+                self.warned_of.add(why)
+                logger.warning("the run directory lacks what was told since: %s", why)
 
     def _on_reserved(self, fields: Mapping[str, Any]) -> None:
         self.seconds["reservation"] = fields["seconds"]
@@ -156,6 +168,10 @@ class _Watch:
             self.warned_of.add(fields["why"])
             self.console.state_not_kept(fields["why"])
             self.directory.add_metrics("state_not_kept", **fields)
+
+    def _on_rows_differ(self, fields: Mapping[str, Any]) -> None:
+        self.console.rows_differ(**fields)
+        self.directory.add_metrics("rows_differ", **fields)
 
     def _on_log(self, fields: Mapping[str, Any]) -> None:
         self.console.worker_lines(fields["node"], fields["lines"])
@@ -275,6 +291,13 @@ class _Results:
     nodes: dict[str, Any]
 
 
+def _cut_alike(spark: SparkSession, earlier: Earlier | None) -> None:
+    """Let Spark cut files all along by the cores it has now, or by those that a run which is gone on with had."""
+    had = {} if earlier is None else earlier.checkpoint.layout.get("parallelism") or {}
+    for name, value in (had or parallelism_of(spark)).items():
+        spark.conf.set(name, value)
+
+
 def _train(
     experiment: Experiment,
     module: ModelModule,
@@ -285,6 +308,7 @@ def _train(
     earlier: Earlier | None,
 ) -> _Results:
     began = time.monotonic()
+    _cut_alike(spark, earlier)
     rows = load_rows(spark, experiment)
     params = model_params(experiment, rows)
     if module.adapt is not None:
@@ -400,7 +424,10 @@ def _test(
     if rows.test is None:
         return None, None, {}
     began = time.monotonic()
-    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=len(names) or None)
+    counted = len(names) if 0 < len(names) <= MOST_COUNTED_CLASSES else None
+    if names and counted is None:
+        shown.line(f"no confusion matrix: {len(names)} classes are more than {MOST_COUNTED_CLASSES}")
+    metrics: dict[str, Any] = cluster.evaluate(rows.test, num_classes=counted)
     confusion, curves = metrics.pop("confusion_matrix", None), metrics.pop("roc", None) or []
     metrics = single_numbers(metrics)
     if confusion is not None:

@@ -35,6 +35,7 @@ class Source:
     Attributes:
         partition: its position in the order in which the pass is served.
         name: its number in the DataFrame, for messages.
+        attempt: what the task calls this attempt; one that asks again had not got its answer.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Source:
     location: str
     host: str
     heard: float
+    attempt: str = ""
     pulls: int = 0
     readers: set[int] = field(default_factory=set)
     lost: bool = False
@@ -56,6 +58,7 @@ class FeedPass:
         keep: the readers keep what they receive on their nodes.
         kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
         kept: readers that have kept all they received.
+        layout: how Spark has cut its rows, for its checkpoints.
         used: rows that need not be served, as an earlier life of the cluster has trained on them: the partition's own
             number -> intervals.
         delivered: partition -> reader -> rows it said it received.
@@ -63,11 +66,13 @@ class FeedPass:
         over: the coordinator of the readers' steps has taken every step of the pass.
     """
 
+    layout: Json = field(default_factory=dict)
     used: Mapping[int, list[list[int]]] = field(default_factory=dict)
     keep: bool = False
     kept_in: int = -1
     kept: set[int] = field(default_factory=set)
     sources: dict[int, Source] = field(default_factory=dict)
+    all_sources: list[str] = field(default_factory=list)
     counted: dict[int, int] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
     delivered: dict[int, dict[int, Ranges]] = field(default_factory=dict)
@@ -80,12 +85,17 @@ class FeedPass:
     cut: bool = False
 
 
+_FORGOTTEN = FeedPass(over=True, final=True)
+"""Every pass that is long over; there may be millions of them."""
+
+
 @dataclass
 class Stream:
     """What is fed, to how many readers, and how far it is.
 
     Attributes:
         awaited: number of passes of which a reader has asked for the last.
+        num_forgotten: passes of which only the rows of each reader are known, as ``totals`` over all of them.
     """
 
     description: Json
@@ -98,6 +108,8 @@ class Stream:
     pulls: int = 0
     awaited: int = 0
     left: set[int] = field(default_factory=set)
+    num_forgotten: int = 0
+    totals: Counter[int] = field(default_factory=Counter)
 
 
 class FeedDirectory:
@@ -148,9 +160,21 @@ class FeedDirectory:
             kept_in: a pass whose rows the readers have kept and shall read again, without Spark.
             used: rows not to serve; see `FeedPass`.
         """
-        passes = self._streams[stream].passes
-        passes.append(FeedPass(used=used or {}, keep=keep, kept_in=kept_in))
-        return len(passes) - 1
+        book = self._streams[stream]
+        book.passes.append(FeedPass(used=used or {}, keep=keep, kept_in=kept_in))
+        self._forget_old(book)
+        return len(book.passes) - 1
+
+    def _forget_old(self, book: Stream) -> None:
+        """Forget what a pass was made of when two others have begun, but for one whose rows the readers have kept."""
+        while book.num_forgotten < len(book.passes) - 2:
+            old = book.passes[book.num_forgotten]
+            book.totals.update(old.ended)
+            for source in old.all_sources:
+                self._by_id.pop(source, None)
+            kept = FeedPass(keep=True, ended=old.ended, kept=old.kept, over=True, final=True)
+            book.passes[book.num_forgotten] = kept if old.keep else _FORGOTTEN
+            book.num_forgotten += 1
 
     def sizes(self, stream: str, index: int) -> dict[int, int]:
         """Return the rows of each partition of the pass of which Spark has given the last, by its own number."""
@@ -160,6 +184,14 @@ class FeedDirectory:
         feed_pass = book.passes[index]
         known = feed_pass.counted | feed_pass.done
         return {s.name: known[s.partition] for s in feed_pass.sources.values() if s.partition in known}
+
+    def note_layout(self, stream: str, index: int, layout: Json) -> None:
+        """Note how Spark has cut the rows of a pass."""
+        self._streams[stream].passes[index].layout = layout
+
+    def layout(self, stream: str, index: int) -> Json:
+        """Return how Spark has cut the rows of a pass; empty if that is not known."""
+        return self._streams[stream].passes[index].layout if self.has_pass(stream, index) else {}
 
     def leave_out(self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]) -> None:
         """Take partitions for served, as an earlier life of the cluster has trained on them whole.
@@ -235,7 +267,9 @@ class FeedDirectory:
 
     # --- the feed task's side ----------------------------------------------------------------------
 
-    def source_up(self, stream: str, index: int, partition: int, location: str, host: str, name: int) -> Json:
+    def source_up(
+        self, stream: str, index: int, partition: int, location: str, host: str, name: int, attempt: str = ""
+    ) -> Json:
         """Take in a source, or tell it to wait, or that its work is not needed.
 
         A second attempt of a partition waits until every reader of the first has told what it received,
@@ -246,11 +280,17 @@ class FeedDirectory:
         if book.closed or feed_pass.abandoned or partition in feed_pass.done:
             return {"action": "stop", "rows": feed_pass.done.get(partition, 0)}
         earlier = feed_pass.sources.get(partition)
+        if earlier is not None and attempt and earlier.attempt == attempt:
+            return self._serve(book, feed_pass, earlier)  # The answer to the same call was lost.
         if earlier is not None and not self._superseded(earlier):
             return {"action": "wait"}
-        source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock())
+        source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock(), attempt)
         feed_pass.sources[partition] = source
+        feed_pass.all_sources.append(source.id)
         self._by_id[source.id] = (book, feed_pass, source)
+        return self._serve(book, feed_pass, source)
+
+    def _serve(self, book: Stream, feed_pass: FeedPass, source: Source) -> Json:
         return {
             "action": "serve",
             "source": source.id,
@@ -362,6 +402,8 @@ class FeedDirectory:
 
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
         """End a lease: note what the reader received of the source, and whether the source was lost."""
+        if source not in self._by_id:
+            return {}  # Of a pass that was forgotten: the answer to the same call was lost.
         _, feed_pass, entry = self._by_id[source]
         if rank not in self._lost:
             readers = feed_pass.delivered.setdefault(entry.partition, {})
@@ -409,8 +451,8 @@ class FeedDirectory:
         book = self._streams.get(stream)
         if book is None or book.left:
             return 0
-        totals = Counter[int]()
-        for feed_pass in book.passes:
+        totals = Counter[int](book.totals)
+        for feed_pass in book.passes[book.num_forgotten :]:
             totals.update(feed_pass.ended)
         return max(totals.values(), default=0)
 

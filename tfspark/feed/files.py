@@ -182,20 +182,32 @@ def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDa
     feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"], weighs)
     hook, strategy = context.hooks.features, context.strategy
 
-    def epoch() -> tf.data.Dataset:
-        return share_dataset(plan, context.node.task_index, hook)
+    def epoch(told: Any) -> tf.data.Dataset:
+        replicas = told.num_replicas_in_sync // told.num_input_pipelines
+        return share_dataset(plan, context.node.task_index, hook, replicas)
 
     feed.make_iterator = lambda: iter(
-        distribute_from_function(strategy, lambda _: epoch().repeat().prefetch(2), feed)
+        distribute_from_function(strategy, lambda told: epoch(told).repeat().prefetch(2), feed)
     )
-    return distribute_from_function(strategy, lambda _: epoch().prefetch(2), feed)
+    return distribute_from_function(strategy, lambda told: epoch(told).prefetch(2), feed)
 
 
-def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.Dataset:
-    """Read one worker's share: batches of equal size, the last filled up with padding, equally many for all."""
+def share_dataset(
+    plan: Json, rank: int, features_hook: Any = None, local_replicas: int = 1
+) -> tf.data.Dataset:
+    """Read one worker's share: batches of equal size, the last filled up with padding, equally many for all.
+
+    A worker with several devices takes one batch per device and step.
+    """
     from tfspark.feed.reader import PADDING
 
-    size, padding = plan["batch_size"], float(PADDING)
+    size, rest = divmod(plan["batch_size"], local_replicas)
+    if rest:
+        raise ConfigError(
+            f"expected a batch_size that gives each of a worker's {local_replicas} devices as many rows, got "
+            f"{plan['batch_size']} rows for the worker; choose a multiple"
+        )
+    padding = float(PADDING)
     real = _records([_slice(piece) for piece in plan["shares"][rank]])
     if plan["shuffle_rows"]:
         real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
@@ -203,8 +215,7 @@ def share_dataset(plan: Json, rank: int, features_hook: Any = None) -> tf.data.D
     weighted = real.map(lambda record: (record, 1.0)).concatenate(
         filler.map(lambda record: (record, padding))
     )
-    batches = weighted.take(plan["steps"] * size).batch(size, drop_remainder=True)
-
+    batches = weighted.take(plan["steps"] * plan["batch_size"]).batch(size, drop_remainder=True)
     return batches.map(element_of_records(plan, features_hook), num_parallel_calls=2)
 
 
@@ -239,11 +250,14 @@ def _slice(piece: Json) -> Slice:
 
 
 def _records(slices: Sequence[Slice]) -> tf.data.Dataset:
+    """Read slices one after the other: one node of the graph for all, as there may be many thousands."""
     import tensorflow as tf
 
-    records = tf.data.Dataset.from_tensor_slices(tf.constant([], tf.string))
-    for piece in slices:
-        kind = "GZIP" if piece.compression else ""
-        file = tf.data.TFRecordDataset(piece.path, compression_type=kind)
-        records = records.concatenate(file.skip(piece.skip).take(piece.take))
-    return records
+    paths = tf.constant([piece.path for piece in slices], tf.string)
+    kinds = tf.constant(["GZIP" if piece.compression else "" for piece in slices], tf.string)
+    counts = tf.constant([[piece.skip, piece.take] for piece in slices], tf.int64, shape=(len(slices), 2))
+
+    def read(path: tf.Tensor, kind: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset(path, compression_type=kind).skip(count[0]).take(count[1])
+
+    return tf.data.Dataset.from_tensor_slices((paths, kinds, counts)).flat_map(read)

@@ -39,6 +39,8 @@ PARTITION, ROW = "__partition__", "__row__"
 """Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
 
 BLOCKED_S = 0.05
+SOURCE_UNREACHED_S = 3.0
+"""How long a source that cannot be reached is tried again before it is taken for lost: a connection may be reset."""
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""
 MAX_LEASES = 4
@@ -450,7 +452,7 @@ class PassReader:
 
     def _client(self, location: str) -> ActionClient:
         if location not in self._clients:
-            self._clients[location] = ActionClient(location, self._secret)
+            self._clients[location] = ActionClient(location, self._secret, SOURCE_UNREACHED_S)
         return self._clients[location]
 
     def _pull(self, lease: Lease) -> tuple[str, pa.Table]:

@@ -13,6 +13,7 @@ import gc
 import json
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -422,11 +423,11 @@ class FeedTask:
 
     def _announce(self, control: ActionClient, partition: int, server: SourceServer) -> Json:
         """Register the source; a second attempt is held until it is known what the first delivered."""
-        until = time.monotonic() + self.timeout_s
+        until, attempt = time.monotonic() + self.timeout_s, uuid.uuid4().hex
         while time.monotonic() < until:
             reply = control.call(
                 "source_up",
-                attempts=1,
+                attempt=attempt,
                 stream=self.stream,
                 index=self.index,
                 partition=partition,

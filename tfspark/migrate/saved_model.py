@@ -101,15 +101,34 @@ class SavedModel:
         return given
 
 
-@functools.lru_cache(maxsize=1)
 def load(directory: str, tags: tuple[str, ...] | None, signature: str) -> Any:
-    """Load a signature, once for all partitions that this Python worker computes with it.
+    """Load a signature, once for all partitions that this Python worker computes with it, again if its files changed.
 
     Raises:
         ConfigError: the SavedModel has no such signature.
     """
+    return _loaded(directory, tags, signature, stamp_of(directory))
+
+
+def stamp_of(directory: str) -> tuple[tuple[str, int, int], ...]:
+    """Return name, size and time of each file of a SavedModel: others when another was written to its place."""
     import tensorflow as tf
 
+    found = []
+    for folder in (directory, tf.io.gfile.join(directory, "variables")):
+        for name in sorted(tf.io.gfile.listdir(folder)) if tf.io.gfile.exists(folder) else ():
+            told = tf.io.gfile.stat(tf.io.gfile.join(folder, name))
+            found.append((name, int(told.length), int(told.mtime_nsec)))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(
+    directory: str, tags: tuple[str, ...] | None, signature: str, stamp: tuple[tuple[str, int, int], ...]
+) -> Any:
+    import tensorflow as tf
+
+    del stamp
     model = tf.saved_model.load(directory, tags=None if tags is None else list(tags))
     if signature not in model.signatures:
         raise ConfigError(

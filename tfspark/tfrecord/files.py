@@ -36,12 +36,14 @@ class InputFile:
         num_bytes: size as stored.
         compression: ``"gzip"`` or ``""``.
         partition: (column, value) of each Hive-style directory above it; the value is None for null.
+        modified_ns: when it was written, if its file system says so: a run that is gone on with compares it.
     """
 
     path: str
     num_bytes: int
     compression: str
     partition: tuple[tuple[str, str | None], ...] = ()
+    modified_ns: int = 0
 
 
 def resolve(path: str) -> tuple[Any, str]:
@@ -103,12 +105,12 @@ def list_files(paths: str | Sequence[str], compression: str | None = None) -> li
     with ThreadPoolExecutor(16) as pool:
         kinds = pool.map(lambda entry: _compression(entry[0], compression), found)
         return [
-            InputFile(path, num_bytes, kind, partition)
-            for (path, num_bytes, partition), kind in zip(found, kinds, strict=True)
+            InputFile(path, num_bytes, kind, partition, modified_ns)
+            for (path, num_bytes, partition, modified_ns), kind in zip(found, kinds, strict=True)
         ]
 
 
-_Entry = tuple[str, int, tuple[tuple[str, str | None], ...]]
+_Entry = tuple[str, int, tuple[tuple[str, str | None], ...], int]
 
 
 def _expand(path: str) -> list[_Entry]:
@@ -117,7 +119,7 @@ def _expand(path: str) -> list[_Entry]:
     system, inner = resolve(path)
     info = system.get_file_info(inner) if not _MAGIC.search(path) or "://" not in path else None
     if info is not None and info.type == fs.FileType.File:
-        return [(path if "://" in path else inner, info.size, ())]
+        return [(path if "://" in path else inner, info.size, (), info.mtime_ns or 0)]
     if info is not None and info.type == fs.FileType.Directory:
         return _below(path, None)
     magic = _MAGIC.search(path)
@@ -136,7 +138,8 @@ def _below(base: str, pattern: re.Pattern[str] | None) -> list[_Entry]:
     for info in system.get_file_info(fs.FileSelector(inner, recursive=True, allow_not_found=True)):
         relative = info.path[len(inner) :].lstrip("/")
         if info.type == fs.FileType.File and _is_visible(relative) and _matches(relative, pattern):
-            entries.append((f"{prefix}/{relative}", info.size, _partition(relative)))
+            modified_ns = info.mtime_ns or 0
+            entries.append((f"{prefix}/{relative}", info.size, _partition(relative), modified_ns))
     return sorted(entries)
 
 

@@ -103,6 +103,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Let the other callbacks go on where they were."""
+        self._session.callback_settings = state.settings_of(self._others)
         resumed = self._session.resumed
         if resumed is not None:
             state.restore_callbacks(self._others, resumed.callbacks, resumed.shared)
@@ -155,6 +156,7 @@ class Resumed:
         shared: the chief's arrays.
         own: this node's arrays; empty for a node that was not there.
         callbacks: what each callback counted.
+        learning_rates: that the optimizers had at the beginning.
     """
 
     passes: int
@@ -162,6 +164,7 @@ class Resumed:
     shared: state.Arrays
     own: state.Arrays
     callbacks: Json
+    learning_rates: dict[str, float]
 
 
 class PartSender:
@@ -213,7 +216,7 @@ class PartSender:
         try:
             state.write_part(Path(name), arrays, facts)
             self._context.control.put(
-                {"part": header}, UPLOAD_SCHEMA, chunks_of(Path(name)), UPLOAD_TIMEOUT_S
+                {"part": header}, UPLOAD_SCHEMA, lambda: chunks_of(Path(name)), UPLOAD_TIMEOUT_S
             )
         finally:
             os.unlink(name)
@@ -240,7 +243,10 @@ def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
         progress.rows = [
             mine + its for mine, its in zip(progress.rows, of_gone["progress"]["rows"], strict=True)
         ]
-    return Resumed(job["passes"], job["steps"], shared, own[0], facts["callbacks"]), progress
+    resumed = Resumed(
+        job["passes"], job["steps"], shared, own[0], facts["callbacks"], facts["learning_rates"]
+    )
+    return resumed, progress
 
 
 def start_of(job: Json, rank: int) -> Start:

@@ -166,16 +166,13 @@ def sum_over_ranks(
     """Add up arrays of all ranks through the driver."""
     timeout_s = float(context.settings["feed_timeout_s"])
     until = time.monotonic() + timeout_s
+    parts: list[Any] | None = [value.tolist() for value in values]
     while time.monotonic() < until:
-        reply = context.control.call(
-            "sum",
-            key=key,
-            rank=context.node.task_index,
-            of=num_ranks,
-            values=[value.tolist() for value in values],
-        )
+        reply = context.control.call("sum", key=key, rank=context.node.task_index, of=num_ranks, values=parts)
         if reply["status"] == "ok":
             return list(reply["values"])
+        # What has arrived is not sent again with each question.
+        parts = [value.tolist() for value in values] if reply["status"] == "again" else None
     raise DeadlineError(
         f"waited feed_timeout_s={timeout_s:g} s for the other workers to evaluate {key!r}; see their logs, or "
         "raise feed_timeout_s"

@@ -96,6 +96,8 @@ class TrainingSession:
         set_optimizer(self.local_model, context.settings)
         self.progress = Progress()
         self.resumed: Resumed | None = None
+        self.callback_settings: Json = {}
+        self.learning_rates = state.learning_rates(self.model)
         self._start: tuple[int, Start] = (0, Start())
         self._sender = self.make_sender()
         self.checkpoints = Checkpoints(context, self.to_save)
@@ -155,10 +157,14 @@ class TrainingSession:
         if not self.context.settings["keeps_state"]:
             return
         arrays = state.capture(self.model, self.context.is_chief)
-        plain, of_callbacks = state.capture_callbacks(callbacks)
+        plain, of_callbacks = state.capture_callbacks(callbacks, self.callback_settings)
         facts: Json = {"passes": passes, "steps": steps, "progress": copy.deepcopy(vars(self.progress))}
         if self.context.is_chief:
-            facts |= {"callbacks": plain, "model": state.describe(self.model)}
+            facts |= {
+                "callbacks": plain,
+                "model": state.describe(self.model),
+                "learning_rates": self.learning_rates,
+            }
             arrays |= of_callbacks
         self._sender.send(arrays, facts, used)
 
@@ -168,8 +174,8 @@ class TrainingSession:
         rank = self.context.node.task_index
         self.resumed, self.progress = fetch(self.context, job, rank)
         state.restore(self.model, self.resumed.shared, self.resumed.own)
-        if job["steps"]:
-            self._start = job["passes"], start_of(job, rank)
+        state.keep_rates_that_were_changed(self.model, self.learning_rates, self.resumed.learning_rates)
+        self._start = (job["passes"], start_of(job, rank)) if job["steps"] else (0, Start())
 
     def build(self) -> None:
         """Make all variables, as ``fit`` does."""

@@ -30,7 +30,7 @@ from tfspark.training.loop import TrainingSession
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.servers import CHIEF_DONE, meet
 from tfspark.training.sharding import whole_values
-from tfspark.training.state import restore
+from tfspark.training.state import keep_rates_that_were_changed, restore
 from tfspark.training.worker_steps import StepResult, WorkerStep
 
 STEPS_PER_WORKER = 2
@@ -92,6 +92,7 @@ class ParameterServerSession(TrainingSession):
         self.build()
         self.resumed, self.progress = fetch(self.context, job, 0)
         restore(self.model, self.resumed.shared, self.resumed.own)
+        keep_rates_that_were_changed(self.model, self.learning_rates, self.resumed.learning_rates)
 
     def build(self) -> None:
         """Make all variables."""

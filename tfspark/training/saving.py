@@ -112,7 +112,7 @@ def upload_model(context: TFContext, model: keras.Model, name: str, formats: tup
 def upload(context: TFContext, path: Path, name: str) -> None:
     """Send a file or a folder to the driver's run directory."""
     with context.pulse.waiting():
-        context.control.put({"name": name}, UPLOAD_SCHEMA, chunks_of(path), UPLOAD_TIMEOUT_S)
+        context.control.put({"name": name}, UPLOAD_SCHEMA, lambda: chunks_of(path), UPLOAD_TIMEOUT_S)
 
 
 def chunks_of(path: Path) -> Iterator[pa.RecordBatch]:

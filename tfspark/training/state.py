@@ -54,6 +54,37 @@ def restore(model: keras.Model, shared: Arrays, own: Arrays) -> None:
             _assign(group, variables, own or shared)
 
 
+def learning_rates(model: keras.Model) -> dict[str, float]:
+    """Return the learning rate of each optimizer that has a number, by the optimizer's name in the model."""
+    return {
+        name: float(rate.numpy())
+        for name, optimizer in _optimizers(model).items()
+        if isinstance(rate := _rate_of(optimizer), keras.Variable)
+    }
+
+
+def keep_rates_that_were_changed(
+    model: keras.Model, asked: dict[str, float], before: dict[str, float]
+) -> None:
+    """Set learning rates as they are asked for now, where the run that is resumed had asked for others.
+
+    Where it had asked for the same, that of the checkpoint stays: a callback may have lowered it.
+    """
+    for name, rate in asked.items():
+        if name in before and before[name] != rate:
+            _local(_rate_of(_optimizers(model)[name])).assign(rate)
+
+
+def _optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    found = {n: value for n, value in vars(model).items() if isinstance(value, keras.optimizers.Optimizer)}
+    return dict(sorted(found.items()))
+
+
+def _rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Return the variable of the learning rate, or its schedule; loss scaling wraps the optimizer that has it."""
+    return getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
+
+
 def restore_metrics(model: keras.Model, own: Arrays) -> None:
     """Put back the metrics of an epoch that is half done."""
     _assign("own/metrics", model.metrics_variables, own)
@@ -80,9 +111,7 @@ def _own(model: keras.Model) -> dict[str, list[Any]]:
 
 def _shared(model: keras.Model) -> dict[str, list[Any]]:
     optimizers = {
-        f"shared/optimizer {name}": list(value.variables)
-        for name, value in sorted(vars(model).items())
-        if isinstance(value, keras.optimizers.Optimizer)
+        f"shared/optimizer {name}": list(value.variables) for name, value in _optimizers(model).items()
     }
     return {"shared/weights": list(model.trainable_variables), **optimizers}
 
@@ -108,15 +137,28 @@ def _assign(group: str, variables: list[Any], arrays: Arrays) -> None:
 # --- callbacks -------------------------------------------------------------------------------------
 
 
-def capture_callbacks(callbacks: list[keras.callbacks.Callback]) -> tuple[Json, Arrays]:
+def settings_of(callbacks: list[keras.callbacks.Callback]) -> Json:
+    """Return the plain attributes of callbacks before they have counted anything: their settings, and zeros."""
+    return {key: _plain_of(callback) for key, callback in _by_kind(callbacks).items()}
+
+
+def capture_callbacks(
+    callbacks: list[keras.callbacks.Callback], settings: Json | None = None
+) -> tuple[Json, Arrays]:
     """Return what callbacks count and remember: plain attributes, and lists of arrays such as the best weights.
 
-    Attributes whose names begin with an underscore are left out.
+    Attributes whose names begin with an underscore are left out, and those that are as they were at the beginning: a
+    run that is resumed may ask for other settings.
+
+    Args:
+        callbacks: what counts.
+        settings: what `settings_of` returned when the training began; None: it is not known, all are returned.
     """
     plain, arrays = Json(), Arrays()
     for key, callback in _by_kind(callbacks).items():
         kept = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
-        plain[key] = {name: _plain(value) for name, value in kept.items() if _is_plain(value)}
+        before, now = (settings or {}).get(key, {}), _plain_of(callback)
+        plain[key] = {n: value for n, value in now.items() if n not in before or before[n] != value}
         for name, value in kept.items():
             if isinstance(value, list) and value and all(isinstance(each, np.ndarray) for each in value):
                 arrays |= {f"callback/{key}/{name}/{i:04d}": each for i, each in enumerate(value)}
@@ -145,6 +187,11 @@ def _by_kind(callbacks: list[keras.callbacks.Callback]) -> dict[str, keras.callb
         keyed[f"{kind} {counts[kind]}"] = callback
         counts[kind] += 1
     return keyed
+
+
+def _plain_of(callback: keras.callbacks.Callback) -> Json:
+    kept = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
+    return {name: _plain(value) for name, value in kept.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

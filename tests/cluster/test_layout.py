@@ -1,0 +1,202 @@
+"""How Spark cuts rows, planned once for each pass and compared when planned again; without a cluster, and in one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from cluster.programs import counting
+from cluster.strikes import Strike, kill
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as sf
+
+from tfspark import Feeding, TFCluster
+from tfspark.cluster.layout import PARALLELISM, Parallelism, PlannedRows
+from tfspark.errors import NodeFailedError
+from tfspark.tfrecord import register
+
+NUM_ROWS = 3000
+BATCH = 32
+FORMATS = ("parquet", "csv", "json", "tfrecord")
+
+
+@pytest.fixture(scope="module")
+def files(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows in each format, in two files of different sizes."""
+    register(spark)
+    place = tmp_path_factory.mktemp("cuts")
+    first = spark.range(0, 2 * NUM_ROWS // 3, 1, 1)
+    for number, ids in enumerate((first, spark.range(2 * NUM_ROWS // 3, NUM_ROWS, 1, 1))):
+        rows = ids.withColumn("pad", sf.sha2(sf.col("id").cast("string"), 512))
+        for kind in FORMATS[1:]:
+            rows.write.format(kind).mode("append").save(str(place / kind))
+        (place / "parquet").mkdir(exist_ok=True)
+        # Small groups of rows, so that a small file can be cut.
+        pq.write_table(rows.toArrow(), place / f"parquet/part-0{number}.parquet", row_group_size=100)
+    return place
+
+
+@pytest.fixture
+def small_cuts(spark: SparkSession) -> Iterator[None]:
+    """Spark cuts small files as it does those of many MB: by the cores."""
+    name = "spark.sql.files.openCostInBytes"
+    before = spark.conf.get(name)
+    spark.conf.set(name, "1000")
+    yield
+    spark.conf.set(name, str(before))
+    spark.conf.unset(PARALLELISM)
+
+
+def read(spark: SparkSession, files: Path, kind: str) -> DataFrame:
+    return spark.read.format(kind).schema("id bigint, pad string").load(str(files / kind))
+
+
+def by_range(rows: DataFrame) -> DataFrame:
+    return rows.repartitionByRange(4, "id").sortWithinPartitions("id")
+
+
+def by_hash(rows: DataFrame) -> DataFrame:
+    return rows.repartition(5, "id").sortWithinPartitions("id")
+
+
+AS_IT_IS: Callable[[DataFrame], DataFrame] = lambda rows: rows.where("id >= 0").select("id")  # noqa: E731
+KINDS = [
+    *[pytest.param(kind, AS_IT_IS, (True, True), id=kind) for kind in FORMATS],
+    pytest.param("parquet", by_hash, (True, True), id="sorted after a shuffle by a hash"),
+    pytest.param("parquet", by_range, (True, False), id="by ranges, whose bounds are drawn anew"),
+    pytest.param("parquet", lambda rows: by_hash(rows).persist(), (True, True), id="persisted"),
+    pytest.param("parquet", lambda rows: rows.orderBy("id"), (True, False), id="ordered"),
+    pytest.param("parquet", lambda rows: rows.repartition(4), (False, False), id="in order of arrival"),
+    pytest.param("parquet", lambda rows: rows.groupBy("id").count(), (False, False), id="a group by"),
+    pytest.param(
+        "parquet",
+        lambda rows: rows.hint("merge").join(rows.select("id"), "id"),
+        (False, False),
+        id="a join by a sort, which is Spark's own and leaves rows of the same key in order of arrival",
+    ),
+    pytest.param("parquet", lambda rows: rows.limit(9).select("id"), (False, False), id="a limit"),
+]
+
+
+@pytest.mark.usefixtures("small_cuts")
+@pytest.mark.parametrize(("kind", "change", "expected"), KINDS)
+def test_rows_planned_once_stay_and_planned_again_are_alike_if_spark_can_cut_them_so(
+    spark: SparkSession,
+    files: Path,
+    kind: str,
+    change: Callable[[DataFrame], DataFrame],
+    expected: tuple[bool, bool],
+) -> None:
+    """Expected: whether a later life, and whether another program, can go on in the middle of a pass."""
+    rows = change(read(spark, files, kind))
+    before = PlannedRows(rows, Parallelism({PARALLELISM: "3"}))
+    planned, layout = before.of_pass(0)
+    kept = layout.to_json()
+    assert planned.rdd.getNumPartitions() == layout.partitions
+    assert before.of_pass(0)[0] is planned
+    spark.range(3).repartition(2).count()  # Other RDDs.
+    later = PlannedRows(change(read(spark, files, kind)), Parallelism(kept["parallelism"]))
+    assert (not before.differ_from(0, kept), not later.differ_from(0, kept)) == expected
+    assert spark.conf.get(PARALLELISM, None) is None
+    rows.unpersist()
+
+
+@pytest.mark.usefixtures("small_cuts")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_layout_is_another_when_a_file_was_written_again_or_cut_by_other_cores(
+    spark: SparkSession, files: Path, kind: str
+) -> None:
+    def layout(cores: int) -> Any:
+        return PlannedRows(read(spark, files, kind), Parallelism({PARALLELISM: str(cores)})).of_pass(0)[1]
+
+    kept = layout(3).to_json()
+    assert not layout(3).differs_from(kept)
+    if kind != "tfrecord":  # They are cut by their sizes alone.
+        assert "partitions, it were" in layout(7).differs_from(kept)
+    file = next(path for path in sorted((files / kind).iterdir()) if path.name.startswith("part-"))
+    os.utime(file, (1e9, 1e9))
+    assert "the files, their sizes, times" in layout(3).differs_from(kept)
+
+
+def train_and_count(spark: SparkSession, rows: DataFrame, log_dir: Path, **options: Any) -> list[float]:
+    """Train two epochs; return how often each row was trained on."""
+    feeding = options.pop("feeding", Feeding())
+    options = {"log_dir": str(log_dir), "checkpoint_every_steps": 3, **options}
+    with TFCluster.run(spark, counting, {"rows": NUM_ROWS}, 2, **options) as cluster:
+        cluster.train(rows, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
+        cluster.shutdown(export=["keras"])
+    (counts,) = keras.models.load_model(log_dir / "export/model.keras", compile=False).get_weights()
+    return [round(float(count), 2) for count in np.asarray(counts)[:, 0] * BATCH]
+
+
+def other_cores_and(spark: SparkSession, strike: Callable[[], None]) -> Callable[[], None]:
+    """Let Spark cut files as if it had other cores, which is what the loss of an executor does."""
+
+    def both() -> None:
+        spark.conf.set(PARALLELISM, "7")
+        strike()
+
+    return both
+
+
+@pytest.mark.usefixtures("small_cuts")
+@pytest.mark.parametrize(
+    ("kind", "change", "feeding", "goes_on"),
+    [
+        pytest.param("parquet", AS_IT_IS, Feeding(), True, id="files"),
+        pytest.param("csv", AS_IT_IS, Feeding(ordered=True), True, marks=pytest.mark.slow, id="in order"),
+        pytest.param(
+            "parquet", lambda rows: rows.repartition(4), Feeding(), False, id="rows in order of arrival"
+        ),
+    ],
+)
+def test_each_row_is_trained_on_once_per_epoch_when_spark_would_cut_files_otherwise_after_a_loss(
+    spark: SparkSession,
+    files: Path,
+    tmp_path: Path,
+    kind: str,
+    change: Callable[[DataFrame], DataFrame],
+    feeding: Feeding,
+    goes_on: bool,
+) -> None:
+    observer = Strike(other_cores_and(spark, kill()), "state", epoch=2, step=9)
+    counts = train_and_count(
+        spark, change(read(spark, files, kind)), tmp_path, observer=observer, feeding=feeding
+    )
+    assert counts == [2.0] * NUM_ROWS
+    (resumed,) = observer.of("resumed")
+    assert resumed["epoch"] == 2
+    assert (resumed["step"] > 0) == goes_on
+    assert [event["epoch"] for event in observer.of("rows_differ")] == ([] if goes_on else [2])
+
+
+@pytest.mark.usefixtures("small_cuts")
+@pytest.mark.parametrize("changed", [False, True], ids=["other cores", "a file was written again"])
+def test_each_row_is_trained_on_once_per_epoch_by_a_run_that_is_resumed_on(
+    spark: SparkSession, files: Path, tmp_path: Path, changed: bool
+) -> None:
+    rows, log_dir = AS_IT_IS(read(spark, files, "parquet")), tmp_path / "run"
+    strike = Strike(other_cores_and(spark, kill()), "state", epoch=2, step=9)
+    with contextlib.suppress(NodeFailedError):
+        train_and_count(spark, rows, log_dir, observer=strike, max_restarts=0)
+    if changed:
+        (files / "parquet" / "part-zzz.parquet").write_bytes(b"")
+        file = next(path for path in (files / "parquet").iterdir() if path.name.startswith("part-0"))
+        os.utime(file, (2e9, 2e9))
+        (files / "parquet" / "part-zzz.parquet").unlink()
+    later = Strike(lambda: None, uuid.uuid4().hex)
+    again = AS_IT_IS(read(spark, files, "parquet"))
+    counts = train_and_count(spark, again, log_dir, observer=later, resume=str(log_dir))
+    assert counts == [2.0] * NUM_ROWS
+    (resumed,) = later.of("resumed")
+    assert resumed["epoch"] == 2
+    assert (resumed["step"] == 0) == changed
+    assert len(later.of("rows_differ")) == changed

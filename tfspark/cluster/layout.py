@@ -1,0 +1,264 @@
+"""How Spark has cut rows into partitions, kept for all of a pass and compared with a checkpoint's. Runs on the driver.
+
+A ledger knows rows by partition and position. Spark cuts a DataFrame anew whenever it is planned: files by the cores
+there are just then (``FilePartition.maxSplitBytes``), ranges by a sample that the RDD's number seeds. So a pass is
+planned once, and what is served of it later, in another life of the cluster, too, comes of the same RDD. A pass that
+is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
+digest of their splits, which have each file's name, offset, length, size and modification time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from py4j.protocol import Py4JError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+logger = logging.getLogger("tfspark")
+
+PARALLELISM = "spark.sql.leafNodeDefaultParallelism"
+"""What files, ranges and local rows are cut by; if it is not set, by the cores of the executors there are."""
+COALESCED = "spark.sql.adaptive.coalescePartitions.minPartitionNum"
+"""The same for what adaptive execution makes of the partitions of a shuffle."""
+_PARALLELISM_FIRST = "spark.sql.adaptive.coalescePartitions.parallelismFirst"
+
+_KEEPS_ORDER = (
+    *("Project", "Filter", "WholeStageCodegen", "InputAdapter", "ColumnarToRow", "RowToColumnar", "Generate"),
+    *("Sample", "Union", "Coalesce", "InMemoryTableScan", "AdaptiveSparkPlan", "MapInArrow", "MapInPandas"),
+    *("BatchEvalPython", "ArrowEvalPython", "DeserializeToObject", "MapElements", "MapPartitions"),
+    *("SerializeFromObject", "QueryStage"),
+)
+"""Nodes of a physical plan that take their rows one after the other. A sort below any other may be Spark's own, which
+leaves rows of the same key, as of a join, in the order in which they came."""
+_NUMBERED = ("ParallelCollectionRDD", "HadoopRDD", "NewHadoopRDD")
+"""Their partitions have the number of the RDD, which is another in every program."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows are cut into partitions.
+
+    Attributes:
+        partitions: how many there are.
+        digest: of their splits; empty: it cannot be known, so it is like no other.
+        repeatable: whether a partition that is computed again has its rows in the same places.
+        parallelism: settings of Spark by which they were cut.
+        plan: of this one plan.
+    """
+
+    partitions: int = 0
+    digest: str = ""
+    repeatable: bool = False
+    parallelism: Mapping[str, str] | None = None
+    plan: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return asdict(self)
+
+    def differs_from(self, kept: Mapping[str, Any]) -> str:
+        """Say in what these partitions may be others than those a checkpoint was made of; empty: in nothing."""
+        if not kept:
+            return "the checkpoint does not say how Spark had cut the rows"
+        if kept["partitions"] != self.partitions:
+            return (
+                f"Spark cuts the rows into {self.partitions} partitions, it were {kept['partitions']} before"
+            )
+        if not self.digest:
+            return "Spark cuts the rows by a sample of them, or does not say how"
+        if kept["digest"] != self.digest:
+            return "the files, their sizes, times or order, or Spark's cuts through them, are not those of before"
+        return "" if self.repeatable else _NOT_REPEATABLE
+
+
+_NOT_REPEATABLE = (
+    "after a shuffle Spark has rows in the order in which they arrive, which is another each time"
+)
+
+
+class Parallelism:
+    """The settings by which Spark cuts rows, the same whenever rows are planned under them; thread-safe.
+
+    Args:
+        settings: those of an earlier program; None: as they are when rows are first planned.
+    """
+
+    def __init__(self, settings: Mapping[str, str] | None = None):
+        self._settings = settings
+        self._lock = threading.Lock()
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The settings; empty before anything was planned."""
+        return self._settings or {}
+
+    @contextmanager
+    def held(self, spark: SparkSession) -> Iterator[None]:
+        """Plan under these settings; the session's own come back afterwards."""
+        with self._lock:
+            if self._settings is None:
+                self._settings = parallelism_of(spark)
+            before = {name: spark.conf.get(name, None) for name in self._settings}
+            try:
+                for name, value in self._settings.items():
+                    spark.conf.set(name, value)
+                yield
+            finally:
+                for name, own in before.items():
+                    if own is None:
+                        spark.conf.unset(name)
+                    else:
+                        spark.conf.set(name, own)
+
+
+def parallelism_of(spark: SparkSession) -> dict[str, str]:
+    """Return the settings by which Spark cuts rows just now."""
+    cores = str(spark.sparkContext.defaultParallelism)
+    found = {PARALLELISM: spark.conf.get(PARALLELISM, None) or cores}
+    parallelism_first = str(spark.conf.get(_PARALLELISM_FIRST, "true")).lower() == "true"
+    merged_to = spark.conf.get(COALESCED, None) or (cores if parallelism_first else None)
+    return found if merged_to is None else {**found, COALESCED: merged_to}
+
+
+class PlannedRows:
+    """Rows that are planned once for each pass.
+
+    On Spark Connect, which shows no plan, they are planned whenever they are served.
+
+    Args:
+        rows: what is fed.
+        parallelism: settings to plan them under.
+    """
+
+    def __init__(self, rows: DataFrame, parallelism: Parallelism):
+        self.rows = rows
+        self._parallelism = parallelism
+        self._index = -1
+        self._planned: DataFrame | None = None
+        self._layout = Layout()
+        self._lock = threading.Lock()
+
+    def of_pass(self, index: int) -> tuple[DataFrame, Layout]:
+        """Return the rows of a pass with partitions that stay, and how they are cut; the first call plans them."""
+        if not hasattr(self.rows, "_jdf"):
+            return self.rows, Layout()
+        with self._lock:
+            if self._planned is None or self._index != index:
+                # A plan of its own for each pass: what was shuffled for one is computed anew for the next.
+                with self._parallelism.held(self.rows.sparkSession):
+                    self._planned, self._layout = _planned(self.rows.select("*"), self._parallelism.settings)
+                self._index = index
+            return self._planned, self._layout
+
+    def differ_from(self, index: int, kept: Mapping[str, Any]) -> str:
+        """Say why the rows of a pass cannot be told from their places in a checkpoint; empty: they can."""
+        if not hasattr(self.rows, "_jdf"):
+            return "Spark Connect does not say how it cuts them"
+        if self._index == index and self._layout.plan == kept.get("plan"):
+            return "" if self._layout.repeatable else _NOT_REPEATABLE
+        return self.of_pass(index)[1].differs_from(kept)
+
+
+def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout]:
+    """Plan a DataFrame; return one that reads the RDD of this plan."""
+    from pyspark.sql import DataFrame
+
+    spark = df.sparkSession
+    execution = df._jdf.queryExecution()
+    rdd = execution.toRdd()
+    fixed = spark._jsparkSession.internalCreateDataFrame(rdd, df._jdf.schema(), False)
+    partitions = rdd.getNumPartitions()
+    try:
+        plan = _Plan(spark, execution.executedPlan())
+        digest = plan.digest(rdd) if plan.is_comparable else ""
+        layout = Layout(partitions, digest, plan.is_repeatable, parallelism)
+    except Py4JError as error:  # Another version of Spark, or a source of data that is made otherwise.
+        logger.info("how Spark cuts the rows cannot be told: %s", str(error).splitlines()[0])
+        layout = Layout(partitions, parallelism=parallelism)
+    return DataFrame(fixed, spark), layout
+
+
+class _Plan:
+    """What a physical plan tells of its partitions."""
+
+    def __init__(self, spark: SparkSession, root: Any):
+        self._jvm: Any = spark.sparkContext._jvm
+        self._scans: list[Any] = []
+        self.is_comparable = True
+        self.is_repeatable = self._look_at(root, True)
+
+    def _look_at(self, node: Any, keeps_order: bool) -> bool:
+        """Look at a node and what is below; tell whether its rows come in the same order again."""
+        name = node.getClass().getSimpleName()
+        if name in ("FileSourceScanExec", "BatchScanExec"):
+            self._scans.append(node.inputRDD())
+        if name == "AQEShuffleReadExec":
+            self.is_comparable = False  # It has joined partitions by the bytes they happened to have.
+        below = keeps_order and any(kind in name for kind in _KEEPS_ORDER)
+        are_repeatable = [self._look_at(each, below) for each in self._below(node, name)]
+        if "ShuffleExchange" in name:
+            # Bounds of ranges come of a sample that is drawn by the RDD's number.
+            self.is_comparable &= "Range" not in node.outputPartitioning().getClass().getSimpleName()
+            return False
+        if name == "RDDScanExec":
+            return str(node.rdd().outputDeterministicLevel()) == "DETERMINATE"
+        if name in ("SortExec", "TakeOrderedAndProjectExec") and keeps_order:
+            return True
+        return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)
+
+    def _below(self, node: Any, name: str) -> list[Any]:
+        if name == "AdaptiveSparkPlanExec":
+            return [node.executedPlan()]
+        if name == "InMemoryTableScanExec":
+            return [node.relation().cachedPlan()]
+        if name == "ReusedExchangeExec":
+            return [node.child()]
+        return [node.plan()] if name.endswith("QueryStageExec") else self._list(node.children())
+
+    def digest(self, rdd: Any) -> str:
+        """Return a digest of all splits that the partitions are computed of."""
+        found = hashlib.sha256(str(rdd.getNumPartitions()).encode())
+        for leaf in self._leaves([rdd, *self._scans]):
+            name = leaf.getClass().getSimpleName()
+            found.update(f"{name} {leaf.getNumPartitions()} ".encode())
+            if name not in _NUMBERED:
+                found.update(self._serialized(leaf.partitions()))
+            elif "Hadoop" in name:
+                for partition in leaf.partitions():
+                    found.update(str(partition.inputSplit().value()).encode())
+        return found.hexdigest()
+
+    def _leaves(self, above: list[Any]) -> Iterator[Any]:
+        seen = set()
+        while above:
+            rdd = above.pop(0)
+            if rdd.id() in seen:
+                continue
+            seen.add(rdd.id())
+            on = self._list(rdd.dependencies())
+            above.extend(dependency.rdd() for dependency in on)
+            if not on:
+                yield rdd
+
+    def _serialized(self, partitions: Any) -> bytes:
+        """Return a digest of the partitions as Spark would send them to executors; nothing of them leaves the JVM."""
+        digest = self._jvm.java.security.MessageDigest.getInstance("SHA-256")
+        nowhere = self._jvm.java.io.OutputStream.nullOutputStream()
+        out = self._jvm.java.io.ObjectOutputStream(
+            self._jvm.java.security.DigestOutputStream(nowhere, digest)
+        )
+        out.writeObject(partitions)
+        out.flush()
+        return bytes(digest.digest())
+
+    def _list(self, scala: Any) -> list[Any]:
+        return list(self._jvm.scala.jdk.javaapi.CollectionConverters.asJava(scala))
