@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pyspark.errors import PySparkException
 
+from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.sparkjob import without_java_stack
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.feed.spark_names import select_by_name
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -61,13 +63,14 @@ class Feeding:
 
 
 def session_of(spark: Any) -> SparkSession:
-    """Return the session itself, or the one of a SparkContext."""
+    """Return the session itself, or the one of a SparkContext; its Python workers can import tfspark."""
     from pyspark.sql import SparkSession
 
-    if hasattr(spark, "range") and hasattr(spark, "createDataFrame"):
-        session: SparkSession = spark
-        return session
-    return SparkSession.builder.config(conf=spark.getConf()).getOrCreate()
+    session: SparkSession = spark
+    if not (hasattr(spark, "range") and hasattr(spark, "createDataFrame")):
+        session = SparkSession.builder.config(conf=spark.getConf()).getOrCreate()
+    use_own_python(session)
+    return session
 
 
 def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
@@ -192,10 +195,17 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
     """Return the DataFrame with just the columns that are fed.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: one is not there, or is there twice.
     """
     check_columns(columns, df.columns)
-    return df.select(*[df[f"`{column.name}`"] for column in columns.sent])
+    wanted = [column.name for column in columns.sent]
+    twice = next((name for name in wanted if df.columns.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"expected one column {twice!r}, the data has {df.columns.count(twice)}, as after a join; drop or rename "
+            "the others before feeding"
+        )
+    return select_by_name(df, wanted)
 
 
 @dataclass(frozen=True)

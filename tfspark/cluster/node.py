@@ -31,6 +31,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from tfspark.cluster.environment import trainer_environment
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.tensorboard import TensorBoard
 from tfspark.cluster.wire import ActionClient, Json, Secret, local_address_towards
@@ -234,15 +235,8 @@ class _Node:
         return trainer
 
     def _environment(self, config: str, scratch: str) -> dict[str, str]:
-        environment = {
-            **os.environ,
-            "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
-            **({"TF_CONFIG": config} if config else {}),
-            "TF_GRPC_REUSE_PORT": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        module_paths = self._task.settings["module_paths"]
+        environment = trainer_environment(os.environ, config, scratch, sys.path, module_paths)
         # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
         gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
         if gpus is not None:

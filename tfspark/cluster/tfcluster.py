@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer
+from tfspark.cluster.environment import module_paths
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
 from tfspark.cluster.inputs import (
     Feeding,
@@ -633,4 +634,5 @@ def migrated_settings(
         "queues": list(queues),
         "default_fs": default_fs(spark),
         "working_dir": os.getcwd(),
+        "module_paths": module_paths(),
     }

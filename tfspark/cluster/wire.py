@@ -161,7 +161,7 @@ class ActionClient:
             if secret.certificate
             else {}
         )
-        self._client = flight.connect(location, **tls)
+        self._client = flight.connect(location, generic_options=[("grpc.enable_http_proxy", 0)], **tls)
 
     def call(
         self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any

@@ -13,6 +13,7 @@ from tfspark.experiment.config import Data, Experiment, Source
 from tfspark.experiment.datasets import DATASETS
 from tfspark.experiment.spark_errors import spark_words
 from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.feed.spark_names import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -127,7 +128,7 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
     if declared != "infer":
         return tuple(declared)
     (label,) = data.label.columns
-    found = df.select(df[f"`{label}`"]).distinct().limit(MAX_CLASSES + 1).collect()
+    found = df.select(df[quoted(label)]).distinct().limit(MAX_CLASSES + 1).collect()
     values = sorted(row[0] for row in found if row[0] is not None)
     if not 2 <= len(values) <= MAX_CLASSES:
         raise DataError(
@@ -140,7 +141,7 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
 
 def _select(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
     check_columns(columns, df.columns)
-    chosen = {column.name: df[f"`{column.name}`"] for column in columns.sent}
+    chosen = {column.name: df[quoted(column.name)] for column in columns.sent}
     label = columns.class_label
     if label is not None and columns.examples is None:
         chosen[label.name] = _class_index(chosen[label.name], label.name, classes)
@@ -233,7 +234,7 @@ def _resampled(train: DataFrame, data: Data, seed: int) -> DataFrame:
     if data.resample == "none" or data.label is None:
         return train
     (name,) = data.label.columns
-    label = train[f"`{name}`"]
+    label = train[quoted(name)]
     counts = {row[0]: row[1] for row in train.groupBy(label).count().collect()}
     wanted = max(counts.values()) if data.resample == "over" else min(counts.values())
     times = sf.coalesce(*[sf.when(label == known, sf.lit(wanted / count)) for known, count in counts.items()])
@@ -252,6 +253,6 @@ def _class_weights(
     if wanted != "balanced":
         return tuple((classes.index(known), float(weight)) for known, weight in wanted.items())
     (label,) = experiment.data.label.columns
-    counts = {int(row[0]): row[1] for row in train.groupBy(train[f"`{label}`"]).count().collect()}
+    counts = {int(row[0]): row[1] for row in train.groupBy(train[quoted(label)]).count().collect()}
     total = reduce(int.__add__, counts.values(), 0)
     return tuple((known, total / (len(classes) * count)) for known, count in sorted(counts.items()))
