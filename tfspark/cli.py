@@ -84,21 +84,21 @@ def train(
     """Train a model module without a YAML file; made for spark-submit."""
     with _in_words():
         from tfspark.experiment.config import config_from_options
+        from tfspark.experiment.yaml_source import parse_value
 
-        options = [
-            f"name={Path(model).stem}",
-            f"model.module={model}",
-            f"data.path={data}",
-            f"data.format={format_}",
-            f"data.batch_size={batch_size}",
-            f"cluster.executors={executors}",
-            f"train.epochs={epochs}",
-            *(f"data.features.{name}={{}}" for name in features),
-            *([] if label is None else [f"data.label.column={label}"]),
-            *([] if classes is None else [f"data.label.classes={classes}"]),
-            *(set_ or []),
-        ]
-        experiment = config_from_options(options)
+        given: dict[tuple[str | int, ...], Any] = {
+            ("name",): Path(model).stem,
+            ("model", "module"): model,
+            ("data", "path"): data,
+            ("data", "format"): format_,
+            ("data", "batch_size"): batch_size,
+            ("cluster", "executors"): executors,
+            ("train", "epochs"): epochs,
+            **{("data", "features", name): {} for name in features},
+            **({} if label is None else {("data", "label", "column"): label}),
+            **({} if classes is None else {("data", "label", "classes"): parse_value(classes)}),
+        }
+        experiment = config_from_options(given, set_ or [])
         from tfspark.experiment.run import run_experiment
 
         run_experiment(experiment, show_worker_logs=worker_logs)

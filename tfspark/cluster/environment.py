@@ -1,4 +1,4 @@
-"""Environment variables of the processes that tfspark starts, and the Python that Spark starts. Pure but for `os.environ`.
+"""Environment variables of the trainers, where they find modules, and which Python Spark starts.
 
 A node task calls `trainer_environment` on its executor; the driver calls `module_paths` and `use_own_python`.
 """
@@ -60,7 +60,9 @@ def no_proxy_between_nodes(inherited: Mapping[str, str], tf_config: str) -> dict
     """
     known = inherited.get("no_grpc_proxy") or inherited.get("no_proxy") or inherited.get("NO_PROXY") or ""
     hosts = [entry.strip() for entry in known.split(",")]
-    return {"no_grpc_proxy": ",".join(dict.fromkeys(filter(None, [*hosts, *LOCAL_HOSTS, *_hosts(tf_config)])))}
+    return {
+        "no_grpc_proxy": ",".join(dict.fromkeys(filter(None, [*hosts, *LOCAL_HOSTS, *_hosts(tf_config)])))
+    }
 
 
 def _hosts(tf_config: str) -> list[str]:
@@ -79,12 +81,18 @@ def module_paths(paths: Iterable[str] | None = None) -> list[str]:
     """
     installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     found = (os.path.abspath(path) for path in (sys.path if paths is None else paths))
-    return [path for path in dict.fromkeys(found) if os.path.exists(path) and not _is_installed(path, installed)]
+    return [
+        path for path in dict.fromkeys(found) if os.path.exists(path) and not _is_installed(path, installed)
+    ]
 
 
 def _is_installed(path: str, installed: set[str]) -> bool:
     parts = path.split(os.sep)
-    return "site-packages" in parts or "dist-packages" in parts or any(path.startswith(root) for root in installed)
+    return (
+        "site-packages" in parts
+        or "dist-packages" in parts
+        or any(path.startswith(root) for root in installed)
+    )
 
 
 def use_own_python(spark: SparkSession) -> None:

@@ -203,7 +203,9 @@ class Life:
                 cause = f"its Spark task failed or was killed: {failed.group(2)}"
                 self.registry.task_failed(index, cause)
                 return
-            failure = ReservationError(f"the Spark job of the {role} nodes failed: {message}{python_advice(message)}")
+            failure = ReservationError(
+                f"the Spark job of the {role} nodes failed: {message}{python_advice(message)}"
+            )
             self.registry.fail_cluster(failure)
 
         self.control.update(note)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer
-from tfspark.cluster.environment import module_paths
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
+from tfspark.cluster.environment import module_paths
 from tfspark.cluster.inputs import (
     Feeding,
     InputMode,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -33,7 +34,7 @@ from tfspark.experiment.config_schema import (
     Source,
     Train,
 )
-from tfspark.experiment.yaml_source import Document, Dumper, Key, override, parse_document, read_document
+from tfspark.experiment.yaml_source import Document, Dumper, Key, override, parse_document, put, read_document
 from tfspark.shipped import find_shipped
 
 __all__ = [
@@ -74,9 +75,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return _finished(read_document(find_shipped(str(path))), overrides)
 
 
-def config_from_options(options: Sequence[str]) -> Experiment:
-    """Make an experiment of ``a.b=value`` options alone, without a file; see `load_config`."""
-    return _finished(parse_document("{}", "the command line"), options)
+def config_from_options(given: Mapping[Key, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """Make an experiment without a file; see `load_config`.
+
+    Args:
+        given: key -> value, as it is; names of columns and paths may hold whatever they like.
+        overrides: ``a.b=value`` each, the value in YAML.
+    """
+    document = parse_document("{}", "the command line")
+    for key, value in given.items():
+        put(document, key, value, document.path)
+    return _finished(document, overrides)
 
 
 def _finished(document: Document, overrides: Sequence[str]) -> Experiment:

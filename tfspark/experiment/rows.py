@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,9 @@ def path_exists(path: str) -> bool:
     """Tell whether a local path or glob is there; what is on other file systems is left to Spark."""
     if "://" in path or path.startswith(("hdfs:", "s3:", "s3a:", "gs:")):
         return True
-    return bool(glob.glob(path.removeprefix("file:")))
+    here = path.removeprefix("file:")
+    # Spark's globs have alternatives, {a,b}, which Python's have not: anything may stand there.
+    return os.path.exists(here) or bool(glob.glob(re.sub(r"\{[^{}]*\}", "*", here)))
 
 
 def _read(spark: SparkSession, source: Source) -> DataFrame:

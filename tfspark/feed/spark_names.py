@@ -37,9 +37,7 @@ def select_by_name(df: DataFrame, names: list[str]) -> DataFrame:
     # Spark takes `a` and `A` for the same name, unless spark.sql.caseSensitive is set; positions are unique.
     positions = _positions(df.columns)
     by_position = df.toDF(*positions)
-    return by_position.select(
-        *[by_position[positions[df.columns.index(name)]].alias(name) for name in names]
-    )
+    return by_position.select(*[by_position[positions[df.columns.index(name)]].alias(name) for name in names])
 
 
 def _alike(names: list[str]) -> bool:
