@@ -11,13 +11,15 @@ from pyspark.errors import PySparkException
 
 from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.sparkjob import without_java_stack
-from tfspark.errors import ConfigError
+from tfspark.errors import ConfigError, DataError
 from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.spark_names import select_by_name
+from tfspark.feed.values import text_problem
 
 if TYPE_CHECKING:
     from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import DataType
 
 
 class InputMode(IntEnum):
@@ -205,7 +207,34 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
             f"expected one column {twice!r}, the data has {df.columns.count(twice)}, as after a join; drop or rename "
             "the others before feeding"
         )
-    return select_by_name(df, wanted)
+    selected = select_by_name(df, wanted)
+    check_text(selected, columns)
+    return selected
+
+
+def check_text(df: DataFrame, columns: Columns) -> None:
+    """Refuse columns of text where numbers are declared, as in a CSV file that was read without a schema.
+
+    Raises:
+        DataError: names the first.
+    """
+    if columns.examples is not None:
+        return
+    text = {field.name for field in df.schema.fields if _holds_text(field.dataType)}
+    for column in columns.all:
+        declared = column.dtype or ("float32, which scale makes" if column.scale is not None else None)
+        if column is columns.class_label and (columns.num_classes or columns.class_weights):
+            declared = declared or "a class number"
+        if declared and column.name in text:
+            raise DataError(text_problem(column.name, declared))
+
+
+def _holds_text(dtype: DataType) -> bool:
+    from pyspark.sql.types import ArrayType, StringType
+
+    while isinstance(dtype, ArrayType):
+        dtype = dtype.elementType
+    return isinstance(dtype, StringType)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.inputs import check_text
 from tfspark.errors import ConfigError, DataError
 from tfspark.experiment.config import Data, Experiment, Source
 from tfspark.experiment.datasets import DATASETS
@@ -148,7 +149,9 @@ def _select(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFr
     label = columns.class_label
     if label is not None and columns.examples is None:
         chosen[label.name] = _class_index(chosen[label.name], label.name, classes)
-    return df.select(*chosen.values())
+    selected = df.select(*chosen.values())
+    check_text(selected, columns)
+    return selected
 
 
 def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> SparkColumn:

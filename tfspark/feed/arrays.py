@@ -23,10 +23,12 @@ from tfspark.feed.values import (
     RowOf,
     is_bytes,
     is_list,
+    is_text,
     nested_to_numpy,
     objects,
     raw_values,
     refuse_nulls,
+    text_problem,
     uniform_length,
 )
 
@@ -101,8 +103,10 @@ def _as_declared(values: Array, column: Column, row_of: RowOf) -> Array:
     wanted, name = column.wanted_dtype, column.name
     if values.dtype == object and column.scale is not None:
         raise DataError(f"row 0: column {name!r} holds strings, which cannot be scaled; leave scale out")
-    if wanted is None or values.dtype in (wanted, object):
+    if wanted is None or values.dtype == wanted:
         return values
+    if values.dtype == object:
+        raise DataError(f"row 0: {text_problem(name, wanted.name)}")
     with np.errstate(invalid="ignore"):
         cast = values.astype(wanted)
     if wanted.kind in "biu" and not np.array_equal(cast, values):
@@ -121,6 +125,8 @@ def _bytes_to_numpy(array: pa.Array, column: Column) -> Array:
     refuse_nulls(array, column.name)
     if column.wanted_dtype is None:
         return objects(array)
+    if is_text(array.type):
+        raise DataError(f"row 0: {text_problem(column.name, column.wanted_dtype.name)}")
     fix = f"declare Column({column.name!r}, dtype={column.dtype!r}, ragged='pad'), or "
     width = uniform_length(pc.binary_length(array), column.name, "bytes", int, fix)
     values, _ = raw_values(array, column.name, column.wanted_dtype)

@@ -171,7 +171,16 @@ def feed_of(context: TFContext, stream: str, described: Json) -> Feed:
     if described["sample"] is None:
         raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
     rows = to_numpy(decode_sample(described["sample"]), spec.columns)
+    text = [c.name for c in spec.columns.sent if c.decode is None and is_of_bytes(rows[c.name])]
+    context.text_columns = [] if spec.columns.examples else text
     return Feed(context, spec, {**rows, WEIGHT: np.ones(1, np.float32)})
+
+
+def is_of_bytes(values: Any) -> bool:
+    """Tell whether an array of a column holds text or bytes, be it row by row."""
+    while values.dtype == object and len(values) and isinstance(values.flat[0], np.ndarray):
+        values = values.flat[0]
+    return bool(values.dtype == object)
 
 
 def describe_stream(context: TFContext, stream: str) -> Json:
