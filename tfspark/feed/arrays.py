@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from tfspark.errors import DataError
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.structs import images_to_numpy, is_image, is_vector, vectors_to_numpy
+from tfspark.feed.structs import dense_row_bytes, images_to_numpy, is_image, is_vector, vectors_to_numpy
 from tfspark.feed.values import (
     Array,
     RowOf,
@@ -54,6 +54,17 @@ def to_numpy(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:
     if label is not None and columns.num_classes is not None and columns.examples is None:
         _check_classes(arrays[label.name], label.name, columns.num_classes)
     return arrays
+
+
+def rows_at_once(batch: pa.RecordBatch, columns: Columns, max_bytes: int) -> int:
+    """Return how many rows of a batch to convert at once, at least 1, so that they stay below `max_bytes` when dense.
+
+    Rows may grow by the conversion: sparse vectors, and lists that are filled up to a length.
+    """
+    row_bytes = 0
+    for column in columns.sent:
+        row_bytes += dense_row_bytes(batch.column(column.name)) + 8 * (column.pad_to or 0)
+    return int(max(1, min(batch.num_rows, max_bytes // max(row_bytes, 1))))
 
 
 def column_to_numpy(array: pa.Array, column: Column) -> Array:

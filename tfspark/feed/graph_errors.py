@@ -20,7 +20,8 @@ _PARSED = re.compile(
     r"(?:Key|Feature): (.*?)(?:, Index: \d+| \(data type: \w+\)(?= is))\.?\s*(.*?)\s*\[\[", re.DOTALL
 )
 _TEXT = re.compile(
-    r"Cast string to \w+ is not supported|[^\n]{0,80}(?:DataType string|dtype: 'string'|dtype=string|tf\.string)[^\n]{0,60}"
+    r"Cast string to \w+ is not supported"
+    r"|[^\n]{0,80}(?:DataType string|dtype: 'string'|dtype=string|tf\.string)[^\n]{0,60}"
 )
 """How TensorFlow and Keras say that they were given text."""
 _NO_EXAMPLE = "Could not parse example input"

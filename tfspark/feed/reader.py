@@ -21,7 +21,7 @@ import pyarrow.flight as flight
 from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.wire import ActionClient, Json, Secret
 from tfspark.errors import DataError, DeadlineError, TfsparkError
-from tfspark.feed.arrays import row_weights, to_numpy
+from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
 from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns
@@ -248,7 +248,7 @@ class PassReader:
                 self._changed.notify_all()
 
     def _read(self) -> None:
-        for place, batch in self._pieces():
+        for place, batch in self._small_pieces():
             rows = self._converted(place, batch)
             self._rows += num_rows(rows)
             self._filler = take(rows, [0])
@@ -349,6 +349,13 @@ class PassReader:
             return False
         lease.acknowledged = True
         return True
+
+    def _small_pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
+        """Yield the rows in pieces that do not grow beyond a chunk when they are converted."""
+        for place, batch in self._pieces():
+            size = rows_at_once(batch, self._spec.columns, self._spec.chunk_bytes)
+            for start in range(0, batch.num_rows, size):
+                yield Place(place.partition, place.first_row + start), batch.slice(start, size)
 
     def _pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
         """Yield this reader's rows of the pass, from Spark or from the node cache."""
