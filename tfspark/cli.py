@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,7 +126,8 @@ def chaos(
 
         settings = dict(setting.partition("=")[::2] for setting in conf or [])
         console = Console()
-        with spark_session("chaos", Cluster(master=master, executors=2, spark=settings)) as spark:
+        wanted = _cluster(Cluster, master=master, executors=2, spark=settings)
+        with spark_session("chaos", wanted) as spark:
             outcomes = faults_of.certify(
                 spark,
                 faults or list(faults_of.FAULTS),
@@ -137,6 +138,24 @@ def chaos(
         console.print(f"{survived} of {len(outcomes)} faults ended as they should")
         if survived < len(outcomes):
             sys.exit(1)
+
+
+def _cluster(make: Callable[..., Any], **given: Any) -> Any:
+    """Make the section `cluster` of options of the command line.
+
+    Raises:
+        ConfigError: one is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return make(**given)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(
+            f"expected --{first['loc'][0]} to be Spark's master, such as local[4] or spark://host:7077, got "
+            f"{first['input']!r}"
+        ) from None
 
 
 @app.command(name="submit-script")

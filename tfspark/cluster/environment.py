@@ -5,6 +5,7 @@ A node task calls `trainer_environment` on its executor; the driver calls `modul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -107,6 +108,21 @@ def use_own_python(spark: SparkSession) -> None:
         return
     if str(spark.conf.get("spark.master", "")).startswith("local"):
         context.pythonExec = spark.conf.get("spark.pyspark.python", None) or sys.executable
+
+
+def stop_progress_bar(spark: SparkSession) -> None:
+    """Stop Spark's progress bar on the console, which PySpark turns on by itself.
+
+    Nodes are tasks that last as long as the cluster. The bar would show them as a stage that does not get on, over and
+    between the program's own lines.
+    """
+    context: Any = getattr(spark, "_jsparkSession", None)
+    with contextlib.suppress(
+        Exception
+    ):  # None on Spark Connect; the accessor is Spark's own, and may be gone.
+        bar = context.sparkContext().progressBar()
+        if bar.isDefined():
+            bar.get().stop()
 
 
 def python_advice(message: str) -> str:

@@ -13,6 +13,7 @@ from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.sparkjob import without_java_stack
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.feed.numpy_rows import rdd_to_dataframe
 from tfspark.feed.spark_names import select_by_name
 from tfspark.feed.values import text_problem
 
@@ -38,7 +39,8 @@ class Feeding:
     Attributes:
         ordered: deal rows by their position in the DataFrame, so that every run with the same data, seed
             and number of workers trains on the same batches. Off: whoever is free takes what is there.
-        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come.
+        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come. A window that holds no more
+            than a worker's batch, which could mix nothing, is made two batches large.
         chunk_bytes: size of one pull.
         buffer_bytes: rows waiting in a feed task for a pull.
         cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
@@ -86,10 +88,10 @@ def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
         return frame
     if is_rdd(data):
         try:
-            return spark.createDataFrame(data)
+            return rdd_to_dataframe(spark, data)
         except (PySparkException, TypeError, ValueError) as error:
             raise ConfigError(
-                f"expected an RDD of Rows, tuples or dicts of plain Python values, which Spark makes columns of; "
+                f"expected an RDD of Rows, tuples or dicts of Python or NumPy values, which Spark makes columns of; "
                 f"got {without_java_stack(str(error))}; make a DataFrame with spark.createDataFrame(rdd, schema)"
             ) from error
     raise ConfigError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
-from tfspark.cluster.environment import module_paths
+from tfspark.cluster.environment import module_paths, stop_progress_bar
 from tfspark.cluster.inputs import (
     Feeding,
     InputMode,
@@ -28,7 +28,7 @@ from tfspark.cluster.inputs import (
 from tfspark.cluster.life import STOP_TIMEOUT_S
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
-from tfspark.cluster.program import pickled, wants_context
+from tfspark.cluster.program import pickled, plain_settings, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.restarts import RestartBudget
 from tfspark.cluster.roles import plan_nodes
@@ -256,6 +256,7 @@ class TFCluster:
             "checkpoint_dir": checkpoint_dir,
             "checkpoint_every_epochs": checkpoint_every_epochs,
         }
+        settings = plain_settings(settings)
         code = pickled(map_fun, tf_args, hooks or Hooks())
         check_settings(session)
         check_encryption(session, allow_plaintext)
@@ -302,6 +303,7 @@ class TFCluster:
         return cluster._launched()
 
     def _launched(self) -> TFCluster:
+        stop_progress_bar(self._spark)
         try:
             self._lives.surviving(lambda: None)
         except BaseException:

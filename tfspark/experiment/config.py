@@ -34,6 +34,7 @@ from tfspark.experiment.config_schema import (
     Source,
     Train,
 )
+from tfspark.experiment.secrets import refuse_redacted, without_secrets
 from tfspark.experiment.yaml_source import Document, Dumper, Key, override, parse_document, put, read_document
 from tfspark.shipped import find_shipped
 
@@ -90,6 +91,7 @@ def config_from_options(given: Mapping[Key, Any], overrides: Sequence[str] = ())
 
 def _finished(document: Document, overrides: Sequence[str]) -> Experiment:
     override(document, overrides, takes_dots=_is_settings)
+    refuse_redacted(document.values)
     experiment = _validate(document)
     if experiment is None or document.problems:
         raise ConfigError(_message(document))
@@ -97,8 +99,11 @@ def _finished(document: Document, overrides: Sequence[str]) -> Experiment:
 
 
 def resolved_yaml(experiment: Experiment) -> str:
-    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal one."""
-    values = experiment.model_dump(by_alias=True)
+    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal one.
+
+    Secrets are left out; they have to be given again.
+    """
+    values = without_secrets(experiment.model_dump(by_alias=True))
     return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 

@@ -241,12 +241,27 @@ def _resampled(train: DataFrame, data: Data, seed: int) -> DataFrame:
         return train
     (name,) = data.label.columns
     label = train[quoted(name)]
-    counts = {row[0]: row[1] for row in train.groupBy(label).count().collect()}
+    counts = _class_counts(train, name, "data.resample")
     wanted = max(counts.values()) if data.resample == "over" else min(counts.values())
     times = sf.coalesce(*[sf.when(label == known, sf.lit(wanted / count)) for known, count in counts.items()])
     # 2.3 times: twice, and a third time in 3 of 10 cases.
     copies = sf.floor(times + sf.rand(seed)).cast("int")
     return train.withColumn(_COPY, sf.explode(sf.array_repeat(sf.lit(0), copies))).drop(_COPY)
+
+
+def _class_counts(train: DataFrame, label: str, key: str) -> dict[Any, int]:
+    """Return class -> number of its rows.
+
+    Raises:
+        DataError: some rows have no class.
+    """
+    counts = {row[0]: row[1] for row in train.groupBy(train[quoted(label)]).count().collect()}
+    if None in counts:
+        raise DataError(
+            f"expected a class in every row for {key}, label {label!r} is null in {counts[None]} rows; filter them, "
+            f"for example by data.sql: SELECT * FROM ... WHERE {quoted(label)} IS NOT NULL"
+        )
+    return counts
 
 
 def _class_weights(
@@ -259,6 +274,8 @@ def _class_weights(
     if wanted != "balanced":
         return tuple((classes.index(known), float(weight)) for known, weight in wanted.items())
     (label,) = experiment.data.label.columns
-    counts = {int(row[0]): row[1] for row in train.groupBy(train[quoted(label)]).count().collect()}
+    counts = {
+        int(known): count for known, count in _class_counts(train, label, "train.class_weights").items()
+    }
     total = reduce(int.__add__, counts.values(), 0)
     return tuple((known, total / (len(classes) * count)) for known, count in sorted(counts.items()))

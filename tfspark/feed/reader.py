@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.wire import ActionClient, Json, Secret
+from tfspark.cluster.wire import ActionClient, Json, Secret, plain
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
@@ -77,7 +77,8 @@ class StreamSpec:
 
     def to_json(self) -> Json:
         """Return a form that survives JSON."""
-        return {**vars(self), "columns": self.columns.to_json()}
+        told: Json = json.loads(json.dumps({**vars(self), "columns": self.columns.to_json()}, default=plain))
+        return told
 
     @classmethod
     def from_json(cls, data: Json) -> StreamSpec:
