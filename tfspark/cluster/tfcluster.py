@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -204,6 +205,7 @@ class TFCluster:
         """
         del release_port
         session = session_of(sc)
+        num_executors, num_ps = index(num_executors), index(num_ps)  # NumPy's, too.
         plan_nodes(num_executors, num_ps, eval_node)
         is_main_fun = wants_context(map_fun)
         if num_ps and is_main_fun:
