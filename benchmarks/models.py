@@ -88,7 +88,9 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
         command = [sys.executable, "-m", "tfspark.cli", "run", f"configs/{job.config}.yaml"]
         for change in (*changes, f"output.dir={runs}"):
             command += ["--set", change]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            sys.exit(f"expected configs/{job.config}.yaml to run, it ended with {done.returncode}: see above")
         if job.metric == "confidence":
             return judged(next(Path(runs).glob("*/export/model.keras")))
         results = json.loads(next(Path(runs).glob("*/results.json")).read_text())

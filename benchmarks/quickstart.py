@@ -16,9 +16,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data" / "mnist_5k"
 
 
 def main() -> None:
+    if not DATA.is_dir():
+        sys.exit(f"expected the data set in {DATA}, it is not there; run scripts/prepare_data mnist_5k")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as runs:
         command = [
             sys.executable,
@@ -30,7 +33,9 @@ def main() -> None:
             f"output.dir={runs}",
         ]
         began = time.monotonic()
-        subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run([*command, *sys.argv[1:]], cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            sys.exit(f"expected tfspark run to succeed, it ended with {done.returncode}: see above")
         total = time.monotonic() - began
         results = json.loads(next(Path(runs).glob("*/results.json")).read_text())
     seconds: dict[str, float] = results["seconds"]

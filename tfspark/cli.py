@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,21 +84,21 @@ def train(
     """Train a model module without a YAML file; made for spark-submit."""
     with _in_words():
         from tfspark.experiment.config import config_from_options
+        from tfspark.experiment.yaml_source import parse_value
 
-        options = [
-            f"name={Path(model).stem}",
-            f"model.module={model}",
-            f"data.path={data}",
-            f"data.format={format_}",
-            f"data.batch_size={batch_size}",
-            f"cluster.executors={executors}",
-            f"train.epochs={epochs}",
-            *(f"data.features.{name}={{}}" for name in features),
-            *([] if label is None else [f"data.label.column={label}"]),
-            *([] if classes is None else [f"data.label.classes={classes}"]),
-            *(set_ or []),
-        ]
-        experiment = config_from_options(options)
+        given: dict[tuple[str | int, ...], Any] = {
+            ("name",): Path(model).stem,
+            ("model", "module"): model,
+            ("data", "path"): data,
+            ("data", "format"): format_,
+            ("data", "batch_size"): batch_size,
+            ("cluster", "executors"): executors,
+            ("train", "epochs"): epochs,
+            **{("data", "features", name): {} for name in features},
+            **({} if label is None else {("data", "label", "column"): label}),
+            **({} if classes is None else {("data", "label", "classes"): parse_value(classes)}),
+        }
+        experiment = config_from_options(given, set_ or [])
         from tfspark.experiment.run import run_experiment
 
         run_experiment(experiment, show_worker_logs=worker_logs)
@@ -126,7 +126,8 @@ def chaos(
 
         settings = dict(setting.partition("=")[::2] for setting in conf or [])
         console = Console()
-        with spark_session("chaos", Cluster(master=master, executors=2, spark=settings)) as spark:
+        wanted = _cluster(Cluster, master=master, executors=2, spark=settings)
+        with spark_session("chaos", wanted) as spark:
             outcomes = faults_of.certify(
                 spark,
                 faults or list(faults_of.FAULTS),
@@ -137,6 +138,24 @@ def chaos(
         console.print(f"{survived} of {len(outcomes)} faults ended as they should")
         if survived < len(outcomes):
             sys.exit(1)
+
+
+def _cluster(make: Callable[..., Any], **given: Any) -> Any:
+    """Make the section `cluster` of options of the command line.
+
+    Raises:
+        ConfigError: one is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return make(**given)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise ConfigError(
+            f"expected --{first['loc'][0]} to be Spark's master, such as local[4] or spark://host:7077, got "
+            f"{first['input']!r}"
+        ) from None
 
 
 @app.command(name="submit-script")

@@ -37,6 +37,7 @@ from support.trainers import node_task_of, trainers, warm_parents
 
 from tfspark import InputMode, TFCluster
 from tfspark.cluster import launch, warm
+from tfspark.cluster.environment import shared_environment, trainer_environment
 from tfspark.cluster.launch import Orders, Trainer
 from tfspark.cluster.warm import ColdError
 from tfspark.errors import NodeFailedError
@@ -189,7 +190,7 @@ def test_trainer_is_forked_only_when_its_node_task_still_waits_for_it(
     said: list[str] = []
     with socket.socket() as port:
         orders = Orders(
-            "worker 7", {**warm.trainer_environment(), "TMPDIR": str(tmp_path)}, port, (b"{}", b"")
+            "worker 7", trainer_environment(os.environ, "", str(tmp_path), sys.path), port, (b"{}", b"")
         )
         trainer = Trainer(orders, True, said.append)
         assert poll_until(lambda: trainer.wait(0.1), 120.0)
@@ -374,7 +375,7 @@ def test_socket_name_differs_with_whatever_a_trainer_could_notice() -> None:
 def test_connection_to_another_users_process_is_refused() -> None:
     if os.getuid():
         pytest.skip("needs root, to be another user for a moment")
-    name = warm.socket_name(os.getpid(), warm.trainer_environment(), sys.path)
+    name = warm.socket_name(os.getpid(), shared_environment(os.environ, sys.path), sys.path)
     listens = "s = socket.socket(socket.AF_UNIX); s.bind('\\0' + sys.argv[1]); s.listen()"
     program = f"import socket, sys; {listens}; print(1, flush=True); sys.stdin.read()"
     stranger = subprocess.Popen(

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from conformance.table import BATCH, ROWS, Feature
 
 EPOCHS = 1

@@ -14,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 from support.pictures import picture
 
 from tfspark.errors import ConfigError, DataError
-from tfspark.feed.arrays import column_to_numpy
+from tfspark.feed.arrays import column_to_numpy, rows_at_once
 from tfspark.feed.batching import Batcher, num_rows, pad, row_shape, take
-from tfspark.feed.columns import Column
+from tfspark.feed.columns import Column, Columns
 
 Rows = list[list[int]]
 LISTS = [pa.list_, pa.large_list]
@@ -300,3 +300,47 @@ def test_options_of_a_column_that_contradict_each_other_are_refused(
     with pytest.raises(ConfigError) as caught:
         Column("c", **options)
     assert says in str(caught.value)
+
+
+# --- rows that grow when they are converted ----------------------------------------------------------
+
+
+def sparse(rows: int, size: int) -> pa.Array:
+    """Make sparse vectors of one number each."""
+    return pa.array([{"type": 0, "size": size, "indices": [1], "values": [1.0]}] * rows, VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "expected", "why"),
+    [
+        (sparse(100, 1000), {}, 8, "64 KB of rows of 8,000 bytes"),
+        (sparse(100, 262_144), {}, 1, "a row that is larger than the bound"),
+        (sparse(100, 10), {}, 100, "small vectors"),
+        (sparse(100, 1000).slice(90), {}, 8, "a slice"),
+        (pa.array([[1, 2]] * 100), {"ragged": "pad", "pad_to": 2000}, 4, "lists that are filled up"),
+        (pa.array([[1.0] * 2000] * 100), {}, 100, "dense arrays are as large in Arrow"),
+    ],
+)
+def test_rows_at_once_stay_below_the_bound_when_dense(
+    array: pa.Array, options: dict[str, Any], expected: int, why: str
+) -> None:
+    batch = pa.RecordBatch.from_arrays([array], ["c"])
+    assert rows_at_once(batch, Columns((Column("c", **options),)), 1 << 16) == expected, why
+
+
+# --- text where numbers are declared -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "options"),
+    [
+        (pa.array(["10.0", "10.5"]), {"dtype": "float32"}),
+        (pa.array(["10.0", "10.5"], pa.large_string()), {"dtype": "uint8"}),
+        (pa.array(["10.0", "9"]), {"dtype": "float32", "ragged": "pad"}),
+        (pa.array([["1", "2"], ["3", "4"]]), {"dtype": "int64"}),
+        (pa.array([["1"], ["3", "4"]]), {"dtype": "float32", "ragged": "ragged"}),
+    ],
+)
+def test_text_when_declared_as_numbers_is_refused(array: pa.Array, options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"row 0: column 'c' is text \(string\).*cast"):
+        converted(array, **options)

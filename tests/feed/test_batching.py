@@ -47,10 +47,16 @@ def test_batcher_for_any_pieces_gives_every_row_once_in_full_batches(
     assert all(0 < len(batch) <= batch_size for batch in batches[-1:])
 
 
-@given(sizes=SIZES, batch_size=st.integers(1, 12), window=st.integers(0, 12))
-def test_batcher_without_a_window_keeps_the_order(sizes: list[int], batch_size: int, window: int) -> None:
-    effective = window if window <= batch_size else 0
-    assert list(chain(*batches_of(sizes, batch_size, effective, seed=1))) == list(range(sum(sizes)))
+@given(sizes=SIZES, batch_size=st.integers(1, 12))
+def test_batcher_without_a_window_keeps_the_order(sizes: list[int], batch_size: int) -> None:
+    assert list(chain(*batches_of(sizes, batch_size, 0, seed=1))) == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize("window", [1, 31, 32, 33, 64])
+def test_batcher_with_a_window_of_any_size_mixes_rows_of_several_batches(window: int) -> None:
+    first, *_ = batches_of([320], 32, window, seed=1)
+    assert first != sorted(first) or first != list(range(32))
+    assert set(first) - set(range(32))
 
 
 @given(sizes=SIZES, cuts=st.randoms(use_true_random=False), batch_size=st.integers(1, 8))

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import loopback
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -32,6 +33,10 @@ from support.processes import poll_until
 
 from tfspark.cluster.wire import ActionClient, Secret, new_secret
 from tfspark.errors import DataError, TfsparkError
+from tfspark.feed import reader
+from tfspark.feed.arrays import to_numpy
+from tfspark.feed.batching import Rows
+from tfspark.feed.columns import Column, Columns
 from tfspark.feed.reader import WEIGHT, StreamSpec
 from tfspark.feed.source import ChunkBuffer, SourceServer
 
@@ -94,6 +99,39 @@ def test_pass_without_synchronous_steps_gives_each_row_once_and_pads_nothing() -
         taken = run_pass(loop, partitions_of([41, 0, 2]))
     check_pass(taken, 43, spec)
     assert sum(len(batch["id"]) for one in taken for batch in one.batches) == 43
+
+
+def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    size, count, dense = 10_000, 60, []
+
+    def noted(batch: pa.RecordBatch, columns: Columns) -> Rows:
+        rows = to_numpy(batch, columns)
+        dense.append(rows["v"].nbytes)
+        return rows
+
+    vector = pa.struct(
+        {
+            "type": pa.int8(),
+            "size": pa.int32(),
+            "indices": pa.list_(pa.int32()),
+            "values": pa.list_(pa.float64()),
+        }
+    )
+
+    def vectors(first: int, rows: int) -> pa.RecordBatch:
+        ids = range(first, first + rows)
+        cells = [{"type": 0, "size": size, "indices": [i], "values": [float(i)]} for i in ids]
+        return pa.RecordBatch.from_arrays([pa.array(ids), pa.array(cells, vector)], ["id", "v"])
+
+    monkeypatch.setattr(reader, "to_numpy", noted)
+    monkeypatch.setattr(loopback, "rows_from", vectors)
+    columns = Columns((Column("id"), Column("v")))
+    spec = replace(SPEC, columns=columns, num_readers=1, chunk_bytes=1 << 18)
+    with Loopback(spec) as loop:
+        (taken,) = run_pass(loop, [[vectors(0, count)]])
+    assert sorted(taken.ids()) == list(range(count))
+    assert all(batch["v"].sum() == batch["id"].sum() for batch in taken.batches)
+    assert max(dense) <= 1 << 18 < 8 * size * count
 
 
 # --- trainers of unequal speed ---------------------------------------------------------------------

@@ -200,6 +200,27 @@ def test_decode_of_no_example_names_the_records(shape: str, copies: int) -> None
     assert error.value.rows == list(range(1, copies + 1))
 
 
+@pytest.mark.parametrize("copies", [1, 12], ids=["one by one", "in lockstep"])
+@pytest.mark.parametrize("with_context", [True, False])
+def test_decode_of_a_sequence_example_names_it(copies: int, with_context: bool) -> None:
+    record = tf_train.SequenceExample()
+    if with_context:
+        record.context.feature["x"].int64_list.value.append(1)
+    record.feature_lists.feature_list["tokens"].feature.add().int64_list.value.append(7)
+    block = framed([record.SerializeToString()] * copies)
+    with pytest.raises(BadRecords, match=r"SequenceExample.*recordType=ByteArray"):
+        decode(block, pa.schema([("x", pa.int64())]))
+
+
+def test_decode_of_a_sequence_example_without_feature_lists_reads_its_context() -> None:
+    record = tf_train.SequenceExample()
+    record.context.feature["x"].int64_list.value.append(1)
+    record.feature_lists.SetInParent()
+    assert decode(framed([record.SerializeToString()]), pa.schema([("x", pa.int64())])).to_pydict() == {
+        "x": [1]
+    }
+
+
 def test_decode_skips_columns_that_are_not_asked_for() -> None:
     batch = pa.record_batch({"a": [1] * 20, "b": [[b"x", b"y"]] * 20, "c": [1.5] * 20})
     block = blocks_of(encode_batch(batch).tobytes())
@@ -226,6 +247,9 @@ MISFITS = [
     (1.5, pa.int64(), "came float values", "another kind"),
     ("1", pa.float32(), "came bytes values", "another kind"),
     (12345.0, pa.decimal128(5, 2), "fits decimal128(5, 2)", "too large for the decimal"),
+    (99.999, pa.decimal128(4, 2), "fits decimal128(4, 2)", "too large for the decimal when it is rounded"),
+    (-9.5, pa.decimal128(1, 0), "fits decimal128(1, 0)", "the same, negative"),
+    (math.nan, pa.decimal128(4, 2), "fits decimal128(4, 2)", "no number"),
     (None, pa.field("x", pa.int64(), nullable=False), "declare it nullable", "null though declared not null"),
 ]
 
@@ -260,6 +284,7 @@ WIDENED = [
         "narrowed to float32",
     ),
     (pa.array([1.25, None]).cast(pa.decimal128(5, 2)), None, "decimal, as float"),
+    (pa.array([99.99, -99.99, 99.0]).cast(pa.decimal128(4, 2)), None, "decimals near their limit"),
     (pa.array([20000, -5, None], pa.int32()).cast(pa.date32()), None, "days since 1970"),
     (
         pa.array([10**15, -1, None], pa.int64()).cast(pa.timestamp("us", "UTC")),

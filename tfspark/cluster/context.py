@@ -16,6 +16,7 @@ from tfspark.cluster.failing import describe
 from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.roles import NodeSpec, reader_number, task_of
 from tfspark.cluster.wire import ActionClient, Json, Secret
+from tfspark.feed.graph_errors import as_text_error
 
 if TYPE_CHECKING:
     import keras
@@ -57,6 +58,7 @@ class TFContext:
         hooks: functions of the model module.
         pulse: what the driver is told of how it gets on.
         scratch_dir: for temporary files; removed when the trainer has ended.
+        text_columns: columns that are fed as text, for messages.
         attempt: 1, or more for a trainer that takes the place of one that was lost.
     """
 
@@ -83,6 +85,7 @@ class TFContext:
         self.tmp_socket = None if port_fd is None else socket.socket(fileno=port_fd)
         self._row_feeds: dict[str, RowFeed] = {}
         self._datasets: dict[str, tf.distribute.DistributedDataset] = {}
+        self.text_columns: list[str] = []
         self._began = time.monotonic()
         self.scratch_dir = scratch_dir
         self.attempt = attempt
@@ -203,7 +206,7 @@ class TFContext:
 
     def tell_failure(self, error: BaseException) -> None:
         """Tell the driver of an exception that ends this node."""
-        told = describe(error)
+        told = describe(as_text_error(error, self.text_columns))
         self.control.call(
             "trainer_failed",
             node=self.node.index,

@@ -21,6 +21,7 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
 from tfspark.feed.source import FEED_RESULT_DDL, SAMPLE_DDL, FeedTask, first_row
+from tfspark.feed.spark_names import map_in_arrow
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -126,7 +127,7 @@ class Feeder:
         if not directory.has_sample(stream):
             # `take` computes as few partitions as it can, a limit below something else all of them.
             first = self._spark.createDataFrame(rows.take(1), rows.schema)
-            for row in first.mapInArrow(first_row, SAMPLE_DDL).collect():
+            for row in map_in_arrow(first, first_row, SAMPLE_DDL).collect():
                 sample: str = row["sample"]
                 self._control.update(functools.partial(directory.offer_sample, stream, sample))
 
@@ -279,7 +280,7 @@ class Feeder:
         self._control.update(lambda: directory.leave_out(stream, index, whole, order))
         left_out = directory.served(stream, index) if hasattr(planned, "_jdf") else []
         task = replace(self._task(stream, index, order), left_out=tuple(left_out))
-        served = planned.mapInArrow(task, FEED_RESULT_DDL)
+        served = map_in_arrow(planned, task, FEED_RESULT_DDL)
         # Pruned behind the task: what is computed is planned as it was for the whole pass.
         return without_partitions(served, left_out) if left_out else served
 

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pyspark.errors import PySparkException
 
+from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.sparkjob import without_java_stack
-from tfspark.errors import ConfigError
+from tfspark.errors import ConfigError, DataError
 from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.feed.numpy_rows import rdd_to_dataframe
+from tfspark.feed.spark_names import select_by_name
+from tfspark.feed.values import text_problem
 
 if TYPE_CHECKING:
     from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import DataType
 
 
 class InputMode(IntEnum):
@@ -35,7 +40,8 @@ class Feeding:
     Attributes:
         ordered: deal rows by their position in the DataFrame, so that every run with the same data, seed
             and number of workers trains on the same batches. Off: whoever is free takes what is there.
-        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come.
+        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come. A window that holds no more
+            than a worker's batch, which could mix nothing, is made two batches large.
         chunk_bytes: size of one pull.
         buffer_bytes: rows waiting in a feed task for a pull.
         cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
@@ -62,13 +68,14 @@ class Feeding:
 
 
 def session_of(spark: Any) -> SparkSession:
-    """Return the session itself, or the one of a SparkContext."""
+    """Return the session itself, or the one of a SparkContext; its Python workers can import tfspark."""
     from pyspark.sql import SparkSession
 
-    if hasattr(spark, "range") and hasattr(spark, "createDataFrame"):
-        session: SparkSession = spark
-        return session
-    return SparkSession.builder.config(conf=spark.getConf()).getOrCreate()
+    session: SparkSession = spark
+    if not (hasattr(spark, "range") and hasattr(spark, "createDataFrame")):
+        session = SparkSession.builder.config(conf=spark.getConf()).getOrCreate()
+    use_own_python(session)
+    return session
 
 
 def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
@@ -82,10 +89,10 @@ def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
         return frame
     if is_rdd(data):
         try:
-            return spark.createDataFrame(data)
+            return rdd_to_dataframe(spark, data)
         except (PySparkException, TypeError, ValueError) as error:
             raise ConfigError(
-                f"expected an RDD of Rows, tuples or dicts of plain Python values, which Spark makes columns of; "
+                f"expected an RDD of Rows, tuples or dicts of Python or NumPy values, which Spark makes columns of; "
                 f"got {without_java_stack(str(error))}; make a DataFrame with spark.createDataFrame(rdd, schema)"
             ) from error
     raise ConfigError(
@@ -207,17 +214,51 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
     """Return the DataFrame with just the columns that are fed.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: one is not there, or is there twice.
     """
     check_columns(columns, df.columns)
-    _check_weight(df, columns)
-    return df.select(*[df[f"`{column.name}`"] for column in columns.sent])
+    wanted = [column.name for column in columns.sent]
+    twice = next((name for name in wanted if df.columns.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"expected one column {twice!r}, the data has {df.columns.count(twice)}, as after a join; drop or rename "
+            "the others before feeding"
+        )
+    selected = select_by_name(df, wanted)
+    check_text(selected, columns)
+    _check_weight(selected, columns)
+    return selected
+
+
+def check_text(df: DataFrame, columns: Columns) -> None:
+    """Refuse columns of text where numbers are declared, as in a CSV file that was read without a schema.
+
+    Raises:
+        DataError: names the first.
+    """
+    if columns.examples is not None:
+        return
+    text = {field.name for field in df.schema.fields if _holds_text(field.dataType)}
+    for column in columns.all:
+        declared = column.dtype or ("float32, which scale makes" if column.scale is not None else None)
+        if column is columns.class_label and (columns.num_classes or columns.class_weights):
+            declared = declared or "a class number"
+        if declared and column.name in text:
+            raise DataError(text_problem(column.name, declared))
+
+
+def _holds_text(dtype: DataType) -> bool:
+    from pyspark.sql.types import ArrayType, StringType
+
+    while isinstance(dtype, ArrayType):
+        dtype = dtype.elementType
+    return isinstance(dtype, StringType)
 
 
 def _check_weight(df: DataFrame, columns: Columns) -> None:
     if columns.weight is None or columns.examples is not None:
         return
-    found = df.select(df[f"`{columns.weight.name}`"]).schema[0].dataType.simpleString()
+    found = df.schema[columns.weight.name].dataType.simpleString()
     if not found.startswith(
         ("tinyint", "smallint", "int", "bigint", "float", "double", "decimal", "boolean")
     ):

@@ -11,7 +11,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.warm import OF_ONE_TRAINER, send
+from tfspark.cluster.environment import OF_ONE_TRAINER
+from tfspark.cluster.warm import send
 
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext

@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -186,7 +185,7 @@ class _Forked:
             "node_task": os.getpid(),
             "environment": dict(orders.environment),
             "directory": os.getcwd(),
-            "path": [path for path in sys.path if path],
+            "path": orders.environment["PYTHONPATH"].split(os.pathsep),
         }
         self._connection.settimeout(STATUS_TIMEOUT_S)
         try:

@@ -17,6 +17,7 @@ from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.decommission import DecommissionWatch
 from tfspark.cluster.elastic import Size
+from tfspark.cluster.environment import python_advice
 from tfspark.cluster.feeder import Feeder
 from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, WarmUp
 from tfspark.cluster.preflight import driver_addresses
@@ -209,7 +210,9 @@ class Life:
                 cause = f"its Spark task failed or was killed: {failed.group(2)}"
                 self.registry.task_failed(index, cause)
                 return
-            failure = ReservationError(f"the Spark job of the {role} nodes failed: {message}")
+            failure = ReservationError(
+                f"the Spark job of the {role} nodes failed: {message}{python_advice(message)}"
+            )
             self.registry.fail_cluster(failure)
 
         self.control.update(note)

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -24,11 +25,12 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster import warm
+from tfspark.cluster.environment import trainer_environment
 from tfspark.cluster.launch import STOP_GRACE_S, Orders, Trainer
 from tfspark.cluster.node_log import NodeLog
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.tensorboard import TensorBoard
-from tfspark.cluster.warm import ColdError, installed_versions, trainer_environment
+from tfspark.cluster.warm import ColdError, installed_versions
 from tfspark.cluster.wire import ActionClient, Json, Secret, local_address_towards
 
 HEARTBEAT_S = 1.0
@@ -206,15 +208,10 @@ class _Node:
         return Orders(self._spec.name, self._environment(config, scratch), port, frames)
 
     def _environment(self, config: str, scratch: str) -> dict[str, str]:
-        environment = {
-            **trainer_environment(),
-            "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
-            **({"TF_CONFIG": config} if config else {}),
-        }
+        module_paths = self._task.settings["module_paths"]
+        environment = trainer_environment(os.environ, config, scratch, sys.path, module_paths)
         # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
         gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
-        if gpus is None:
-            gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         return environment if gpus is None else {**environment, "CUDA_VISIBLE_DEVICES": gpus}
 
     def _watch(self, trainer: Trainer) -> bool:

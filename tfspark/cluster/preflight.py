@@ -149,7 +149,9 @@ def _too_few(num_nodes: int, num_feed_slots: int, slots: int, spark: SparkSessio
     needed = num_nodes + num_feed_slots
     feeding = f" and at least {num_feed_slots} more to feed them" if num_feed_slots else ""
     if _is_local(spark):
-        fix = f"use --master local[{needed}] or more"
+        cpus = int(spark.conf.get("spark.task.cpus", "1") or 1)
+        of_each = f" (spark.task.cpus={cpus} for each slot)" if cpus > 1 else ""
+        fix = f"use --master local[{needed * cpus}] or more{of_each}"
     else:
         fix = "raise spark.executor.cores, spark.executor.instances or spark.cores.max, or lower spark.task.cpus"
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer, observer_failed
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
+from tfspark.cluster.environment import module_paths, stop_progress_bar
 from tfspark.cluster.inputs import (
     Feeding,
     InputMode,
@@ -27,7 +29,7 @@ from tfspark.cluster.inputs import (
 from tfspark.cluster.life import STOP_TIMEOUT_S, warm_up
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
-from tfspark.cluster.program import pickled, wants_context
+from tfspark.cluster.program import pickled, plain_settings, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.restarts import RestartBudget
 from tfspark.cluster.roles import plan_nodes
@@ -212,6 +214,7 @@ class TFCluster:
         """
         del release_port
         session = session_of(sc)
+        num_executors, num_ps = index(num_executors), index(num_ps)  # NumPy's, too.
         plan_nodes(num_executors, num_ps, eval_node)
         is_main_fun = wants_context(map_fun)
         if num_ps and is_main_fun:
@@ -265,6 +268,7 @@ class TFCluster:
             "checkpoint_every_epochs": checkpoint_every_epochs,
             "warm": warm,
         }
+        settings = plain_settings(settings)
         check_settings(session)
         check_encryption(session, allow_plaintext)
         if "TF_CONFIG" in os.environ:
@@ -317,6 +321,7 @@ class TFCluster:
         return cluster._launched()
 
     def _launched(self) -> TFCluster:
+        stop_progress_bar(self._spark)
         try:
             self._lives.surviving(lambda: None)
         except BaseException:
@@ -667,4 +672,5 @@ def migrated_settings(
         "queues": list(queues),
         "default_fs": default_fs(spark),
         "working_dir": os.getcwd(),
+        "module_paths": module_paths(),
     }

@@ -83,6 +83,10 @@ def run_user_function(function: Callable[..., Any], args: Any, context: TFContex
         correct_keras_when_imported()
         try:
             return function(args, context)
+        except SystemExit as ended:
+            if ended.code not in (None, 0):
+                raise
+            return None  # As absl's app.run ends a program that is done.
         finally:
             context.leave_feeds()
     from tfspark.training.loop import run_jobs

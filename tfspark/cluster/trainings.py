@@ -595,7 +595,7 @@ class Trainings:
         """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers
-        return StreamSpec(
+        spec = StreamSpec(
             name="train",
             columns=columns,
             batch_size=local_batch_size(size, num_workers),
@@ -609,6 +609,7 @@ class Trainings:
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
             has_ledger=self._saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
         )
+        return StreamSpec.from_json(spec.to_json())  # NumPy's numbers become Python's.
 
     def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
         if self._settings["wants_context"]:

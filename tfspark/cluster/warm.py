@@ -24,11 +24,11 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from tfspark.cluster.environment import shared_environment
+
 MAX_FRAME_BYTES = 16 << 20
 ATTEMPTS = 3
 BACKLOG = 128
-OF_ONE_TRAINER = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "TMPDIR")
-"""Variables that TensorFlow and Python read late: a warm parent can give each trainer its own."""
 TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
 _PACKAGES = ("tensorflow", "keras", "pyarrow", "numpy", "tfspark")
 
@@ -58,18 +58,6 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def trainer_environment() -> dict[str, str]:
-    """Return the variables that every trainer of this process gets, those of one trainer excepted."""
-    environment = {name: value for name, value in os.environ.items() if name not in OF_ONE_TRAINER}
-    environment |= {
-        "TF_GRPC_REUSE_PORT": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    return environment
-
-
 def trainer_command(name: str, port: int, node_task: int) -> list[str]:
     """Return the command line of a trainer, which a fork of the warm parent shows as well.
 
@@ -87,7 +75,7 @@ def prepare() -> None:
     Raises:
         ColdError: there can be none here.
     """
-    _connected(owner_of_this_process(), trainer_environment()).close()
+    _connected(owner_of_this_process(), shared_environment(os.environ, sys.path)).close()
 
 
 def connect() -> socket.socket:
@@ -96,7 +84,7 @@ def connect() -> socket.socket:
     Raises:
         ColdError: there can be none here.
     """
-    return _connected(owner_of_this_process(), trainer_environment())
+    return _connected(owner_of_this_process(), shared_environment(os.environ, sys.path))
 
 
 def owner_of_this_process() -> int:

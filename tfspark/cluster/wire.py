@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import secrets
 import socket
 import threading
@@ -22,6 +23,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
@@ -41,6 +43,9 @@ LONG_POLL_S = 1.0
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest body of an action; rows, checkpoints and files travel in pieces of a few MB."""
+
+MAX_ROW_BYTES = 1 << 30
+"""Largest body of `offer_sample`, which brings one of the user's rows; readers get it by `describe`."""
 
 _LAST = b"last"
 """What ends an upload: to a gRPC server the stream of a client that was killed just ends."""
@@ -147,7 +152,7 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
             raise flight.FlightServerError(f"unknown action {action.type!r}")
         _check_size(action.type, action.body.size)
         reply = handler(json.loads(action.body.to_pybytes() or b"{}"))
-        return iter([flight.Result(pa.py_buffer(json.dumps(reply).encode()))])
+        return iter([flight.Result(pa.py_buffer(json.dumps(reply, default=plain).encode()))])
 
     def close(self) -> None:
         """Stop serving; returns when calls under way have ended, or after `CLOSE_S`: nobody hears their answers."""
@@ -177,7 +182,7 @@ class ActionClient:
             if secret.certificate
             else {}
         )
-        self._client = flight.connect(location, **tls)
+        self._client = flight.connect(location, generic_options=[("grpc.enable_http_proxy", 0)], **tls)
 
     def call(
         self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any
@@ -188,7 +193,7 @@ class ActionClient:
             ValueError: the request is larger than `MAX_MESSAGE_BYTES`.
             pyarrow.flight.FlightError: the server is gone, refused the call or failed.
         """
-        body = json.dumps(request).encode()
+        body = json.dumps(request, default=plain).encode()
         _check_size(action, len(body))
 
         def call() -> list[Any]:
@@ -260,6 +265,21 @@ class ActionClient:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
 
 
+def plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, and a path as text; for ``json.dumps(..., default=plain)``.
+
+    Raises:
+        TypeError: it is something else, which JSON cannot hold.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"expected numbers, text, lists and dicts, got {type(value).__name__} {value!r}")
+
+
 def uploaded(reader: Any) -> Iterator[pa.RecordBatch]:
     """Yield the batches of an upload.
 
@@ -279,9 +299,10 @@ def uploaded(reader: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _check_size(action: str, num_bytes: int) -> None:
-    if num_bytes > MAX_MESSAGE_BYTES:
+    most = MAX_ROW_BYTES if action == "offer_sample" else MAX_MESSAGE_BYTES
+    if num_bytes > most:
         raise ValueError(
-            f"expected at most {MAX_MESSAGE_BYTES >> 20} MB in a call of {action!r}, got {num_bytes >> 20} MB; write "
+            f"expected at most {most >> 20} MB in a call of {action!r}, got {num_bytes >> 20} MB; write "
             "what is larger to files or to storage, and return where it is"
         )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -33,7 +34,8 @@ from tfspark.experiment.config_schema import (
     Source,
     Train,
 )
-from tfspark.experiment.yaml_source import Document, Dumper, Key, override, parse_document, read_document
+from tfspark.experiment.secrets import refuse_redacted, without_secrets
+from tfspark.experiment.yaml_source import Document, Dumper, Key, override, parse_document, put, read_document
 from tfspark.shipped import find_shipped
 
 __all__ = [
@@ -74,13 +76,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     return _finished(read_document(find_shipped(str(path))), overrides)
 
 
-def config_from_options(options: Sequence[str]) -> Experiment:
-    """Make an experiment of ``a.b=value`` options alone, without a file; see `load_config`."""
-    return _finished(parse_document("{}", "the command line"), options)
+def config_from_options(given: Mapping[Key, Any], overrides: Sequence[str] = ()) -> Experiment:
+    """Make an experiment without a file; see `load_config`.
+
+    Args:
+        given: key -> value, as it is; names of columns and paths may hold whatever they like.
+        overrides: ``a.b=value`` each, the value in YAML.
+    """
+    document = parse_document("{}", "the command line")
+    for key, value in given.items():
+        put(document, key, value, document.path)
+    return _finished(document, overrides)
 
 
 def _finished(document: Document, overrides: Sequence[str]) -> Experiment:
     override(document, overrides, takes_dots=_is_settings)
+    refuse_redacted(document.values)
     experiment = _validate(document)
     if experiment is None or document.problems:
         raise ConfigError(_message(document))
@@ -88,8 +99,11 @@ def _finished(document: Document, overrides: Sequence[str]) -> Experiment:
 
 
 def resolved_yaml(experiment: Experiment) -> str:
-    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal one."""
-    values = experiment.model_dump(by_alias=True)
+    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal one.
+
+    Secrets are left out; they have to be given again.
+    """
+    values = without_secrets(experiment.model_dump(by_alias=True))
     return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 

@@ -35,7 +35,9 @@ SCHEDULES = (
 )  # fmt: skip
 """The schedules of `keras.optimizers.schedules`, their classes' names written with underscores."""
 
-MASTER = r"local|local\[(\*|[1-9]\d*)(,\s*\d+)?\]|local-cluster\[\d+,\s*\d+,\s*\d+\]|yarn|spark://.+|k8s://.+|sc://.+|"
+MASTER = (
+    r"local|local\[(\*|[1-9]\d*)(,\s*\d+)?\]|local-cluster\[\d+,\s*\d+,\s*\d+\]|yarn|spark://.+|k8s://.+|"
+)
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
@@ -279,7 +281,8 @@ class Cluster(Section):
         Annotated[str, Field(pattern=rf"^({MASTER})$")] | None,
         BeforeValidator(_empty_is_null),
         Words(
-            "a Spark master: local[4], local-cluster[2,1,1024], spark://host:7077, yarn, k8s://..., sc://..."
+            "a Spark master: local[4], local-cluster[2,1,1024], spark://host:7077, yarn or k8s://... (not "
+            "sc://: tfspark run needs a SparkContext, which Spark Connect does not have)"
         ),
     ] = None
     """Spark's master. Left out: what spark-submit or Spark's own configuration says."""

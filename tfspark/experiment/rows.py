@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.inputs import check_text
 from tfspark.cluster.layout import PARALLELISM, parallelism_of
 from tfspark.errors import ConfigError, DataError
 from tfspark.experiment.config import Data, Experiment, Source
 from tfspark.experiment.datasets import DATASETS
 from tfspark.experiment.spark_errors import spark_words
 from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.feed.spark_names import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import Column as SparkColumn
@@ -90,7 +93,9 @@ def path_exists(path: str) -> bool:
     """Tell whether a local path or glob is there; what is on other file systems is left to Spark."""
     if "://" in path or path.startswith(("hdfs:", "s3:", "s3a:", "gs:")):
         return True
-    return bool(glob.glob(path.removeprefix("file:")))
+    here = path.removeprefix("file:")
+    # Spark's globs have alternatives, {a,b}, which Python's have not: anything may stand there.
+    return os.path.exists(here) or bool(glob.glob(re.sub(r"\{[^{}]*\}", "*", here)))
 
 
 def _read(spark: SparkSession, source: Source) -> DataFrame:
@@ -130,7 +135,7 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
     if declared != "infer":
         return tuple(declared)
     (label,) = data.label.columns
-    found = df.select(df[f"`{label}`"]).distinct().limit(MAX_CLASSES + 1).collect()
+    found = df.select(df[quoted(label)]).distinct().limit(MAX_CLASSES + 1).collect()
     values = sorted(row[0] for row in found if row[0] is not None)
     if not 2 <= len(values) <= MAX_CLASSES:
         raise DataError(
@@ -143,11 +148,13 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
 
 def _select(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
     check_columns(columns, df.columns)
-    chosen = {column.name: df[f"`{column.name}`"] for column in columns.sent}
+    chosen = {column.name: df[quoted(column.name)] for column in columns.sent}
     label = columns.class_label
     if label is not None and columns.examples is None:
         chosen[label.name] = _class_index(chosen[label.name], label.name, classes)
-    return df.select(*chosen.values())
+    selected = df.select(*chosen.values())
+    check_text(selected, columns)
+    return selected
 
 
 def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> SparkColumn:
@@ -237,13 +244,28 @@ def _resampled(train: DataFrame, data: Data, seed: int) -> DataFrame:
     if data.resample == "none" or data.label is None:
         return train
     (name,) = data.label.columns
-    label = train[f"`{name}`"]
-    counts = {row[0]: row[1] for row in train.groupBy(label).count().collect()}
+    label = train[quoted(name)]
+    counts = _class_counts(train, name, "data.resample")
     wanted = max(counts.values()) if data.resample == "over" else min(counts.values())
     times = sf.coalesce(*[sf.when(label == known, sf.lit(wanted / count)) for known, count in counts.items()])
     # 2.3 times: twice, and a third time in 3 of 10 cases.
     copies = sf.floor(times + sf.rand(seed)).cast("int")
     return train.withColumn(_COPY, sf.explode(sf.array_repeat(sf.lit(0), copies))).drop(_COPY)
+
+
+def _class_counts(train: DataFrame, label: str, key: str) -> dict[Any, int]:
+    """Return class -> number of its rows.
+
+    Raises:
+        DataError: some rows have no class.
+    """
+    counts = {row[0]: row[1] for row in train.groupBy(train[quoted(label)]).count().collect()}
+    if None in counts:
+        raise DataError(
+            f"expected a class in every row for {key}, label {label!r} is null in {counts[None]} rows; filter them, "
+            f"for example by data.sql: SELECT * FROM ... WHERE {quoted(label)} IS NOT NULL"
+        )
+    return counts
 
 
 def _class_weights(
@@ -256,6 +278,8 @@ def _class_weights(
     if wanted != "balanced":
         return tuple((classes.index(known), float(weight)) for known, weight in wanted.items())
     (label,) = experiment.data.label.columns
-    counts = {int(row[0]): row[1] for row in train.groupBy(train[f"`{label}`"]).count().collect()}
+    counts = {
+        int(known): count for known, count in _class_counts(train, label, "train.class_weights").items()
+    }
     total = reduce(int.__add__, counts.values(), 0)
     return tuple((known, total / (len(classes) * count)) for known, count in sorted(counts.items()))

@@ -18,6 +18,7 @@ from typing import Any
 
 from tfspark.errors import ConfigError
 from tfspark.experiment.report import metrics_of
+from tfspark.experiment.secrets import arguments_without_secrets
 from tfspark.tfrecord.framing import frame
 
 PACKAGES = ("tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pandas")
@@ -61,7 +62,11 @@ class RunDirectory:
 
     def write_versions(self) -> None:
         """Write which versions ran."""
-        found = {"python": platform.python_version(), "platform": platform.platform(), "argv": sys.argv}
+        found = {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "argv": arguments_without_secrets(sys.argv),
+        }
         self.write_json("versions.json", {**found, **_package_versions()})
 
     def add_metrics(self, event: str, **fields: Any) -> None:

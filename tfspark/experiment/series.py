@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tfspark.errors import ConfigError, DataError
+from tfspark.feed.spark_names import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -47,10 +48,11 @@ def windows(
             f"expected steps and horizon of 1 or more and at least one variable, got {steps}, {horizon}, {list(values)}"
         )
     _refuse_nulls(df, list(dict.fromkeys([*values, *(targets or [])])))
-    series = Window.partitionBy(*([by] if by else [])).orderBy(order)
+    keys = [quoted(by)] if by else []
+    series = Window.partitionBy(*keys).orderBy(quoted(order))
     before = sf.collect_list(_floats(values)).over(series.rowsBetween(-steps, -1))
     after = sf.collect_list(_floats(targets or values)).over(series.rowsBetween(0, horizon - 1))
-    cut = df.select(*([by] if by else []), order, before.alias("window"), after.alias("target"))
+    cut = df.select(*keys, quoted(order), before.alias("window"), after.alias("target"))
     whole = cut.where((sf.size("window") == steps) & (sf.size("target") == horizon))
     return whole.withColumn("window", sf.flatten("window")).withColumn("target", sf.flatten("target"))
 
@@ -58,13 +60,13 @@ def windows(
 def _floats(names: Sequence[str]) -> Column:
     from pyspark.sql import functions as sf
 
-    return sf.array(*[sf.col(name).cast("float") for name in names])
+    return sf.array(*[sf.col(quoted(name)).cast("float") for name in names])
 
 
 def _refuse_nulls(df: DataFrame, names: Sequence[str]) -> None:
     from pyspark.sql import functions as sf
 
-    missing = df.where(sf.expr(" OR ".join(f"`{name}` IS NULL" for name in names))).first()
+    missing = df.where(sf.expr(" OR ".join(f"{quoted(name)} IS NULL" for name in names))).first()
     if missing is not None:
         raise DataError(
             f"expected a value in every row of {', '.join(names)}, got {missing}; fill it or drop the series"

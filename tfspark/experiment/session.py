@@ -44,6 +44,7 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
             settings |= _loopback()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     settings |= cluster.spark
+    _refuse_connect(settings)
     try:
         with _handlers_kept():
             _start_jvm(settings)
@@ -58,6 +59,16 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
         yield spark
     finally:
         spark.stop()
+
+
+def _refuse_connect(settings: Mapping[str, str]) -> None:
+    """Refuse Spark Connect before Spark would start it: it has no SparkContext."""
+    given = "SPARK_REMOTE" if os.environ.get("SPARK_REMOTE") else "spark.remote"
+    if os.environ.get("SPARK_REMOTE") or settings.get("spark.remote"):
+        raise ConfigError(
+            f"expected a classic Spark session, {given} asks for Spark Connect, which has no SparkContext: unset it "
+            "and name the master in cluster.master"
+        )
 
 
 def _loopback() -> dict[str, str]:

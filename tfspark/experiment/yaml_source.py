@@ -158,7 +158,7 @@ def override(document: Document, options: Sequence[str], takes_dots: Callable[[K
         place = f"--set {option}"
         try:
             key, value = _parse_option(option, takes_dots)
-            _put(document, key, value, place)
+            put(document, key, value, place)
         except ConfigError as error:
             document.problems.append(Problem(place, "", str(error)))
 
@@ -223,10 +223,15 @@ def _parse_option(option: str, takes_dots: Callable[[Key], bool]) -> tuple[Key, 
     parts = tuple(name.strip().split("."))
     if not equals or not all(parts):
         raise ConfigError("expected key=value with a dotted key, for example --set train.epochs=3")
-    return _join_dotted(parts, takes_dots), _parse_value(text)
+    return _join_dotted(parts, takes_dots), parse_value(text)
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Read a value as YAML does.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
@@ -240,7 +245,12 @@ def _join_dotted(parts: tuple[str, ...], takes_dots: Callable[[Key], bool]) -> K
     return parts
 
 
-def _put(document: Document, key: Key, value: Any, place: str) -> None:
+def put(document: Document, key: Key, value: Any, place: str) -> None:
+    """Set a value as it is: a text stays a text, whatever YAML would make of it.
+
+    Raises:
+        ConfigError: something around `key` is no section.
+    """
     section = document.values
     for end, part in enumerate(key[:-1], start=1):
         if section.get(part) is None:

@@ -17,16 +17,18 @@ import pyarrow.compute as pc
 
 from tfspark.errors import DataError
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.structs import images_to_numpy, is_image, is_vector, vectors_to_numpy
+from tfspark.feed.structs import dense_row_bytes, images_to_numpy, is_image, is_vector, vectors_to_numpy
 from tfspark.feed.values import (
     Array,
     RowOf,
     is_bytes,
     is_list,
+    is_text,
     nested_to_numpy,
     objects,
     raw_values,
     refuse_nulls,
+    text_problem,
     uniform_length,
 )
 
@@ -52,6 +54,17 @@ def to_numpy(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:
     if label is not None and columns.num_classes is not None and columns.examples is None:
         _check_classes(arrays[label.name], label.name, columns.num_classes)
     return arrays
+
+
+def rows_at_once(batch: pa.RecordBatch, columns: Columns, max_bytes: int) -> int:
+    """Return how many rows of a batch to convert at once, at least 1, so that they stay below `max_bytes` when dense.
+
+    Rows may grow by the conversion: sparse vectors, and lists that are filled up to a length.
+    """
+    row_bytes = 0
+    for column in columns.sent:
+        row_bytes += dense_row_bytes(batch.column(column.name)) + 8 * (column.pad_to or 0)
+    return int(max(1, min(batch.num_rows, max_bytes // max(row_bytes, 1))))
 
 
 def column_to_numpy(array: pa.Array, column: Column) -> Array:
@@ -146,8 +159,10 @@ def _as_declared(values: Array, column: Column, row_of: RowOf) -> Array:
     wanted, name = column.wanted_dtype, column.name
     if values.dtype == object and column.scale is not None:
         raise DataError(f"row 0: column {name!r} holds strings, which cannot be scaled; leave scale out")
-    if wanted is None or values.dtype in (wanted, object):
+    if wanted is None or values.dtype == wanted:
         return values
+    if values.dtype == object:
+        raise DataError(f"row 0: {text_problem(name, wanted.name)}")
     with np.errstate(invalid="ignore"):
         cast = values.astype(wanted)
     if wanted.kind in "biu" and not np.array_equal(cast, values):
@@ -166,6 +181,8 @@ def _bytes_to_numpy(array: pa.Array, column: Column) -> Array:
     refuse_nulls(array, column.name)
     if column.wanted_dtype is None:
         return objects(array)
+    if is_text(array.type):
+        raise DataError(f"row 0: {text_problem(column.name, column.wanted_dtype.name)}")
     fix = f"declare Column({column.name!r}, dtype={column.dtype!r}, ragged='pad'), or "
     width = uniform_length(pc.binary_length(array), column.name, "bytes", int, fix)
     values, _ = raw_values(array, column.name, column.wanted_dtype)

@@ -56,7 +56,9 @@ class Batcher:
 
     def __init__(self, batch_size: int, window: int = 0, rng: np.random.Generator | None = None):
         self._batch_size = batch_size
-        self._window = window if rng is not None and window > batch_size else 0
+        # A pool of one batch would give out the batch as it came.
+        wanted = window if window > batch_size else 2 * batch_size
+        self._window = wanted if rng is not None and window else 0
         self._rng = rng
         self._waiting: deque[Rows] = deque()
         self._num_waiting = 0

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfspark.cluster.wire import Json
@@ -175,8 +176,17 @@ def feed_of(context: TFContext, stream: str, described: Json) -> Feed:
     if described["sample"] is None:
         raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
     rows = to_numpy(decode_sample(described["sample"]), spec.columns)
+    text = [c.name for c in spec.columns.sent if c.decode is None and is_of_bytes(rows[c.name])]
+    context.text_columns = [] if spec.columns.examples else text
     weights = row_weights(rows, spec.columns, 1)
     return Feed(context, spec, {**rows, WEIGHT: weights})
+
+
+def is_of_bytes(values: Any) -> bool:
+    """Tell whether an array of a column holds text or bytes, be it row by row."""
+    while values.dtype == object and len(values) and isinstance(values.flat[0], np.ndarray):
+        values = values.flat[0]
+    return bool(values.dtype == object)
 
 
 def describe_stream(context: TFContext, stream: str) -> Json:

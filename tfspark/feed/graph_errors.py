@@ -6,6 +6,7 @@ An operation in a graph knows no column. What it was about is found again in its
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tfspark.errors import DataError
 
@@ -18,6 +19,11 @@ _ASSERTED = re.compile(r"assertion failed: \[((?:column|label) .*?)\](?:\s*\[\[|
 _PARSED = re.compile(
     r"(?:Key|Feature): (.*?)(?:, Index: \d+| \(data type: \w+\)(?= is))\.?\s*(.*?)\s*\[\[", re.DOTALL
 )
+_TEXT = re.compile(
+    r"Cast string to \w+ is not supported"
+    r"|[^\n]{0,80}(?:DataType string|dtype: 'string'|dtype=string|tf\.string)[^\n]{0,60}"
+)
+"""How TensorFlow and Keras say that they were given text."""
 _NO_EXAMPLE = "Could not parse example input"
 
 
@@ -37,6 +43,28 @@ def as_data_error(error: BaseException) -> BaseException:
         return error
     text = _explained(str(error))
     return error if text is None else DataError(text)
+
+
+def as_text_error(error: BaseException, text_columns: Sequence[str]) -> BaseException:
+    """Return a DataError that names the columns of text, where TensorFlow could not compute with text.
+
+    Whether a model takes text is not known before: it may have a layer for it.
+
+    Args:
+        error: what was raised.
+        text_columns: those that are fed as text.
+    """
+    said = _TEXT.search(str(error))
+    if not text_columns or said is None or isinstance(error, DataError):
+        return error
+    names = ", ".join(map(repr, text_columns))
+    one = len(text_columns) == 1
+    return DataError(
+        f"{'column' if one else 'columns'} {names} {'is' if one else 'are'} text (string), where the model or its loss "
+        f"expects numbers ({said[0]}); cast in Spark before feeding, for example "
+        f"df[{text_columns[0]!r}].cast('double'), or give the model a layer for text, such as "
+        "keras.layers.TextVectorization"
+    )
 
 
 def _unescaped(text: str) -> str:

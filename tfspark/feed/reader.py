@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.wire import ActionClient, Json, Secret
+from tfspark.cluster.wire import ActionClient, Json, Secret, plain
 from tfspark.errors import DataError, DeadlineError, TfsparkError
-from tfspark.feed.arrays import row_weights, to_numpy
+from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
 from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns
@@ -82,7 +82,8 @@ class StreamSpec:
 
     def to_json(self) -> Json:
         """Return a form that survives JSON."""
-        return {**vars(self), "columns": self.columns.to_json()}
+        told: Json = json.loads(json.dumps({**vars(self), "columns": self.columns.to_json()}, default=plain))
+        return told
 
     @classmethod
     def from_json(cls, data: Json) -> StreamSpec:
@@ -253,7 +254,7 @@ class PassReader:
                 self._changed.notify_all()
 
     def _read(self) -> None:
-        for place, batch in self._pieces():
+        for place, batch in self._small_pieces():
             rows = self._converted(place, batch)
             self._rows += num_rows(rows)
             self._filler = take(rows, [0])
@@ -354,6 +355,13 @@ class PassReader:
             return False
         lease.acknowledged = True
         return True
+
+    def _small_pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
+        """Yield the rows in pieces that do not grow beyond a chunk when they are converted."""
+        for place, batch in self._pieces():
+            size = rows_at_once(batch, self._spec.columns, self._spec.chunk_bytes)
+            for start in range(0, batch.num_rows, size):
+                yield Place(place.partition, place.first_row + start), batch.slice(start, size)
 
     def _pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
         """Yield this reader's rows of the pass, from Spark or from the node cache."""

@@ -66,6 +66,17 @@ def vectors_to_numpy(array: pa.StructArray, name: str) -> Array:
     return dense
 
 
+def dense_row_bytes(array: pa.Array) -> int:
+    """Return the bytes of a row of vectors when it is dense; 0 for anything else, which takes what it took in Arrow.
+
+    A sparse vector of 262,144 dimensions, as of Spark's HashingTF, has some hundred numbers: a chunk of them would grow
+    two thousandfold.
+    """
+    if not is_vector(array.type):
+        return 0
+    return 8 * int(pc.max(array.field("size")).as_py() or 0)
+
+
 def _common_size(sizes: Array, name: str) -> int:
     other = np.flatnonzero(sizes != sizes[:1])
     if len(other):

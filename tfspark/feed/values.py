@@ -133,6 +133,19 @@ def is_bytes(arrow_type: pa.DataType) -> bool:
     return bool(is_text or is_binary or pa.types.is_fixed_size_binary(arrow_type))
 
 
+def is_text(arrow_type: pa.DataType) -> bool:
+    """Tell whether these are strings, not binaries."""
+    return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
+
+
+def text_problem(name: str, dtype: str) -> str:
+    """Say that a column of text was declared as numbers: its bytes are no values."""
+    return (
+        f"column {name!r} is text (string), which cannot be fed as {dtype}; parse it in Spark before feeding, for "
+        f"example df.withColumn({name!r}, df[{name!r}].cast('double')), or leave dtype and scale out to feed the text"
+    )
+
+
 def objects(array: pa.Array) -> Array:
     """Return strings and binaries as TensorFlow wants them: an array of bytes objects."""
     return np.array(pc.cast(array, pa.large_binary()).to_pylist(), dtype=object)
@@ -140,6 +153,8 @@ def objects(array: pa.Array) -> Array:
 
 def raw_values(array: pa.Array, name: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """View all bytes of a binary column as one run of values; return it and each row's bounds in it."""
+    if is_text(array.type):
+        raise DataError(f"row 0: {text_problem(name, dtype.name)}")
     data, offsets = binary_buffers(array)
     broken = np.flatnonzero(np.diff(offsets) % dtype.itemsize)
     if len(broken):

@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from tfspark.cluster.inputs import session_of
 from tfspark.errors import ConfigError
+from tfspark.feed.spark_names import quoted
 from tfspark.tfrecord import read_schema, register
 from tfspark.tfrecord.encode import encode_batch
 from tfspark.tfrecord.files import resolve
@@ -95,7 +96,7 @@ def toTFExample(
     """
     from pyspark.sql.types import StructType
 
-    ddl = ", ".join(f"`{name}` {dtype}" for name, dtype in dtypes)
+    ddl = ", ".join(f"{quoted(name)} {dtype}" for name, dtype in dtypes)
     schema = arrow_schema(StructType.fromDDL(ddl))
 
     def to_examples(rows: Iterable[Any]) -> Iterator[tuple[bytearray, None]]:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.param import Params
 
+from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.inputs import InputMode
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
+from tfspark.feed.spark_names import map_in_arrow, quoted
 from tfspark.migrate.params import (
     HasBatchSize,
     HasClusterSize,
@@ -198,7 +200,7 @@ class TFEstimator(
             master_node=self.getMasterNode(),
         )
         with cluster:
-            cluster.train(dataset.select(columns), self.getEpochs())
+            cluster.train(dataset.select([dataset[quoted(name)] for name in columns]), self.getEpochs())
             cluster.shutdown(grace_secs=self.getGraceSecs())
         trained: TFModel = self._copyValues(TFModel(self.args))
         return trained
@@ -238,9 +240,10 @@ class TFModel(
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         model = self._saved_model()
+        use_own_python(dataset.sparkSession)
         described = dataset.sparkSession.range(0, 1, 1, 1).mapInArrow(model.describe, "ddl string").collect()
-        columns = [column for column, _ in model.inputs]
-        return dataset.select(columns).mapInArrow(model, described[0]["ddl"])
+        columns = [dataset[quoted(column)] for column, _ in model.inputs]
+        return map_in_arrow(dataset.select(columns), model, described[0]["ddl"])
 
     def _saved_model(self) -> SavedModel:
         export_dir, tags = self.getExportDir(), self.getTagSet()

@@ -13,6 +13,7 @@ import pyarrow as pa
 from tfspark.errors import ConfigError
 from tfspark.feed.arrays import column_to_numpy
 from tfspark.feed.columns import Column
+from tfspark.feed.spark_names import quoted
 
 SPARK_TYPES = {
     "bool": "boolean",
@@ -65,7 +66,7 @@ class SavedModel:
         specs = load(self.directory, self.tags, self.signature).structured_outputs
         names = tensor_names([tensor for tensor, _ in self.outputs], list(specs), "output")
         columns = [
-            f"`{column}` {spark_type(specs[name])}"
+            f"{quoted(column)} {spark_type(specs[name])}"
             for name, (_, column) in zip(names, self.outputs, strict=True)
         ]
         yield pa.record_batch([[", ".join(columns)]], ["ddl"])

@@ -5,12 +5,14 @@ successful attempts into place and writes ``_SUCCESS``. A job that fails leaves 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyarrow import fs
 
+from tfspark.errors import DataError
 from tfspark.tfrecord.files import GZIP, resolve
 
 _TEMPORARY = "_temporary"
@@ -51,17 +53,48 @@ def open_output(job: Job, name: str) -> Any:
 
 
 def commit_job(job: Job, names: Sequence[str]) -> None:
-    """Publish the files of the successful attempts."""
+    """Publish the files of the successful attempts; what they replace is removed when all of them are in place.
+
+    Raises:
+        DataError: a file of a task is not there.
+        OSError: the file system refused to move or to remove a file.
+    """
     system, root = resolve(job.path)
     _, temporary = resolve(job.temporary)
+    _check_written(job, system, [f"{temporary}/{name}" for name in names])
     system.create_dir(root, recursive=True)
-    if job.overwrite:
-        _clear(system, root)
-    for name in names:
-        system.move(f"{temporary}/{name}", f"{root}/{name.rsplit('/', 1)[1]}")
+    old = _contents(system, root) if job.overwrite else []
+    old.sort(key=lambda info: info.base_name != "_SUCCESS")  # What follows may be broken off.
+    _move_all(system, {f"{temporary}/{name}": f"{root}/{name.rsplit('/', 1)[1]}" for name in names})
+    for info in old:
+        _remove(system, info)
     abort_job(job)
     with system.open_output_stream(f"{root}/_SUCCESS"):
         pass
+
+
+def _check_written(job: Job, system: Any, paths: list[str]) -> None:
+    missing = [info.path for info in system.get_file_info(paths) if info.type != fs.FileType.File]
+    if missing:
+        raise DataError(
+            f"expected {len(paths)} files that tasks wrote, {len(missing)} are not there, {missing[0]} for one; "
+            f"nothing was changed; save to a directory that the driver and all executors share; {job.path} seems to be "
+            "on each machine's own disk"
+        )
+
+
+def _move_all(system: Any, moves: Mapping[str, str]) -> None:
+    """Move all files or none."""
+    done: list[str] = []
+    try:
+        for source, target in moves.items():
+            system.move(source, target)
+            done.append(target)
+    except BaseException:
+        for target in done:
+            with contextlib.suppress(OSError):  # What is the matter with the file system is said already.
+                system.delete_file(target)
+        raise
 
 
 def abort_job(job: Job) -> None:
@@ -75,12 +108,13 @@ def abort_job(job: Job) -> None:
         system.delete_dir(parent)
 
 
-def _clear(system: Any, root: str) -> None:
-    """Remove everything in a directory but the temporary files."""
-    for info in system.get_file_info(fs.FileSelector(root)):
-        if info.base_name == _TEMPORARY:
-            continue
-        if info.type == fs.FileType.Directory:
-            system.delete_dir(info.path)
-        else:
-            system.delete_file(info.path)
+def _contents(system: Any, root: str) -> list[Any]:
+    """Return what is in a directory but the temporary files."""
+    return [info for info in system.get_file_info(fs.FileSelector(root)) if info.base_name != _TEMPORARY]
+
+
+def _remove(system: Any, info: Any) -> None:
+    if info.type == fs.FileType.Directory:
+        system.delete_dir(info.path)
+    else:
+        system.delete_file(info.path)

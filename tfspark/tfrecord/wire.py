@@ -15,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import IntEnum
 
+FEATURE_LISTS = 2
+"""Field of a SequenceExample, whose field 1 is that of an Example; an Example has no such field."""
+
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
@@ -108,6 +111,11 @@ def parse_example(data: bytes, wanted: frozenset[bytes] | None = None) -> dict[b
 def _entries(data: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
     """Yield the key and the Feature messages of each map entry."""
     for number, _, features in fields(data):
+        if number == FEATURE_LISTS and features and isinstance(features, bytes):
+            raise WireError(
+                "this is a tf.train.SequenceExample, whose feature lists have no columns: read with option "
+                "recordType=ByteArray and parse the bytes by tf.io.parse_sequence_example"
+            )
         if number != 1 or not isinstance(features, bytes):
             continue
         for entry_number, _, entry in fields(features):

@@ -1,0 +1,65 @@
+"""What must not be written down: passwords, tokens and keys among the settings of Spark and of data sources. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tfspark.errors import ConfigError
+
+REDACTED = "*********(redacted)"
+"""As Spark shows such settings."""
+SECTIONS = ("options", "spark")
+"""Mappings whose keys are names of Spark's or of a data source; others hold names of the user's own."""
+_NAME = re.compile(
+    r"(?i)secret|password|passwd|passphrase|token|credential|access[._-]?key|account[._-]?key|api[._-]?key"
+    r"|private[._-]?key|fs\.azure\.sas"
+)
+_VALUE = re.compile(r"(?i)(password|passwd|pwd|secret|token|sig)=[^&;\s]|://[^/@\s:]+:[^/@\s]+@")
+
+
+def is_secret(name: str, value: Any) -> bool:
+    """Tell whether a setting has, or an address holds, what only its owner should know."""
+    is_flag = (
+        value is None or isinstance(value, bool | int | float) or str(value).lower() in ("true", "false", "")
+    )
+    return not is_flag and bool(_NAME.search(name) or _VALUE.search(str(value)))
+
+
+def without_secrets(values: Any, inside: str = "") -> Any:
+    """Return the values of an experiment with `REDACTED` in place of secrets."""
+    if isinstance(values, Mapping):
+        return {
+            name: REDACTED
+            if inside in SECTIONS and is_secret(str(name), value)
+            else without_secrets(value, str(name))
+            for name, value in values.items()
+        }
+    return values
+
+
+def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with `REDACTED` in place of the values of ``key=value`` that are secrets."""
+    shown = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        shown.append(f"{name}={REDACTED}" if equals and is_secret(name, value) else argument)
+    return shown
+
+
+def refuse_redacted(values: Any, key: tuple[str, ...] = ()) -> None:
+    """Refuse an experiment that was read from a run's record and still lacks its secrets.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            refuse_redacted(value, (*key, str(name)))
+    elif values == REDACTED:
+        name = ".".join(key)
+        raise ConfigError(
+            f"expected the value of {name}, got {REDACTED}: a run's record keeps no secrets; give it again: "
+            f"--set {name}=..."
+        )

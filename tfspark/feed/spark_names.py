@@ -1,0 +1,69 @@
+"""Columns of any name in Spark: with dots, backticks or brackets, or the same name in capitals. Runs on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as Spark's expressions want it."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def map_in_arrow(df: DataFrame, function: ArrowFunction, ddl: str) -> DataFrame:
+    """Return ``df.mapInArrow(function, ddl)``, for columns of any name.
+
+    PySpark 4 looks the columns up by ``df[name]`` there, unquoted, and fails where a name is an expression.
+    """
+    names = df.columns
+    if not any(set(name) & set(".`") for name in names) and not _alike(names):
+        return df.mapInArrow(function, ddl)
+    return df.toDF(*_positions(names)).mapInArrow(Renamed(tuple(names), function), ddl)
+
+
+def select_by_name(df: DataFrame, names: list[str]) -> DataFrame:
+    """Return the DataFrame with just these columns, each of which it has once, by its exact name."""
+    if not _alike(df.columns):
+        return df.select(*[df[quoted(name)] for name in names])
+    # Spark takes `a` and `A` for the same name, unless spark.sql.caseSensitive is set; positions are unique.
+    positions = _positions(df.columns)
+    by_position = df.toDF(*positions)
+    return by_position.select(*[by_position[positions[df.columns.index(name)]].alias(name) for name in names])
+
+
+def _alike(names: list[str]) -> bool:
+    return len({name.lower() for name in names}) < len(names)
+
+
+def _positions(names: list[str]) -> list[str]:
+    return [f"column_{position}" for position in range(len(names))]
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A function over batches whose columns get their names back first. Runs in Spark's Python workers.
+
+    Attributes:
+        names: of the columns, in order.
+        function: called with the batches.
+    """
+
+    names: tuple[str, ...]
+    function: ArrowFunction
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Call the function."""
+        return self.function(self._renamed(batch) for batch in batches)
+
+    def _renamed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        fields = [field.with_name(name) for field, name in zip(batch.schema, self.names, strict=True)]
+        return pa.RecordBatch.from_arrays(batch.columns, schema=pa.schema(fields, batch.schema.metadata))
