@@ -9,6 +9,7 @@ metrics' states, which are sums, are added up by the driver. So every row counts
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -170,9 +171,11 @@ class TrainingSession:
 
     def resume(self, job: Json) -> None:
         """Go back to a checkpoint, in a new life of the cluster."""
-        self.build()
         rank = self.context.node.task_index
-        self.resumed, self.progress = fetch(self.context, job, rank)
+        with ThreadPoolExecutor(1, thread_name_prefix="tfspark-fetch") as beside:
+            fetching = beside.submit(fetch, self.context, job, rank)
+            self.build()
+            self.resumed, self.progress = fetching.result()
         state.restore(self.model, self.resumed.shared, self.resumed.own)
         state.keep_rates_that_were_changed(self.model, self.learning_rates, self.resumed.learning_rates)
         self._start = (job["passes"], start_of(job, rank)) if job["steps"] else (0, Start())
