@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.environment import REPOSITORY
+from support.environment import bare_environment
 from support.processes import run_to_end
 
 from tfspark.cluster.environment import module_paths, python_advice, trainer_environment
@@ -119,13 +118,6 @@ def same(x):
 
     return keras.layers.Identity()(x)
 """
-
-
-def bare_environment(home: Path, **more: str) -> dict[str, str]:
-    """Return next to no variables: a PATH without this Python, and where this tfspark is, as if it were installed."""
-    java = os.environ.get("JAVA_HOME") or Path(shutil.which("java") or "").parents[1]
-    path = os.pathsep.join(dict.fromkeys((f"{java}/bin", "/usr/bin", "/bin")))
-    return {"HOME": str(home), "PATH": path, "PYTHONPATH": str(REPOSITORY), **more}
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pages import REPOSITORY, Page
+from support.environment import bare_environment
 from support.processes import Finished, run_to_end
 
 from tfspark import tfrecord
@@ -36,13 +36,6 @@ NOT_RUN = {
     ("docs/migrating.md", 2): "a function alone; tests/migrate/mnist_spark.py is the whole program",
 }
 """Snippets that no test here runs, and why."""
-
-
-def bare_environment(home: Path) -> dict[str, str]:
-    """Return what a shell has that knows nothing of this Python; PYTHONPATH stands for an installed tfspark."""
-    java = os.environ.get("JAVA_HOME") or Path(shutil.which("java") or "").parents[1]
-    path = os.pathsep.join(dict.fromkeys((f"{java}/bin", "/usr/bin", "/bin")))
-    return {"HOME": str(home), "PATH": path, "PYTHONPATH": str(REPOSITORY)}
 
 
 def run_program(code: str, folder: Path) -> Finished:
