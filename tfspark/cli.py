@@ -183,6 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 ended by SIGINT
     (Ctrl-C), 143 by SIGTERM.
     """
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # Model modules may import Keras on the driver, too.
     interrupt = _Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)

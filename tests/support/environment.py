@@ -6,6 +6,7 @@ Used by the fixtures in ``conftest.py`` and by the helpers that start driver pro
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,20 @@ def spark_environment(spark_home: Path, conf_dir: Path, local_dir: Path) -> dict
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")),
     }
+
+
+def bare_environment(home: Path, **more: str) -> dict[str, str]:
+    """Return what a shell has that knows nothing of this Python: few variables, a PATH without it.
+
+    PYTHONPATH stands for an installed tfspark.
+
+    Args:
+        home: the user's home.
+        more: further variables.
+    """
+    java = os.environ.get("JAVA_HOME") or Path(shutil.which("java") or "").parents[1]
+    path = os.pathsep.join(dict.fromkeys((f"{java}/bin", "/usr/bin", "/bin")))
+    return {"HOME": str(home), "PATH": path, "PYTHONPATH": str(REPOSITORY), **more}
 
 
 def make_spark_home(directory: Path) -> Path:

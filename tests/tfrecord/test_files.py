@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.sql import types as T
@@ -162,6 +163,12 @@ def test_read_schema_takes_the_union_over_the_files(tmp_path: Path) -> None:
             ("a", pa.int32()),
         ]
     )
+
+
+def test_read_schema_takes_small_raw_numbers_for_bytes_though_they_are_utf8(tmp_path: Path) -> None:
+    numbers, lines = np.array([1, 2, 127], "<i4").tobytes(), b"two\nlines\tand a tab, \x1b[1mbold"
+    write(tmp_path / "0", raw=[numbers, b"text"], text=[lines, "é".encode()])
+    assert read_schema(str(tmp_path)) == pa.schema([("raw", pa.binary()), ("text", pa.string())])
 
 
 def test_read_schema_looks_at_no_more_than_the_sample(tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def text_problem(name: str, dtype: str) -> str:
     """Say that a column of text was declared as numbers: its bytes are no values."""
     return (
         f"column {name!r} is text (string), which cannot be fed as {dtype}; parse it in Spark before feeding, for "
-        f"example df.withColumn({name!r}, df[{name!r}].cast('double')), or leave dtype and scale out to feed the text"
+        f"example df.withColumn({name!r}, df[{name!r}].cast('double')), or cast it to 'binary' if its bytes are raw "
+        "values; leave dtype and scale out to feed the text"
     )
 
 

@@ -6,6 +6,7 @@ Types are Arrow types here, so that neither the codec nor the trainer needs Spar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,9 +148,14 @@ class Observed:
         return element if self.always_one else pa.list_(element)
 
 
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Control characters that no text has, but many an array of small numbers, whose bytes are UTF-8 as well."""
+
+
 def _is_text(value: object) -> bool:
+    assert isinstance(value, bytes)
     try:
-        value.decode()  # type: ignore[attr-defined]
+        value.decode()
     except UnicodeDecodeError:
         return False
-    return True
+    return _NO_TEXT.search(value) is None
