@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from tfspark import Feeding, TFCluster
 from tfspark.tfrecord import register
 
-BATCH = 32
+BATCH = 30  # Divides among two workers and three.
 
 
 def main() -> None:

@@ -466,6 +466,16 @@ class ControlPlane(ActionServer):
                 "lost": reply.get("lost", []),
             }
 
+    def on_source_there(self, request: Json) -> Json:
+        """See `FeedDirectory.source_there`."""
+        with self._changed:
+            return self.directory.source_there(**request)
+
+    def on_source_failed(self, request: Json) -> Json:
+        """See `FeedDirectory.source_failed`."""
+        reply: Json = self.update(lambda: self.directory.source_failed(**request))
+        return reply
+
     def on_partition_done(self, request: Json) -> Json:
         """See `FeedDirectory.partition_done`."""
         reply: Json = self.update(lambda: self.directory.partition_done(**request))

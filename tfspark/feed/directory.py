@@ -24,6 +24,8 @@ from tfspark.feed.ranges import Ranges
 
 Json = dict[str, Any]
 
+SOURCE_MISSED_S = 2.5
+"""A source that was heard of since is there, though a reader may not reach it: it beats once a second."""
 SOURCE_SILENCE_S = 5.0
 """A source that has not been heard of for this long is taken for dead."""
 
@@ -323,6 +325,20 @@ class FeedDirectory:
             feed_pass.counted[entry.partition] = rows
         stop = book.closed or feed_pass.abandoned or entry.lost
         return {"stop": stop, "pulls": book.pulls, "lost": sorted(self._lost)}
+
+    def source_there(self, source: str) -> Json:
+        """Tell whether a source has not been served to its end, nor been taken for lost."""
+        if source not in self._by_id:
+            return {"there": False}
+        book, feed_pass, entry = self._by_id[source]
+        over = book.closed or feed_pass.abandoned or entry.lost or entry.partition in feed_pass.done
+        return {"there": not over and self._clock() - entry.heard < SOURCE_MISSED_S}
+
+    def source_failed(self, source: str) -> Json:
+        """Note that a source has ended before its time."""
+        if source in self._by_id:
+            self._by_id[source][2].lost = True
+        return {}
 
     def partition_done(self, stream: str, index: int, partition: int, rows: int, stopped: str = "") -> Json:
         """Note that a partition was served to its end and acknowledged.

@@ -39,8 +39,9 @@ PARTITION, ROW = "__partition__", "__row__"
 """Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
 
 BLOCKED_S = 0.05
-SOURCE_UNREACHED_S = 3.0
-"""How long a source that cannot be reached is tried again before it is taken for lost: a connection may be reset."""
+SOURCE_UNREACHED_S = 10.0
+"""How long a source the driver knows of is tried again when it is not reached: its connection may have been reset."""
+RETRY_S = 0.05
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""
 MAX_LEASES = 4
@@ -119,6 +120,7 @@ class Lease:
     rows_before: int
     sequence: int = 0
     acknowledged: bool = True
+    unreached_since: float = 0.0
     delivered: Ranges = field(default_factory=Ranges)
 
 
@@ -460,7 +462,7 @@ class PassReader:
 
     def _client(self, location: str) -> ActionClient:
         if location not in self._clients:
-            self._clients[location] = ActionClient(location, self._secret, SOURCE_UNREACHED_S)
+            self._clients[location] = ActionClient(location, self._secret, unreached_s=0.0)
         return self._clients[location]
 
     def _pull(self, lease: Lease) -> tuple[str, pa.Table]:
@@ -473,12 +475,24 @@ class PassReader:
         try:
             table = lease.client.get(ticket)
         except flight.FlightError:
-            return "gone", None
+            return ("wait" if self._may_come_back(lease) else "gone"), None
+        lease.unreached_since = 0.0
         chunk = json.loads(table.schema.metadata[CHUNK])
         lease.acknowledged = chunk["status"] != "chunk"
         lease.sequence = chunk["sequence"]
         lease.delivered.add_all(chunk["ranges"])
         return chunk["status"], table
+
+    def _may_come_back(self, lease: Lease) -> bool:
+        """Whether a source that was not reached is to be tried again: it is there, and only its connection was lost."""
+        now = time.monotonic()
+        lease.unreached_since = lease.unreached_since or now
+        if now - lease.unreached_since > SOURCE_UNREACHED_S:
+            return False
+        if not self._control.call("source_there", source=lease.source)["there"]:
+            return False
+        time.sleep(RETRY_S)
+        return True
 
     def _try_another(self) -> None:
         """The source has no row ready: lease a further one, or turn to the next of those held."""

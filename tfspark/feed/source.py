@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ from tfspark.feed.ranges import Ranges
 
 HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2
+FAILED_S = 5.0
+"""How long a task that fails tries to say so."""
 MANY_OBJECTS = 10_000
 CHUNK = b"tfspark.chunk"
 """Key of a pulled table's schema metadata under which the chunk's identity travels."""
@@ -403,8 +405,10 @@ class FeedTask:
             self.batch_rows if self.ordered else None,
         )
         server = SourceServer(local_address_towards(self.location), self.secret, buffer, first.schema)
+        source = ""
         try:
             reply = self._announce(control, partition, server)
+            source = reply.get("source", "")
             if reply["action"] == "stop":
                 return int(reply["rows"]), ""
             if reply["want_sample"]:
@@ -418,6 +422,11 @@ class FeedTask:
             if errors and not served:
                 raise errors[0]
             return rows, "" if served else reply["source"]
+        except Exception:
+            if source:
+                with suppress(flight.FlightError):
+                    control.call("source_failed", timeout_s=FAILED_S, attempts=1, source=source)
+            raise
         finally:
             server.close()
 
