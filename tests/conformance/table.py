@@ -905,7 +905,12 @@ MODELS = [
         refused=("servers",),
         servers="refused: its steps are graphs",
     ),
-    of_model("jit_compile", compiled(jit_compile=True), slow=True),
+    of_model(
+        "jit_compile",
+        compiled(jit_compile=True),
+        refused=("synchronous",),
+        synchronous="refused: XLA compiles neither the exchange of gradients on CPUs nor batches with padding",
+    ),
     of_model(
         "steps_per_execution",
         compiled(steps_per_execution=2),

@@ -115,8 +115,9 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _is_left_over(self) -> bool:
         """Whether an earlier run, not an earlier life of this one, has left a backup."""
-        steps = self.model.optimizer.iterations if self.model.optimizer is not None else 0
-        return int(steps) == 0 and os.path.exists(self._backup._training_metadata_path)
+        optimizer = self.model.optimizer
+        steps = 0 if optimizer is None else int(optimizer.iterations.numpy())
+        return steps == 0 and os.path.exists(self._backup._training_metadata_path)
 
     def _save(self) -> None:
         """Write as Keras does, but each file whole."""

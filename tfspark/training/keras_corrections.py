@@ -33,6 +33,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from tfspark.errors import ConfigError
+from tfspark.training.build import refuse_compiled_by_xla
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
@@ -41,7 +42,8 @@ FEED_ATTRIBUTE = "_tfspark_feed"
 """Attribute of a distributed dataset that holds its feed (`tfspark.feed.dataset.Feed`).
 
 ``open_pass()`` begins an epoch and returns what answers ``has_step(n)``; ``iterator()`` is the one iterator over the
-batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off.
+batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off; ``weighs_rows`` tells whether rows
+have weights of their own.
 """
 
 
@@ -156,6 +158,8 @@ def _fit_with_callbacks(original: Any) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
+        if feed is not None:
+            refuse_compiled_by_xla(self)
         if feed is not None and self.steps_per_execution > 1:
             raise ConfigError(
                 f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
