@@ -151,10 +151,11 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
 
         def of_chief() -> Any:
             context = tf.distribute.get_replica_context()
-            has_it = self._is_chief and context.replica_id_in_sync_group == 0
-            own = [tf.identity(variable) for variable in variables]
-            sent = [value if has_it else tf.zeros_like(value) for value in own]
-            return context.all_reduce("SUM", [*sent, tf.constant(epoch if has_it else 0.0)])
+            has_it = tf.logical_and(tf.equal(context.replica_id_in_sync_group, 0), self._is_chief)
+            own = [*(tf.identity(variable) for variable in variables), tf.constant(epoch)]
+            # One by one: together they would have to be of one type.
+            sent = [tf.where(has_it, value, tf.zeros_like(value)) for value in own]
+            return [context.all_reduce("SUM", value) for value in sent]
 
         *values, shared = tf.function(lambda: strategy.run(of_chief), autograph=False)()
         for variable, value in zip(variables, values, strict=True):
