@@ -54,7 +54,7 @@ def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
             callbacks=[keras.callbacks.BackupAndRestore(args["folder"], delete_checkpoint=False)],
             verbose=0,
         ).history
-        return history["loss"], history["val_loss"], int(model.optimizer.iterations)
+        return history["loss"], history["val_loss"], int(model.optimizer.iterations.numpy())
 
     # The other worker has no access to the folder, as on another machine.
     args = args if ctx.is_chief else {"folder": ctx.scratch_dir + "/none"}
