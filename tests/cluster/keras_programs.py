@@ -6,7 +6,7 @@ from typing import Any
 
 
 def weighed(params: dict[str, Any]) -> Any:
-    """One-hot classes, a clipped gradient, a metric of several numbers and one that weights count in."""
+    """One-hot classes, a clipped gradient, a metric that knows no weights and one that does."""
     import keras
 
     def normal(seed: int) -> Any:
@@ -21,7 +21,7 @@ def weighed(params: dict[str, Any]) -> Any:
     model.compile(
         keras.optimizers.SGD(0.1, clipnorm=0.05),
         "categorical_crossentropy",
-        metrics=[keras.metrics.F1Score(average=None, name="f1")],
+        metrics=[keras.metrics.F1Score(average="macro", name="f1")],
         weighted_metrics=["accuracy"],
     )
     return model
@@ -54,7 +54,7 @@ def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
             callbacks=[keras.callbacks.BackupAndRestore(args["folder"], delete_checkpoint=False)],
             verbose=0,
         ).history
-        return history["loss"], history["val_loss"], int(model.optimizer.iterations)
+        return history["loss"], history["val_loss"], int(model.optimizer.iterations.numpy())
 
     # The other worker has no access to the folder, as on another machine.
     args = args if ctx.is_chief else {"folder": ctx.scratch_dir + "/none"}

@@ -320,9 +320,18 @@ def made(*metrics: Callable[[], Any]) -> Callable[[], list[Any]]:
     return lambda: [metric() for metric in metrics]
 
 
+WEIGHED = ("MeanAbsoluteError", "BinaryCrossentropy", "SparseCategoricalCrossentropy", "Huber")
+QUICK_LOSSES = ("BinaryCrossentropy", "SparseCategoricalCrossentropy", "Huber", "Dice", "Circle")
 LOSSES = [
-    of_table(f"{name} of {kind}", kind, units, activation, loss_of(name), weighs=name in WEIGHED)
-    for WEIGHED in [("MeanAbsoluteError", "BinaryCrossentropy", "SparseCategoricalCrossentropy", "Huber")]
+    of_table(
+        f"{name} of {kind}",
+        kind,
+        units,
+        activation,
+        loss_of(name),
+        weighs=name in WEIGHED,
+        slow=name not in QUICK_LOSSES,
+    )
     for name, kind, units, activation in [
         ("MeanAbsoluteError", "number", 1, None),
         ("MeanSquaredLogarithmicError", "positive", 1, "softplus"),
@@ -358,6 +367,7 @@ LOSSES += [
         loss_of("MeanSquaredError", reduction=reduction),
         weighs=weighs,
         fills_up=reduction != "mean_with_sample_weight",
+        slow=not weighs,
     )
     for reduction in ("sum_over_batch_size", "mean_with_sample_weight", "sum", "none")
     for weighs in (False, True)
@@ -905,7 +915,12 @@ MODELS = [
         refused=("servers",),
         servers="refused: its steps are graphs",
     ),
-    of_model("jit_compile", compiled(jit_compile=True), slow=True),
+    of_model(
+        "jit_compile",
+        compiled(jit_compile=True),
+        refused=("synchronous",),
+        synchronous="refused: XLA compiles neither the exchange of gradients on CPUs nor batches with padding",
+    ),
     of_model(
         "steps_per_execution",
         compiled(steps_per_execution=2),
@@ -930,6 +945,22 @@ MODELS = [
     ),
 ]
 ALL = [*CLIPPING, *OPTIMIZERS, *SCHEDULES, *LOSSES, *OUTPUTS, *METRICS, *WEIGHTS, *MODELS]
+SLOW = (
+    "use_ema",
+    "loss_scale_factor",
+    "Adam(clipnorm)",
+    "segmentation, classes, weighted",
+    "tagging, weighted",
+    "mask of steps, weighted metrics",
+    "weighted metrics without weights",
+    "frozen layers",
+    "mixed_bfloat16",
+    "BatchNormalization(synchronized=True)",
+    "Normalization adapted in build_model",
+    "segmentation, Dice of each image",
+    "a function of the whole batch",
+)
+"""More that is left to ``--all``: a row beside each shows most of it."""
 OF_BATCHES = (
     "Tversky",
     "Dice",
@@ -945,7 +976,7 @@ FEATURES = [
     if (feature.name.startswith(OF_BATCHES) and not feature.name.startswith("reduction sum_over"))
     or "Dice of the" in feature.name
     else feature
-    for feature in ALL
+    for feature in (replace(each, slow=each.slow or each.name in SLOW) for each in ALL)
 ]
 STATED = [
     Stated("weights", "a column of weights (`weight=`, `data.weight`)", EQUAL, EQUAL),

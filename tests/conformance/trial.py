@@ -89,9 +89,9 @@ def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
         shape = (len(weights), *output.shape[1:-1])
         return np.broadcast_to(weights.reshape(-1, *[1] * (len(shape) - 1)), shape)
 
-    return tf.nest.map_structure(
-        of, model.outputs[0] if isinstance(model, keras.Sequential) else model.output
-    )
+    if isinstance(model, keras.Sequential):
+        return of(model.outputs[0])
+    return tf.nest.map_structure(of, model.output if getattr(model, "inputs", None) else y)
 
 
 # --- synchronous workers ---------------------------------------------------------------------------

@@ -107,6 +107,7 @@ def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write)
         ("data.label.classes=[3, 5]", lambda e: e.data.label.classes, (3, 5), "classes by number"),
         ("data.label=null", lambda e: e.data.label, None, "an autoencoder has no label"),
         ("data.label={column: [a, b]}", lambda e: e.data.label.columns, ("a", "b"), "several outputs"),
+        ("data.weight=importance", lambda e: e.data.weight, "importance", "a weight for each row"),
         ("data.examples=byteArray", lambda e: e.data.examples, "byteArray", "records as bytes"),
         (
             "data.features.x={ragged: pad, pad_to: 5, pad_value: -1}",
@@ -228,6 +229,7 @@ def test_load_config_when_key_wrong_names_line_key_and_what_was_expected(
             "data.label.column=[a, image]",
             "data.label.column: expected a column that is not among the features",
         ),
+        ("data.weight=image", "data.weight: expected a column that is neither a feature nor a label"),
         ("data.label.column=[a, b]", "data.label.classes: expected nothing, since there are 2 labels"),
         ("data.label.column=[]", "data.label.column: expected a column's name, or a list of names"),
         ("data.features.image={ragged: some}", "data.features.image.ragged: expected pad or ragged"),

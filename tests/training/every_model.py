@@ -136,6 +136,8 @@ def digest(values: list[Any]) -> str:
 class Batches:
     """A feed of one pass, whose steps all workers know."""
 
+    weighs_rows = False
+
     def __init__(self, dataset: tf.data.Dataset):
         self.dataset: Any = dataset
 

@@ -19,7 +19,7 @@ from support.environment import python_path
 SCRIPT = Path(__file__).with_name("two_workers.py")
 STEPS = 5 + 7 + 4
 DEADLINE_S = 240
-ALL = ("reduce", "build", "epochs", "state")
+ALL = ("reduce", "build", "epochs", "state", "gradients")
 
 
 def free_ports() -> list[str]:
@@ -76,7 +76,7 @@ def test_weights_when_corrected_are_identical_on_both_workers(corrected: list[di
     assert first["state"] == second["state"]
 
 
-@pytest.mark.parametrize("fault", ["reduce", "build"])
+@pytest.mark.parametrize("fault", ["reduce", "build", "gradients"])
 def test_fit_without_correction_upstream_still_fails(fault: str) -> None:
     errors = [worker["error"] for worker in fit_on_two_workers(fault)]
     assert errors, "neither worker said how it ended"

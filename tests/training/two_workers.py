@@ -32,13 +32,15 @@ def main() -> None:
         model = keras.Sequential(
             [keras.Input((3,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
         )
-        model.compile("adam", "mse", metrics=["mae"])
+        accumulated = {"gradient_accumulation_steps": 2} if "gradients" in left_out else {}
+        model.compile(keras.optimizers.Adam(**accumulated), "mse", metrics=["mae"])
     rng = np.random.default_rng(index)
 
     class Feed:
         """Passes of different lengths; knows each length beforehand."""
 
         opened = 0
+        weighs_rows = False
 
         def open_pass(self):
             self.opened += 1

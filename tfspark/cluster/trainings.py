@@ -260,6 +260,11 @@ class Trainings:
         """Let a `main_fun` make its dataset of the rows to evaluate before it trains."""
         directory = self._lives.control.directory
         self._lives.feeder.show_first_row("validation", checked)
+        if not directory.has_sample("validation"):
+            raise DataError(
+                "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its "
+                "filters leave"
+            )
         self._lives.control.update(lambda: directory.forget_asking("validation"))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:

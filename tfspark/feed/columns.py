@@ -146,6 +146,10 @@ class Columns:
                 f"{[column.name for column in self.labels]}; leave them out; the model's own loss_weights weigh its "
                 "outputs"
             )
+        if self.class_weights and not self.labels:
+            raise ConfigError(
+                "expected a label beside class_weights, got none; name it, or leave class_weights out"
+            )
         for column in self.labels if self.class_weights else ():
             if column.shape is not None and len(column.shape) > 1:
                 raise ConfigError(

@@ -44,6 +44,19 @@ def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
     return model
 
 
+def refuse_compiled_by_xla(model: keras.Model) -> None:
+    """Refuse what synchronous steps cannot do.
+
+    Raises:
+        ConfigError: the model was compiled with it.
+    """
+    if model.jit_compile is True:
+        raise ConfigError(
+            "expected a model compiled without jit_compile=True: XLA compiles neither the exchange of gradients on CPUs"
+            " nor batches whose real rows are told from padding; leave it out"
+        )
+
+
 def set_optimizer(model: keras.Model, settings: Json) -> None:
     """Replace the model's optimizer or its learning rate as the settings say; else leave it.
 

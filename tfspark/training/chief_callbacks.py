@@ -115,8 +115,9 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _is_left_over(self) -> bool:
         """Whether an earlier run, not an earlier life of this one, has left a backup."""
-        steps = self.model.optimizer.iterations if self.model.optimizer is not None else 0
-        return int(steps) == 0 and os.path.exists(self._backup._training_metadata_path)
+        optimizer = self.model.optimizer
+        steps = 0 if optimizer is None else int(optimizer.iterations.numpy())
+        return steps == 0 and os.path.exists(self._backup._training_metadata_path)
 
     def _save(self) -> None:
         """Write as Keras does, but each file whole."""
@@ -150,10 +151,11 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
 
         def of_chief() -> Any:
             context = tf.distribute.get_replica_context()
-            has_it = self._is_chief and context.replica_id_in_sync_group == 0
-            own = [tf.identity(variable) for variable in variables]
-            sent = [value if has_it else tf.zeros_like(value) for value in own]
-            return context.all_reduce("SUM", [*sent, tf.constant(epoch if has_it else 0.0)])
+            has_it = tf.logical_and(tf.equal(context.replica_id_in_sync_group, 0), self._is_chief)
+            own = [*(tf.identity(variable) for variable in variables), tf.constant(epoch)]
+            # One by one: together they would have to be of one type.
+            sent = [tf.where(has_it, value, tf.zeros_like(value)) for value in own]
+            return [context.all_reduce("SUM", value) for value in sent]
 
         *values, shared = tf.function(lambda: strategy.run(of_chief), autograph=False)()
         for variable, value in zip(variables, values, strict=True):

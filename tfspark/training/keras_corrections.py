@@ -33,6 +33,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from tfspark.errors import ConfigError
+from tfspark.training.build import refuse_compiled_by_xla
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
@@ -41,7 +42,8 @@ FEED_ATTRIBUTE = "_tfspark_feed"
 """Attribute of a distributed dataset that holds its feed (`tfspark.feed.dataset.Feed`).
 
 ``open_pass()`` begins an epoch and returns what answers ``has_step(n)``; ``iterator()`` is the one iterator over the
-batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off.
+batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off; ``weighs_rows`` tells whether rows
+have weights of their own.
 """
 
 
@@ -77,8 +79,8 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
         trainer._maybe_symbolic_build = _build_from_element_spec(trainer._maybe_symbolic_build)
     if "epochs" in faults:
         keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
-    if "state" in faults:
-        trainer.fit = _fit_with_callbacks(trainer.fit)
+    trainer.fit = _fit_with_callbacks(trainer.fit, averages="state" in faults)
+    trainer.evaluate = _evaluate_real_rows(trainer.evaluate)
     if "gradients" in faults:
         sum_gradients_first()
 
@@ -152,10 +154,12 @@ def _feed_epoch_iterator(base: Any) -> Any:
     return FeedEpochIterator
 
 
-def _fit_with_callbacks(original: Any) -> Any:
+def _fit_with_callbacks(original: Any, averages: bool) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
+        if feed is not None:
+            refuse_compiled_by_xla(self)
         if feed is not None and self.steps_per_execution > 1:
             raise ConfigError(
                 f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
@@ -166,12 +170,24 @@ def _fit_with_callbacks(original: Any) -> Any:
             strategy = self.distribute_strategy
             if keras_trainer._collective_all_reduce_multi_worker(strategy):
                 theirs = written_by_chief(theirs, is_chief_of(strategy), keeps_state=False)
-            callbacks = [SynchroniseState(), EndWithStream(feed), *theirs]
+            ours = [SynchroniseState()] if averages else []
+            callbacks = [*ours, EndWithStream(feed), *theirs]
         if feed is not None:
             count_real_rows_alone(self, feed.weighs_rows)
         return original(self, *args, callbacks=callbacks, **kwargs)
 
     return fit
+
+
+def _evaluate_real_rows(original: Any) -> Any:
+    @functools.wraps(original)
+    def evaluate(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        feed = getattr(x, FEED_ATTRIBUTE, None)
+        if feed is not None:
+            count_real_rows_alone(self, feed.weighs_rows)
+        return original(self, x, *args, **kwargs)
+
+    return evaluate
 
 
 class SynchroniseState(keras.callbacks.Callback):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from tfspark.training.build import (
     BuildModel,
     call_build_model,
     copy_optimizer,
+    refuse_compiled_by_xla,
     set_optimizer,
     set_precision,
     weights_digest,
@@ -109,6 +110,7 @@ class TrainingSession:
 
     def prepare(self) -> None:
         """Make ready what `train` and `evaluate` need."""
+        refuse_compiled_by_xla(self.model)
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:

@@ -59,12 +59,14 @@ class _Rows:
     Attributes:
         real: ``(B,)`` bool.
         weights: ``(B,)`` float32.
+        weights_given: whether these say more than which rows are real.
         tracked: what the last loss adds to a mean over rows.
         is_whole: whether the last loss was no sum over rows.
     """
 
     real: tf.Tensor
     weights: tf.Tensor
+    weights_given: bool
     tracked: Any = None
     is_whole: bool = False
 
@@ -185,6 +187,8 @@ class _LossOfRows:
         truth, guess, weights = (
             tf.boolean_mask(_joined(tf.convert_to_tensor(t)), real) for t in (y_true, y_pred, rows.weights)
         )
+        if not rows.weights_given:
+            weights = None  # What is left may be numbers of classes, not of rows.
         of_rows = _current[:]
         _current.clear()
         try:
@@ -225,7 +229,7 @@ class _Step:
             x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
         ) -> Any:
             if _is_row_weight(sample_weight):
-                self._rows = _Rows(real_rows(sample_weight), sample_weight)
+                self._rows = _Rows(real_rows(sample_weight), sample_weight, self._weights_given)
                 self._data_loss = self._tracked = None
             return compute_loss(x, y, y_pred, sample_weight, training)
 
@@ -245,7 +249,7 @@ class _Step:
         def called(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             if not _is_row_weight(sample_weight):
                 return call(y_true, y_pred, sample_weight)
-            self._rows = _Rows(real_rows(sample_weight), sample_weight)
+            self._rows = _Rows(real_rows(sample_weight), sample_weight, self._weights_given)
             self._data_loss = self._tracked = 0.0
             _current.append(self._rows)
             try:

@@ -1,0 +1,102 @@
+"""A batch that is filled up with padding has the losses and metrics of its real rows: in one process, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfspark.feed.reader import PADDING
+from tfspark.training.padding import count_real_rows_alone, real_rows
+
+REAL, SIZE = 5, 8
+
+
+def dice(truth: Any, guess: Any) -> Any:
+    return 1 - 2 * keras.ops.sum(truth * guess) / (keras.ops.sum(truth) + keras.ops.sum(guess))
+
+
+def own_mean(truth: Any, guess: Any) -> Any:
+    return keras.ops.mean(keras.ops.square(truth - guess))
+
+
+LOSSES: dict[str, Any] = {
+    "mean over rows": "binary_crossentropy",
+    "mean of weights": keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
+    "sum": keras.losses.MeanSquaredError(reduction="sum"),
+    "no reduction": keras.losses.MeanSquaredError(reduction="none"),
+    "a function of the batch": dice,
+    "a mean of one's own": own_mean,
+    "Dice over rows and places": keras.losses.Dice(axis=(0, 1)),
+    "Dice of each row": keras.losses.Dice(axis=(1, 2)),
+}
+
+
+def model_of(loss: Any, regularizer: str | None = "l2") -> keras.Model:
+    start = keras.initializers.RandomNormal(stddev=0.5, seed=2)
+    layer = keras.layers.Dense(2, "sigmoid", kernel_initializer=start, kernel_regularizer=regularizer)
+    model = keras.Sequential([keras.Input((3, 4)), layer])
+    metrics = [keras.metrics.BinaryIoU(name="iou"), keras.metrics.AUC(name="auc"), "mae"]
+    model.compile("sgd", loss, metrics=metrics, run_eagerly=True)
+    return model
+
+
+def batch() -> tuple[Any, Any]:
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(REAL, 3, 4)).astype(np.float32), rng.integers(0, 2, (REAL, 3, 2)).astype(
+        np.float32
+    )
+
+
+def filled(rows: Any) -> Any:
+    return tf.constant(np.concatenate([rows, rows[-1:].repeat(SIZE - REAL, axis=0)]))
+
+
+def test_padding_is_told_from_a_row_of_weight_0() -> None:
+    weights = tf.constant([1.0, 0.0, PADDING, -2.0])
+    assert real_rows(weights).numpy().tolist() == [True, True, False, True]
+    assert float(PADDING) == 0.0
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+def test_a_batch_filled_up_has_the_loss_and_metrics_of_its_real_rows(loss: Any) -> None:
+    x, y = batch()
+    regularizer = None if getattr(loss, "reduction", "") == "none" else "l2"  # Keras cannot add the two.
+    plain = model_of(loss, regularizer).evaluate(x, y, batch_size=REAL, verbose=0, return_dict=True)
+    model = model_of(loss, regularizer)
+    count_real_rows_alone(model, weights_given=False)
+    weights = np.full(SIZE, PADDING, np.float32)
+    weights[:REAL] = 1
+
+    model.test_step((filled(x), filled(y), tf.constant(weights)))
+
+    for name, value in model.get_metrics_result().items():
+        assert float(value) == pytest.approx(plain[name], rel=1e-5), name
+
+
+def test_rows_of_weight_0_count_in_metrics_that_know_no_weights() -> None:
+    x, y = batch()
+    weights = np.array([1, 0, 0, 2, 1], np.float32)
+    plain = model_of("mse").evaluate(
+        x, y, sample_weight=np.repeat(weights[:, None], 3, 1), batch_size=REAL, verbose=0, return_dict=True
+    )
+    model = model_of("mse")
+    count_real_rows_alone(model, weights_given=True)
+    model.test_step((tf.constant(x), tf.constant(y), tf.constant(weights)))
+    for name, value in model.get_metrics_result().items():
+        assert float(value) == pytest.approx(plain[name], rel=1e-5), name
+
+
+def test_counting_real_rows_twice_changes_nothing() -> None:
+    x, y = batch()
+    results = []
+    for times in (1, 2):
+        model = model_of("mse")
+        for _ in range(times):
+            count_real_rows_alone(model, weights_given=False)
+        model.test_step((tf.constant(x), tf.constant(y), tf.ones(REAL)))
+        results.append({name: float(value) for name, value in model.get_metrics_result().items()})
+    assert results[0] == results[1]
