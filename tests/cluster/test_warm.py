@@ -37,9 +37,11 @@ from support.trainers import node_task_of, trainers, warm_parents
 
 from tfspark import InputMode, TFCluster
 from tfspark.cluster import launch, warm
+from tfspark.cluster import warm_parent as cluster_warm_parent
 from tfspark.cluster.environment import shared_environment, trainer_environment
 from tfspark.cluster.launch import Orders, Trainer
 from tfspark.cluster.warm import ColdError
+from tfspark.cluster.warm_parent import WarmParent
 from tfspark.errors import NodeFailedError
 
 GONE_S = 20.0
@@ -370,6 +372,18 @@ def test_socket_name_differs_with_whatever_a_trainer_could_notice() -> None:
     assert len({first, *others}) == 5
     assert warm.socket_name(os.getpid(), dict(environment), ["/a"]) == first
     assert len(first) < 108  # sun_path in unix(7): whatever paths a host has, they are not in it.
+
+
+def test_warm_parent_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_warm_parent, "IDLE_S", 0.2)
+    owner = os.pidfd_open(os.getpid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0tfspark-test-of-idleness-" + str(os.getpid()))
+        listener.listen()
+        began = time.monotonic()
+        WarmParent(listener, owner, "").serve()
+        assert time.monotonic() - began >= 0.2
+    os.close(owner)
 
 
 def test_connection_to_another_users_process_is_refused() -> None:

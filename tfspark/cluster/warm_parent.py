@@ -126,13 +126,13 @@ class WarmParent:
         """Answer requests until the owner ends, or nobody asks any more."""
         asked = time.monotonic()
         while not self._is_over:
-            ready = self._poll.poll(IDLE_S * 1000)
+            ready = self._poll.poll(max(0.0, asked + IDLE_S - time.monotonic()) * 1000 + 1)
             for descriptor, _ in ready:
                 if descriptor in self._answers:  # The one before may have ended it.
                     self._answers[descriptor]()
             if ready or self._trainers:
                 asked = time.monotonic()
-            elif time.monotonic() - asked > IDLE_S:
+            elif time.monotonic() >= asked + IDLE_S:
                 self._end()
 
     def _await(self, descriptor: int, event: int, answer: Callable[[], None]) -> None:
@@ -238,6 +238,7 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     os.close(pidfd)
     receive(connection)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # The shell has it ignored in the background.
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
