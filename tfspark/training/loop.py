@@ -9,6 +9,7 @@ metrics' states, which are sums, are added up by the driver. So every row counts
 from __future__ import annotations
 
 import copy
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -174,13 +175,16 @@ class TrainingSession:
     def resume(self, job: Json) -> None:
         """Go back to a checkpoint, in a new life of the cluster."""
         rank = self.context.node.task_index
+        begun = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-fetch") as beside:
             fetching = beside.submit(fetch, self.context, job, rank)
             self.build()
+            build_s = time.monotonic() - begun
             self.resumed, self.progress = fetching.result()
         state.restore(self.model, self.resumed.shared, self.resumed.own)
         state.keep_rates_that_were_changed(self.model, self.learning_rates, self.resumed.learning_rates)
         self._start = (job["passes"], start_of(job, rank)) if job["steps"] else (0, Start())
+        self.context.report("restored", build_s=build_s, seconds=time.monotonic() - begun)
 
     def build(self) -> None:
         """Make all variables, as ``fit`` does."""
