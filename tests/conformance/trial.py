@@ -254,7 +254,12 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
             return (*tf.nest.pack_sequence_as((x, y), [batch[name] for name in names]), batch[WEIGHT])
 
         parameter_server.open_stream = lambda context, name: WorkerStream(
-            name, signature, BATCH, element, feature.name, weighs_rows=weights is not None
+            name,
+            signature,
+            BATCH,
+            element,
+            feature.name,
+            weighs_rows=weights is not None or feature.class_weights is not None,
         )
         session = parameter_server.ParameterServerSession(
             lambda: feature.build(), None, FakeContext.of(strategy, num_workers)

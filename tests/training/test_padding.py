@@ -23,6 +23,11 @@ def own_mean(truth: Any, guess: Any) -> Any:
     return keras.ops.mean(keras.ops.square(truth - guess))
 
 
+def mean_and_dice(truth: Any, guess: Any) -> Any:
+    """Made of other losses, one of which is one number."""
+    return keras.losses.binary_crossentropy(truth, guess) + keras.losses.Dice()(truth, guess)
+
+
 LOSSES: dict[str, Any] = {
     "mean over rows": "binary_crossentropy",
     "mean of weights": keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
@@ -30,6 +35,7 @@ LOSSES: dict[str, Any] = {
     "no reduction": keras.losses.MeanSquaredError(reduction="none"),
     "a function of the batch": dice,
     "a mean of one's own": own_mean,
+    "made of others": mean_and_dice,
     "Dice over rows and places": keras.losses.Dice(axis=(0, 1)),
     "Dice of each row": keras.losses.Dice(axis=(1, 2)),
 }

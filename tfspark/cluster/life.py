@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,10 +219,23 @@ class Life:
         self.control.update(note)
 
 
-def warm_up(spark: SparkSession, num_nodes: int) -> SparkJob:
-    """Start warm parents on the executors that are there, while the driver prepares what the nodes need."""
-    return SparkJob(
+@contextmanager
+def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
+    """Start warm parents on the executors that are there, while the driver prepares what the nodes need in the block.
+
+    Args:
+        spark: the session.
+        num_nodes: how many nodes will come; 0: none that is forked.
+    """
+    if not num_nodes:
+        yield
+        return
+    job = SparkJob(
         spark,
         lambda: spark.range(0, num_nodes, 1, num_nodes).mapInArrow(WarmUp(), NODE_RESULT_DDL),
         "tfspark warm-up",
     )
+    try:
+        yield
+    finally:
+        job.cancel()  # Ended by now, unless something failed at once.

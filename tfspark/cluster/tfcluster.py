@@ -26,7 +26,7 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import STOP_TIMEOUT_S, warm_up
+from tfspark.cluster.life import STOP_TIMEOUT_S, warming_up
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
 from tfspark.cluster.program import pickled, plain_settings, wants_context
@@ -273,22 +273,23 @@ class TFCluster:
         check_encryption(session, allow_plaintext)
         if "TF_CONFIG" in os.environ:
             logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
-        if warm:
-            warm_up(session, num_executors)
-        code = pickled(map_fun, tf_args, hooks or Hooks())
-        feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
-        wait_s = min(reservation_timeout, SLOTS_WAIT_S)
-        num_nodes = room_for(session, size, int(feeds), wait_s)
-        recovery = None
-        if may_begin_anew:
-            recovery = Recovery(
-                RestartBudget(max_restarts, restart_window),
-                None if log_dir is None else Path(log_dir).absolute(),
-                None if resume is None else Path(resume).absolute(),
+        with warming_up(session, num_executors if warm else 0):
+            code = pickled(map_fun, tf_args, hooks or Hooks())
+            feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
+            wait_s = min(reservation_timeout, SLOTS_WAIT_S)
+            num_nodes = room_for(session, size, int(feeds), wait_s)
+            recovery = None
+            if may_begin_anew:
+                recovery = Recovery(
+                    RestartBudget(max_restarts, restart_window),
+                    None if log_dir is None else Path(log_dir).absolute(),
+                    None if resume is None else Path(resume).absolute(),
+                )
+            timeouts = (reservation_timeout, heartbeat_timeout)
+            cluster = cls(
+                session, size, num_nodes, code, settings, mode, observer, log_dir, timeouts, recovery
             )
-        timeouts = (reservation_timeout, heartbeat_timeout)
-        cluster = cls(session, size, num_nodes, code, settings, mode, observer, log_dir, timeouts, recovery)
-        return cluster._launched()
+            return cluster._launched()
 
     @classmethod
     def run_independently(
@@ -312,13 +313,13 @@ class TFCluster:
             "warm": True,
         }
         check_settings(spark)
-        warm_up(spark, num_nodes)
-        check_slots(spark, num_nodes if all_at_once else 1, 0, SLOTS_WAIT_S)
-        code = pickled(map_fun, tf_args, Hooks())
-        mode = InputMode.TENSORFLOW
-        timeouts = (INDEPENDENT_TIMEOUT_S, HEARTBEAT_TIMEOUT_S)
-        cluster = cls(spark, size, num_nodes, code, settings, mode, None, None, timeouts)
-        return cluster._launched()
+        with warming_up(spark, num_nodes):
+            check_slots(spark, num_nodes if all_at_once else 1, 0, SLOTS_WAIT_S)
+            code = pickled(map_fun, tf_args, Hooks())
+            mode = InputMode.TENSORFLOW
+            timeouts = (INDEPENDENT_TIMEOUT_S, HEARTBEAT_TIMEOUT_S)
+            cluster = cls(spark, size, num_nodes, code, settings, mode, None, None, timeouts)
+            return cluster._launched()
 
     def _launched(self) -> TFCluster:
         stop_progress_bar(self._spark)

@@ -26,6 +26,7 @@ from keras.src.losses import loss as loss_module
 
 MEANS = ("sum_over_batch_size", "mean")
 _keras_reduction = loss_module.reduce_weighted_values
+_keras_scaling = loss_module.scale_loss_for_distribution
 
 
 def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
@@ -36,6 +37,7 @@ def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
         weights_given: whether rows have weights of their own; else weighted metrics get none.
     """
     loss_module.reduce_weighted_values = _reduced
+    loss_module.scale_loss_for_distribution = _scaled
     own_step = type(model).train_step is not keras.Model.train_step
     step = _Step(model, weights_given or own_step)
     if not hasattr(model._loss_tracker, "_tfspark_step"):
@@ -62,6 +64,7 @@ class _Rows:
         weights_given: whether these say more than which rows are real.
         tracked: what the last loss adds to a mean over rows.
         is_whole: whether the last loss was no sum over rows.
+        reductions: how many the last loss has taken: more than one if it is made of others.
     """
 
     real: tf.Tensor
@@ -69,6 +72,7 @@ class _Rows:
     weights_given: bool
     tracked: Any = None
     is_whole: bool = False
+    reductions: int = 0
 
     def count(self) -> tf.Tensor:
         return tf.reduce_sum(tf.cast(self.real, tf.float32))
@@ -76,6 +80,8 @@ class _Rows:
 
 _current: list[_Rows] = []
 """The batch under way; empty outside of a step: Keras's own reduction is used then."""
+_whole: list[Any] = []
+"""The loss that is being taken of all replicas' rows, which has its share of all in one place."""
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -92,6 +98,7 @@ def _reduced(
     if not _current:
         return _keras_reduction(values, sample_weight, mask, reduction, dtype)
     rows = _current[-1]
+    rows.reductions += 1
     values = tf.cast(tf.convert_to_tensor(values), dtype or backend.floatx())
     rows.is_whole = values.shape.rank == 0 or values.shape[0] not in (None, rows.real.shape[0])
     if rows.is_whole:
@@ -115,6 +122,11 @@ def _reduced(
         total = tf.math.divide_no_nan(total, tf.stop_gradient(over_replicas(tf.reduce_sum(counted))))
     rows.tracked = total * tf.cast(over_replicas(rows.count()), total.dtype)
     return total
+
+
+def _scaled(value: Any) -> Any:
+    """Divide by the replicas as Keras does, but for what is of all replicas' rows."""
+    return value if _whole else _keras_scaling(value)
 
 
 def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -172,9 +184,9 @@ class _LossOfRows:
         rows = _current[-1]
         value = None
         if not compares_rows(self._loss):
-            rows.is_whole, rows.tracked = False, None
+            rows.is_whole, rows.tracked, rows.reductions = False, None, 0
             value = self._loss(y_true, y_pred, rows.weights)
-        if value is None or rows.is_whole:
+        if value is None or rows.is_whole or rows.reductions > 1:
             value = self._of_whole_batch(rows, y_true, y_pred)
             rows.tracked = value * tf.cast(over_replicas(rows.count()), value.dtype)
         elif rows.tracked is None:  # It has a way of its own to take the weights.
@@ -191,12 +203,13 @@ class _LossOfRows:
             weights = None  # What is left may be numbers of classes, not of rows.
         of_rows = _current[:]
         _current.clear()
+        _whole.append(self)
         try:
             value = self._loss(truth, guess, weights)
         finally:
             _current[:] = of_rows
-        is_mean = self._loss.reduction not in ("sum", "none", None)  # Keras has divided it by the replicas.
-        return value if is_mean else tf.reduce_sum(value) / num_replicas()
+            _whole.pop()
+        return tf.reduce_sum(value) / num_replicas()
 
 
 def compares_rows(loss: Any) -> bool:
