@@ -146,7 +146,7 @@ def row_37(column: str, value: str) -> Callable[[DataFrame], DataFrame]:
         ),
         pytest.param(
             lambda df: df.withColumn("label", sf.col("label").cast("string")),
-            ["column 'label' is text", "cannot be fed as a class number", "cast"],
+            ["label 'label'", "expected integer classes 0 to 1"],
             id="labels that are text",
         ),
         pytest.param(
