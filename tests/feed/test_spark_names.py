@@ -73,7 +73,7 @@ def test_text_that_is_declared_as_numbers_is_refused_before_it_is_fed(
 def test_text_as_a_class_is_refused_and_bytes_and_text_as_such_are_not(spark: SparkSession) -> None:
     df = spark.createDataFrame([], "x binary, t string, label string")
     select_columns(df, Columns((Column("x", dtype="float32"), Column("t")), Column("label")))
-    with pytest.raises(DataError, match="column 'label' is text"):
+    with pytest.raises(DataError, match=r"label 'label' is text \(string\), expected integer classes 0 to 1"):
         select_columns(df, Columns((Column("t"),), Column("label"), num_classes=2))
 
 

@@ -241,9 +241,15 @@ def check_text(df: DataFrame, columns: Columns) -> None:
     text = {field.name for field in df.schema.fields if _holds_text(field.dataType)}
     for column in columns.all:
         declared = column.dtype or ("float32, which scale makes" if column.scale is not None else None)
+        if column.name not in text:
+            continue
         if column is columns.class_label and (columns.num_classes or columns.class_weights):
-            declared = declared or "a class number"
-        if declared and column.name in text:
+            most = f" 0 to {columns.num_classes - 1}" if columns.num_classes else ""
+            raise DataError(
+                f"label {column.name!r} is text (string), expected integer classes{most}; cast it in Spark before "
+                "feeding, or name the classes in data.label.classes"
+            )
+        if declared:
             raise DataError(text_problem(column.name, declared))
 
 
