@@ -28,7 +28,7 @@ def main() -> None:
     spark = SparkSession.builder.getOrCreate()
     register(spark)
     rows = spark.read.format(kind).schema("id bigint, pad string").load(f"{place}/{kind}").select("id")
-    total, before = rows.count(), cuts(rows)
+    whole, total, before = rows, rows.count(), cuts(rows)
     if plan == "ranges":
         rows = rows.repartitionByRange(5, "id").sortWithinPartitions("id")
     observer = Strike(lambda: lose(spark, clusters[0]), "state", epoch=1, step=15)
@@ -50,7 +50,7 @@ def main() -> None:
         cluster.shutdown(export=["keras"])
     (weights,) = keras.models.load_model(Path(place, "run/export/model.keras"), compile=False).get_weights()
     told = {
-        "cuts": [before, cuts(rows)],
+        "cuts": [before, cuts(whole)],
         "resumed": observer.of("resumed"),
         "differ": observer.of("rows_differ"),
         "epochs": observer.of("epoch"),

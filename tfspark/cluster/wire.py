@@ -213,19 +213,22 @@ class ActionClient:
         self,
         header: Json,
         schema: pa.Schema,
-        batches: Callable[[], Iterator[pa.RecordBatch]],
+        batches: Iterator[pa.RecordBatch] | Callable[[], Iterator[pa.RecordBatch]],
         timeout_s: float,
     ) -> None:
-        """Send a stream of record batches under a JSON header; from its beginning again if the connection is lost.
+        """Send a stream of record batches under a JSON header.
 
-        The server must take what is sent twice for one: see `put_once`.
+        A function that makes the batches is called again if the connection is lost: the server must take what is sent
+        twice for one.
         """
-        self._repeated(lambda: self.put_once(header, schema, batches(), timeout_s), 1)
+        if callable(batches):
+            self._repeated(lambda: self._put(header, schema, batches(), timeout_s), 1)
+        else:
+            self._put(header, schema, batches, timeout_s)
 
-    def put_once(
+    def _put(
         self, header: Json, schema: pa.Schema, batches: Iterator[pa.RecordBatch], timeout_s: float
     ) -> None:
-        """Send a stream of record batches under a JSON header."""
         descriptor = flight.FlightDescriptor.for_command(json.dumps(header).encode())
         writer, _ = self._client.do_put(descriptor, schema, self._options(timeout_s))
         with writer:

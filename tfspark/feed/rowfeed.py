@@ -100,7 +100,7 @@ class RowsOfPartition:
         self.unanswered -= len(results)
         with contextlib.suppress(flight.FlightError):
             for batch in arrow_batches(results, "results"):
-                self._client.put_once({}, batch.schema, iter([batch]), RESULTS_TIMEOUT_S)
+                self._client.put({}, batch.schema, iter([batch]), RESULTS_TIMEOUT_S)
 
     def close(self) -> None:
         """Stop reading."""
