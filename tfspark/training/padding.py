@@ -21,8 +21,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src import backend, tree
-from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.losses import loss as loss_module
+
+from tfspark.training.summed_gradients import MIRRORED
 
 MEANS = ("sum_over_batch_size", "mean")
 _keras_reduction = loss_module.reduce_weighted_values
@@ -141,7 +142,7 @@ def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 def _replicas() -> Any:
     """Return the context of this replica if it is one of several that take each step together."""
     context = tf.distribute.get_replica_context()
-    if context is None or not keras_trainer._collective_all_reduce_multi_worker(context.strategy):
+    if context is None or not isinstance(context.strategy, MIRRORED):
         return None
     return context if context.strategy.num_replicas_in_sync > 1 else None
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from tensorflow.python.distribute import distribute_lib, distribute_utils
@@ -26,6 +25,9 @@ ALONE = (
     "_backend_increment_gradient_accumulators",
 )
 """Methods whose plain versions, those of `BaseOptimizer`, do on one device."""
+
+MIRRORED = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.MirroredStrategy)
+"""Strategies whose replicas take each step together; a single worker has one of them, too."""
 
 _summed = threading.local()
 
@@ -75,9 +77,7 @@ def _of_sums(original: Any) -> Any:
     @functools.wraps(original)
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
         context = tf.distribute.get_replica_context()
-        is_shared = context is not None and keras_trainer._collective_all_reduce_multi_worker(
-            context.strategy
-        )
+        is_shared = context is not None and isinstance(context.strategy, MIRRORED)
         if not is_shared or getattr(_summed, "is_on", False) or not len(grads):
             return original(self, grads, trainable_variables)
         if trainable_variables is None:
