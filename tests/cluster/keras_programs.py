@@ -59,3 +59,23 @@ def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
     # The other worker has no access to the folder, as on another machine.
     args = args if ctx.is_chief else {"folder": ctx.scratch_dir + "/none"}
     return {"first": fit(1), "second": fit(2)}
+
+
+def fits_by_steps(args: dict[str, int], ctx: Any) -> dict[str, Any]:
+    """A `main_fun` whose weights count how often each of 64 rows was trained on."""
+    import keras
+
+    with ctx.strategy.scope():
+        layers = [
+            keras.Input((1,), dtype="int64"),
+            keras.layers.Embedding(64, 1, embeddings_initializer="zeros"),
+            keras.layers.Flatten(),
+        ]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.SGD(16.0), lambda truth, guess: -guess[:, 0])
+    fitted = model.fit(ctx.dataset(), epochs=args["epochs"], steps_per_epoch=args["steps"], verbose=0)
+    return {
+        "iterations": int(model.optimizer.iterations.numpy()),
+        "epochs": len(fitted.history["loss"]),
+        "counts": sorted({round(float(count), 2) for count in model.get_weights()[0][:, 0]}),
+    }

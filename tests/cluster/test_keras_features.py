@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.keras_programs import fits_with_validation, weighed, writers
+from cluster.keras_programs import fits_by_steps, fits_with_validation, weighed, writers
 from cluster.lives import leaving_nothing, plain_keras
 from pyspark.sql import DataFrame, SparkSession
 from support.environment import TESTS
@@ -135,3 +135,21 @@ def test_main_fun_validates_rows_of_spark_and_goes_on_where_the_chief_was(
     assert steps == 2 * ROWS // BATCH, "the second fit begins with the second epoch"
     assert later < loss
     assert val_later < val_loss < loss
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "passes"),
+    [
+        pytest.param(3, 4, 3, id="an epoch is a pass"),
+        pytest.param(4, 2, 2, id="a pass is two epochs"),
+        pytest.param(2, 6, 3, id="an epoch is a pass and a half"),
+    ],
+)
+def test_steps_per_epoch_go_on_over_the_rows_of_all_passes(
+    spark: SparkSession, epochs: int, steps: int, passes: int
+) -> None:
+    df = spark.range(64).selectExpr("array(id) AS x", "float(0) AS label").coalesce(1)
+    with TFCluster.run(spark, fits_by_steps, {"epochs": epochs, "steps": steps}, 2) as cluster:
+        cluster.train(df, passes, batch_size=16, feeding=Feeding(ordered=True))
+        nodes = cluster.shutdown(timeout=120)
+    assert nodes["worker 0"] == {"iterations": epochs * steps, "epochs": epochs, "counts": [float(passes)]}

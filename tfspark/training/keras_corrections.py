@@ -135,10 +135,16 @@ def _feed_epoch_iterator(base: Any) -> Any:
     class FeedEpochIterator(base):  # type: ignore[misc]
         """Keras's epoch iterator that asks the feed before each step whether there is one."""
 
+        _reading: Any = None
+        _taken = 0
+
         def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
             feed = getattr(self._distributed_dataset, FEED_ATTRIBUTE, None)
-            if feed is None or self.steps_per_epoch:
+            if feed is None:
                 yield from super()._enumerate_iterator()
+                return
+            if self.steps_per_epoch:
+                yield from self._steps_over_passes(feed)
                 return
             reading, iterator = feed.open_pass(), feed.iterator()
             step, stride, complete = 0, self.steps_per_execution, False
@@ -150,6 +156,19 @@ def _feed_epoch_iterator(base: Any) -> Any:
             finally:
                 if not complete:
                     feed.abandon_pass()
+
+        def _steps_over_passes(self, feed: Any) -> Iterator[tuple[int, int, Any]]:
+            """Take the steps of an epoch, on from where the one before ended, as Keras does of a repeated dataset."""
+            for step in range(self.steps_per_epoch):
+                while self._reading is None or not self._reading.has_step(self._taken):
+                    self._reading, self._taken = feed.open_pass(), 0
+                    if not self._reading.has_step(0) and getattr(feed, "is_over", False):
+                        self._interrupted_warning()
+                        return
+                self._taken += 1
+                yield step, step, feed.iterator()
+            if not self._reading.has_step(self._taken):  # What is read to its end is told to be so at once.
+                self._reading = None
 
     return FeedEpochIterator
 
