@@ -21,6 +21,7 @@ from rich.markup import escape
 from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import Feeding
 from tfspark.cluster.tfcluster import TFCluster
+from tfspark.cluster.warm import node_task_of_this_trainer
 from tfspark.errors import ConfigError, TfsparkError
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def _slow() -> None:
 
 
 def _kill_executor() -> None:
-    """Kill the executor's JVM, the nearest one above this process."""
-    pid = os.getppid()
+    """Kill the executor's JVM, the nearest one above the node task."""
+    pid = node_task_of_this_trainer()
     while _stat(pid)[0] != "java":
         pid = _stat(pid)[1]
     os.kill(pid, signal.SIGKILL)
@@ -82,10 +83,12 @@ FAULTS = {
     "hang": Fault("a step does not end", lambda: time.sleep(3600)),
     "slow": Fault("one worker takes half a second more for some steps", _slow, restarts=0),
     "python-worker": Fault(
-        "Spark's Python worker is killed (SIGKILL)", lambda: os.kill(os.getppid(), signal.SIGKILL)
+        "Spark's Python worker is killed (SIGKILL)",
+        lambda: os.kill(node_task_of_this_trainer(), signal.SIGKILL),
     ),
     "terminate": Fault(
-        "Spark's Python worker is ended (SIGTERM)", lambda: os.kill(os.getppid(), signal.SIGTERM)
+        "Spark's Python worker is ended (SIGTERM)",
+        lambda: os.kill(node_task_of_this_trainer(), signal.SIGTERM),
     ),
     "executor": Fault("the executor's JVM is killed (SIGKILL)", _kill_executor, needs_executor=True),
 }

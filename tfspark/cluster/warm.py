@@ -69,6 +69,15 @@ def trainer_command(name: str, port: int, node_task: int) -> list[str]:
     return [sys.executable, "-m", TRAINER_MODULE, name, f"port={port}", f"node-task={node_task}"]
 
 
+def node_task_of_this_trainer() -> int:
+    """Return the number of the node task's process, of which a fork is no child: from this trainer's command line."""
+    try:
+        line = Path("/proc/self/cmdline").read_text().split("\0")
+    except OSError:  # Not Linux: then it was not forked.
+        return os.getppid()
+    return int(next(word for word in line if word.startswith("node-task=")).partition("=")[2])
+
+
 def prepare() -> None:
     """Start the warm parent if there is none; it imports TensorFlow while this process goes on.
 
