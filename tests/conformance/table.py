@@ -191,7 +191,12 @@ CLIPPING = [
         "AdamW(weight_decay, global_clipnorm)", optimizer_of("AdamW", weight_decay=0.1, global_clipnorm=0.3)
     ),
     regression("use_ema", sgd(use_ema=True, ema_momentum=0.9)),
-    regression("ema_overwrite_frequency", sgd(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3)),
+    regression(
+        "ema_overwrite_frequency",
+        sgd(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=3),
+        servers="refused: workers would overwrite weights that others train",
+        refused=("servers",),
+    ),
     regression(
         "gradient_accumulation_steps",
         sgd(gradient_accumulation_steps=2),
