@@ -427,7 +427,6 @@ OUTPUTS = [
         weighs=True,
     ),
     of_pixels("segmentation, Dice of the batch", "yes", loss_of("Dice"), fills_up=False),
-    of_pixels("segmentation, Dice of each image", "yes", loss_of("Dice", axis=(1, 2, 3))),
     of_pixels("image autoencoder", "same", "mse", lambda: ["mae"]),
     of_pixels(
         "pixels, mean_with_sample_weight",
@@ -972,7 +971,6 @@ SLOW = (
     "mixed_bfloat16",
     "BatchNormalization(synchronized=True)",
     "Normalization adapted in build_model",
-    "segmentation, Dice of each image",
 )
 """More that is left to ``--all``: a row beside each shows most of it."""
 OF_BATCHES = (
