@@ -79,9 +79,9 @@ class Lives:
         self._replaces_workers = replaces_workers
         self._is_up = False
         self.stopped = False
+        self._begin_with(num_nodes)
         # A program may end without `shutdown`, or stop Spark before: what it has started ends with it all the same.
         atexit.register(self.stop)
-        self._begin_with(num_nodes)
 
     def surviving(self, work: Callable[[], T]) -> T:
         """Do some work with the cluster; when a node is lost, do it again in a new life from the newest checkpoint.

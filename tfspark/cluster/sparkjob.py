@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -107,7 +108,9 @@ class SparkJob:
         self._cancelled = True
         until = time.monotonic() + CANCEL_TIMEOUT_S
         while not self.ended and time.monotonic() < until:
-            self._interrupt()  # In vain while the job is still being planned.
+            # In vain while the job is still being planned, and when Spark is gone, as after a signal: then it ends itself.
+            with contextlib.suppress(Exception):
+                self._interrupt()
             self._thread.join(CANCEL_AGAIN_S)
 
 
