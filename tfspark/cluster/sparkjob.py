@@ -108,7 +108,7 @@ class SparkJob:
         self._cancelled = True
         until = time.monotonic() + CANCEL_TIMEOUT_S
         while not self.ended and time.monotonic() < until:
-            # In vain while the job is still being planned, and when Spark is gone, as after a signal: then it ends itself.
+            # In vain while the job is still planned, and when Spark is gone, as after a signal: it ends itself then.
             with contextlib.suppress(Exception):
                 self._interrupt()
             self._thread.join(CANCEL_AGAIN_S)
