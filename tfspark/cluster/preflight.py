@@ -127,7 +127,7 @@ def check_slots(
         slots = (count or count_slots)(spark)
         if slots is None or slots >= needed:
             return num_nodes
-        if time.monotonic() > until or _is_local(spark):
+        if time.monotonic() > until or is_local(spark):
             if least is not None and slots - num_feed_slots >= least:
                 return slots - num_feed_slots
             raise ReservationError(_too_few(least or num_nodes, num_feed_slots, slots, spark))
@@ -140,7 +140,8 @@ def room_for(spark: SparkSession, size: Size, num_feed_slots: int, timeout_s: fl
     return check_slots(spark, wanted, num_feed_slots, timeout_s, least=least) + size.on_driver
 
 
-def _is_local(spark: SparkSession) -> bool:
+def is_local(spark: SparkSession) -> bool:
+    """Whether Spark runs its tasks in the driver's own JVM."""
     master = str(spark.conf.get("spark.master", ""))
     return master == "local" or master.startswith("local[")
 
@@ -148,7 +149,7 @@ def _is_local(spark: SparkSession) -> bool:
 def _too_few(num_nodes: int, num_feed_slots: int, slots: int, spark: SparkSession) -> str:
     needed = num_nodes + num_feed_slots
     feeding = f" and at least {num_feed_slots} more to feed them" if num_feed_slots else ""
-    if _is_local(spark):
+    if is_local(spark):
         cpus = int(spark.conf.get("spark.task.cpus", "1") or 1)
         of_each = f" (spark.task.cpus={cpus} for each slot)" if cpus > 1 else ""
         fix = f"use --master local[{needed * cpus}] or more{of_each}"

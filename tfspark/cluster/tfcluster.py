@@ -28,7 +28,14 @@ from tfspark.cluster.inputs import (
 )
 from tfspark.cluster.life import STOP_TIMEOUT_S, warming_up
 from tfspark.cluster.lives import Lives
-from tfspark.cluster.preflight import SLOTS_WAIT_S, check_encryption, check_settings, check_slots, room_for
+from tfspark.cluster.preflight import (
+    SLOTS_WAIT_S,
+    check_encryption,
+    check_settings,
+    check_slots,
+    is_local,
+    room_for,
+)
 from tfspark.cluster.program import pickled, plain_settings, wants_context
 from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
 from tfspark.cluster.restarts import RestartBudget
@@ -273,7 +280,8 @@ class TFCluster:
         check_encryption(session, allow_plaintext)
         if "TF_CONFIG" in os.environ:
             logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
-        with warming_up(session, num_executors if warm else 0):
+        # On a local master the nodes start at once: another Spark job would only take time from theirs.
+        with warming_up(session, num_executors if warm and not is_local(session) else 0):
             code = pickled(map_fun, tf_args, hooks or Hooks())
             feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
             wait_s = min(reservation_timeout, SLOTS_WAIT_S)
@@ -313,7 +321,7 @@ class TFCluster:
             "warm": True,
         }
         check_settings(spark)
-        with warming_up(spark, num_nodes):
+        with warming_up(spark, 0 if is_local(spark) else num_nodes):
             check_slots(spark, num_nodes if all_at_once else 1, 0, SLOTS_WAIT_S)
             code = pickled(map_fun, tf_args, Hooks())
             mode = InputMode.TENSORFLOW
