@@ -191,13 +191,7 @@ class Life:
 
     def _task(self, first_index: int) -> NodeTask:
         return NodeTask(
-            self.control.location,
-            self.secret,
-            self._nodes,
-            first_index,
-            self._settings,
-            self._code,
-            self._settings["warm"],
+            self.control.location, self.secret, self._nodes, first_index, self._settings, self._code
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:

@@ -68,7 +68,6 @@ class NodeTask:
         first_index: number of the first node of this Spark job.
         settings: plain values for the trainer's context.
         code: the user's function and its arguments, pickled by the driver; only the trainer unpickles it.
-        warm: whether the trainer may be forked from the executor's warm parent.
     """
 
     location: str
@@ -77,7 +76,6 @@ class NodeTask:
     first_index: int
     settings: Json
     code: bytes = field(repr=False)
-    warm: bool = True
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
@@ -181,7 +179,7 @@ class _Node:
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
         with _scratch_directory() as scratch:
-            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._log.add)
+            trainer = Trainer(self._orders(config, port, scratch), self._task.settings["warm"], self._log.add)
             reader = threading.Thread(
                 target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
             )

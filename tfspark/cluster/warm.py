@@ -84,7 +84,7 @@ def prepare() -> None:
     Raises:
         ColdError: there can be none here.
     """
-    _connected(owner_of_this_process(), shared_environment(os.environ, sys.path)).close()
+    connect().close()
 
 
 def connect() -> socket.socket:
@@ -93,22 +93,9 @@ def connect() -> socket.socket:
     Raises:
         ColdError: there can be none here.
     """
-    return _connected(owner_of_this_process(), shared_environment(os.environ, sys.path))
-
-
-def owner_of_this_process() -> int:
-    """Return the process with which the warm parent ends: the one that Spark starts its Python workers from.
-
-    That process lives as long as the executor does. In a driver, which runs parameter servers, it is the driver.
-    """
-    from pyspark import TaskContext
-
-    return os.getppid() if TaskContext.get() is not None else os.getpid()
-
-
-def _connected(owner: int, environment: Mapping[str, str]) -> socket.socket:
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         raise ColdError(f"forking needs Linux 5.3 or newer, this is {platform.platform()}")
+    owner, environment = owner_of_this_process(), shared_environment(os.environ, sys.path)
     name = socket_name(owner, environment, sys.path)
     try:
         for _ in range(ATTEMPTS):
@@ -119,6 +106,16 @@ def _connected(owner: int, environment: Mapping[str, str]) -> socket.socket:
     except OSError as error:
         raise ColdError(f"the warm parent can't be reached: {error}") from error
     raise ColdError(f"the warm parent ended {ATTEMPTS} times while it was started")
+
+
+def owner_of_this_process() -> int:
+    """Return the process with which the warm parent ends: the one that Spark starts its Python workers from.
+
+    That process lives as long as the executor does. In a driver, which runs parameter servers, it is the driver.
+    """
+    from pyspark import TaskContext
+
+    return os.getppid() if TaskContext.get() is not None else os.getpid()
 
 
 def socket_name(owner: int, environment: Mapping[str, str], path: Sequence[str]) -> str:
