@@ -49,6 +49,12 @@ GONE_S = 20.0
 STARTS_COLD = "starts without a warm parent"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_others() -> None:
+    """End the warm parents that tests of other modules left in this process and on its session."""
+    kill_all(warm_parents())
+
+
 def run(
     spark: SparkSession, program: Any, args: Any = None, nodes: int = 2, **options: Any
 ) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 from support.environment import DRIVER_ID
 from support.processes import (
     Finished,
+    command_line,
     describe,
     kill_all,
     marked_processes,
@@ -180,7 +181,7 @@ def interrupt_run(
 def kill_a_trainer(process: subprocess.Popen[bytes], mark: str) -> None:
     """Kill one of a run's trainers, as the kernel does when memory is short."""
     del process
-    next(p for p in left_of(mark) if "tfspark.cluster.trainer" in p.cmdline()).kill()
+    next(p for p in left_of(mark) if "tfspark.cluster.trainer" in command_line(p)).kill()
 
 
 def disturb_run(
@@ -247,7 +248,7 @@ def logged(pattern: str) -> Callable[[Path], bool]:
 def spark_starts(directory: Path) -> bool:
     """A moment: Spark's JVM runs, and there is no session yet."""
     scratch = str(directory / "tmp")
-    return any(p.name() == "java" for p in marked_processes("TMPDIR", scratch))
+    return any(Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p)))
 
 
 def has_checkpoint(directory: Path) -> bool:

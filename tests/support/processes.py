@@ -137,6 +137,14 @@ def carries(process: psutil.Process, name: str, value: str) -> bool:
         return False
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Return its program and arguments; nothing when it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def describe(process: psutil.Process) -> str:
     """Return pid, parent and command line in one line."""
     try:

@@ -7,7 +7,7 @@ import os
 import psutil
 
 from support.environment import TEST_ID
-from support.processes import marked_processes
+from support.processes import command_line, marked_processes
 
 TRAINER = "tfspark.cluster.trainer"
 WARM_PARENT = "tfspark.cluster.warm_parent"
@@ -26,10 +26,7 @@ def warm_parents() -> list[psutil.Process]:
 def _running(module: str) -> list[tuple[psutil.Process, list[str]]]:
     found = []
     for process in marked_processes(TEST_ID, os.environ[TEST_ID]):
-        try:
-            line = process.cmdline()
-        except psutil.Error:  # It has just ended.
-            continue
+        line = command_line(process)
         if line[1:3] == ["-m", module]:
             found.append((process, line))
     return found

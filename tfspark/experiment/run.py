@@ -21,6 +21,7 @@ from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import Feeding, InputMode
 from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.life import warming_up
+from tfspark.cluster.preflight import check_settings
 from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
@@ -270,6 +271,7 @@ def _run(
         shown.line(
             f"{'Spark session':<24} {watch.seconds['session']:6.1f} s  {spark.conf.get('spark.master')}"
         )
+        check_settings(spark)
         # TensorFlow is imported on the executors while the data is prepared.
         num_warm = experiment.cluster.executors if experiment.cluster.warm else 0
         with spark_errors_in_words(), warming_up(spark, num_warm):

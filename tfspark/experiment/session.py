@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,9 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
     try:
         yield spark
     finally:
+        with suppress(Exception):  # Spark is gone, as after a signal.
+            # Tasks that were cancelled a moment ago, such as a warm-up, end while Spark stops: nobody needs their errors.
+            spark.sparkContext.setLogLevel("OFF")
         spark.stop()
 
 
