@@ -248,7 +248,9 @@ def logged(pattern: str) -> Callable[[Path], bool]:
 def spark_starts(directory: Path) -> bool:
     """A moment: Spark's JVM runs, and there is no session yet."""
     scratch = str(directory / "tmp")
-    return any(Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p)))
+    return any(
+        Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p))
+    )
 
 
 def has_checkpoint(directory: Path) -> bool:

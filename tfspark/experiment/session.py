@@ -59,7 +59,7 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
         yield spark
     finally:
         with suppress(Exception):  # Spark is gone, as after a signal.
-            # Tasks that were cancelled a moment ago, such as a warm-up, end while Spark stops: nobody needs their errors.
+            # Tasks that were just cancelled, such as a warm-up, end while Spark stops: nobody needs their errors.
             spark.sparkContext.setLogLevel("OFF")
         spark.stop()
 
