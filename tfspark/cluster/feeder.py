@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
+from tfspark.cluster.direct import DirectRows
 from tfspark.cluster.layout import PlannedRows
-from tfspark.cluster.partition_order import with_mixed_partitions, without_partitions
+from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
 from tfspark.cluster.registry import REPLACEMENT_S
 from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
@@ -20,6 +21,7 @@ from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
+from tfspark.feed.scan import ScanTask
 from tfspark.feed.source import FEED_RESULT_DDL, SAMPLE_DDL, FeedTask, first_row
 from tfspark.feed.spark_names import map_in_arrow
 
@@ -275,6 +277,9 @@ class Feeder:
             return self._spark.createDataFrame(elements, FEED_RESULT_DDL)
         planned, layout = rows.of_pass(index)
         self._control.update(lambda: directory.note_layout(stream, index, layout.to_json()))
+        direct = rows.direct()
+        if direct is not None:
+            return self._serving_files(stream, index, direct, whole)
         if spec.shuffle_rows:
             planned, order = with_mixed_partitions(planned, spec.seed, index)
         self._control.update(lambda: directory.leave_out(stream, index, whole, order))
@@ -283,6 +288,23 @@ class Feeder:
         served = map_in_arrow(planned, task, FEED_RESULT_DDL)
         # Pruned behind the task: what is computed is planned as it was for the whole pass.
         return without_partitions(served, left_out) if left_out else served
+
+    def _serving_files(
+        self, stream: str, index: int, direct: DirectRows, whole: Mapping[int, int]
+    ) -> DataFrame:
+        """Return what serves a pass when its feed tasks read the files, in the order in which Spark would have them."""
+        spec, directory = self._specs[stream], self._directory
+        order = mixed_order(len(direct.splits), spec.seed, index) if spec.shuffle_rows else []
+        self._control.update(lambda: directory.leave_out(stream, index, whole, order))
+        left_out = set(directory.served(stream, index))
+        splits = tuple(
+            (number, direct.splits[order[number] if order else number])
+            for number in range(len(direct.splits))
+            if number not in left_out
+        )
+        task = ScanTask(self._task(stream, index, order), direct.scan, splits)
+        tasks = self._spark.range(0, len(splits), 1, max(1, len(splits)))
+        return tasks.mapInArrow(task, FEED_RESULT_DDL)
 
     def _task(self, stream: str, index: int, order: Sequence[int]) -> FeedTask:
         spec = self._specs[stream]

@@ -47,6 +47,9 @@ class Feeding:
         cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
             the first epoch on its node's disk and reads them from there in the later epochs of the same `train`.
         cache_bytes: disk one worker may take for that; rows that need more are read from Spark every epoch.
+        scan: who reads files. ``auto``: feed tasks read Parquet and TFRecord files themselves, without Spark's JVM,
+            where the DataFrame is no more than such a scan, with plain columns and simple filters; Spark reads all
+            else. ``spark``: Spark reads. ``direct``: as ``auto``, but what feed tasks cannot read is refused.
     """
 
     ordered: bool = False
@@ -55,11 +58,14 @@ class Feeding:
     buffer_bytes: int = 32 << 20
     cache: Literal["none", "node"] = "none"
     cache_bytes: int = 16 << 30
+    scan: Literal["auto", "spark", "direct"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
         if self.cache not in ("none", "node"):
             raise ConfigError(f"expected cache to be 'none' or 'node', got {self.cache!r}")
+        if self.scan not in ("auto", "spark", "direct"):
+            raise ConfigError(f"expected scan to be 'auto', 'spark' or 'direct', got {self.scan!r}")
         for name in ("chunk_bytes", "buffer_bytes", "cache_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")

@@ -13,12 +13,15 @@ import hashlib
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from py4j.protocol import Py4JError
+
+from tfspark.cluster.direct import DirectRows, NotDirectError, direct_rows
+from tfspark.errors import ConfigError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -107,9 +110,12 @@ class Parallelism:
         with self._lock:
             if self._settings is None:
                 self._settings = parallelism_of(spark)
-            before = {name: spark.conf.get(name, None) for name in self._settings}
+            now = parallelism_of(spark)
+            # Spark warns of each setting of an older name, even if nothing changes by it.
+            changed = {name: value for name, value in self._settings.items() if now.get(name) != value}
+            before = {name: spark.conf.get(name, None) for name in changed}
             try:
-                for name, value in self._settings.items():
+                for name, value in changed.items():
                     spark.conf.set(name, value)
                 yield
             finally:
@@ -137,11 +143,23 @@ class PlannedRows:
     Args:
         rows: what is fed.
         parallelism: settings to plan them under.
+        scan: who reads files: see `Feeding.scan`.
+        observe: called with ``scan`` and who reads the rows and why, when that is known and when it changes.
     """
 
-    def __init__(self, rows: DataFrame, parallelism: Parallelism):
+    def __init__(
+        self,
+        rows: DataFrame,
+        parallelism: Parallelism,
+        scan: str = "auto",
+        observe: Callable[[str, dict[str, Any]], None] = lambda event, fields: None,
+    ):
         self.rows = rows
         self._parallelism = parallelism
+        self._scan = scan
+        self._observe = observe
+        self._direct: DirectRows | None = None
+        self._why_not = ""
         self._index = -1
         self._planned: DataFrame | None = None
         self._layout = Layout()
@@ -154,10 +172,38 @@ class PlannedRows:
         with self._lock:
             if self._planned is None or self._index != index:
                 # A plan of its own for each pass: what was shuffled for one is computed anew for the next.
-                with self._parallelism.held(self.rows.sparkSession):
-                    self._planned, self._layout = _planned(self.rows.select("*"), self._parallelism.settings)
+                df = self.rows.select("*")
+                with self._parallelism.held(df.sparkSession):
+                    self._planned, self._layout = _planned(df, self._parallelism.settings)
+                self._direct = self._read_directly(df)
                 self._index = index
             return self._planned, self._layout
+
+    def direct(self) -> DirectRows | None:
+        """Return how feed tasks read the rows of the last pass that was planned; None: Spark does."""
+        return self._direct
+
+    def _read_directly(self, df: DataFrame) -> DirectRows | None:
+        if self._scan == "spark":
+            return None
+        direct, why_not = None, ""
+        try:
+            direct = direct_rows(df.sparkSession, df._jdf.queryExecution())
+        except NotDirectError as error:
+            why_not = str(error)
+        except Py4JError as error:
+            why_not = f"how Spark reads them cannot be told: {str(error).splitlines()[0]}"
+        if why_not and self._scan == "direct":
+            raise ConfigError(
+                f"expected rows that feed tasks can read from files themselves (scan='direct', data.scan), "
+                f"but {why_not}; say scan='auto', which lets Spark read such rows"
+            )
+        if why_not != self._why_not or self._index < 0:
+            by = "feed tasks" if direct is not None else "Spark"
+            logger.info("rows are read by %s%s", by, f": {why_not}" if why_not else "")
+            self._observe("scan", {"by": by, "why": why_not})
+        self._why_not = why_not
+        return direct
 
     def differ_from(self, index: int, kept: Mapping[str, Any]) -> str:
         """Say why the rows of a pass cannot be told from their places in a checkpoint; empty: they can."""

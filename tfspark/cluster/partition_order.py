@@ -26,6 +26,12 @@ def mixed_blocks(num_partitions: int, seed: int, index: int) -> list[list[int]]:
     return [blocks[number].tolist() for number in order]
 
 
+def mixed_order(num_partitions: int, seed: int, index: int) -> list[int]:
+    """Return all partitions in the order of pass `index`; none where there is nothing to mix."""
+    blocks = mixed_blocks(num_partitions, seed, index)
+    return [partition for block in blocks for partition in block] if len(blocks) > 1 else []
+
+
 def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFrame, list[int]]:
     """Return the same rows with the partitions in the order of pass `index`, and that order.
 
@@ -37,7 +43,7 @@ def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFra
     blocks = mixed_blocks(rows.getNumPartitions(), seed, index)
     if len(blocks) < 2:
         return df, []
-    return _of_blocks(df, rows, blocks), [partition for block in blocks for partition in block]
+    return _of_blocks(df, rows, blocks), mixed_order(rows.getNumPartitions(), seed, index)
 
 
 def without_partitions(df: DataFrame, left_out: Collection[int]) -> DataFrame:

@@ -220,7 +220,9 @@ class Trainings:
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
         """Let the partitions of rows stay as they are in all lives; elements of an RDD have no life but one."""
-        return None if is_rdd(rows) else PlannedRows(rows, self._parallelism)
+        return (
+            None if is_rdd(rows) else PlannedRows(rows, self._parallelism, self._feeding.scan, self._observe)
+        )
 
     def _train_passes(
         self, stream: str, rows: PlannedRows | RDD[Any], call: range, checked: DataFrame | None

@@ -225,6 +225,10 @@ class Data(Source):
     there in the later ones. `none`: Spark serves the rows of every epoch."""
     cache_bytes: Annotated[AtLeast1, _COUNT] = 16 << 30
     """Disk that one worker may take for its cache; rows that need more are read from Spark in every epoch."""
+    scan: Annotated[Literal["auto", "spark", "direct"], Words("auto, spark or direct")] = "auto"
+    """Who reads files. `auto`: the tasks that feed read Parquet and TFRecord files themselves where the rows are no
+    more than columns of such files; Spark reads all else, such as rows that are shuffled or divided. `spark`: Spark
+    reads. `direct`: rows that Spark would have to read are refused."""
 
     @property
     def source(self) -> Source:

@@ -138,6 +138,11 @@ class _Watch:
         lost = "not all workers could keep their rows (their logs say why); later epochs are read from Spark"
         self.console.line(f"{'node cache':<24}           {kept if fields['kept'] else lost}")
 
+    def _on_scan(self, fields: Mapping[str, Any]) -> None:
+        self.console.note(
+            f"rows are read by {fields['by']}" + (f": {fields['why']}" if fields["why"] else "")
+        )
+
     def _on_checkpoint(self, fields: Mapping[str, Any]) -> None:
         kept = sorted((self.directory.path / "checkpoints").glob("epoch-*.keras"))
         for old in kept[: -self.keep_checkpoints]:
@@ -406,7 +411,10 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
         batch_size=data.batch_size,
         validation=rows.validation,
         feeding=Feeding(
-            shuffle_rows=window if data.shuffle else 0, cache=data.cache, cache_bytes=data.cache_bytes
+            shuffle_rows=window if data.shuffle else 0,
+            cache=data.cache,
+            cache_bytes=data.cache_bytes,
+            scan=data.scan,
         ),
     )
 

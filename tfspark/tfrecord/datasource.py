@@ -75,10 +75,12 @@ class TFRecordsDataSource(TFRecordDataSource):
 
 
 class _Split(InputPartition):  # type: ignore[misc]
-    """The slices that one task reads."""
+    """The slices that one task reads, and how; feed tasks that read without Spark take them from its plan."""
 
-    def __init__(self, slices: tuple[Slice, ...]):
+    def __init__(self, slices: tuple[Slice, ...], options: Options):
         self.slices = slices
+        self.mode = options.mode
+        self.raw = options.raw
 
 
 class TFRecordReader(DataSourceReader):  # type: ignore[misc]
@@ -100,7 +102,8 @@ class TFRecordReader(DataSourceReader):  # type: ignore[misc]
     def partitions(self) -> list[InputPartition]:
         """List the files and divide them among tasks."""
         files = list_files(self.paths, self.options.compression)
-        return [_Split(slices) for slices in plan_splits(files, split_size(files, self.options.split_bytes))]
+        split_bytes = split_size(files, self.options.split_bytes)
+        return [_Split(slices, self.options) for slices in plan_splits(files, split_bytes)]
 
     def read(self, partition: _Split) -> Iterator[pa.RecordBatch]:
         """Yield the records of a split as batches of bounded size."""

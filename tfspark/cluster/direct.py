@@ -1,0 +1,329 @@
+"""Find out whether feed tasks can read files themselves, instead of Spark. Runs on the driver.
+
+Spark has planned the scan. If the plan is one scan of Parquet or TFRecord files, plain columns of it, and filters that
+pyarrow evaluates alike, its splits are read off the plan. For all else there is a reason, in words.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from py4j.java_collections import JavaArray
+
+from tfspark.cluster.preflight import is_on
+from tfspark.errors import ConfigError
+from tfspark.feed.scan import (
+    MAX_FILES,
+    Condition,
+    FileVersion,
+    ParquetScan,
+    Scan,
+    Selection,
+    TFRecordScan,
+    footer_of,
+    row_groups,
+)
+from tfspark.tfrecord.damage import FAILFAST
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_PARQUET = "org.apache.spark.sql.execution.datasources.parquet.ParquetFileFormat"
+"""The class itself: table formats that delete rows or rename columns have others that extend it."""
+_WRAPPERS = ("WholeStageCodegenExec", "InputAdapter", "ColumnarToRowExec")
+_TOLERANT = ("spark.sql.files.ignoreCorruptFiles", "spark.sql.files.ignoreMissingFiles")
+_BY_FIELD_ID = "spark.sql.parquet.fieldId.read.enabled"
+_READERS = 16
+_TYPES = {
+    "boolean": pa.bool_(),
+    "tinyint": pa.int8(),
+    "smallint": pa.int16(),
+    "int": pa.int32(),
+    "bigint": pa.int64(),
+    "float": pa.float32(),
+    "double": pa.float64(),
+    "string": pa.string(),
+    "binary": pa.binary(),
+}
+"""Types whose values Spark and pyarrow read alike from any file; times may be shifted between calendars."""
+_COMPARED = ("boolean", "tinyint", "smallint", "int", "bigint", "string")
+"""Types that compare alike: for Spark NaN is greater than any number, and equal to itself."""
+_COMPARISONS = {
+    "EqualTo": "equal",
+    "GreaterThan": "greater",
+    "GreaterThanOrEqual": "greater_equal",
+    "LessThan": "less",
+    "LessThanOrEqual": "less_equal",
+}
+_LOGIC = {"And": "and_kleene", "Or": "or_kleene", "Not": "invert"}
+_OF_NULLS = {"IsNull": "is_null", "IsNotNull": "is_valid"}
+
+
+class NotDirectError(Exception):
+    """Spark must read the rows, for the reason given."""
+
+
+@dataclass(frozen=True)
+class DirectRows:
+    """Rows that feed tasks read themselves.
+
+    Attributes:
+        scan: reads a split.
+        splits: one for each partition, in Spark's order.
+        kind: of the files.
+    """
+
+    scan: Scan
+    splits: tuple[Any, ...]
+    kind: str
+
+
+def direct_rows(spark: SparkSession, execution: Any) -> DirectRows:
+    """Return how feed tasks can read the rows of a planned query.
+
+    Args:
+        spark: the session.
+        execution: Spark's `QueryExecution`, which has made its RDD.
+
+    Raises:
+        NotDirectError: they cannot.
+        DataError: a file was changed or removed since Spark listed it.
+        Py4JError: Spark's plans are not those that this code knows.
+    """
+    query = _Query(spark, execution.executedPlan())
+    kind = _simple(query.scan)
+    if kind == "FileSourceScanExec":
+        return _parquet(spark, query)
+    if kind == "BatchScanExec" and _simple(query.scan.scan()) == "PythonScan":
+        return _tfrecords(query)
+    raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet or TFRecord files")
+
+
+@dataclass
+class _Query:
+    """A plan taken apart: columns and filters over one scan.
+
+    Attributes:
+        scan: the node that reads.
+        given: (name, number of the attribute) of each column given out.
+        conditions: Catalyst's expressions of the filters.
+    """
+
+    spark: SparkSession
+    root: Any
+    scan: Any = field(init=False)
+    given: list[tuple[str, int]] = field(init=False)
+    conditions: list[Any] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._of: dict[int, int] = {}
+        self.given = [(column.name(), column.exprId().id()) for column in _each(self.root.output())]
+        node = self.root
+        while (children := node.children()).size() == 1:
+            name = _simple(node)
+            if name == "ProjectExec":
+                for column in _each(node.projectList()):
+                    self._note(column)
+            elif name == "FilterExec":
+                self.conditions.append(node.condition())
+            elif name not in _WRAPPERS:
+                raise NotDirectError(f"Spark computes the rows ({node.nodeName()}), they are not only read")
+            node = children.apply(0)
+        if _simple(node) == "AdaptiveSparkPlanExec":
+            raise NotDirectError("Spark shuffles or joins the rows, they are not only read")
+        if children.size():
+            raise NotDirectError(f"the rows come from several sources ({node.nodeName()})")
+        self.scan = node
+
+    def _note(self, column: Any) -> None:
+        inner = column.child() if _simple(column) == "Alias" else column
+        if _simple(inner) != "AttributeReference":
+            raise NotDirectError(f"a column is computed: {column.sql()}")
+        self._of[column.exprId().id()] = inner.exprId().id()
+
+    def source(self, attribute: int) -> int:
+        """Return the attribute of the scan that an attribute above it is."""
+        while attribute in self._of and self._of[attribute] != attribute:
+            attribute = self._of[attribute]
+        return attribute
+
+    def selection(self, columns: Mapping[int, str]) -> Selection:
+        """Return what is read and given out.
+
+        Args:
+            columns: number of each attribute that the files or their directories have -> its name there.
+        """
+        types = {a.exprId().id(): a.dataType().sql().lower() for a in _each(self.scan.output())}
+        found: dict[str, pa.DataType] = {}
+
+        def read(attribute: int) -> str:
+            source = self.source(attribute)
+            if source not in columns:
+                raise NotDirectError("a column is none of the files' own")
+            found[columns[source]] = _arrow(columns[source], types[source])
+            return columns[source]
+
+        given = tuple((name, read(attribute)) for name, attribute in self.given)
+        condition: Condition | None = None
+        for expression in self.conditions:
+            part = _condition(expression, read)
+            condition = part if condition is None else ("and_kleene", condition, part)
+        # In the order of the scan, whose columns Spark has sorted out.
+        names = [columns[a] for a in types if a in columns and columns[a] in found]
+        return Selection(pa.schema([(name, found[name]) for name in names]), given, condition)
+
+
+def _condition(expression: Any, read: Any) -> Condition:
+    kind = _simple(expression)
+    below = list(_each(expression.children()))
+    if kind in _LOGIC:
+        return (_LOGIC[kind], *(_condition(each, read) for each in below))
+    if below and _simple(below[0]) == "AttributeReference":
+        column = below[0].exprId().id()
+        dtype = below[0].dataType().sql().lower()
+        if kind in _OF_NULLS:
+            return (_OF_NULLS[kind], read(column))
+        if kind in _COMPARISONS and dtype in _COMPARED and _simple(below[1]) == "Literal":
+            value = below[1].value()
+            if value is not None:
+                return (_COMPARISONS[kind], read(column), value.toString() if dtype == "string" else value)
+        if kind == "AttributeReference":
+            return ("equal", read(column), True)
+    if kind == "AttributeReference" and expression.dataType().sql().lower() == "boolean":
+        return ("equal", read(expression.exprId().id()), True)
+    raise NotDirectError(f"pyarrow may not evaluate this filter alike: {expression.sql()}")
+
+
+def _arrow(name: str, spark_type: str) -> pa.DataType:
+    """Return the Arrow type by which Spark hands a type over; given in Spark's SQL, such as ``array<float>``."""
+    if spark_type.startswith("array<"):
+        return pa.list_(pa.field("element", _arrow(name, spark_type[len("array<") : -1])))
+    if spark_type not in _TYPES:
+        raise NotDirectError(f"column {name!r} is of type {spark_type}, which is left to Spark")
+    return _TYPES[spark_type]
+
+
+# --- Parquet ---------------------------------------------------------------------------------------
+
+
+def _parquet(spark: SparkSession, query: _Query) -> DirectRows:
+    scan, relation = query.scan, query.scan.relation()
+    name = relation.fileFormat().getClass().getName()
+    if name != _PARQUET:
+        raise NotDirectError(f"the files are read by {name.rpartition('.')[2]}, not as plain Parquet")
+    tolerant = [key for key in _TOLERANT if is_on(spark, key)] + [
+        option
+        for option in ("ignoreCorruptFiles", "ignoreMissingFiles")
+        if relation.options().contains(option.lower())
+    ]
+    if tolerant or is_on(spark, _BY_FIELD_ID):
+        raise NotDirectError(f"{(tolerant or [_BY_FIELD_ID])[0]} is set, which only Spark's reader knows")
+    outputs = list(_each(scan.output()))
+    in_files = [each.name() for each in _each(scan.requiredSchema().fields())]
+    in_paths = [(each.name(), each.dataType()) for each in _each(relation.partitionSchema().fields())]
+    names = [*in_files, *(name for name, _ in in_paths)]
+    columns = {a.exprId().id(): name for a, name in zip(outputs, names, strict=False)}
+    selection = query.selection(columns)
+    partitions = scan.inputRDD()
+    if _simple(partitions) != "FileScanRDD":
+        raise NotDirectError(f"Spark reads the files by {_simple(partitions)}")
+    listed = [list(_listed(part, in_paths)) for part in _each(partitions.filePartitions())]
+    wanted = {n: selection.columns.field(n).type for n in selection.columns.names if n in in_files}
+    _check_footers({file for part in listed for file, *_ in part}, wanted)
+    kept = {name for name, _ in in_paths} & set(selection.columns.names)
+    splits = tuple(
+        tuple(
+            row_groups(file, start, length, {n: v for n, v in values.items() if n in kept})
+            for file, start, length, values in part
+        )
+        for part in listed
+    )
+    return DirectRows(ParquetScan(selection), splits, "Parquet")
+
+
+def _listed(
+    part: Any, in_paths: list[tuple[str, Any]]
+) -> Iterator[tuple[FileVersion, int, int, dict[str, Any]]]:
+    """Yield each file of a split: the file, first byte, number of bytes, values of the partition columns."""
+    for file in part.files():
+        path = file.urlEncodedPath()
+        if not path.startswith("file:"):
+            path = file.toPath().toString()
+        values = {}
+        for number, (name, dtype) in enumerate(in_paths):
+            value = file.partitionValues().get(number, dtype)
+            values[name] = value.toString() if value is not None and dtype.sql() == "STRING" else value
+        version = FileVersion(path, file.fileSize(), file.modificationTime())
+        yield version, file.start(), file.length(), values
+
+
+def _check_footers(files: set[FileVersion], wanted: Mapping[str, pa.DataType]) -> None:
+    """See that each file has the columns, in types that pyarrow reads as Spark does."""
+    if len(files) > MAX_FILES:
+        raise NotDirectError(
+            f"there are {len(files)} files, more than the {MAX_FILES} whose footers are looked at"
+        )
+
+    def look(file: FileVersion) -> None:
+        try:
+            types = footer_of(file).types
+        except (pa.ArrowException, OSError, ConfigError) as error:
+            raise NotDirectError(f"pyarrow cannot open {file.path}: {str(error).splitlines()[0]}") from error
+        if len({name.lower() for name in types}) < len(types):
+            raise NotDirectError(f"{file.path} has columns whose names differ in case only")
+        for name, dtype in wanted.items():
+            if name not in types or "." in name:
+                raise NotDirectError(f"{file.path} has no column {name!r} by just this name")
+            if _plain(types[name]) != dtype:
+                raise NotDirectError(
+                    f"column {name!r} of {file.path} is {types[name]}, Spark is to read it as {dtype}"
+                )
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in pool.map(look, files):
+            pass
+
+
+def _plain(dtype: pa.DataType) -> pa.DataType:
+    """Return the type as Spark would hand it over, of a column that may have been written by Arrow."""
+    kinds = pa.types
+    if kinds.is_dictionary(dtype):
+        return _plain(dtype.value_type)
+    if kinds.is_list(dtype) or kinds.is_large_list(dtype) or kinds.is_fixed_size_list(dtype):
+        return pa.list_(pa.field("element", _plain(dtype.value_type)))
+    unsigned = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
+    large = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
+    return unsigned.get(dtype, large.get(dtype, dtype))
+
+
+# --- TFRecords -------------------------------------------------------------------------------------
+
+
+def _tfrecords(query: _Query) -> DirectRows:
+    splits = [pickle.loads(bytes(part.pickedPartition())) for part in _each(query.scan.inputPartitions())]
+    if not all(type(split).__module__ == "tfspark.tfrecord.datasource" for split in splits):
+        raise NotDirectError("the rows come from a data source in Python that is not tfspark's")
+    columns = {a.exprId().id(): a.name() for a in _each(query.scan.output())}
+    selection = query.selection(columns)
+    if any(split.mode != FAILFAST for split in splits):
+        # A record that is dropped for a column that is not fed would be kept here.
+        raise NotDirectError("records that do not fit are dropped, which needs all of their columns")
+    is_raw = any(split.raw for split in splits)
+    return DirectRows(TFRecordScan(selection, is_raw), tuple(split.slices for split in splits), "TFRecord")
+
+
+def _each(scala: Any) -> Iterator[Any]:
+    """Yield the items of a Scala sequence or a Java array."""
+    if isinstance(scala, JavaArray):
+        return iter(scala)
+    return (scala.apply(i) for i in range(scala.size()))
+
+
+def _simple(java: Any) -> str:
+    name: str = java.getClass().getSimpleName()
+    return name

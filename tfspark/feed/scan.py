@@ -1,0 +1,324 @@
+"""Read splits of Parquet and TFRecord files in feed tasks, as Spark would, but without Spark's JVM.
+
+Spark plans the scan: files, splits, pruned partitions. A feed task reads its split here, with pyarrow or with the
+codec of `tfspark.tfrecord`. Partitions, rows and their order are those that Spark's own scan gives, so a ledger, which
+knows rows by partition and position, holds on both ways. Imports neither TensorFlow nor pyspark.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from tfspark.errors import DataError
+from tfspark.feed.source import FeedTask, spare_collections
+from tfspark.tfrecord.batches import read_slice
+from tfspark.tfrecord.damage import FAILFAST
+from tfspark.tfrecord.files import resolve
+from tfspark.tfrecord.splits import Slice
+
+BATCH_BYTES = 2 << 20
+MAX_BATCH_ROWS = 16_384
+READ_BYTES = 1 << 20
+"""Bytes of one column that are read at a time."""
+MAX_FILES = 10_000
+"""Files whose footers the driver looks at; each costs it about a millisecond and some kilobytes."""
+
+Condition = tuple[Any, ...]
+"""A function of `pyarrow.compute` and what it is applied to: ``("and_kleene" or "or_kleene", condition, condition)``,
+``("invert", condition)``, ``("is_valid" or "is_null", column)`` or ``(a comparison, column, value)``."""
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """A file as it was when Spark listed it.
+
+    Attributes:
+        path: local path, ``file:`` URI or a URI that pyarrow opens.
+        num_bytes: its size.
+        modified_ms: when it was written, in milliseconds since 1970; 0: its file system does not say.
+    """
+
+    path: str
+    num_bytes: int
+    modified_ms: int
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What the footer of a Parquet file says.
+
+    Attributes:
+        types: of the columns at the top, as Arrow reads them.
+        groups: for each row group the byte in its middle, its rows and its uncompressed bytes.
+    """
+
+    types: Mapping[str, pa.DataType]
+    groups: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Row groups of one Parquet file, in order.
+
+    Attributes:
+        file: as Spark listed it.
+        numbers: of the row groups.
+        num_rows: rows they have together, by the footer.
+        num_bytes: their uncompressed bytes, all columns.
+        constants: partition column -> its value in this file.
+    """
+
+    file: FileVersion
+    numbers: tuple[int, ...]
+    num_rows: int
+    num_bytes: int
+    constants: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows and columns of the files are given out.
+
+    Attributes:
+        columns: what is read from files and directories; types are those that Spark would hand to Python.
+        given: (name given out, name in `columns`) of each column, in order.
+        condition: rows for which it is not true are left out, as by a filter in Spark; None: all are given.
+    """
+
+    columns: pa.Schema
+    given: tuple[tuple[str, str], ...]
+    condition: Condition | None = None
+
+    def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows and columns of a batch that are given out."""
+        if self.condition is not None:
+            batch = batch.filter(holds(self.condition, batch))
+        columns = [_as(batch.column(name), self.columns.field(name).type) for _, name in self.given]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """Schema of what is given out."""
+        return pa.schema([self.columns.field(inner).with_name(name) for name, inner in self.given])
+
+
+def holds(condition: Condition, batch: pa.RecordBatch) -> pa.Array:
+    """Evaluate a condition for each row: true, false or null, by SQL's logic of three values."""
+    function, *arguments = condition
+    if function in ("and_kleene", "or_kleene", "invert"):
+        return getattr(pc, function)(*(holds(argument, batch) for argument in arguments))
+    column = batch.column(arguments[0])
+    values = [pa.scalar(value, column.type) for value in arguments[1:]]
+    return getattr(pc, function)(column, *values)
+
+
+def _as(array: pa.Array, dtype: pa.DataType) -> pa.Array:
+    return array if array.type == dtype else array.cast(dtype)
+
+
+class Scan(Protocol):
+    """Reads splits of one kind of file."""
+
+    def read(self, split: Any) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a split in Spark's order, in batches of bounded size."""
+        ...
+
+
+@dataclass(frozen=True)
+class ParquetScan:
+    """Reads Parquet files.
+
+    Attributes:
+        selection: what is given out.
+    """
+
+    selection: Selection
+
+    def read(self, split: tuple[RowGroups, ...]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of some files' row groups.
+
+        Raises:
+            DataError: a file was changed or removed since Spark listed it, or it is damaged.
+        """
+        for groups in split:
+            yield from self._read(groups)
+
+    def _read(self, groups: RowGroups) -> Iterator[pa.RecordBatch]:
+        constants = dict(groups.constants)
+        names = [name for name in self.selection.columns.names if name not in constants]
+        rows = 0
+        with open_unchanged(groups.file) as stream:
+            try:
+                for batch in self._batches(stream, groups, names):
+                    rows += batch.num_rows
+                    for name, value in constants.items():
+                        dtype = self.selection.columns.field(name).type
+                        batch = batch.append_column(name, pa.repeat(pa.scalar(value, dtype), batch.num_rows))
+                    yield self.selection.of(batch)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"expected row groups {list(groups.numbers)} of {groups.file.path} to be readable Parquet, pyarrow "
+                    f"says: {error}; write the file anew"
+                ) from error
+        if rows != groups.num_rows:
+            raise DataError(
+                f"expected {groups.num_rows} rows in row groups {list(groups.numbers)} of {groups.file.path}, as its "
+                f"footer says, read {rows}; write the file anew"
+            )
+
+    def _batches(self, stream: Any, groups: RowGroups, names: list[str]) -> Iterator[pa.RecordBatch]:
+        if not names:  # Only columns of the directories are wanted.
+            rows = pa.RecordBatch.from_pydict({"": pa.nulls(groups.num_rows)})
+            yield from (rows.slice(i, MAX_BATCH_ROWS) for i in range(0, groups.num_rows, MAX_BATCH_ROWS))
+            return
+        file = pq.ParquetFile(
+            stream, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True
+        )
+        row_bytes = max(1, groups.num_bytes // max(1, groups.num_rows))
+        yield from file.iter_batches(
+            batch_size=max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // row_bytes)),
+            row_groups=list(groups.numbers),
+            columns=names,
+            use_threads=False,
+        )
+
+
+@dataclass(frozen=True)
+class TFRecordScan:
+    """Reads TFRecord files.
+
+    Attributes:
+        selection: what is given out.
+        raw: give out the records as they are.
+    """
+
+    selection: Selection
+    raw: bool
+
+    def read(self, split: tuple[Slice, ...]) -> Iterator[pa.RecordBatch]:
+        """Yield the records of some slices.
+
+        Raises:
+            DataError: a file was changed or removed since Spark listed it, or a record is damaged.
+        """
+        for piece in split:
+            version = FileVersion(piece.file.path, piece.file.num_bytes, piece.file.modified_ns // 1_000_000)
+            check_unchanged(version)
+            for batch in read_slice(piece, self.selection.columns, FAILFAST, self.raw):
+                yield self.selection.of(batch)
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """A feed task that reads its split itself; called by Spark with the batch of a row that says nothing.
+
+    Attributes:
+        task: serves the rows.
+        scan: reads them.
+        splits: for each task of the job the number of its partition and its split.
+    """
+
+    task: FeedTask
+    scan: Scan
+    splits: tuple[tuple[int, Any], ...]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Serve the partition of this Spark task; yield one row: partition, rows."""
+        from pyspark import TaskContext
+
+        spare_collections()
+        for _ in batches:
+            pass
+        partition, split = self.splits[TaskContext.get().partitionId()]
+        yield self.task.serve(partition, self.scan.read(split))
+
+
+def check_unchanged(file: FileVersion) -> tuple[Any, str]:
+    """Return the file system of a file and its path there.
+
+    Raises:
+        ConfigError: pyarrow knows no such file system.
+        DataError: it is not the file that Spark listed.
+    """
+    system, inner = resolve(file.path)
+    info = system.get_file_info(inner)
+    if info.type != fs.FileType.File:
+        raise DataError(
+            f"expected {file.path}, which Spark listed with {file.num_bytes} bytes, it is gone; make the DataFrame anew"
+        )
+    modified_ms = (info.mtime_ns or 0) // 1_000_000
+    # Not every file system keeps parts of a second.
+    is_older = (
+        file.modified_ms
+        and modified_ms
+        and abs(modified_ms - file.modified_ms) >= (1 if isinstance(system, fs.LocalFileSystem) else 1000)
+    )
+    if info.size != file.num_bytes or is_older:
+        raise DataError(
+            f"expected {file.path} as Spark listed it ({file.num_bytes} bytes, written at {file.modified_ms} ms), it "
+            f"has {info.size} bytes, written at {modified_ms} ms; do not change files that are trained on, or make "
+            "the DataFrame anew"
+        )
+    return system, inner
+
+
+def open_unchanged(file: FileVersion) -> Any:
+    """Open a file for reading; see `check_unchanged`."""
+    system, inner = check_unchanged(file)
+    return system.open_input_file(inner)
+
+
+@functools.lru_cache(maxsize=MAX_FILES)
+def footer_of(file: FileVersion) -> Footer:
+    """Read the footer of a Parquet file.
+
+    Raises:
+        ConfigError: pyarrow knows no such file system.
+        DataError: it is not the file that Spark listed.
+        OSError: it cannot be read.
+        pyarrow.ArrowException: it is not Parquet, or is encrypted.
+    """
+    with open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
+        schema, metadata = parquet.schema_arrow, parquet.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        return Footer(
+            {field.name: field.type for field in schema},
+            tuple((_middle(group), group.num_rows, group.total_byte_size) for group in groups),
+        )
+
+
+def _middle(group: Any) -> int:
+    """Return the byte in the middle of a row group: the split that has it reads the group.
+
+    The rule of parquet-java's `ParquetMetadataConverter.filterFileMetaDataByMidpoint`, which Spark reads by.
+    """
+    first = group.column(0)
+    begins = int(first.data_page_offset)
+    if first.dictionary_page_offset is not None and 0 < first.dictionary_page_offset < begins:
+        begins = int(first.dictionary_page_offset)
+    size = sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+    return int(begins + size // 2)
+
+
+def row_groups(file: FileVersion, start: int, length: int, constants: Mapping[str, Any]) -> RowGroups:
+    """Return the row groups of a file that a split ``[start, start + length)`` reads."""
+    chosen = [
+        (number, rows, num_bytes)
+        for number, (middle, rows, num_bytes) in enumerate(footer_of(file).groups)
+        if start <= middle < start + length
+    ]
+    return RowGroups(
+        file,
+        tuple(number for number, _, _ in chosen),
+        sum(rows for _, rows, _ in chosen),
+        sum(num_bytes for _, _, num_bytes in chosen),
+        tuple(constants.items()),
+    )
