@@ -1,13 +1,16 @@
 """Rows per second of the feed against Spark's own limit and tf.data, in the same minutes.
 
     python benchmarks/feed.py                  four kinds of rows: limits, feed, node cache, CPU per row
+    python benchmarks/feed.py --files tfrecord --kinds float,digit      the same from TFRecord files
     python benchmarks/feed.py --growth         time per row by partitions, rows and workers; draws feed_growth.png
     python benchmarks/feed.py --training       two workers that train, fed and from memory
 
 limit A: `mapInArrow` whose function only counts the rows Spark hands to Python.
-limit B: tf.data over the same rows in the memory of one process.
-feed: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that take
-batches and throw them away. cache: the same from the second epoch on, with `Feeding(cache="node")`.
+limit B: tf.data over the same rows in the memory of one process; with --files tfrecord, tf.data over the files
+(`TFRecordDataset`, two readers, batched `parse_example`).
+through Spark: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that
+take batches and throw them away; Spark reads the files. direct: the feed tasks read them. cache: the same from the
+second epoch on, with `Feeding(cache="node")`.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from pyspark import cloudpickle
 from trainers import TRAINER, all_processes
 
 BATCH_ROWS = 128
+SIZES_OF_BYTES = {"digit": 784, "image": 3072}
 PASSES = 8
 
 
@@ -58,7 +62,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--partitions", type=int, default=8)
-    parser.add_argument("--kinds", default="float,image,mixed,text")
+    parser.add_argument(
+        "--kinds", default="float,image,mixed,text", help="of float, digit, image, mixed, text"
+    )
+    parser.add_argument("--files", default="parquet", choices=("parquet", "tfrecord"))
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--tls", action="store_true", help="encrypt the feed")
     parser.add_argument("--growth", action="store_true")
@@ -91,10 +98,9 @@ def rows_of(kind: str, count: int, rng: np.random.Generator) -> pa.Table:
     if kind == "float":
         values = pa.array(rng.random(count * 784, np.float32))
         return pa.table({"x": _lists(values, 784), "label": label})
-    if kind == "image":
-        return pa.table(
-            {"x": _texts(rng.integers(0, 256, (count, 3072), np.uint8), pa.binary()), "label": label}
-        )
+    if kind in SIZES_OF_BYTES:
+        values = rng.integers(0, 256, (count, SIZES_OF_BYTES[kind]), np.uint8)
+        return pa.table({"x": _texts(values, pa.binary()), "label": label})
     if kind == "text":
         return pa.table(
             {"x": _texts(rng.integers(97, 123, (count, 200), np.uint8), pa.string()), "label": label}
@@ -120,7 +126,7 @@ def columns_of(kind: str, table: pa.Table) -> Any:
     from tfspark import Column, Columns
 
     names = [name for name in table.column_names if name != "label"]
-    dtype = "uint8" if kind == "image" else None
+    dtype = "uint8" if kind in SIZES_OF_BYTES else None
     return Columns(tuple(Column(name, dtype=dtype) for name in names), Column("label"))
 
 
@@ -129,6 +135,15 @@ def write_parquet(directory: Path, table: pa.Table, partitions: int) -> None:
     bounds = np.linspace(0, table.num_rows, partitions + 1).astype(int)
     for part, (first, end) in enumerate(itertools.pairwise(bounds)):
         pq.write_table(table.slice(first, end - first), directory / f"part-{part}.parquet")
+
+
+def write_tfrecords(spark: Any, directory: Path, table: pa.Table, partitions: int) -> None:
+    from tfspark.tfrecord import register
+
+    register(spark)
+    write_parquet(directory.with_name("rows"), table, partitions)
+    rows = spark.read.option("mergeSchema", "false").parquet(str(directory.with_name("rows")))
+    rows.write.format("tfrecord").mode("append").save(str(directory))
 
 
 # --- what is timed ---------------------------------------------------------------------------------
@@ -140,14 +155,33 @@ def limit_a(df: Any) -> float:
     return time.monotonic() - began
 
 
-def limit_b(table: pa.Table, columns: Any) -> float:
-    """Return the best of three runs of tf.data over the rows in memory."""
+def rows_in_memory(table: pa.Table, columns: Any) -> Any:
     import tensorflow as tf
 
     from tfspark.feed.arrays import to_numpy
 
     arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
-    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(BATCH_ROWS).prefetch(2)
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(BATCH_ROWS).prefetch(2)
+
+
+def rows_of_tfrecords(directory: Path, kind: str) -> Any:
+    import tensorflow as tf
+
+    x = tf.io.FixedLenFeature([784], tf.float32) if kind == "float" else tf.io.FixedLenFeature([], tf.string)
+    wanted = {"x": x, "label": tf.io.FixedLenFeature([], tf.int64)}
+
+    def parsed(records: Any) -> Any:
+        found = tf.io.parse_example(records, wanted)
+        # One tensor of numbers for each batch, as the feed gives them.
+        return found if kind == "float" else {**found, "x": tf.io.decode_raw(found["x"], tf.uint8)}
+
+    names = tf.data.Dataset.list_files(str(directory / "*.tfrecord"), shuffle=False)
+    records = names.interleave(tf.data.TFRecordDataset, cycle_length=2, num_parallel_calls=2)
+    return records.batch(BATCH_ROWS).map(parsed, num_parallel_calls=2).prefetch(2)
+
+
+def limit_b(dataset: Any) -> float:
+    """Return the best of three runs over a dataset."""
     seconds = []
     for _ in range(3):
         began = time.monotonic()
@@ -166,7 +200,7 @@ def drain(args: dict[str, int], ctx: Any) -> int:
 
 
 def fed(
-    spark: Any, df: Any, columns: Any, cache: bool, tls: bool
+    spark: Any, df: Any, columns: Any, cache: bool, tls: bool, scan: str
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Return seconds of each pass of the feed, of limit A between them, and CPU seconds by process."""
     from tfspark import Feeding, TFCluster
@@ -192,7 +226,7 @@ def fed(
             limit.append(limit_a(df))
             before = cpu_by_process()
             began = time.monotonic()
-            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS)
+            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=Feeding(scan=scan))
             ours.append(time.monotonic() - began)
             after = cpu_by_process()
             if number == PASSES // 2:  # Not the last, after which the trainers end.
@@ -221,31 +255,46 @@ def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> No
         f"{options.rows} rows in {options.partitions} partitions, two trainers, batches of {BATCH_ROWS}; rows/s"
     )
     print(
-        "| rows | limit A | limit B | feed | feed / A | cache | cache / A | CPU us per row: JVM, feed tasks, trainers |"
+        "| rows | limit A | limit B | through Spark | / A | CPU us per row: JVM, feed tasks, trainers "
+        "| direct | / A | / B | CPU us per row | cache | / A |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for kind in options.kinds.split(","):
         table = rows_of(kind, options.rows, np.random.default_rng(0))
-        write_parquet(directory / kind, table, options.partitions)
-        columns = columns_of(kind, table)
-        print(
-            line_of(spark, kind, spark.read.parquet(str(directory / kind)), table, columns, options.tls),
-            flush=True,
-        )
+        place, columns = directory / kind / options.files, columns_of(kind, table)
+        place.parent.mkdir()
+        if options.files == "parquet":
+            write_parquet(place, table, options.partitions)
+            df, dataset = spark.read.parquet(str(place)), rows_in_memory(table, columns)
+        else:
+            write_tfrecords(spark, place, table, options.partitions)
+            # One file for each partition, as with Parquet.
+            df = spark.read.format("tfrecord").option("splitBytes", "0").load(str(place))
+            dataset = rows_of_tfrecords(place, kind)
+        print(line_of(spark, kind, df, table.num_rows, columns, options.tls, dataset), flush=True)
 
 
-def line_of(spark: Any, kind: str, df: Any, table: pa.Table, columns: Any, tls: bool) -> str:
-    rows = table.num_rows
-    ours, limit, cpu = fed(spark, df, columns, cache=False, tls=tls)
-    cached, _, _ = fed(spark, df, columns, cache=True, tls=tls)
-    ratios = [a / b for a, b in zip(limit, ours, strict=True)]
-    per_row = ", ".join(f"{cpu[name] / rows * 1e6:.0f}" for name in ("JVM", "feed tasks", "trainers"))
+def line_of(spark: Any, kind: str, df: Any, rows: int, columns: Any, tls: bool, dataset: Any) -> str:
+    ours, limit, cpu = fed(spark, df, columns, cache=False, tls=tls, scan="spark")
+    direct, limit_again, direct_cpu = fed(spark, df, columns, cache=False, tls=tls, scan="direct")
+    bound = limit_b(dataset)
+    cached, _, _ = fed(spark, df, columns, cache=True, tls=tls, scan="auto")
     median = statistics.median
     return (
-        f"| {kind} | {rows / median(limit):,.0f} | {rows / limit_b(table, columns):,.0f} | {rows / median(ours):,.0f} "
-        f"| {median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) | {rows / median(cached):,.0f} "
-        f"| {median(limit) / median(cached):.2f} | {per_row} |"
+        f"| {kind} | {rows / median([*limit, *limit_again]):,.0f} | {rows / bound:,.0f} "
+        f"| {rows / median(ours):,.0f} | {_ratio(limit, ours)} | {_per_row(cpu, rows)} "
+        f"| {rows / median(direct):,.0f} | {_ratio(limit_again, direct)} | {bound / median(direct):.2f} "
+        f"| {_per_row(direct_cpu, rows)} | {rows / median(cached):,.0f} | {median(limit) / median(cached):.2f} |"
     )
+
+
+def _ratio(limit: list[float], ours: list[float]) -> str:
+    ratios = [a / b for a, b in zip(limit, ours, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def _per_row(cpu: dict[str, float], rows: int) -> str:
+    return ", ".join(f"{cpu[name] / rows * 1e6:.0f}" for name in ("JVM", "feed tasks", "trainers"))
 
 
 if __name__ == "__main__":
