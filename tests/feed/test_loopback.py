@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,11 +34,12 @@ from support.processes import poll_until
 
 from tfspark.cluster.wire import ActionClient, Secret, new_secret
 from tfspark.errors import DataError, TfsparkError
-from tfspark.feed import reader
+from tfspark.feed import reader, source
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.reader import WEIGHT, StreamSpec
+from tfspark.feed.shared import SharedChunk, open_shared
 from tfspark.feed.source import ChunkBuffer, SourceServer
 
 
@@ -91,6 +93,44 @@ def test_pass_over_any_layout_in_a_second_pass_gives_each_row_once_again(shuffle
     with Loopback(spec) as loop:
         for sizes in ([50, 3, 0, 30], [83], [1] * 5):
             check_pass(run_pass(loop, partitions_of(sizes)), sum(sizes), spec)
+
+
+@pytest.mark.parametrize("fails", ["", "to open it", "to make it"])
+def test_pass_in_shared_memory_gives_each_row_once_and_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    tried = []
+
+    def opened(found: dict[str, int]) -> pa.Table:
+        tried.append(found)
+        if fails == "to open it":
+            raise PermissionError("not allowed")
+        return open_shared(found)
+
+    def made(table: pa.Table) -> SharedChunk:
+        if fails == "to make it":
+            raise OSError("no memory")
+        return SharedChunk(table)
+
+    monkeypatch.setattr(source, "SHARED_FROM_BYTES", 1)
+    monkeypatch.setattr(source, "SharedChunk", made)
+    monkeypatch.setattr(reader, "open_shared", opened)
+    before = memories()
+    for ordered in (False, True):
+        spec = replace(SPEC, ordered=ordered)
+        with Loopback(spec) as loop:
+            check_pass(run_pass(loop, partitions_of([50, 3, 0, 30])), 83, spec)
+    assert (len(tried) > 2) == (fails != "to make it")
+    assert memories() == before
+
+
+def memories() -> int:
+    """Return how many chunks in shared memory this process has open."""
+    names = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sum("tfspark-chunk" in name for name in names)
 
 
 def test_pass_without_synchronous_steps_gives_each_row_once_and_pads_nothing() -> None:

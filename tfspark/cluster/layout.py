@@ -168,15 +168,17 @@ class PlannedRows:
     def of_pass(self, index: int) -> tuple[DataFrame, Layout]:
         """Return the rows of a pass with partitions that stay, and how they are cut; the first call plans them."""
         if not hasattr(self.rows, "_jdf"):
+            refuse_direct(self._scan, "Spark Connect does not say how it reads them")
             return self.rows, Layout()
         with self._lock:
-            if self._planned is None or self._index != index:
-                # A plan of its own for each pass: what was shuffled for one is computed anew for the next.
+            # A plan of its own for each pass: what was shuffled for one is computed anew for the next. Rows that are
+            # only read are not shuffled; to plan them costs 0.2 s.
+            if self._planned is None or (self._index != index and self._direct is None):
                 df = self.rows.select("*")
                 with self._parallelism.held(df.sparkSession):
                     self._planned, self._layout = _planned(df, self._parallelism.settings)
                 self._direct = self._read_directly(df)
-                self._index = index
+            self._index = index
             return self._planned, self._layout
 
     def direct(self) -> DirectRows | None:
@@ -193,11 +195,8 @@ class PlannedRows:
             why_not = str(error)
         except Py4JError as error:
             why_not = f"how Spark reads them cannot be told: {str(error).splitlines()[0]}"
-        if why_not and self._scan == "direct":
-            raise ConfigError(
-                f"expected rows that feed tasks can read from files themselves (scan='direct', data.scan), "
-                f"but {why_not}; say scan='auto', which lets Spark read such rows"
-            )
+        if why_not:
+            refuse_direct(self._scan, why_not)
         if why_not != self._why_not or self._index < 0:
             by = "feed tasks" if direct is not None else "Spark"
             logger.info("rows are read by %s%s", by, f": {why_not}" if why_not else "")
@@ -212,6 +211,19 @@ class PlannedRows:
         if self._index == index and self._layout.plan == kept.get("plan"):
             return "" if self._layout.repeatable else _NOT_REPEATABLE
         return self.of_pass(index)[1].differs_from(kept)
+
+
+def refuse_direct(scan: str, why: str) -> None:
+    """Refuse rows that only Spark can read.
+
+    Raises:
+        ConfigError: feed tasks were to read them.
+    """
+    if scan == "direct":
+        raise ConfigError(
+            f"expected rows that feed tasks can read from files themselves (scan='direct', data.scan), but {why}; "
+            "say scan='auto', which lets Spark read such rows"
+        )
 
 
 def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout]:

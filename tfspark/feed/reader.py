@@ -8,6 +8,7 @@ of rows fills up with copies of real rows at weight 0.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections import deque
@@ -27,7 +28,10 @@ from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns
 from tfspark.feed.ledger import Ledger, Used
 from tfspark.feed.ranges import Ranges
+from tfspark.feed.shared import open_shared, shared_place
 from tfspark.feed.source import CHUNK
+
+logger = logging.getLogger("tfspark")
 
 WEIGHT = "__weight__"
 """Key of each row's weight in a batch: its own times its class's, 1 if it has none; `PADDING` for padding."""
@@ -167,6 +171,7 @@ class PassReader:
         self._kept_in = -1
         self._rng = np.random.default_rng([spec.seed, index, rank])
         self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, self._rng)
+        self._place = shared_place()
         self._leases: list[Lease] = []
         self._clients: dict[str, ActionClient] = {}
         self._last_partition = -1
@@ -471,6 +476,7 @@ class PassReader:
             "acknowledged": lease.sequence,
             "max_bytes": self._spec.chunk_bytes,
             "rows_before": lease.rows_before,
+            "place": self._place,
         }
         try:
             table = lease.client.get(ticket)
@@ -478,6 +484,14 @@ class PassReader:
             return ("wait" if self._may_come_back(lease) else "gone"), None
         lease.unreached_since = 0.0
         chunk = json.loads(table.schema.metadata[CHUNK])
+        if "shared" in chunk:
+            try:
+                table = open_shared(chunk["shared"]).replace_schema_metadata(table.schema.metadata)
+            except OSError as error:
+                # It is not acknowledged, so the next pull gives it again, through the socket.
+                logger.info("chunks come through sockets, shared memory cannot be opened: %s", error)
+                self._place = ""
+                return "wait", None
         lease.acknowledged = chunk["status"] != "chunk"
         lease.sequence = chunk["sequence"]
         lease.delivered.add_all(chunk["ranges"])

@@ -26,11 +26,14 @@ import pyarrow.flight as flight
 from tfspark.cluster.wire import ActionClient, ActionServer, Json, Secret, local_address_towards
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.ranges import Ranges
+from tfspark.feed.shared import SharedChunk, shared_place
 
 HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2
 FAILED_S = 5.0
 """How long a task that fails tries to say so."""
+SHARED_FROM_BYTES = 64 << 10
+"""Chunks of so many bytes are handed over in shared memory on the same host; smaller ones are copied more quickly."""
 MANY_OBJECTS = 10_000
 CHUNK = b"tfspark.chunk"
 """Key of a pulled table's schema metadata under which the chunk's identity travels."""
@@ -296,6 +299,8 @@ class SourceServer(ActionServer):
     def __init__(self, host: str, secret: Secret, buffer: ChunkBuffer, schema: pa.Schema):
         self._buffer = buffer
         self._schema = schema
+        self._shared: dict[int, SharedChunk] = {}
+        self._sharing = threading.Lock()
         super().__init__(host, secret)
 
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
@@ -310,13 +315,40 @@ class SourceServer(ActionServer):
             request["rows_before"],
         )
         ranges = [[piece.first_row, piece.first_row + piece.batch.num_rows] for piece in pieces]
-        chunk = json.dumps({"status": status, "sequence": sequence, "ranges": ranges})
+        chunk: Json = {"status": status, "sequence": sequence, "ranges": ranges}
         table = pa.Table.from_batches([piece.batch for piece in pieces], self._schema)
-        return flight.RecordBatchStream(table.replace_schema_metadata({CHUNK: chunk}))
+        # What the reader had before it has mapped by now.
+        self._let_go(request["reader"])
+        if table.nbytes >= SHARED_FROM_BYTES and request.get("place") and request["place"] == shared_place():
+            with suppress(OSError):  # No memory for it: it goes through the socket.
+                chunk["shared"] = self._share(request["reader"], table)
+                table = self._schema.empty_table()
+        return flight.RecordBatchStream(table.replace_schema_metadata({CHUNK: json.dumps(chunk)}))
+
+    def _share(self, reader: int, table: pa.Table) -> Json:
+        shared = SharedChunk(table)
+        self._let_go(reader, shared)
+        return shared.to_json()
+
+    def _let_go(self, reader: int, instead: SharedChunk | None = None) -> None:
+        """Close what a reader had in shared memory; `instead` is what it has from now on."""
+        with self._sharing:
+            before = self._shared.pop(reader, None)
+            if instead is not None:
+                self._shared[reader] = instead
+        if before is not None:
+            before.close()
+
+    def close(self) -> None:
+        """Stop serving."""
+        super().close()
+        for reader in list(self._shared):
+            self._let_go(reader)
 
     def on_acknowledge(self, request: Json) -> Json:
         """Take an acknowledgement that comes without a pull."""
         self._buffer.acknowledge(request["reader"], request["sequence"])
+        self._let_go(request["reader"])
         return {}
 
 
