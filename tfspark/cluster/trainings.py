@@ -25,7 +25,7 @@ from tfspark.cluster.inputs import (
     is_rdd,
     select_columns,
 )
-from tfspark.cluster.layout import Parallelism, PlannedRows
+from tfspark.cluster.layout import Parallelism, PlannedRows, refuse_direct
 from tfspark.cluster.life import Life
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import check_slots
@@ -220,9 +220,10 @@ class Trainings:
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
         """Let the partitions of rows stay as they are in all lives; elements of an RDD have no life but one."""
-        return (
-            None if is_rdd(rows) else PlannedRows(rows, self._parallelism, self._feeding.scan, self._observe)
-        )
+        if is_rdd(rows):
+            refuse_direct(self._feeding.scan, "they are the elements of an RDD")
+            return None
+        return PlannedRows(rows, self._parallelism, self._feeding.scan, self._observe)
 
     def _train_passes(
         self, stream: str, rows: PlannedRows | RDD[Any], call: range, checked: DataFrame | None
