@@ -305,9 +305,15 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 
 def _tfrecords(query: _Query) -> DirectRows:
-    splits = [pickle.loads(bytes(part.pickedPartition())) for part in _each(query.scan.inputPartitions())]
+    name = query.scan.nodeName().strip()
+    if not name.endswith((" tfrecord", " tfrecords")):
+        raise NotDirectError(f"the rows come from {name}, not from Parquet or TFRecord files")
+    try:
+        splits = [pickle.loads(bytes(part.pickedPartition())) for part in _each(query.scan.inputPartitions())]
+    except (ImportError, AttributeError, pickle.UnpicklingError) as error:
+        raise NotDirectError(f"the splits of {name} are not tfspark's: {error}") from error
     if not all(type(split).__module__ == "tfspark.tfrecord.datasource" for split in splits):
-        raise NotDirectError("the rows come from a data source in Python that is not tfspark's")
+        raise NotDirectError(f"the splits of {name} are not tfspark's")
     columns = {a.exprId().id(): a.name() for a in _each(query.scan.output())}
     selection = query.selection(columns)
     if any(split.mode != FAILFAST for split in splits):
