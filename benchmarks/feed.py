@@ -10,7 +10,7 @@ limit B: tf.data over the same rows in the memory of one process; with --files t
 (`TFRecordDataset`, two readers, batched `parse_example`).
 through Spark: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that
 take batches and throw them away; Spark reads the files. direct: the feed tasks read them. cache: the same from the
-second epoch on, with `Feeding(cache="node")`.
+second epoch on, with `FeedOptions(cache="node")`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def fed(
     spark: Any, df: Any, columns: Any, cache: bool, tls: bool, scan: str
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Return seconds of each pass of the feed, of limit A between them, and CPU seconds by process."""
-    from tfspark import Feeding, TFCluster
+    from tfspark import FeedOptions, TFCluster
 
     ours, limit, ends = [], [], []
     cluster = TFCluster.run(
@@ -219,14 +219,14 @@ def fed(
         if cache:
             # Trainers that only drain may take unequal parts of the first pass, which they then keep; those that train
             # keep step. In order, the parts are equal.
-            feeding = Feeding(cache="node", ordered=True)
+            feeding = FeedOptions(cache="node", ordered=True)
             cluster.train(df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=feeding)
             return list(np.diff(ends)), [], cpu
         for number in range(PASSES):
             limit.append(limit_a(df))
             before = cpu_by_process()
             began = time.monotonic()
-            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=Feeding(scan=scan))
+            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=FeedOptions(scan=scan))
             ours.append(time.monotonic() - began)
             after = cpu_by_process()
             if number == PASSES // 2:  # Not the last, after which the trainers end.

@@ -169,14 +169,14 @@ def arrays(task: str, table: pa.Table) -> tuple[Any, Any]:
 
 
 def with_servers(task: str, num_ps: int, seed: int, train: pa.Table, test: pa.Table) -> float:
-    from tfspark import Feeding, TFCluster
+    from tfspark import FeedOptions, TFCluster
 
     spark = session()
     build, params = (lenet, {}) if task == "digits" else (lstm, vocabulary(train))
     rows = spark.createDataFrame(train).repartition(4).persist()
     nodes = WORKERS + num_ps
     with TFCluster.run(spark, build, params, nodes, num_ps, seed=seed) as cluster:
-        settings = {"features": columns(task), "batch_size": BATCH, "feeding": Feeding(shuffle_rows=1024)}
+        settings = {"features": columns(task), "batch_size": BATCH, "feeding": FeedOptions(shuffle_rows=1024)}
         cluster.train(rows, EPOCHS[task], num_classes=10 if task == "digits" else 2, **settings)
         accuracy = cluster.evaluate(spark.createDataFrame(test))["accuracy"]
         told = cluster.shutdown()["chief 0"]

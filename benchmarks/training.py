@@ -105,7 +105,7 @@ def build(params: Any = None) -> Any:
 def our_seconds(options: argparse.Namespace) -> list[float]:
     from feed import local_session
 
-    from tfspark import Column, Feeding, TFCluster
+    from tfspark import Column, FeedOptions, TFCluster
     from tfspark.experiment.modules import load_model_module
     from tfspark.tfrecord import register
 
@@ -128,7 +128,7 @@ def our_seconds(options: argparse.Namespace) -> list[float]:
             features=[Column("image", (28, 28, 1), "uint8", 255.0)],
             num_classes=10,
             batch_size=options.batch_size,
-            feeding=Feeding(shuffle_rows=1024),
+            feeding=FeedOptions(shuffle_rows=1024),
         )
     spark.stop()
     return seconds

@@ -13,13 +13,13 @@ BATCH = 128
 
 def report(spark: Any, rows: int) -> None:
     """Train both ways in the same processes, turn by turn, and print the ratio of the epochs' times."""
-    from tfspark import Column, Columns, Feeding, TFCluster
+    from tfspark import Column, Columns, FeedOptions, TFCluster
 
     images = spark.range(0, rows, 1, 8).selectExpr(
         "cast(repeat(chr(cast(id % 90 as int) + 33), 784) as binary) as image", "id % 10 as label"
     )
     columns = Columns((Column("image", (28, 28, 1), "uint8", 255.0),), Column("label"))
-    for name, feeding in (("fed by Spark", Feeding()), ("node cache", Feeding(cache="node"))):
+    for name, feeding in (("fed by Spark", FeedOptions()), ("node cache", FeedOptions(cache="node"))):
         with TFCluster.run(spark, both_ways, {"rows": rows}, num_executors=2) as cluster:
             cluster.train(
                 images.persist(), ROUNDS * EPOCHS, columns=columns, batch_size=BATCH, feeding=feeding

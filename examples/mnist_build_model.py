@@ -14,7 +14,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from tfspark import Column, Feeding, TFCluster, tfrecord
+from tfspark import Column, FeedOptions, TFCluster, tfrecord
 
 
 def build_model(params: dict[str, Any]) -> Any:
@@ -59,7 +59,7 @@ def main() -> None:
             label="label",
             num_classes=10,
             batch_size=64,
-            feeding=Feeding(shuffle_rows=512),
+            feeding=FeedOptions(shuffle_rows=512),
         )
         metrics = cluster.evaluate(test)
         nodes = cluster.shutdown(export=["keras"])

@@ -9,8 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfspark.cluster.inputs import Feeding, InputMode
+    from tfspark import tfrecord
+    from tfspark.cluster.context import Hooks, TFContext
+    from tfspark.cluster.inputs import Feeding, FeedOptions, InputMode
     from tfspark.cluster.tfcluster import TFCluster
+    from tfspark.errors import (
+        ConfigError,
+        DataError,
+        DeadlineError,
+        NodeFailedError,
+        ReservationError,
+        TfsparkError,
+    )
     from tfspark.feed.columns import Column, Columns
     from tfspark.feed.files import TFRecordFiles
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
@@ -18,26 +28,45 @@ if TYPE_CHECKING:
 __all__ = [
     "Column",
     "Columns",
+    "ConfigError",
+    "DataError",
+    "DeadlineError",
+    "FeedOptions",
     "Feeding",
+    "Hooks",
     "InputMode",
+    "NodeFailedError",
+    "ReservationError",
     "TFCluster",
+    "TFContext",
     "TFNode",
     "TFParallel",
     "TFRecordFiles",
+    "TfsparkError",
     "compat",
     "dfutil",
     "gpu_info",
     "pipeline",
+    "tfrecord",
     "util",
 ]
 
 _HOMES = {
     "Column": "tfspark.feed.columns",
     "Columns": "tfspark.feed.columns",
+    "ConfigError": "tfspark.errors",
+    "DataError": "tfspark.errors",
+    "DeadlineError": "tfspark.errors",
+    "FeedOptions": "tfspark.cluster.inputs",
     "Feeding": "tfspark.cluster.inputs",
+    "Hooks": "tfspark.cluster.context",
     "InputMode": "tfspark.cluster.inputs",
+    "NodeFailedError": "tfspark.errors",
+    "ReservationError": "tfspark.errors",
     "TFCluster": "tfspark.cluster.tfcluster",
+    "TFContext": "tfspark.cluster.context",
     "TFRecordFiles": "tfspark.feed.files",
+    "TfsparkError": "tfspark.errors",
 }
 
 _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline", "util")
@@ -47,6 +76,8 @@ _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline",
 def __getattr__(name: str) -> Any:
     if name in _MIGRATED:
         return import_module(f"tfspark.migrate.{name}")
+    if name == "tfrecord":
+        return import_module("tfspark.tfrecord")
     if name not in _HOMES:
         raise AttributeError(f"module 'tfspark' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

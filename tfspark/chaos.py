@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.inputs import Feeding
+from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.cluster.warm import node_task_of_this_trainer
 from tfspark.errors import ConfigError, TfsparkError
@@ -261,7 +261,9 @@ def _train(spark: SparkSession, rows: DataFrame, fault: str, timeout_s: float) -
             feed_timeout=timeout_s,
             observer=observe,
         ) as cluster:
-            cluster.train(rows, EPOCHS, features=["x"], batch_size=BATCH_SIZE, feeding=Feeding(ordered=True))
+            cluster.train(
+                rows, EPOCHS, features=["x"], batch_size=BATCH_SIZE, feeding=FeedOptions(ordered=True)
+            )
             nodes = cluster.shutdown()
         weights = nodes["worker 0"]["weights_sha256"]
         counts = [sum(of_epoch) for of_epoch in zip(*(node["rows"] for node in nodes.values()), strict=True)]

@@ -34,7 +34,7 @@ class InputMode(IntEnum):
 
 
 @dataclass(frozen=True)
-class Feeding:
+class FeedOptions:
     """How rows travel; the defaults suit most.
 
     Attributes:
@@ -71,6 +71,10 @@ class Feeding:
                 raise ConfigError(f"expected {name} >= 1, got {getattr(self, name)}")
         if self.shuffle_rows < 0:
             raise ConfigError(f"expected shuffle_rows >= 0, got {self.shuffle_rows}")
+
+
+Feeding = FeedOptions
+"""Its name in earlier versions."""
 
 
 def session_of(spark: Any) -> SparkSession:

@@ -143,7 +143,7 @@ class PlannedRows:
     Args:
         rows: what is fed.
         parallelism: settings to plan them under.
-        scan: who reads files: see `Feeding.scan`.
+        scan: who reads files: see `FeedOptions.scan`.
         observe: called with ``scan`` and who reads the rows and why, when that is known and when it changes.
     """
 

@@ -15,7 +15,7 @@ from tfspark.cluster.control import Observer, observer_failed
 from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
 from tfspark.cluster.environment import module_paths, stop_progress_bar
 from tfspark.cluster.inputs import (
-    Feeding,
+    FeedOptions,
     InputMode,
     Selection,
     as_dataframe,
@@ -442,7 +442,7 @@ class TFCluster:
         columns: Columns | None = None,
         batch_size: int | None = None,
         validation: DataFrame | None = None,
-        feeding: Feeding | None = None,
+        feeding: FeedOptions | None = None,
         trigger: Mapping[str, Any] | None = None,
         checkpoint_location: str | None = None,
         weight: str | Column | None = None,
@@ -505,7 +505,13 @@ class TFCluster:
             None if validation is None else select_columns(as_dataframe(self._spark, validation), fed.columns)
         )
         self._trainings.open(
-            stream, fed, batch_size, feeding or Feeding(), timeout_s, validation is not None, fed.is_streaming
+            stream,
+            fed,
+            batch_size,
+            feeding or FeedOptions(),
+            timeout_s,
+            validation is not None,
+            fed.is_streaming,
         )
         if fed.is_streaming:
             place = checkpoint_location

@@ -18,7 +18,7 @@ from tfspark.cluster.elastic import Size
 from tfspark.cluster.feeder import for_evaluation
 from tfspark.cluster.inputs import (
     Fed,
-    Feeding,
+    FeedOptions,
     InputMode,
     as_dataframe,
     elements_to_feed,
@@ -82,7 +82,7 @@ class Trainings:
         self._observe = observe
         self._lives = lives
         self._purpose = ""
-        self._feeding = Feeding()
+        self._feeding = FeedOptions()
         self._opened: dict[str, StreamSpec] = {}
         point = None if recovery is None else recovery.point
         self._parallelism = Parallelism(None if point is None else point.layout.get("parallelism"))
@@ -171,7 +171,7 @@ class Trainings:
         stream: str,
         fed: Fed,
         batch_size: int | None,
-        feeding: Feeding,
+        feeding: FeedOptions,
         timeout_s: float,
         validation: bool,
         open_ended: bool = False,
@@ -179,7 +179,7 @@ class Trainings:
         """Open the streams at the first call; later calls must not differ."""
         if feeding.ordered and self._lives.chief is not None:
             raise ConfigError(
-                "expected Feeding(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
+                "expected FeedOptions(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
                 "order; leave it out, or leave num_ps out"
             )
         spec = replace(
@@ -348,7 +348,7 @@ class Trainings:
         def feed(rdd: RDD[Any]) -> None:
             if not rdd.isEmpty() and not self._lives.control.directory.all_left(stream):
                 fed = elements_to_feed(rdd)
-                self.open(stream, fed, batch_size, Feeding(), timeout_s, False, open_ended=True)
+                self.open(stream, fed, batch_size, FeedOptions(), timeout_s, False, open_ended=True)
                 self._feed(stream, rdd, 0)
 
         data.foreachRDD(feed)
@@ -378,7 +378,7 @@ class Trainings:
                 f"expected no {', '.join(unused)} in InputMode.TENSORFLOW, where workers read files themselves; "
                 "TFRecordFiles holds the columns and the shuffling; leave it out, or use InputMode.SPARK"
             )
-        spec = self._stream_spec(data.columns, batch_size, Feeding(shuffle_rows=data.shuffle_rows))
+        spec = self._stream_spec(data.columns, batch_size, FeedOptions(shuffle_rows=data.shuffle_rows))
         checked = None if validation is None else self._open_validation(spec, validation)
         self._opened["train"] = spec
         call = range(self._num_passes, self._num_passes + num_epochs)
@@ -599,7 +599,7 @@ class Trainings:
 
     # --- all of them ---------------------------------------------------------------------------------
 
-    def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: Feeding) -> StreamSpec:
+    def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: FeedOptions) -> StreamSpec:
         """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.inputs import Feeding, InputMode
+from tfspark.cluster.inputs import FeedOptions, InputMode
 from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.life import warming_up
 from tfspark.cluster.preflight import check_settings
@@ -410,7 +410,7 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
         columns=rows.columns,
         batch_size=data.batch_size,
         validation=rows.validation,
-        feeding=Feeding(
+        feeding=FeedOptions(
             shuffle_rows=window if data.shuffle else 0,
             cache=data.cache,
             cache_bytes=data.cache_bytes,
