@@ -273,6 +273,17 @@ def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) ->
 
     assert registry.check()
     assert str(registry.error()) == "the Spark job failed"
+    assert not registry.is_transient
+
+
+def test_error_when_the_cluster_failed_for_what_may_pass_is_transient_unless_a_node_failed_for_good(
+    registry: Registry,
+) -> None:
+    registry.fail_cluster(ReservationError("rows have moved"), transient=True)
+    assert registry.check()
+    assert registry.is_transient
+    registry.trainer_failed(0, "ValueError: wrong", "Traceback", "exception")
+    assert not registry.is_transient
 
 
 def test_count_roles_when_mixed_counts_each() -> None:

@@ -377,6 +377,22 @@ def test_source_that_nobody_reads_when_silent_is_superseded() -> None:
     assert directory.source_alive(first["source"])["stop"], "the first is back, and too late"
 
 
+@pytest.mark.parametrize(("repeatable", "delivered"), [(False, True), (False, False), (True, True)])
+def test_second_attempt_whose_rows_may_have_moved_ends_the_pass_if_some_were_delivered(
+    repeatable: bool, delivered: bool
+) -> None:
+    clock = Clock()
+    directory = opened(clock=clock)
+    directory.note_layout("train", 0, {"repeatable": repeatable})
+    first = source_up(directory, 0)["source"]
+    lease(directory, 0)
+    directory.release(first, 0, [[0, 5]] if delivered else [], gone=True)
+    second = source_up(directory, 0)
+    moved = delivered and not repeatable
+    assert (second["action"], second.get("moved", False)) == (("stop", True) if moved else ("serve", False))
+    assert source_up(directory, 1)["action"] == ("stop" if moved else "serve")
+
+
 def test_source_that_is_unknown_is_told_to_stop() -> None:
     assert opened().source_alive("of another driver")["stop"]
 

@@ -104,10 +104,12 @@ def test_every_row_of_every_layout_reaches_one_worker_once_an_epoch(
 
 RETRY = """
     import json, os, sys
+    import keras
+    from cluster.programs import counting
     from pyspark.sql import SparkSession
     from support.rows import df_with_partitions
-    from tfspark import TFCluster
-    from tfspark import Feeding
+    from tfspark import Feeding, TFCluster
+    from tfspark.errors import TfsparkError
 
     def main_fun(args, ctx):
         steps = []
@@ -139,18 +141,50 @@ RETRY = """
         assert os.path.exists(marker), "nothing died"
         return [results["worker 0"], results["worker 1"]]
 
+    def shuffled(spark, marker):
+        df = df_with_partitions(spark, [700, 4000, 0, 900]).select("id").repartition(2)
+        return df.mapInArrow(dying_once(os.path.join(sys.argv[1], marker)), df.schema)
+
+    def error_of_main_fun(spark):
+        with TFCluster.run(spark, main_fun, None, num_executors=2) as cluster:
+            try:
+                cluster.train(shuffled(spark, "main_fun"), features=["id"], batch_size=64, feeding=SMALL)
+                cluster.shutdown()
+            except TfsparkError as error:
+                return str(error)
+
+    def counts_of_model(spark):
+        events = []
+        observer = lambda event, fields: events.append(fields["cause"]) if event == "restarting" else None
+        run_dir = os.path.join(sys.argv[1], "run")
+        with TFCluster.run(spark, counting, {"rows": 5600}, 2, observer=observer, log_dir=run_dir) as cluster:
+            cluster.train(shuffled(spark, "model"), features=["id"], label=None, batch_size=32, feeding=SMALL)
+            cluster.shutdown(export=["keras"])
+        counts = keras.models.load_model(run_dir + "/export/model.keras", compile=False).get_weights()[0] * 32
+        return events, sorted(set(counts[:, 0].round(2).tolist()))
+
+    SMALL = Feeding(chunk_bytes=2048, buffer_bytes=16384)
     spark = SparkSession.builder.getOrCreate()
     print("RESULT", json.dumps([trained(spark, False), trained(spark, True)]))
+    print("MOVED", json.dumps([error_of_main_fun(spark), *counts_of_model(spark)]))
 """
 
 
 def test_feed_task_killed_in_the_middle_when_retried_by_spark_gives_each_row_once(tmp_path: Path) -> None:
+    """Rows of a shuffle, which Spark has in another order the second time, are not gone on with in mid-epoch."""
     small_batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": "200"}
     finished = run_driver("local[4,4]", RETRY, str(tmp_path), timeout_s=300, conf=small_batches).check()
     (line,) = [line for line in finished.stdout.splitlines() if line.startswith("RESULT ")]
     unordered, ordered = json.loads(line.removeprefix("RESULT "))
     assert sorted(i for steps in unordered for i in ids_of(steps)) == list(range(5600))
     assert [i for parts in zip(*ordered, strict=True) for part in parts for i in part] == list(range(5600))
+    (line,) = [line for line in finished.stdout.splitlines() if line.startswith("MOVED ")]
+    error, causes, counts = json.loads(line.removeprefix("MOVED "))
+    assert error.startswith(
+        "expected Spark to compute partition 1 of 'train' again with its rows in the same places"
+    )
+    assert causes == [error]
+    assert counts == [1.0]
 
 
 @pytest.mark.timeout(90)

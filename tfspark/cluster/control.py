@@ -442,6 +442,10 @@ class ControlPlane(ActionServer):
         """See `FeedDirectory.source_up`."""
         with self._changed:
             reply = self.directory.source_up(**request)
+            if reply.get("moved"):
+                self.registry.fail_cluster(
+                    rows_moved(request["partition"], request["stream"]), transient=True
+                )
             if reply["action"] == "wait":
                 self._changed.wait(LONG_POLL_S)
             self._changed.notify_all()
@@ -588,6 +592,15 @@ def observer_failed(event: str, error: Exception) -> TfsparkError:
     )
     failure.__cause__ = error
     return failure
+
+
+def rows_moved(partition: int, stream: str) -> TfsparkError:
+    """Return the error that says why a partition cannot be served again from where its first attempt ended."""
+    return TfsparkError(
+        f"expected Spark to compute partition {partition} of {stream!r} again with its rows in the same places, since "
+        "a part of it was trained on before its task was lost; after a shuffle they are in the order in which they "
+        "arrive: add sortWithinPartitions(...) by a unique column, or write the rows to files first"
+    )
 
 
 def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
-from tfspark.cluster.layout import PlannedRows
+from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import with_mixed_partitions, without_partitions
 from tfspark.cluster.registry import REPLACEMENT_S
 from tfspark.cluster.roles import NodeSpec
@@ -271,6 +271,8 @@ class Feeder:
         """
         spec, order, directory = self._specs[stream], list[int](), self._directory
         if not isinstance(rows, PlannedRows):
+            repeatable = is_determinate(rows)
+            self._control.update(lambda: directory.note_layout(stream, index, {"repeatable": repeatable}))
             elements = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
             return self._spark.createDataFrame(elements, FEED_RESULT_DDL)
         planned, layout = rows.of_pass(index)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from py4j.protocol import Py4JError
 
 if TYPE_CHECKING:
+    from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
 
 logger = logging.getLogger("tfspark")
@@ -168,6 +169,15 @@ class PlannedRows:
         return self.of_pass(index)[1].differs_from(kept)
 
 
+def is_determinate(rdd: RDD[Any]) -> bool:
+    """Tell whether Spark computes an RDD's partitions again with their elements in the same places."""
+    return _is_determinate(rdd._jrdd.rdd())
+
+
+def _is_determinate(jvm_rdd: Any) -> bool:
+    return str(jvm_rdd.outputDeterministicLevel()) == "DETERMINATE"
+
+
 def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout]:
     """Plan a DataFrame; return one that reads the RDD of this plan."""
     from pyspark.sql import DataFrame
@@ -210,7 +220,7 @@ class _Plan:
             self.is_comparable &= "Range" not in node.outputPartitioning().getClass().getSimpleName()
             return False
         if name == "RDDScanExec":
-            return str(node.rdd().outputDeterministicLevel()) == "DETERMINATE"
+            return _is_determinate(node.rdd())
         if name in ("SortExec", "TakeOrderedAndProjectExec") and keeps_order:
             return True
         return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)

@@ -128,6 +128,7 @@ class Registry:
         self._trainer_timeout_s = trainer_timeout_s
         self._clock = clock
         self._fatal: Exception | None = None
+        self._fatal_is_transient = False
 
     # --- what nodes say ----------------------------------------------------------------------------
 
@@ -235,10 +236,11 @@ class Registry:
         self._fail(node, "killed", cause)
         node.ended = True
 
-    def fail_cluster(self, error: Exception) -> None:
-        """Note a failure that belongs to no node."""
+    def fail_cluster(self, error: Exception, transient: bool = False) -> None:
+        """Note a failure that belongs to no node; `transient`: it may not happen again."""
         if self._fatal is None and not self.stopping:
             self._fatal, self.failed = error, True
+            self._fatal_is_transient = transient
 
     # --- what the driver asks ----------------------------------------------------------------------
 
@@ -308,7 +310,9 @@ class Registry:
     @property
     def is_transient(self) -> bool:
         """Whether what `error` tells may not happen again: a process or a host was lost, no program was wrong."""
-        return self._fatal is None and all(f.kind in TRANSIENT for f in self._failures())
+        if self._fatal is not None and not self._fatal_is_transient:
+            return False
+        return all(failure.kind in TRANSIENT for failure in self._failures())
 
     def missing(self) -> list[str]:
         """Names of the nodes that have not registered."""

@@ -274,8 +274,9 @@ class FeedDirectory:
     ) -> Json:
         """Take in a source, or tell it to wait, or that its work is not needed.
 
-        A second attempt of a partition waits until every reader of the first has told what it received,
-        and then serves only the rest.
+        A second attempt of a partition waits until every reader of the first has reported what it received,
+        and then serves only the rest. Where its rows may be in other places by now, nobody can tell which
+        those are: the pass ends, and the reply is ``moved``.
         """
         book = self._streams[stream]
         feed_pass = book.passes[index]
@@ -286,6 +287,10 @@ class FeedDirectory:
             return self._serve(book, feed_pass, earlier)  # The answer to the same call was lost.
         if earlier is not None and not self._superseded(earlier):
             return {"action": "wait"}
+        may_move = earlier is not None and not feed_pass.layout.get("repeatable", True)
+        if earlier is not None and may_move and self._need_not_be_served(feed_pass, earlier):
+            feed_pass.abandoned = True
+            return {"action": "stop", "rows": 0, "moved": True}
         source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock(), attempt)
         feed_pass.sources[partition] = source
         feed_pass.all_sources.append(source.id)
