@@ -42,6 +42,15 @@ def callbacks(params):
     import keras
 
     class SlowAtFirst(keras.callbacks.Callback):
+        def __init__(self, patience):
+            super().__init__()
+            self.patience, self.epochs = patience, 0
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs += 1
+            rate = float(self.model.optimizer.learning_rate)
+            print(f"epoch {self.epochs} at rate {rate:g}, patience {self.patience}", flush=True)
+
         def on_train_begin(self, logs=None):
             # By a name that is not kept with the state.
             self._seconds = 0 if self.model.optimizer.iterations.numpy() else 0.08
@@ -49,9 +58,9 @@ def callbacks(params):
         def on_train_batch_end(self, batch, logs=None):
             time.sleep(self._seconds)
 
-    return [SlowAtFirst()]
+    return [SlowAtFirst(params["patience"])]
 """
-"""Epochs of a run that is not resumed are longer than the workers take to meet."""
+"""Until it is resumed, an epoch is longer than the workers take to meet. It prints what it counts and was given."""
 
 
 def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
 def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL + SLOW_AT_FIRST)
     config = experiment(epochs=500) | {"checkpoint": {"every_seconds": 3600}}
+    config["model"]["params"], config["train"]["learning_rate"] = {"patience": 2}, 0.002
     broken_off = interrupt_run(tmp_path, config, logged("epoch 2/.* step"), signal.SIGINT)
     assert broken_off.returncode == 128 + signal.SIGINT
     first = run_directory(tmp_path)
@@ -118,7 +128,9 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     )
     epochs = events_of(first, "epoch")[-1]["epoch"] + 2
 
-    resumed = tfspark_resume(tmp_path, first, "--set", f"train.epochs={epochs}").check()
+    changes = [f"train.epochs={epochs}", "train.learning_rate=0.001", "model.params.patience=20"]
+    settings = [word for change in changes for word in ("--set", change)]
+    resumed = tfspark_resume(tmp_path, first, *settings).check()
 
     assert "resumed: goes on in epoch " in resumed.stdout
     (second,) = set((tmp_path / "runs").iterdir()) - {first}
@@ -130,6 +142,10 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     assert [event["epoch"] for event in told] == list(range(1, epochs + 1))
     assert [event["loss"] for event in told] == node["history"]["loss"]
     assert results["resumed_from"] == str(first)
+    assert "epoch 1 at rate 0.002, patience 2\n" in (first / "logs/worker-0.log").read_text()
+    said = (second / "logs/worker-0.log").read_text()
+    assert f"epoch {epochs} at rate 0.001, patience 20\n" in said, said
+    assert "at rate 0.002" not in said
     assert sorted(first.rglob("state-*/*")) == kept, (
         "the earlier run's checkpoints are not this one's to remove"
     )

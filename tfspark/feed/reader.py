@@ -22,12 +22,13 @@ from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.wire import ActionClient, Json, Secret, plain
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
-from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
+from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take, to_sparse, with_dense_rows
 from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns
 from tfspark.feed.ledger import Ledger, Used
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.source import CHUNK
+from tfspark.feed.structs import is_vector
 
 WEIGHT = "__weight__"
 """Key of each row's weight in a batch: its own times its class's, 1 if it has none; `PADDING` for padding."""
@@ -45,6 +46,8 @@ RETRY_S = 0.05
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""
 MAX_LEASES = 4
+LONG_VECTOR_BYTES = 8192
+"""Vectors of Spark ML that are this long when dense wait in the shuffle window without their zeros."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,7 @@ class PassReader:
             rows = self._converted(place, batch)
             self._rows += num_rows(rows)
             self._filler = take(rows, [0])
-            self._batcher.add(self._with_origin(rows, place))
+            self._batcher.add(self._to_keep(self._with_origin(rows, place), batch.schema))
             for full in self._batcher.full_batches():
                 self._put(self._noted(full))
         if not self._is_open:
@@ -269,6 +272,19 @@ class PassReader:
             rows = self._noted(last)
             self._put(self._padded(rows) if self._spec.synchronous else rows)
         self._agree_on_end()
+
+    def _to_keep(self, rows: Rows, schema: pa.Schema) -> Rows:
+        """Return rows as a window of many keeps them: long vectors by the numbers in them that are not 0."""
+        if not self._spec.shuffle_rows:
+            return rows
+        long = {
+            name
+            for name, values in rows.items()
+            if name in schema.names
+            and is_vector(schema.field(name).type)
+            and values[0].nbytes >= LONG_VECTOR_BYTES
+        }
+        return {name: to_sparse(values) if name in long else values for name, values in rows.items()}
 
     def _with_origin(self, rows: Rows, place: Place) -> Rows:
         if not self._spec.has_ledger:
@@ -279,6 +295,7 @@ class PassReader:
 
     def _noted(self, batch: Rows) -> Rows:
         """Note whose rows the next step uses; return the batch as that step takes it."""
+        batch = with_dense_rows(batch)
         if not self._spec.has_ledger:
             return batch
         self._ledger.note(self._formed, batch.pop(PARTITION), batch.pop(ROW))
