@@ -48,7 +48,7 @@ def callbacks(params):
 
         def on_epoch_end(self, epoch, logs=None):
             self.epochs += 1
-            rate = float(self.model.optimizer.learning_rate)
+            rate = float(self.model.optimizer.learning_rate.numpy())
             print(f"epoch {self.epochs} at rate {rate:g}, patience {self.patience}", flush=True)
 
         def on_train_begin(self, logs=None):

@@ -7,6 +7,7 @@ trainers shall do next), all under one lock. Calls that wait for something are a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -30,6 +31,8 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 
 FILE_CHUNK_BYTES = 4 << 20
+EXTRAS = ("checkpoints", "pictures")
+"""Folders of the run directory without whose files a training goes on, and can still be exported."""
 KEPT_SUMS = 4
 KEPT_RESULTS = 64
 """Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
@@ -364,12 +367,24 @@ class ControlPlane(ActionServer):
         name = header["name"]
         if self._artifact_dir is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
+        batches = uploaded(reader)
         try:
-            receive_files(uploaded(reader), self._artifact_dir, name)
+            receive_files(batches, self._artifact_dir, name)
         except OSError as error:
-            self._cannot_keep(name, error)
-            raise
+            if error.errno is None or safe_parts(name)[0] not in EXTRAS:
+                self._cannot_keep(name, error)
+                raise
+            _read_to_the_end(batches)
+            self._observer("not_kept", {"name": name, "why": f"{error.strerror}: {self._artifact_dir}"})
         self.update(lambda: None)
+
+    def remove_artifact(self, name: str) -> None:
+        """Remove an upload that nobody needs any more, and its folder if it was the last in it."""
+        if self._artifact_dir is not None:
+            with contextlib.suppress(OSError):
+                path = self._artifact_dir.joinpath(*safe_parts(name))
+                _remove(path)
+                path.parent.rmdir()
 
     def _take_part(self, header: Json, reader: Any) -> None:
         """Keep a part of a checkpoint; a disk that cannot hold it is told, and training goes on."""
@@ -393,8 +408,7 @@ class ControlPlane(ActionServer):
             if self.registry.stopping:
                 return  # What was on its way was removed by the life that follows.
             self.update(lambda: store.drop(header))
-            for _ in batches:
-                pass  # Else the trainer, which is still sending, would take its broken stream for an error.
+            _read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
@@ -619,6 +633,12 @@ def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str)
         aside.rename(target)
     finally:
         _remove(aside)
+
+
+def _read_to_the_end(batches: Iterable[pa.RecordBatch]) -> None:
+    """Take what is still sent: else the trainer would take its broken stream for an error."""
+    for _ in batches:
+        pass
 
 
 def _write_files(batches: Iterable[pa.RecordBatch], aside: Path) -> None:

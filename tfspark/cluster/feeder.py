@@ -20,7 +20,7 @@ from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
-from tfspark.feed.source import FEED_RESULT_DDL, SAMPLE_DDL, FeedTask, first_row
+from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, SAMPLE_DDL, FeedTask, first_row
 from tfspark.feed.spark_names import map_in_arrow
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 JOIN_TIMEOUT_S = 5.0
+NETWORK_FAILED = (NOT_REACHED, "FlightUnavailableError: ", "FlightTimedOutError: ")
+"""What is in the error of a Spark job when the network between feed tasks, workers and driver failed."""
 
 
 def for_evaluation(spec: StreamSpec, name: str) -> StreamSpec:
@@ -207,10 +209,27 @@ class Feeder:
                 self._control.update(lambda: directory.abandon_pass(stream, index))
                 feeding.join(JOIN_TIMEOUT_S)
                 return False
-            feeding.result()
+            try:
+                feeding.result()
+            except Exception as error:
+                self._check_network(stream, error)
+                raise
             return True
         finally:
             feeding.cancel()
+
+    def _check_network(self, stream: str, error: Exception) -> None:
+        """If it was the network that made a feed task fail, as often as Spark tried it, raise that: it may pass."""
+        message = str(error)
+        if any(cause in message for cause in NETWORK_FAILED):
+            lines = message.splitlines()
+            said = next(line.strip() for line in lines if any(cause in line for cause in NETWORK_FAILED))
+            failure = TfsparkError(
+                f"expected the tasks that feed {stream!r} to be reached by every worker, and to reach the driver, the "
+                f"network between them failed: {said}"
+            )
+            self._control.update(lambda: self._control.registry.fail_cluster(failure, transient=True))
+            self._control.check()
 
     def _reopened(self, stream: str, index: int, job: int) -> bool:
         """Tell whether rows must be served again, since a worker that had received them was lost."""

@@ -50,6 +50,14 @@ MAX_ROW_BYTES = 1 << 30
 _LAST = b"last"
 """What ends an upload: to a gRPC server the stream of a client that was killed just ends."""
 
+_CHANNEL = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""Settings of gRPC's connections: never through a proxy, and connect again soon. By default gRPC waits a second at
+first, and longer each time a connection is reset before it is up: after a few times longer than `UNREACHED_S`."""
+
 _HEADER = "authorization"
 _TLS_NAME = "tfspark"
 _CLOCKS_APART = timedelta(days=1)
@@ -182,7 +190,7 @@ class ActionClient:
             if secret.certificate
             else {}
         )
-        self._client = flight.connect(location, generic_options=[("grpc.enable_http_proxy", 0)], **tls)
+        self._client = flight.connect(location, generic_options=_CHANNEL, **tls)
 
     def call(
         self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any

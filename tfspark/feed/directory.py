@@ -24,10 +24,9 @@ from tfspark.feed.ranges import Ranges
 
 Json = dict[str, Any]
 
-SOURCE_MISSED_S = 2.5
-"""A source that was heard of since is there, though a reader may not reach it: it beats once a second."""
 SOURCE_SILENCE_S = 5.0
-"""A source that has not been heard of for this long is taken for dead."""
+"""A source that has not been heard of for this long is taken for dead; before, it is there, though a reader may not
+reach it. It beats once a second, on a loaded machine seconds late, and a beat whose connection is reset comes again."""
 
 
 @dataclass
@@ -337,7 +336,7 @@ class FeedDirectory:
             return {"there": False}
         book, feed_pass, entry = self._by_id[source]
         over = book.closed or feed_pass.abandoned or entry.lost or entry.partition in feed_pass.done
-        return {"there": not over and self._clock() - entry.heard < SOURCE_MISSED_S}
+        return {"there": not over and self._clock() - entry.heard <= SOURCE_SILENCE_S}
 
     def source_failed(self, source: str) -> Json:
         """Note that a source has ended before its time."""

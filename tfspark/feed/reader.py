@@ -46,6 +46,8 @@ RETRY_S = 0.05
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""
 MAX_LEASES = 4
+SEQUENCE_BITS = 32
+"""Of the number of a chunk; above them is that of the lease, so that a late call of an earlier lease means no chunk."""
 LONG_VECTOR_BYTES = 8192
 """Vectors of Spark ML that are this long when dense wait in the shuffle window without their zeros."""
 
@@ -114,14 +116,20 @@ class Start:
 
 @dataclass
 class Lease:
-    """A source this reader pulls from."""
+    """A source this reader pulls from.
+
+    Attributes:
+        sequence: of the last chunk that arrived; before the first, a number that no earlier lease of the source had.
+        acknowledged: whether the source knows that it arrived.
+        unreached_since: when the last call failed, monotonic seconds; 0: it did not. Its answer may have been a chunk.
+    """
 
     source: str
     partition: int
     name: int
     client: ActionClient
     rows_before: int
-    sequence: int = 0
+    sequence: int
     acknowledged: bool = True
     unreached_since: float = 0.0
     delivered: Ranges = field(default_factory=Ranges)
@@ -171,6 +179,7 @@ class PassReader:
         self._rng = np.random.default_rng([spec.seed, index, rank])
         self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, self._rng)
         self._leases: list[Lease] = []
+        self._num_leases = 0
         self._clients: dict[str, ActionClient] = {}
         self._last_partition = -1
         self._first_step = start.steps
@@ -365,14 +374,18 @@ class PassReader:
             self._agree(max(self._formed, self._formed_before + received), ended=False)
 
     def _acknowledge(self, lease: Lease) -> bool:
-        """Acknowledge the last chunk; tell whether the source is still there."""
-        if lease.acknowledged:
-            return True
-        try:
-            lease.client.call("acknowledge", reader=self._rank, sequence=lease.sequence)
-        except flight.FlightError:
-            return False
-        lease.acknowledged = True
+        """Acknowledge the last chunk; tell whether the source is still there.
+
+        A chunk that was given after it, by an answer that was lost, is given to others: this reader may be blocked
+        until they have rows.
+        """
+        while not lease.acknowledged or lease.unreached_since:
+            try:
+                lease.client.call("acknowledge", reader=self._rank, sequence=lease.sequence)
+                lease.acknowledged, lease.unreached_since = True, 0.0
+            except flight.FlightError:
+                if self._stopped or not self._may_come_back(lease):
+                    return False
         return True
 
     def _small_pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
@@ -465,8 +478,10 @@ class PassReader:
         if reply["status"] != "source":
             return False
         client = self._client(reply["location"])
+        self._num_leases += 1
+        first = self._num_leases << SEQUENCE_BITS
         self._leases.append(
-            Lease(reply["source"], reply["partition"], reply["name"], client, reply["rows_before"])
+            Lease(reply["source"], reply["partition"], reply["name"], client, reply["rows_before"], first)
         )
         return True
 

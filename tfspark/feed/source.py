@@ -31,6 +31,7 @@ HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2
 FAILED_S = 5.0
 """How long a task that fails tries to say so."""
+NOT_REACHED = "expected every worker to reach this feed task, one could not"
 MANY_OBJECTS = 10_000
 CHUNK = b"tfspark.chunk"
 """Key of a pulled table's schema metadata under which the chunk's identity travels."""
@@ -139,11 +140,7 @@ class ChunkBuffer:
         with self._changed:
             self._lost.update(readers)
             for reader in self._lost.intersection(self._unacknowledged):
-                _, pieces = self._unacknowledged.pop(reader)
-                self._queues[0].extendleft(reversed(pieces))
-                self._bytes += sum(piece.batch.nbytes for piece in pieces)
-                self._rows += sum(piece.batch.num_rows for piece in pieces)
-                self._changed.notify_all()
+                self._take_back(reader)
 
     @property
     def pulls(self) -> int:
@@ -200,9 +197,19 @@ class ChunkBuffer:
         return "chunk", pieces, sequence
 
     def acknowledge(self, reader: int, sequence: int) -> None:
-        """Note that a chunk has arrived."""
+        """Note that a chunk has arrived; its reader leaves, so the next, whose answer was lost, goes to others."""
         with self._changed:
             self._acknowledge(reader, sequence)
+            if reader in self._unacknowledged and self._unacknowledged[reader][0] == sequence + 1:
+                self._take_back(reader)
+
+    def _take_back(self, reader: int) -> None:
+        """Put what a reader was given and has not acknowledged back to the front."""
+        _, pieces = self._unacknowledged.pop(reader)
+        self._queues[0 if self._stripe_rows is None else reader].extendleft(reversed(pieces))
+        self._bytes += sum(piece.batch.nbytes for piece in pieces)
+        self._rows += sum(piece.batch.num_rows for piece in pieces)
+        self._changed.notify_all()
 
     def wait_served(self) -> bool:
         """Wait until every row is acknowledged or the buffer was stopped; tell whether the former."""
@@ -315,7 +322,7 @@ class SourceServer(ActionServer):
         return flight.RecordBatchStream(table.replace_schema_metadata({CHUNK: chunk}))
 
     def on_acknowledge(self, request: Json) -> Json:
-        """Take an acknowledgement that comes without a pull."""
+        """Take the acknowledgement of a reader that leaves."""
         self._buffer.acknowledge(request["reader"], request["sequence"])
         return {}
 
@@ -385,8 +392,8 @@ class FeedTask:
             )
         if reply["retry"]:
             raise TfsparkError(
-                f"partition {partition}: expected every worker to reach this feed task, one could not; Spark serves "
-                "the rest in another attempt, if spark.task.maxFailures allows one"
+                f"partition {partition}: {NOT_REACHED}; Spark serves the rest in another attempt, if "
+                "spark.task.maxFailures allows one"
             )
         return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
 
