@@ -20,6 +20,7 @@ from experiment.runs import (
     tfspark_resume,
     tfspark_run,
 )
+from support.disks import small_disk
 
 from tfspark.cli import app
 
@@ -182,6 +183,58 @@ def test_run_when_a_checkpoint_of_the_state_cannot_be_kept_warns_and_trains_on(t
     assert len(list((run / "checkpoints").glob("state-*"))) == 2
 
 
+FILLS_THE_DISK = """
+
+def callbacks(params):
+    import glob
+    import keras
+
+    class FillsTheDisk(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            (run,) = glob.glob(params["runs"] + "/lost-*")
+            try:
+                with open(params["runs"] + "/ballast", "ab", buffering=0) as ballast:
+                    while epoch:
+                        ballast.write(bytes(512))
+            except OSError as error:
+                print(error, flush=True)
+
+    return [FillsTheDisk()]
+
+
+def draw_epoch(model, epoch, directory):
+    with open(f"{directory}/epoch-{epoch}.txt", "w") as picture:
+        picture.write("a picture" * 1000)
+"""
+
+
+def test_run_whose_disk_fills_up_trains_to_the_end_and_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL + FILLS_THE_DISK)
+    config = experiment(epochs=4) | {"output": {"dir": str(tmp_path / "disk")}}
+    config["data"] |= {"test": {"fraction": 0.2}}
+    config["model"]["params"] = {"runs": str(tmp_path / "disk")}
+
+    with small_disk(tmp_path / "disk", "size=1m"):
+        ended = tfspark_run(tmp_path, config)
+        (run,) = (tmp_path / "disk").glob("lost-*")
+        kept = {path.relative_to(run).parts[0] for path in run.rglob("*")}
+
+    said = ended.stdout + ended.stderr
+    assert (ended.returncode, ended.survivors) == (WRONG_CONFIGURATION, ()), said
+    no_room = "No space left on device"
+    assert "epoch 4/4 " in ended.stdout, said
+    assert f"a checkpoint could not be kept ({no_room}" in ended.stdout
+    assert f"run.log lacks lines from here on: {no_room}" in ended.stdout
+    for name in ("checkpoints/epoch-0004.keras", "pictures/epoch-4.txt"):
+        assert f"{name} could not be kept: {no_room}" in said
+    assert f"some results are missing in the run directory: {no_room}" in said
+    assert "accuracy" in ended.stdout.split("epoch 4/4 ")[1], "the table of results is shown"
+    assert (
+        f"error: expected to write into the run directory {run}, the system said: {no_room}" in ended.stderr
+    )
+    assert {"config.yaml", "versions.json", "run.log", "metrics.jsonl", "checkpoints", "pictures"} <= kept
+
+
 # --- refused before Spark starts -------------------------------------------------------------------
 
 Refused = Callable[..., str]
@@ -217,6 +270,17 @@ def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> P
     }  # fmt: skip
     (state / "manifest.json").write_text(json.dumps(manifest))
     return Path("earlier")
+
+
+def test_run_without_room_for_its_first_files_says_so(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    config = experiment(epochs=1) | {"output": {"dir": str(tmp_path / "disk")}}
+    Path("experiment.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    with small_disk(tmp_path / "disk", "size=4k") as disk:
+        (disk / "ballast").write_bytes(bytes(4096))
+        err = refused("experiment.yaml")
+    assert f"expected to write into the run directory {disk}/lost-" in err
+    assert "No space left on device; make room there, or set output.dir" in err
 
 
 def test_run_without_configuration_and_resume_says_what_to_type(refused: Refused) -> None:

@@ -544,7 +544,7 @@ def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -
     with Loopback(SPEC, tls=True) as loop, source_server(loop.secret) as source:
         for location in (loop.control.location, source.location):
             where = location if certificate else location.replace("grpc+tls", "grpc")
-            with ActionClient(where, Secret(loop.secret.token, certificate)) as client:
+            with ActionClient(where, Secret(loop.secret.token, certificate), unreached_s=0.0) as client:
                 for call in calls_of(client):
                     with pytest.raises(flight.FlightUnavailableError):
                         call()

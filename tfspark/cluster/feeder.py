@@ -214,6 +214,12 @@ class Feeder:
             except Exception as error:
                 self._check_network(stream, error)
                 raise
+            unfinished = directory.unfinished(stream, index)
+            if unfinished:
+                raise TfsparkError(
+                    f"expected Spark to compute all of {stream!r}, its job ended before partition {unfinished[0]} did; "
+                    "this is a defect of tfspark, please report it"
+                )
             return True
         finally:
             feeding.cancel()

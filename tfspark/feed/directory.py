@@ -218,6 +218,11 @@ class FeedDirectory:
         feed_pass.final = not feed_pass.lacks_rows
         return sum(feed_pass.done.values())
 
+    def unfinished(self, stream: str, index: int) -> list[int]:
+        """Return the partitions of the pass that a task has begun to serve and none has ended."""
+        feed_pass = self._streams[stream].passes[index]
+        return sorted(feed_pass.sources.keys() - feed_pass.done.keys())
+
     def abandon_pass(self, stream: str, index: int) -> None:
         """Say that nobody will read the rest of the pass; its sources are told to stop."""
         self._streams[stream].passes[index].abandoned = True

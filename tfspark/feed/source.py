@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import sys
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pyarrow as pa
@@ -337,6 +339,25 @@ def spare_collections() -> None:
         gc.freeze()
 
 
+class InputBrokeOffError(Exception):
+    """What computes the partition has failed in the middle; Spark itself raises why."""
+
+
+def input_broke_off() -> bool:
+    """Tell whether Spark's rows have ended since what computes them failed: another Python worker, a shuffle, a file.
+
+    Spark then closes its end of the socket to this worker, and Arrow takes that for the end of the rows. After the real
+    end Spark sends more. The socket is found where Spark's worker reads from it, below this function on the stack;
+    where it is not there, as in a test, no input breaks off.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "main" and "infile" in frame.f_locals:
+            return not frame.f_locals["infile"].peek(1)
+        frame = frame.f_back
+    return False
+
+
 @dataclass(frozen=True)
 class FeedTask:
     """What a feed task needs to know; called by Spark with the partition's batches.
@@ -381,7 +402,10 @@ class FeedTask:
     def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Serve a partition to its end; return one row: partition, rows."""
         with ActionClient(self.location, self.secret) as control:
-            rows, stopped = self._serve(control, partition, batches)
+            try:
+                rows, stopped = self._serve(control, partition, batches)
+            except InputBrokeOffError:
+                return feed_result(partition, 0)  # Spark fails this task, and tries it again.
             reply = control.call(
                 "partition_done",
                 stream=self.stream,
@@ -395,7 +419,7 @@ class FeedTask:
                 f"partition {partition}: {NOT_REACHED}; Spark serves the rest in another attempt, if "
                 "spark.task.maxFailures allows one"
             )
-        return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+        return feed_result(partition, rows)
 
     def _serve(
         self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]
@@ -403,6 +427,8 @@ class FeedTask:
         """Return the rows served, and the source if it was stopped before its end."""
         first = next((batch for batch in batches if batch.num_rows), None)
         if first is None:
+            if input_broke_off():
+                raise InputBrokeOffError
             return 0, ""
         buffer = ChunkBuffer(
             self.buffer_bytes,
@@ -463,6 +489,11 @@ FEED_RESULT = pa.schema([("partition", pa.int64()), ("rows", pa.int64())])
 FEED_RESULT_DDL = "partition bigint, rows bigint"
 
 
+def feed_result(partition: int, rows: int) -> pa.RecordBatch:
+    """Return what a feed task gives Spark."""
+    return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+
+
 def encode_sample(batch: pa.RecordBatch) -> str:
     """Encode one row with its schema for a JSON message."""
     sink = pa.BufferOutputStream()
@@ -498,6 +529,8 @@ def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBa
                 return row
         row += batch.num_rows
         batch = next(rest, None)
+    if input_broke_off():
+        raise InputBrokeOffError
     return row
 
 
