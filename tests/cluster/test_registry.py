@@ -105,6 +105,18 @@ def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Regist
     assert "the process that ran it was killed" in error.cause
 
 
+def test_register_by_the_same_task_again_gets_the_same_answer(registry: Registry, clock: Clock) -> None:
+    """The first was lost on its way."""
+    registry.replaces = lambda node: node.name == "worker 1"
+    first = registry.register(1, "host-1", 7100, VERSIONS, "2", "task b")
+    assert first == {"action": "go", "attempt": 2, "port": 7001}
+    clock.now += 1
+    assert registry.register(1, "host-1", 7100, VERSIONS, "2", "task b") == first
+    assert registry.register(1, "host-1", 7200, VERSIONS, "3", "task c")["attempt"] == 3
+    assert registry.register(0, "host-0", 7100, VERSIONS, "2", "task d") == {"action": "stop"}
+    assert registry.failed
+
+
 def test_register_of_a_node_that_is_replaced_has_the_port_that_others_know(
     registry: Registry, clock: Clock
 ) -> None:

@@ -242,3 +242,4 @@ def test_evaluator_validates_each_epoch_while_the_worker_trains(spark: SparkSess
     assert [len(values) for values in validated.values()] == [3, 3]
     assert validated["val_loss"][-1] == pytest.approx(metrics["loss"], rel=1e-6)
     assert [fields["epoch"] for fields in events.of("validation")] == [1, 2, 3]
+    assert not (tmp_path / "side-car").exists(), "weights that were evaluated are removed"

@@ -176,17 +176,24 @@ class ControlPlane(ActionServer):
         """Take in a node."""
         node = request["node"]
 
-        def register() -> Json:
+        def register() -> tuple[Json, bool]:
             before = self.registry.nodes[node].attempt
-            reply: Json = self.registry.register(
-                node, request["host"], request["port"], request["versions"], request.get("executor", "")
+            reply = self.registry.register(
+                node,
+                request["host"],
+                request["port"],
+                request["versions"],
+                request.get("executor", ""),
+                request.get("task", ""),
             )
-            if 0 < before < reply.get("attempt", 0):
+            is_new = before < reply.get("attempt", 0)
+            if is_new and before:
                 self._lose_reader(node)
-            return reply
+            return reply, is_new
 
-        reply: Json = self.update(register)
-        if reply["action"] == "go":
+        reply: Json
+        reply, is_new = self.update(register)
+        if is_new:
             name = self.registry.nodes[node].spec.name
             self._observer("registered", {"node": name, "host": request["host"], "port": request["port"]})
             if reply["attempt"] > 1:

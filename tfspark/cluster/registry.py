@@ -78,6 +78,8 @@ class Node:
     host: str = ""
     address: str = ""
     executor: str = ""
+    task: str = ""
+    reply: Json = field(default_factory=dict)
     stops: bool = False
     leaving: str = ""
     leaves_at: float = 0.0
@@ -133,16 +135,32 @@ class Registry:
     # --- what nodes say ----------------------------------------------------------------------------
 
     def register(
-        self, index: int, host: str, port: int, versions: Mapping[str, str | None], executor: str = ""
+        self,
+        index: int,
+        host: str,
+        port: int,
+        versions: Mapping[str, str | None],
+        executor: str = "",
+        task: str = "",
     ) -> Json:
         """Take in a node; reply with its attempt number, the fencing token of all it says later.
 
-        A second registration means that Spark started the node's task anew: its first life was lost. If the node is
-        replaced, its TensorFlow server must have the address that the others know: the reply has its port.
+        A registration by another `task` means that Spark started the node's task anew: its first life was lost. If the
+        node is replaced, its TensorFlow server must have the address that the others know: the reply has its port. The
+        same task may register again, since its answer was lost: it gets the same.
         """
         node = self.nodes[index]
         if self.stopping:
             return {"action": "stop"}
+        if not (task and task == node.task):
+            node.reply = self._taken_in(node, host, port, versions, executor)
+            node.task = task
+        return node.reply
+
+    def _taken_in(
+        self, node: Node, host: str, port: int, versions: Mapping[str, str | None], executor: str
+    ) -> Json:
+        index = node.spec.index
         if node.attempt and host == node.host and (attempt := self.replace(index, node.attempt)):
             node.executor, node.leaving = executor, ""
             return {"action": "go", "attempt": attempt, "port": int(node.address.rpartition(":")[2])}

@@ -32,7 +32,7 @@ Json = dict[str, Any]
 CALL_TIMEOUT_S = 30.0
 CALL_ATTEMPTS = 2
 """A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
-Every action but ``register`` can be repeated: it says what is, not what to add."""
+Every action can be repeated: it says what is, not what to add, or who calls."""
 UNREACHED_S = 10.0
 """How long a call is tried again whose connection was reset, as by a firewall or a VPN, or that reached nobody."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
