@@ -1,6 +1,9 @@
-"""A driver program: an executor is lost in mid-epoch and does not come back, so Spark would cut files by fewer cores.
+"""A driver program: executors are lost in mid-epoch and do not come back, so Spark would cut files by fewer cores.
 
-lose_for_good.py DIRECTORY FORMAT PLAN ORDERED WORKERS LEAST    prints how often each row was trained on, as counts
+lose_for_good.py DIRECTORY FORMAT LOSS CELL...    prints what came of each cell, and how often rows were trained on
+
+LOSS: ``executor``, by Spark's own means, or ``daemon``: the worker daemon of a standalone cluster above it.
+CELL: a training of its own that loses one executor, ``PLAN:ORDER:WORKERS:LEAST``, such as ``files:ordered:3:2``.
 """
 
 from __future__ import annotations
@@ -9,28 +12,41 @@ import json
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
+from cluster.lose_and_tell import daemon_above
 from cluster.programs import counting
 from cluster.strikes import Strike
 from pyspark.sql import DataFrame, SparkSession
+from support.trainers import trainers
 
 from tfspark import Feeding, TFCluster
 from tfspark.tfrecord import register
 
-BATCH = 30  # Divides among two workers and three.
+BATCH = 30  # Divides among one worker, two and three.
 
 
 def main() -> None:
-    place, kind, plan, ordered, workers, least = sys.argv[1:]
+    place, kind, loss, *cells = sys.argv[1:]
     spark = SparkSession.builder.getOrCreate()
     register(spark)
     rows = spark.read.format(kind).schema("id bigint, pad string").load(f"{place}/{kind}").select("id")
-    whole, total, before = rows, rows.count(), cuts(rows)
-    if plan == "ranges":
-        rows = rows.repartitionByRange(5, "id").sortWithinPartitions("id")
+    told = [train_and_lose(spark, rows, loss, f"{place}/{number}", cell) for number, cell in enumerate(cells)]
+    spark.stop()
+    sys.stdout.write("\n" + json.dumps(told) + "\n")
+
+
+def train_and_lose(
+    spark: SparkSession, rows: DataFrame, loss: str, log_dir: str, cell: str
+) -> dict[str, Any]:
+    """Train two epochs, and lose the last worker's executor in the first."""
+    plan, order, workers, least = cell.split(":")
+    total, before = rows.count(), cuts(rows)
+    fed = rows.repartitionByRange(5, "id").sortWithinPartitions("id") if plan == "ranges" else rows
+    lose = {"executor": lose_executor, "daemon": lose_daemon}[loss]
     observer = Strike(lambda: lose(spark, clusters[0]), "state", epoch=1, step=15)
     clusters: list[TFCluster] = []
     with TFCluster.run(
@@ -42,33 +58,40 @@ def main() -> None:
         replacement_timeout=5.0,
         observer=observer,
         checkpoint_every_steps=3,
-        log_dir=f"{place}/run",
+        log_dir=log_dir,
     ) as cluster:
         clusters.append(cluster)
-        feeding = Feeding(ordered=ordered == "ordered")
-        cluster.train(rows, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
+        feeding = Feeding(ordered=order == "ordered")
+        cluster.train(fed, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
         cluster.shutdown(export=["keras"])
-    (weights,) = keras.models.load_model(Path(place, "run/export/model.keras"), compile=False).get_weights()
-    told = {
-        "cuts": [before, cuts(whole)],
+    (weights,) = keras.models.load_model(Path(log_dir, "export/model.keras"), compile=False).get_weights()
+    return {
+        "cell": cell,
+        "cuts": [before, cuts(rows)],
+        "workers": [event["workers"] for event in observer.of("sized")],
         "resumed": observer.of("resumed"),
         "differ": observer.of("rows_differ"),
-        "epochs": observer.of("epoch"),
         "weights": Counter(round(float(weight), 4) for weight in weights[:, 0]).most_common(),
     }
-    spark.stop()
-    sys.stdout.write("\n" + json.dumps(told) + "\n")
 
 
 def cuts(rows: DataFrame) -> int:
     return rows.select("*").rdd.getNumPartitions()
 
 
-def lose(spark: SparkSession, cluster: TFCluster) -> None:
+def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
     """Take away the executor of the last worker; Spark starts no other."""
     nodes: Any = cluster._lives.registry.nodes
     context = spark.sparkContext._jsc.sc()
     threading.Thread(target=lambda: context.killExecutor(nodes[max(nodes)].executor)).start()
+
+
+def lose_daemon(spark: SparkSession, cluster: TFCluster) -> None:
+    """End the worker daemon of the last worker's executor."""
+    del spark
+    last: Callable[[str], int] = lambda name: int(name.split()[1])  # noqa: E731
+    name = max((name for name in trainers() if name.startswith("worker")), key=last)
+    daemon_above(trainers()[name]).terminate()
 
 
 if __name__ == "__main__":

@@ -135,6 +135,32 @@ def test_driver_when_killed_leaves_no_process(master: str) -> None:
     assert result.survivors == ()
 
 
+WITHOUT_SHUTDOWN = """
+    import sys
+    from cluster.programs import dense
+    from pyspark.sql import SparkSession
+    from support.rows import df_with_partitions
+    from tfspark import TFCluster
+
+    spark = SparkSession.builder.getOrCreate()
+    cluster = TFCluster.run(spark, dense, {})
+    cluster.train(df_with_partitions(spark, [64]), features=["features"], batch_size=16)
+    if sys.argv[1] == "stop":
+        spark.stop()
+    else:
+        raise KeyError("a mistake after the training")
+"""
+
+
+@pytest.mark.parametrize("how", ["raise", pytest.param("stop", marks=pytest.mark.slow)])
+def test_driver_that_ends_without_shutdown_leaves_no_process_and_no_file(tmp_path: Path, how: str) -> None:
+    result = run_driver("local[2]", WITHOUT_SHUTDOWN, how, timeout_s=180, env={"TMPDIR": str(tmp_path)})
+
+    assert result.returncode == (how == "raise"), result.stderr
+    assert result.survivors == ()
+    assert list(tmp_path.glob("tfspark*")) == []
+
+
 KILL_BEFORE_IT_REGISTERS = """
     import json
     import psutil

@@ -6,42 +6,71 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster.test_layout import NUM_ROWS, files
+from cluster.test_layout import FORMATS, NUM_ROWS, files
+from cluster.test_lost_hosts import ALL_EXECUTORS_FIRST
 from support.driver import run_driver
+from support.standalone import StandaloneCluster
 
 __all__ = ["files"]
 
 PROGRAM = Path(__file__).with_name("lose_for_good.py")
 CONF = {"spark.sql.files.openCostInBytes": "1000", "spark.executor.cores": "1"}
 """Small files are cut by the cores, as otherwise those of 4 MB for each core and more."""
+CELLS = ("files:as-they-come:2:2", "files:ordered:2:2", "files:as-they-come:3:2", "files:ordered:2:1")
+"""Each loses one of the executors, of which there are six at first; the last two go on with a worker fewer."""
+DEADLINE_S = 900.0
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        pytest.param("parquet any as-they-come 2 2"),
-        pytest.param("parquet any ordered 2 2", marks=pytest.mark.slow),
-        pytest.param("parquet any as-they-come 3 2", marks=pytest.mark.slow),
-        pytest.param("parquet any ordered 3 2", marks=pytest.mark.slow),
-        pytest.param("parquet ranges as-they-come 2 2", marks=pytest.mark.slow),
-        pytest.param("csv any as-they-come 2 2", marks=pytest.mark.slow),
-        pytest.param("csv any ordered 3 2", marks=pytest.mark.slow),
-        pytest.param("json any as-they-come 3 2", marks=pytest.mark.slow),
-        pytest.param("tfrecord any as-they-come 2 2", marks=pytest.mark.slow),
-        pytest.param("tfrecord any ordered 2 2", marks=pytest.mark.slow),
-    ],
-)
+def check(stdout: str, kind: str, cells: tuple[str, ...]) -> None:
+    """Check that each training went on in its epoch, and that its weights count each row once for each epoch."""
+    told = json.loads(stdout.splitlines()[-1])
+    assert [one["cell"] for one in told] == list(cells)
+    for one in told:
+        before, after = one["cuts"]
+        assert (before != after) == (kind != "tfrecord"), "else nothing is tried here"
+        (resumed,) = one["resumed"]
+        assert (resumed["epoch"], resumed["step"] > 0, one["differ"]) == (1, True, []), one
+        *_, wanted, least = one["cell"].split(":")
+        assert one["workers"] == ([] if wanted == least else [int(wanted), int(wanted) - 1]), one
+        assert one["weights"] == [[round(2 / 30, 4), NUM_ROWS]], one["cell"]
+
+
+def lose_on_local_cluster(place: Path, kind: str, executors: int, cells: tuple[str, ...]) -> None:
+    master = f"local-cluster[{executors},1,1024]"
+    words = (str(place), kind, "executor", *cells)
+    result = run_driver(master, PROGRAM, *words, conf=CONF, timeout_s=DEADLINE_S).check()
+    check(result.stdout, kind, cells)
+
+
 def test_each_row_is_trained_on_once_per_epoch_when_an_executor_does_not_come_back(
-    files: Path, tmp_path: Path, cell: str
+    files: Path, tmp_path: Path
 ) -> None:
-    """The weights count the rows."""
-    kind, plan, order, workers, least = cell.split()
+    """One worker, since two are shown in `test_layout`; the executor is really lost here."""
+    (tmp_path / "parquet").symlink_to(files / "parquet")
+    lose_on_local_cluster(tmp_path, "parquet", 3, ("files:as-they-come:1:1",))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", [*FORMATS, "ranges"])
+def test_each_row_is_trained_on_once_per_epoch_when_executors_are_lost_one_after_the_other(
+    files: Path, tmp_path: Path, kind: str
+) -> None:
+    cells = ("ranges:as-they-come:2:2",) if kind == "ranges" else CELLS
+    kind = "parquet" if kind == "ranges" else kind
     (tmp_path / kind).symlink_to(files / kind)
-    words = (str(tmp_path), kind, plan, order, workers, least)
-    result = run_driver("local-cluster[4,1,1024]", PROGRAM, *words, conf=CONF, timeout_s=420).check()
-    told = json.loads(result.stdout.splitlines()[-1])
-    (before, after) = told["cuts"]
-    assert (before != after) == (kind != "tfrecord"), "else nothing is tried here"
-    (resumed,) = told["resumed"]
-    assert (resumed["epoch"], resumed["step"] > 0, told["differ"]) == (1, True, [])
-    assert told["weights"] == [[round(2 / 30, 4), NUM_ROWS]]
+    lose_on_local_cluster(tmp_path, kind, 2 + len(cells) if len(cells) > 1 else 4, cells)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tfrecord"])
+def test_each_row_is_trained_on_once_per_epoch_when_worker_daemons_are_lost_one_after_the_other(
+    files: Path, tmp_path: Path, kind: str
+) -> None:
+    (tmp_path / kind).symlink_to(files / kind)
+    with StandaloneCluster(tmp_path / "cluster", num_workers=6, cores=1, memory="1g") as cluster:
+        words = (str(tmp_path), kind, "daemon", *CELLS)
+        conf = CONF | ALL_EXECUTORS_FIRST
+        result = cluster.submit(PROGRAM, *words, timeout_s=DEADLINE_S, conf=conf).check()
+    check(result.stdout, kind, CELLS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from support.errors import raises
 
 from tfspark.cluster.preflight import (
     ENCRYPTING,
@@ -103,15 +104,38 @@ def test_check_slots_on_a_local_master_does_not_wait() -> None:
     assert slots.asked == 1
 
 
-def test_check_settings_when_allocation_is_dynamic_refuses_it() -> None:
-    with pytest.raises(
-        ConfigError, match=r"expected spark\.dynamicAllocation\.enabled=false.*set it to false"
-    ):
-        check_settings(FakeSpark({"spark.dynamicAllocation.enabled": "true"}))
+KILL, IDLE_FOR = "spark.python.worker.killOnIdleTimeout", "spark.python.worker.idleTimeoutSeconds"
 
 
-def test_check_settings_when_allocation_is_fixed_passes() -> None:
-    check_settings(FakeSpark())
+@pytest.mark.parametrize("true", ["true", "True", "TRUE", " true "])
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("spark.dynamicAllocation.enabled", {}),
+        ("spark.speculation", {}),
+        (KILL, {IDLE_FOR: "5"}),
+        ("spark.sql.execution.pyspark.udf.killOnIdleTimeout", {IDLE_FOR: "30s"}),
+    ],
+)
+def test_check_settings_when_nodes_could_not_live_under_one_refuses_it_as_scala_reads_it(
+    name: str, others: dict[str, str], true: str
+) -> None:
+    with raises(ConfigError, f"expected {name}=false, it is true", "set it to false"):
+        check_settings(FakeSpark({name: true, **others}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"spark.dynamicAllocation.enabled": "false", "spark.speculation": "False"},
+        {KILL: "true"},
+        {KILL: "true", IDLE_FOR: "0"},
+        {KILL: "false", IDLE_FOR: "5"},
+    ],
+)
+def test_check_settings_when_nothing_ends_nodes_passes(settings: dict[str, str]) -> None:
+    check_settings(FakeSpark(settings))
 
 
 @pytest.mark.parametrize(
@@ -124,11 +148,6 @@ def test_check_settings_when_allocation_is_fixed_passes() -> None:
 )
 def test_driver_addresses_are_those_spark_uses(settings: dict[str, str], expected: tuple[str, str]) -> None:
     assert driver_addresses(FakeSpark(settings)) == expected
-
-
-def test_check_settings_when_speculation_is_on_says_to_set_it_to_false() -> None:
-    with pytest.raises(ConfigError, match=r"expected spark\.speculation=false"):
-        check_settings(FakeSpark({"spark.speculation": "true"}))
 
 
 @pytest.mark.parametrize("key", ENCRYPTING)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from cluster.programs import counting, dense, with_state
 from cluster.strikes import Strike, kill
 from cluster.test_main_fun import COLUMNS
 from pyspark.sql import SparkSession
+from support.disks import small_disk
 from support.driver import run_driver
 from support.errors import raises
 from support.rows import df_with_partitions
@@ -494,26 +494,20 @@ def test_file_in_the_way_of_checkpoints_is_told_and_training_goes_on(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk_of_checkpoints(tmp_path: Path) -> Iterator[Path]:
     """The place of checkpoints, with room for a page or two."""
-    place = tmp_path / "checkpoints"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(place)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"needs root, to mount a small disk; {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "checkpoints", "size=8k") as place:
+        yield place
 
 
 @pytest.mark.slow
 def test_disk_that_is_full_is_told_and_training_goes_on_and_begins_anew_after_a_loss(
-    spark: SparkSession, uninterrupted: Trained, small_disk: Path
+    spark: SparkSession, uninterrupted: Trained, disk_of_checkpoints: Path
 ) -> None:
     observer = Strike(kill(), "state_not_kept")
-    trained = train(spark, observer, log_dir=str(small_disk.parent), checkpoint_every_steps=3)
-    assert observer.of("state_not_kept")[0]["why"] == f"No space left on device: {small_disk}"
-    assert list(small_disk.glob("state-*/manifest.json")) == []
+    trained = train(spark, observer, log_dir=str(disk_of_checkpoints.parent), checkpoint_every_steps=3)
+    assert observer.of("state_not_kept")[0]["why"] == f"No space left on device: {disk_of_checkpoints}"
+    assert list(disk_of_checkpoints.glob("state-*/manifest.json")) == []
     assert [told["cause"].split(" on ")[0] for told in observer.of("restarting")] == ["worker 1"]
     assert observer.of("resumed") == []  # From nothing: it begins anew.
     assert trained == uninterrupted

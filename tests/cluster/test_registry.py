@@ -105,6 +105,18 @@ def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Regist
     assert "the process that ran it was killed" in error.cause
 
 
+def test_register_by_the_same_task_again_gets_the_same_answer(registry: Registry, clock: Clock) -> None:
+    """The first was lost on its way."""
+    registry.replaces = lambda node: node.name == "worker 1"
+    first = registry.register(1, "host-1", 7100, VERSIONS, "2", "task b")
+    assert first == {"action": "go", "attempt": 2, "port": 7001}
+    clock.now += 1
+    assert registry.register(1, "host-1", 7100, VERSIONS, "2", "task b") == first
+    assert registry.register(1, "host-1", 7200, VERSIONS, "3", "task c")["attempt"] == 3
+    assert registry.register(0, "host-0", 7100, VERSIONS, "2", "task d") == {"action": "stop"}
+    assert registry.failed
+
+
 def test_register_of_a_node_that_is_replaced_has_the_port_that_others_know(
     registry: Registry, clock: Clock
 ) -> None:
@@ -273,6 +285,17 @@ def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) ->
 
     assert registry.check()
     assert str(registry.error()) == "the Spark job failed"
+    assert not registry.is_transient
+
+
+def test_error_when_the_cluster_failed_for_what_may_pass_is_transient_unless_a_node_failed_for_good(
+    registry: Registry,
+) -> None:
+    registry.fail_cluster(ReservationError("rows have moved"), transient=True)
+    assert registry.check()
+    assert registry.is_transient
+    registry.trainer_failed(0, "ValueError: wrong", "Traceback", "exception")
+    assert not registry.is_transient
 
 
 def test_count_roles_when_mixed_counts_each() -> None:

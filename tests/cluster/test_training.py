@@ -11,11 +11,12 @@ import pytest
 from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
 from cluster.programs import dense, with_state
 from pyspark.sql import SparkSession
+from support.errors import raises
 from support.leaks import Owned
 from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
-from tfspark.errors import ConfigError
+from tfspark.errors import ConfigError, DataError
 
 TRAIN_ROWS = [300, 41, 0, 7]
 OTHER_ROWS = [50, 13]
@@ -40,7 +41,7 @@ class Life:
 
 @pytest.fixture(scope="module")
 def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    """Two workers train a model with BatchNormalization and Dropout."""
+    """Two workers train a model with BatchNormalization and Dropout; evaluations that are refused leave no trace."""
     log_dir, events = tmp_path_factory.mktemp("life"), Events()
     rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)
     other = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES)
@@ -60,6 +61,10 @@ def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFac
         with cluster:
             first = cluster.train(rows, 2, **columns, validation=other)
             second = cluster.train(rows, 1, **columns, validation=other)
+            with raises(DataError, "expected rows to feed", "has none"):
+                cluster.evaluate(other.where("label < 0"), num_classes=CLASSES)
+            with raises(ConfigError, "num_classes <= 2000", "got 2001", "leave it out"):
+                cluster.evaluate(other, num_classes=2001)
             metrics = cluster.evaluate(other, num_classes=CLASSES)
             summaries = cluster.shutdown(export=["keras", "saved_model"])
     return Life(first, second, metrics, summaries, events, log_dir)
@@ -237,3 +242,4 @@ def test_evaluator_validates_each_epoch_while_the_worker_trains(spark: SparkSess
     assert [len(values) for values in validated.values()] == [3, 3]
     assert validated["val_loss"][-1] == pytest.approx(metrics["loss"], rel=1e-6)
     assert [fields["epoch"] for fields in events.of("validation")] == [1, 2, 3]
+    assert not (tmp_path / "side-car").exists(), "weights that were evaluated are removed"

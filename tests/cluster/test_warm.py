@@ -29,6 +29,7 @@ from cluster.warm_programs import (
     uses_onednn,
 )
 from pyspark.sql import SparkSession
+from support.disks import small_disk
 from support.driver import run_driver
 from support.errors import raises
 from support.processes import is_alive, kill_all, poll_until, wait_until_ended
@@ -335,14 +336,8 @@ def test_node_where_the_interpreter_starts_with_threads_says_so_and_starts_its_t
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A temporary directory without room for a single file."""
-    place = tmp_path / "tmp"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=1", "tmpfs", str(place)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"needs root, to mount a full disk; {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "tmp", "size=4k,nr_inodes=1") as place:
+        yield place
 
 
 def test_warm_parent_needs_no_room_on_any_disk(full_disk: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from pages import REPOSITORY, Page
 from support.environment import bare_environment
 from support.processes import Finished, run_to_end
+from support.standalone import StandaloneCluster
 
 from tfspark import tfrecord
 
@@ -168,6 +169,48 @@ def commands(page: str, *beginnings: str) -> list[str]:
     return [line for line in lines if line.startswith(beginnings)]
 
 
+HERE, CHAOS, SCRIPTS = "in this file", "tests/experiment/test_chaos.py", "tests/scripts/test_scripts.py"
+COMMANDS = {
+    "scripts/run configs/mnist_cnn.yaml": SCRIPTS,
+    "scripts/test": SCRIPTS,
+    "scripts/prepare_data mnist_5k rotten_tomatoes sunspots breast_cancer digits": SCRIPTS,
+    "spark-submit --master spark://host:7077 ... run experiment.yaml": HERE,
+    "spark-submit --master spark://host:7077 ... train my_model.py": HERE,
+    "spark-submit --master spark://127.0.0.1:7077 ... run digits.yaml": HERE,
+    "spark-submit --master spark://127.0.0.1:7077 ... examples/submit_parquet.py": HERE,
+    "tfspark run configs/mnist_cnn.yaml": HERE,
+    "tfspark run --resume": HERE,
+    "tfspark chaos": CHAOS,
+    "spark-submit --master spark://host:7077 ... chaos": CHAOS,
+    "python -m models.": "tests/models/test_alone.py",
+    "spark-class org.apache.spark.deploy.": "each standalone cluster of the tests is started so",
+    "export PYSPARK_PYTHON=": "a path of the reader's own machines",
+    "python -m venv tfspark-env": "installs from a package index; tests/test_wheel.py installs the same",
+    "tfspark-env/bin/venv-pack": "a file of a gigabyte, for YARN",
+    "export PYSPARK_DRIVER_PYTHON=": "for YARN",
+    "spark-submit --archives": "for YARN",
+    "spark-submit --master yarn": "there is no YARN",
+    "spark-submit --master k8s:": "there is no Kubernetes",
+    "--conf spark.": "options, for executors with GPUs",
+}
+"""How command lines of the pages begin, ``...`` for what is between -> the test that runs them, or why none does."""
+
+
+def test_every_command_is_run_by_a_test_or_it_is_known_why_not() -> None:
+    pages = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+    lines = {line for page in pages for line in commands(page, "") if line and line[0] != "#"}
+    known = {line: [shown for shown in COMMANDS if _begins(line, shown)] for line in lines}
+    assert [line for line, found in known.items() if not found] == []
+    assert set(COMMANDS) == {shown for found in known.values() for shown in found}
+    tests = {where for where in COMMANDS.values() if where.startswith("tests/")}
+    assert all((REPOSITORY / where.split(";")[0]).is_file() for where in tests)
+
+
+def _begins(line: str, shown: str) -> bool:
+    first, _, then = shown.partition("...")
+    return line.startswith(first.strip()) and then.strip() in line
+
+
 def run_commands(lines: Sequence[str], folder: Path) -> Finished:
     """Run command lines in a shell, with this Python's programs on PATH."""
     programs = Path(sys.executable).parent
@@ -219,19 +262,55 @@ def test_commands_of_the_readme_run_from_another_directory_and_resume(digits: Pa
     assert len(list((digits / "runs").iterdir())) >= 2
 
 
+MODEL = """
+def build_model(params):
+    import keras
+
+    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
 @pytest.mark.slow
 def test_spark_submit_of_the_readme_runs(digits: Path) -> None:
-    (digits / "my_model.py").write_text(
-        "def build_model(params):\n"
-        "    import keras\n\n"
-        "    model = keras.Sequential([keras.Input((784,)), keras.layers.Dense(10, 'softmax')])\n"
-        "    model.compile('adam', 'sparse_categorical_crossentropy', metrics=['accuracy'])\n"
-        "    return model\n"
-    )
+    (digits / "my_model.py").write_text(MODEL)
     line = commands("README.md", "spark-submit")[1]
     line = line.replace("spark://host:7077", "local[3]").replace("hdfs:///digits", "digits")
     line = line.replace("--executors 8", "--executors 2 --set data.features.image.dtype=uint8")
 
     finished = run_commands([f"PYSPARK_PYTHON={sys.executable} {line}"], digits)
 
+    assert "epoch 1/1" in finished.stdout
+
+
+STANDALONE = """
+name: digits
+model: {module: my_model.py}
+data:
+  path: digits
+  format: tfrecord
+  schema: image BINARY, label LONG
+  features: {image: {shape: [784], dtype: uint8}}
+  label: {column: label, classes: 10}
+  batch_size: 20
+cluster: {executors: 2}
+train: {epochs: 1}
+"""
+
+
+@pytest.mark.slow
+def test_commands_for_a_standalone_cluster_run(digits: Path, standalone: StandaloneCluster) -> None:
+    (digits / "my_model.py").write_text(MODEL)
+    (digits / "digits.yaml").write_text(STANDALONE)
+    lines = commands("docs/deployment.md", "spark-submit --master spark://127.0.0.1:7077")
+    assert len(lines) == 2
+    lines = [
+        f"PYSPARK_PYTHON={sys.executable} "
+        + line.replace("spark://127.0.0.1:7077", standalone.master_url)
+        .replace("examples/", f"{REPOSITORY}/examples/")
+        .replace("--data /data/rides", "")  # It makes its own.
+        for line in lines
+    ]
+    finished = run_commands(lines, digits)
     assert "epoch 1/1" in finished.stdout

@@ -20,6 +20,7 @@ from experiment.runs import (
     tfspark_resume,
     tfspark_run,
 )
+from support.disks import small_disk
 
 from tfspark.cli import app
 
@@ -42,6 +43,15 @@ def callbacks(params):
     import keras
 
     class SlowAtFirst(keras.callbacks.Callback):
+        def __init__(self, patience):
+            super().__init__()
+            self.patience, self.epochs = patience, 0
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.epochs += 1
+            rate = float(self.model.optimizer.learning_rate.numpy())
+            print(f"epoch {self.epochs} at rate {rate:g}, patience {self.patience}", flush=True)
+
         def on_train_begin(self, logs=None):
             # By a name that is not kept with the state.
             self._seconds = 0 if self.model.optimizer.iterations.numpy() else 0.08
@@ -49,9 +59,9 @@ def callbacks(params):
         def on_train_batch_end(self, batch, logs=None):
             time.sleep(self._seconds)
 
-    return [SlowAtFirst()]
+    return [SlowAtFirst(params["patience"])]
 """
-"""Epochs of a run that is not resumed are longer than the workers take to meet."""
+"""Until it is resumed, an epoch is longer than the workers take to meet. It prints what it counts and was given."""
 
 
 def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
@@ -108,6 +118,7 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
 def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL + SLOW_AT_FIRST)
     config = experiment(epochs=500) | {"checkpoint": {"every_seconds": 3600}}
+    config["model"]["params"], config["train"]["learning_rate"] = {"patience": 2}, 0.002
     broken_off = interrupt_run(tmp_path, config, logged("epoch 2/.* step"), signal.SIGINT)
     assert broken_off.returncode == 128 + signal.SIGINT
     first = run_directory(tmp_path)
@@ -118,7 +129,9 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     )
     epochs = events_of(first, "epoch")[-1]["epoch"] + 2
 
-    resumed = tfspark_resume(tmp_path, first, "--set", f"train.epochs={epochs}").check()
+    changes = [f"train.epochs={epochs}", "train.learning_rate=0.001", "model.params.patience=20"]
+    settings = [word for change in changes for word in ("--set", change)]
+    resumed = tfspark_resume(tmp_path, first, *settings).check()
 
     assert "resumed: goes on in epoch " in resumed.stdout
     (second,) = set((tmp_path / "runs").iterdir()) - {first}
@@ -130,6 +143,10 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     assert [event["epoch"] for event in told] == list(range(1, epochs + 1))
     assert [event["loss"] for event in told] == node["history"]["loss"]
     assert results["resumed_from"] == str(first)
+    assert "epoch 1 at rate 0.002, patience 2\n" in (first / "logs/worker-0.log").read_text()
+    said = (second / "logs/worker-0.log").read_text()
+    assert f"epoch {epochs} at rate 0.001, patience 20\n" in said, said
+    assert "at rate 0.002" not in said
     assert sorted(first.rglob("state-*/*")) == kept, (
         "the earlier run's checkpoints are not this one's to remove"
     )
@@ -164,6 +181,58 @@ def test_run_when_a_checkpoint_of_the_state_cannot_be_kept_warns_and_trains_on(t
     assert [event["epoch"] for event in events_of(run, "epoch")] == [1, 2]
     assert len(events_of(run, "state_not_kept")) == 1
     assert len(list((run / "checkpoints").glob("state-*"))) == 2
+
+
+FILLS_THE_DISK = """
+
+def callbacks(params):
+    import glob
+    import keras
+
+    class FillsTheDisk(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            (run,) = glob.glob(params["runs"] + "/lost-*")
+            try:
+                with open(params["runs"] + "/ballast", "ab", buffering=0) as ballast:
+                    while epoch:
+                        ballast.write(bytes(512))
+            except OSError as error:
+                print(error, flush=True)
+
+    return [FillsTheDisk()]
+
+
+def draw_epoch(model, epoch, directory):
+    with open(f"{directory}/epoch-{epoch}.txt", "w") as picture:
+        picture.write("a picture" * 1000)
+"""
+
+
+def test_run_whose_disk_fills_up_trains_to_the_end_and_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL + FILLS_THE_DISK)
+    config = experiment(epochs=4) | {"output": {"dir": str(tmp_path / "disk")}}
+    config["data"] |= {"test": {"fraction": 0.2}}
+    config["model"]["params"] = {"runs": str(tmp_path / "disk")}
+
+    with small_disk(tmp_path / "disk", "size=1m"):
+        ended = tfspark_run(tmp_path, config)
+        (run,) = (tmp_path / "disk").glob("lost-*")
+        kept = {path.relative_to(run).parts[0] for path in run.rglob("*")}
+
+    said = ended.stdout + ended.stderr
+    assert (ended.returncode, ended.survivors) == (WRONG_CONFIGURATION, ()), said
+    no_room = "No space left on device"
+    assert "epoch 4/4 " in ended.stdout, said
+    assert f"a checkpoint could not be kept ({no_room}" in ended.stdout
+    assert f"run.log lacks lines from here on: {no_room}" in ended.stdout
+    for name in ("checkpoints/epoch-0004.keras", "pictures/epoch-4.txt"):
+        assert f"{name} could not be kept: {no_room}" in said
+    assert f"some results are missing in the run directory: {no_room}" in said
+    assert "accuracy" in ended.stdout.split("epoch 4/4 ")[1], "the table of results is shown"
+    assert (
+        f"error: expected to write into the run directory {run}, the system said: {no_room}" in ended.stderr
+    )
+    assert {"config.yaml", "versions.json", "run.log", "metrics.jsonl", "checkpoints", "pictures"} <= kept
 
 
 # --- refused before Spark starts -------------------------------------------------------------------
@@ -201,6 +270,17 @@ def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> P
     }  # fmt: skip
     (state / "manifest.json").write_text(json.dumps(manifest))
     return Path("earlier")
+
+
+def test_run_without_room_for_its_first_files_says_so(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    config = experiment(epochs=1) | {"output": {"dir": str(tmp_path / "disk")}}
+    Path("experiment.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    with small_disk(tmp_path / "disk", "size=4k") as disk:
+        (disk / "ballast").write_bytes(bytes(4096))
+        err = refused("experiment.yaml")
+    assert f"expected to write into the run directory {disk}/lost-" in err
+    assert "No space left on device; make room there, or set output.dir" in err
 
 
 def test_run_without_configuration_and_resume_says_what_to_type(refused: Refused) -> None:

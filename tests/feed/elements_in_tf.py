@@ -1,7 +1,7 @@
-"""Build elements from rows in a process with TensorFlow, as a trainer does; prints what came of each case as JSON.
+"""Build elements from rows and from files in a process with TensorFlow, as a trainer does; print them as JSON.
 
-Usage: elements_in_tf.py CASES: a file, a JSON list of ``{"columns", "batches", "replicas"}``; a batch is text of
-`encode_sample`.
+Usage: elements_in_tf.py CASES FILES. CASES: a file, a JSON list of ``{"columns", "batches", "replicas"}``; a batch is
+text of `encode_sample`. FILES: a folder of TFRecord files with the columns x and label.
 """
 
 from __future__ import annotations
@@ -12,10 +12,39 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+FILES_BATCH = 100
+
 
 def main() -> None:
+    import tensorflow as tf
+
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     cases = json.loads(Path(sys.argv[1]).read_text())
     print("RESULT " + json.dumps([outcome(case) for case in cases]))
+    print("FILES " + json.dumps([labels_of_steps(sys.argv[2], devices) for devices in (1, 2)]))
+
+
+def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
+    """Read an epoch of files on a worker of so many devices, as Keras does; return the labels of each step."""
+    import tensorflow as tf
+
+    from tfspark import Column, TFRecordFiles
+    from tfspark.cluster.context import Hooks
+    from tfspark.feed.columns import Columns
+    from tfspark.feed.files import files_dataset
+
+    strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
+    plan = TFRecordFiles(folder, Columns((Column("x"),), Column("label"))).plan(1, FILES_BATCH)
+    context: Any = SimpleNamespace(node=SimpleNamespace(task_index=0), hooks=Hooks(), strategy=strategy)
+    feed = files_dataset(context, plan)._tfspark_feed
+    feed.open_pass()
+    iterator, steps = feed.iterator(), list[list[int]]()
+    while feed.has_step(len(steps)):
+        _, labels, _ = next(iterator)
+        parts = strategy.experimental_local_results(labels)
+        steps.append([int(label) for part in parts for label in part.numpy()])
+    return steps
 
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +37,7 @@ class FaultyCalls:
         self._client = client
         self._chance = chance
         self._rate = rate
-        self._last = ""
+        self._before: deque[str] = deque(maxlen=APART)
 
     def do_action(self, action: flight.Action, options: flight.FlightCallOptions) -> Any:
         return self._faulty(lambda: list(self._client.do_action(action, options)))
@@ -53,9 +54,9 @@ class FaultyCalls:
 
     def _faulty(self, call: Callable[[], Any]) -> Any:
         fault = self._chance.choice(FAULTS) if self._chance.random() < self._rate else ""
-        if fault == self._last == "answer is too late":
-            fault = ""  # Each of these takes half a minute in earnest, after which a network counts as gone.
-        self._last = fault
+        if fault == "answer is too late" and fault in self._before:
+            fault = ""  # Each of these takes half a minute in earnest; after two a network counts as gone.
+        self._before.append(fault)
         if fault == "does not arrive":
             raise flight.FlightUnavailableError("the connection was reset before the call arrived")
         if fault == "late":
@@ -70,6 +71,8 @@ class FaultyCalls:
         return answer
 
 
+APART = 5
+"""Calls between two whose answers come too late: a call that is made again for other faults, too, has one of them."""
 FAULTS = ("does not arrive", "answer is lost", "answer is too late", "arrives twice", "late")
 
 

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfspark.feed.batching import Batcher, Rows, concatenate, num_rows, pad, take
+from tfspark.feed.batching import (
+    Batcher,
+    Rows,
+    concatenate,
+    num_rows,
+    pad,
+    take,
+    to_sparse,
+    with_dense_rows,
+)
 
 SIZES = st.lists(st.integers(0, 25), max_size=15)
 
@@ -113,3 +122,18 @@ def test_take_with_a_slice_gives_views_and_concatenate_of_one_piece_is_the_piece
     part = take(rows, slice(2, 4))
     assert np.shares_memory(part["pair"], rows["pair"])
     assert concatenate([part]) is part
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@pytest.mark.parametrize("shape", [(5,), (2, 3)])
+def test_rows_kept_without_their_zeros_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(-1, 2, (7, *shape)).astype(dtype)
+    values[3] = 0
+    if dtype != "int16":
+        values[4] = np.nan
+    kept: Rows = {"v": to_sparse(values), "id": np.arange(7)}
+    assert kept["v"].shape == (7,)
+    back = with_dense_rows(take(kept, [4, 0, 3]))
+    np.testing.assert_array_equal(back["v"], values[[4, 0, 3]])
+    assert back["v"].dtype == dtype
+    assert back["id"].tolist() == [4, 0, 3]

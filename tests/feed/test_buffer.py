@@ -130,8 +130,8 @@ class BufferMachine(RuleBasedStateMachine):
     def acknowledge(self, data: st.DataObject) -> None:
         reader = data.draw(st.sampled_from(self.readers))
         self.buffer.acknowledge(reader, self.sequence[reader])
-        if reader not in self.lost:
-            self.unacknowledged.discard(reader)
+        self.unacknowledged.discard(reader)
+        self.lost.pop(reader, None)  # Given back: whoever pulls next gets it.
 
     @rule()
     def finish(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -375,6 +376,50 @@ def test_source_that_nobody_reads_when_silent_is_superseded() -> None:
     clock.now += 0.2
     assert source_up(directory, 0)["action"] == "serve"
     assert directory.source_alive(first["source"])["stop"], "the first is back, and too late"
+
+
+@pytest.mark.parametrize(("repeatable", "delivered"), [(False, True), (False, False), (True, True)])
+def test_second_attempt_whose_rows_may_have_moved_ends_the_pass_if_some_were_delivered(
+    repeatable: bool, delivered: bool
+) -> None:
+    clock = Clock()
+    directory = opened(clock=clock)
+    directory.note_layout("train", 0, {"repeatable": repeatable})
+    first = source_up(directory, 0)["source"]
+    lease(directory, 0)
+    directory.release(first, 0, [[0, 5]] if delivered else [], gone=True)
+    second = source_up(directory, 0)
+    moved = delivered and not repeatable
+    assert (second["action"], second.get("moved", False)) == (("stop", True) if moved else ("serve", False))
+    assert source_up(directory, 1)["action"] == ("stop" if moved else "serve")
+
+
+def test_directory_does_not_grow_with_the_passes_and_still_knows_how_many_rows_each_reader_had() -> None:
+    directory = opened()
+
+    def bytes_after(num_passes: int) -> int:
+        for _ in range(num_passes):
+            index = directory.open_pass("train")
+            for partition in range(20):
+                source = directory.source_up(
+                    "train", index, partition, f"grpc://h:{partition}", "h", partition
+                )
+                directory.lease("train", index, 0, "h", [], -1)
+                directory.release(source["source"], 0, [[i, i + 5] for i in range(0, 100, 10)], False)
+                directory.partition_done("train", index, partition, 100)
+            directory.finish_pass("train", index)
+            for rank, rows in enumerate((2000, 0)):
+                directory.agree("train", index, rank, 10, True, rows)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = bytes_after(10)
+        grown = bytes_after(100) - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 100 * 1000, "of each pass there is no more than a reference"
+    assert directory.most_rows("train") == 110 * 2000
 
 
 def test_source_that_is_unknown_is_told_to_stop() -> None:

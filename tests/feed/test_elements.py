@@ -239,9 +239,13 @@ CASES: dict[str, Case] = {
 }
 
 
+NUM_FILES = 1000
+"""So many were not read within a minute when each was a node of the graph."""
+
+
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What came of all cases, in one process with TensorFlow."""
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process with TensorFlow made of all cases, and of many files of one record each, but for the last."""
     given = [
         {
             "columns": case.columns.to_json(),
@@ -250,16 +254,41 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         }
         for case in CASES.values()
     ]
-    path = tmp_path_factory.mktemp("elements") / "cases.json"
-    path.write_text(json.dumps(given))
-    script = Path(__file__).with_name("elements_in_tf.py")
+    folder = tmp_path_factory.mktemp("elements")
+    (folder / "cases.json").write_text(json.dumps(given))
+    (folder / "files").mkdir()
+    for number in range(NUM_FILES):
+        labels = [number] if number < NUM_FILES - 1 else list(range(number, number + 51))
+        rows = batch(x=[float(label) for label in labels], label=labels)
+        (folder / f"files/part-{number:05d}").write_bytes(encode_batch(rows))
+    script = str(Path(__file__).with_name("elements_in_tf.py"))
     done = subprocess.run(
-        [sys.executable, str(script), str(path)], capture_output=True, text=True, timeout=DONE_S, check=False
+        [sys.executable, script, str(folder / "cases.json"), str(folder / "files")],
+        capture_output=True,
+        text=True,
+        timeout=DONE_S,
+        check=False,
     )
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")] or [
-        done.stderr[-3000:]
-    ]
-    return dict(zip(CASES, json.loads(line.removeprefix("RESULT ")), strict=True))
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    return {name: json.loads(rest) for name, _, rest in lines if name in ("RESULT", "FILES")}
+
+
+@pytest.fixture(scope="module")
+def outcomes(printed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What came of each case."""
+    return dict(zip(CASES, printed["RESULT"], strict=True))
+
+
+def test_epoch_of_many_files_has_each_row_once_however_many_devices_a_worker_has(
+    printed: dict[str, Any],
+) -> None:
+    """The last batch is filled up with rows that weigh nothing."""
+    labels = list(range(NUM_FILES + 50))
+    for steps in printed["FILES"]:
+        assert [len(step) for step in steps] == [100] * 11
+        assert sorted({label for step in steps for label in step}) == labels
+        assert [label for step in steps for label in step][: len(labels)] == labels
 
 
 def told(tensor: Any) -> Any:

@@ -1,4 +1,9 @@
-"""A network that fails between real clients and real servers: each row comes once, nobody waits for ever or raises."""
+"""A network that fails between real clients and real servers: each row comes once, nobody waits for ever or raises.
+
+A thousand schedules of each kind, in an hour and without much of the CPU:
+``TFSPARK_FAULT_SCHEDULES=1000 scripts/test -m slow tests/feed/test_faults.py -k many``. What happens in a schedule
+depends on the timing of threads, too: a seed that fails does so in some of its runs.
+"""
 
 from __future__ import annotations
 

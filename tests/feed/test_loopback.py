@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -141,8 +142,11 @@ def test_pass_without_synchronous_steps_gives_each_row_once_and_pads_nothing() -
     assert sum(len(batch["id"]) for one in taken for batch in one.batches) == 43
 
 
-def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    size, count, dense = 10_000, 60, []
+@pytest.mark.parametrize("window", [0, 250])
+def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    size, count, dense = 40_000, 300, []
 
     def noted(batch: pa.RecordBatch, columns: Columns) -> Rows:
         rows = to_numpy(batch, columns)
@@ -166,12 +170,36 @@ def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(monkeypatch: pyte
     monkeypatch.setattr(reader, "to_numpy", noted)
     monkeypatch.setattr(loopback, "rows_from", vectors)
     columns = Columns((Column("id"), Column("v")))
-    spec = replace(SPEC, columns=columns, num_readers=1, chunk_bytes=1 << 18)
-    with Loopback(spec) as loop:
-        (taken,) = run_pass(loop, [[vectors(0, count)]])
-    assert sorted(taken.ids()) == list(range(count))
-    assert all(batch["v"].sum() == batch["id"].sum() for batch in taken.batches)
-    assert max(dense) <= 1 << 18 < 8 * size * count
+    spec = replace(SPEC, columns=columns, num_readers=1, chunk_bytes=1 << 20, shuffle_rows=window)
+    ids = []
+
+    def check(batch: Rows) -> None:
+        places, values = np.nonzero(batch["v"]), batch["v"].sum(axis=1)
+        real = batch["id"] > 0
+        assert batch["v"].shape == (spec.batch_size, size)
+        assert batch["v"].dtype == np.float64
+        assert places[1].tolist() == values[real].tolist() == batch["id"][real].tolist()
+        ids.extend(batch["id"][batch[WEIGHT] > 0].tolist())
+
+    tracemalloc.start()
+    try:
+        with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
+            index = loop.open_pass()
+            served = pool.submit(loop.feed, index, [[vectors(0, count)]], 1)
+            with (
+                ActionClient(loop.control.location, loop.secret) as control,
+                contextlib.closing(loop.reader(control, 0, index)) as batches,
+            ):
+                for batch in batches:
+                    check(batch)
+            assert served.result() == count
+        (_, most) = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sorted(ids) == list(range(count))
+    assert (ids == sorted(ids)) == (not window)
+    assert max(dense) <= 1 << 20
+    assert most < 8 * size * count / 2, "a window of dense rows would be larger"
 
 
 # --- trainers of unequal speed ---------------------------------------------------------------------
@@ -556,7 +584,7 @@ def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -
     with Loopback(SPEC, tls=True) as loop, source_server(loop.secret) as source:
         for location in (loop.control.location, source.location):
             where = location if certificate else location.replace("grpc+tls", "grpc")
-            with ActionClient(where, Secret(loop.secret.token, certificate)) as client:
+            with ActionClient(where, Secret(loop.secret.token, certificate), unreached_s=0.0) as client:
                 for call in calls_of(client):
                     with pytest.raises(flight.FlightUnavailableError):
                         call()

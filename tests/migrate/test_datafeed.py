@@ -301,6 +301,18 @@ def test_parallel_run_gives_each_process_its_number_and_no_cluster(
     assert len({node["pid"] for node in told}) == num_executors
 
 
+@pytest.mark.slow
+def test_parallel_run_bears_a_process_that_holds_the_interpreters_lock(spark: SparkSession) -> None:
+    """As one does that unpickles gigabytes: none of its threads can report that it lives."""
+
+    def hold(args: Any, ctx: Any) -> None:
+        import ctypes
+
+        ctypes.PyDLL(None).sleep(20)
+
+    TFParallel.run(spark, hold, None, 1)
+
+
 def test_parallel_run_when_one_process_fails_raises_its_error(spark: SparkSession) -> None:
     def fail(args: Any, ctx: Any) -> None:
         raise ValueError(f"no luck on {ctx.worker_num}")

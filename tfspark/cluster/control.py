@@ -7,6 +7,7 @@ trainers shall do next), all under one lock. Calls that wait for something are a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -30,6 +31,8 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 
 FILE_CHUNK_BYTES = 4 << 20
+EXTRAS = ("checkpoints", "pictures")
+"""Folders of the run directory without whose files a training goes on, and can still be exported."""
 KEPT_SUMS = 4
 KEPT_RESULTS = 64
 """Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
@@ -173,17 +176,24 @@ class ControlPlane(ActionServer):
         """Take in a node."""
         node = request["node"]
 
-        def register() -> Json:
+        def register() -> tuple[Json, bool]:
             before = self.registry.nodes[node].attempt
-            reply: Json = self.registry.register(
-                node, request["host"], request["port"], request["versions"], request.get("executor", "")
+            reply = self.registry.register(
+                node,
+                request["host"],
+                request["port"],
+                request["versions"],
+                request.get("executor", ""),
+                request.get("task", ""),
             )
-            if 0 < before < reply.get("attempt", 0):
+            is_new = before < reply.get("attempt", 0)
+            if is_new and before:
                 self._lose_reader(node)
-            return reply
+            return reply, is_new
 
-        reply: Json = self.update(register)
-        if reply["action"] == "go":
+        reply: Json
+        reply, is_new = self.update(register)
+        if is_new:
             name = self.registry.nodes[node].spec.name
             self._observer("registered", {"node": name, "host": request["host"], "port": request["port"]})
             if reply["attempt"] > 1:
@@ -364,12 +374,24 @@ class ControlPlane(ActionServer):
         name = header["name"]
         if self._artifact_dir is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
+        batches = uploaded(reader)
         try:
-            receive_files(uploaded(reader), self._artifact_dir, name)
+            receive_files(batches, self._artifact_dir, name)
         except OSError as error:
-            self._cannot_keep(name, error)
-            raise
+            if error.errno is None or safe_parts(name)[0] not in EXTRAS:
+                self._cannot_keep(name, error)
+                raise
+            _read_to_the_end(batches)
+            self._observer("not_kept", {"name": name, "why": f"{error.strerror}: {self._artifact_dir}"})
         self.update(lambda: None)
+
+    def remove_artifact(self, name: str) -> None:
+        """Remove an upload that nobody needs any more, and its folder if it was the last in it."""
+        if self._artifact_dir is not None:
+            with contextlib.suppress(OSError):
+                path = self._artifact_dir.joinpath(*safe_parts(name))
+                _remove(path)
+                path.parent.rmdir()
 
     def _take_part(self, header: Json, reader: Any) -> None:
         """Keep a part of a checkpoint; a disk that cannot hold it is told, and training goes on."""
@@ -393,8 +415,7 @@ class ControlPlane(ActionServer):
             if self.registry.stopping:
                 return  # What was on its way was removed by the life that follows.
             self.update(lambda: store.drop(header))
-            for _ in batches:
-                pass  # Else the trainer, which is still sending, would take its broken stream for an error.
+            _read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
@@ -442,6 +463,10 @@ class ControlPlane(ActionServer):
         """See `FeedDirectory.source_up`."""
         with self._changed:
             reply = self.directory.source_up(**request)
+            if reply.get("moved"):
+                self.registry.fail_cluster(
+                    rows_moved(request["partition"], request["stream"]), transient=True
+                )
             if reply["action"] == "wait":
                 self._changed.wait(LONG_POLL_S)
             self._changed.notify_all()
@@ -590,6 +615,15 @@ def observer_failed(event: str, error: Exception) -> TfsparkError:
     return failure
 
 
+def rows_moved(partition: int, stream: str) -> TfsparkError:
+    """Return the error that says why a partition cannot be served again from where its first attempt ended."""
+    return TfsparkError(
+        f"expected Spark to compute partition {partition} of {stream!r} again with its rows in the same places, since "
+        "a part of it was trained on before its task was lost; after a shuffle they are in the order in which they "
+        "arrive: add sortWithinPartitions(...) by a unique column, or write the rows to files first"
+    )
+
+
 def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:
     """Write an uploaded artifact below `directory`, aside first and renamed when whole.
 
@@ -606,6 +640,12 @@ def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str)
         aside.rename(target)
     finally:
         _remove(aside)
+
+
+def _read_to_the_end(batches: Iterable[pa.RecordBatch]) -> None:
+    """Take what is still sent: else the trainer would take its broken stream for an error."""
+    for _ in batches:
+        pass
 
 
 def _write_files(batches: Iterable[pa.RecordBatch], aside: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.direct import DirectRows
-from tfspark.cluster.layout import PlannedRows
+from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
 from tfspark.cluster.registry import REPLACEMENT_S
 from tfspark.cluster.roles import NodeSpec
@@ -22,7 +22,7 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.reader import StreamSpec
 from tfspark.feed.scan import ScanTask
-from tfspark.feed.source import FEED_RESULT_DDL, SAMPLE_DDL, FeedTask, first_row
+from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, SAMPLE_DDL, FeedTask, first_row
 from tfspark.feed.spark_names import map_in_arrow
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 JOIN_TIMEOUT_S = 5.0
+NETWORK_FAILED = (NOT_REACHED, "FlightUnavailableError: ", "FlightTimedOutError: ")
+"""What is in the error of a Spark job when the network between feed tasks, workers and driver failed."""
 
 
 def for_evaluation(spec: StreamSpec, name: str) -> StreamSpec:
@@ -209,10 +211,33 @@ class Feeder:
                 self._control.update(lambda: directory.abandon_pass(stream, index))
                 feeding.join(JOIN_TIMEOUT_S)
                 return False
-            feeding.result()
+            try:
+                feeding.result()
+            except Exception as error:
+                self._check_network(stream, error)
+                raise
+            unfinished = directory.unfinished(stream, index)
+            if unfinished:
+                raise TfsparkError(
+                    f"expected Spark to compute all of {stream!r}, its job ended before partition {unfinished[0]} did; "
+                    "this is a defect of tfspark, please report it"
+                )
             return True
         finally:
             feeding.cancel()
+
+    def _check_network(self, stream: str, error: Exception) -> None:
+        """If it was the network that made a feed task fail, as often as Spark tried it, raise that: it may pass."""
+        message = str(error)
+        if any(cause in message for cause in NETWORK_FAILED):
+            lines = message.splitlines()
+            said = next(line.strip() for line in lines if any(cause in line for cause in NETWORK_FAILED))
+            failure = TfsparkError(
+                f"expected the tasks that feed {stream!r} to be reached by every worker, and to reach the driver, the "
+                f"network between them failed: {said}"
+            )
+            self._control.update(lambda: self._control.registry.fail_cluster(failure, transient=True))
+            self._control.check()
 
     def _reopened(self, stream: str, index: int, job: int) -> bool:
         """Tell whether rows must be served again, since a worker that had received them was lost."""
@@ -273,6 +298,8 @@ class Feeder:
         """
         spec, order, directory = self._specs[stream], list[int](), self._directory
         if not isinstance(rows, PlannedRows):
+            repeatable = is_determinate(rows)
+            self._control.update(lambda: directory.note_layout(stream, index, {"repeatable": repeatable}))
             elements = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
             return self._spark.createDataFrame(elements, FEED_RESULT_DDL)
         planned, layout = rows.of_pass(index)

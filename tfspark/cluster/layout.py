@@ -24,6 +24,7 @@ from tfspark.cluster.direct import DirectRows, NotDirectError, direct_rows
 from tfspark.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
 
 logger = logging.getLogger("tfspark")
@@ -226,6 +227,15 @@ def refuse_direct(scan: str, why: str) -> None:
         )
 
 
+def is_determinate(rdd: RDD[Any]) -> bool:
+    """Tell whether Spark computes an RDD's partitions again with their elements in the same places."""
+    return _is_determinate(rdd._jrdd.rdd())
+
+
+def _is_determinate(jvm_rdd: Any) -> bool:
+    return str(jvm_rdd.outputDeterministicLevel()) == "DETERMINATE"
+
+
 def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout]:
     """Plan a DataFrame; return one that reads the RDD of this plan."""
     from pyspark.sql import DataFrame
@@ -268,7 +278,7 @@ class _Plan:
             self.is_comparable &= "Range" not in node.outputPartitioning().getClass().getSimpleName()
             return False
         if name == "RDDScanExec":
-            return str(node.rdd().outputDeterministicLevel()) == "DETERMINATE"
+            return _is_determinate(node.rdd())
         if name in ("SortExec", "TakeOrderedAndProjectExec") and keeps_order:
             return True
         return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ class _Node:
             port = held.enter_context(_reserved_port())
             reply = self._control.call(
                 "register",
-                attempts=1,
+                task=uuid.uuid4().hex,
                 node=self._spec.index,
                 host=self._host,
                 port=port.getsockname()[1],

@@ -78,6 +78,8 @@ class Node:
     host: str = ""
     address: str = ""
     executor: str = ""
+    task: str = ""
+    reply: Json = field(default_factory=dict)
     stops: bool = False
     leaving: str = ""
     leaves_at: float = 0.0
@@ -128,20 +130,37 @@ class Registry:
         self._trainer_timeout_s = trainer_timeout_s
         self._clock = clock
         self._fatal: Exception | None = None
+        self._fatal_is_transient = False
 
     # --- what nodes say ----------------------------------------------------------------------------
 
     def register(
-        self, index: int, host: str, port: int, versions: Mapping[str, str | None], executor: str = ""
+        self,
+        index: int,
+        host: str,
+        port: int,
+        versions: Mapping[str, str | None],
+        executor: str = "",
+        task: str = "",
     ) -> Json:
         """Take in a node; reply with its attempt number, the fencing token of all it says later.
 
-        A second registration means that Spark started the node's task anew: its first life was lost. If the node is
-        replaced, its TensorFlow server must have the address that the others know: the reply has its port.
+        A registration by another `task` means that Spark started the node's task anew: its first life was lost. If the
+        node is replaced, its TensorFlow server must have the address that the others know: the reply has its port. The
+        same task may register again, since its answer was lost: it gets the same.
         """
         node = self.nodes[index]
         if self.stopping:
             return {"action": "stop"}
+        if not (task and task == node.task):
+            node.reply = self._taken_in(node, host, port, versions, executor)
+            node.task = task
+        return node.reply
+
+    def _taken_in(
+        self, node: Node, host: str, port: int, versions: Mapping[str, str | None], executor: str
+    ) -> Json:
+        index = node.spec.index
         if node.attempt and host == node.host and (attempt := self.replace(index, node.attempt)):
             node.executor, node.leaving = executor, ""
             return {"action": "go", "attempt": attempt, "port": int(node.address.rpartition(":")[2])}
@@ -235,10 +254,11 @@ class Registry:
         self._fail(node, "killed", cause)
         node.ended = True
 
-    def fail_cluster(self, error: Exception) -> None:
-        """Note a failure that belongs to no node."""
+    def fail_cluster(self, error: Exception, transient: bool = False) -> None:
+        """Note a failure that belongs to no node; `transient`: it may not happen again."""
         if self._fatal is None and not self.stopping:
             self._fatal, self.failed = error, True
+            self._fatal_is_transient = transient
 
     # --- what the driver asks ----------------------------------------------------------------------
 
@@ -308,7 +328,9 @@ class Registry:
     @property
     def is_transient(self) -> bool:
         """Whether what `error` tells may not happen again: a process or a host was lost, no program was wrong."""
-        return self._fatal is None and all(f.kind in TRANSIENT for f in self._failures())
+        if self._fatal is not None and not self._fatal_is_transient:
+            return False
+        return all(failure.kind in TRANSIENT for failure in self._failures())
 
     def missing(self) -> list[str]:
         """Names of the nodes that have not registered."""

@@ -640,6 +640,8 @@ class TFCluster:
             self._keep_log(fields["node"], fields["lines"])
         if event == "epoch":
             fields = {**fields, "rows_fed": self._trainings.rows_of_epoch(fields["epoch"])}
+        if event == "not_kept":
+            logger.warning("%s could not be kept: %s; training goes on", fields["name"], fields["why"])
         if event == "tensorboard":
             self._tensorboard_url = fields["url"]
         if event == "weights":

@@ -487,6 +487,7 @@ class Trainings:
             self.feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
+        self._lives.control.remove_artifact(weights)
 
     # --- new lives -----------------------------------------------------------------------------------
 
@@ -496,6 +497,7 @@ class Trainings:
         assert recovery is not None
         if self._side_car is not None:
             self._side_car.abandon()
+            self._lives.control.remove_artifact("side-car")  # Weights that were not evaluated.
         self._side_car, self._num_side_car = None, 0
         self._lives.feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
         if self._files is not None:

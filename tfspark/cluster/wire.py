@@ -32,7 +32,7 @@ Json = dict[str, Any]
 CALL_TIMEOUT_S = 30.0
 CALL_ATTEMPTS = 2
 """A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
-Every action but ``register`` can be repeated: it says what is, not what to add."""
+Every action can be repeated: it says what is, not what to add, or who calls."""
 UNREACHED_S = 10.0
 """How long a call is tried again whose connection was reset, as by a firewall or a VPN, or that reached nobody."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -49,6 +49,14 @@ MAX_ROW_BYTES = 1 << 30
 
 _LAST = b"last"
 """What ends an upload: to a gRPC server the stream of a client that was killed just ends."""
+
+_CHANNEL = [
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""Settings of gRPC's connections: never through a proxy, and connect again soon. By default gRPC waits a second at
+first, and longer each time a connection is reset before it is up: after a few times longer than `UNREACHED_S`."""
 
 _HEADER = "authorization"
 _TLS_NAME = "tfspark"
@@ -182,7 +190,7 @@ class ActionClient:
             if secret.certificate
             else {}
         )
-        self._client = flight.connect(location, generic_options=[("grpc.enable_http_proxy", 0)], **tls)
+        self._client = flight.connect(location, generic_options=_CHANNEL, **tls)
 
     def call(
         self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any

@@ -30,6 +30,7 @@ class RunConsole:
         self._rows_per_epoch: int | None = None
         self._lock = threading.Lock()
         self._bar: TaskID | None = None
+        self._lacks_lines = False
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -124,8 +125,15 @@ class RunConsole:
                 self.line(f"[{node}] {text}")
 
     def _write(self, text: str) -> None:
-        self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-        self._log.flush()
+        try:
+            self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            self._log.flush()
+        except OSError as error:  # A full disk does not end the training.
+            if not self._lacks_lines:
+                self._lacks_lines = True
+                self._console.print(
+                    f"warning: run.log lacks lines from here on: {error.strerror}", markup=False
+                )
 
 
 def rows_per_s(fields: Mapping[str, Any], rows: int) -> float:

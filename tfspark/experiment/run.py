@@ -95,13 +95,19 @@ class _Watch:
             return
         if "metrics" in fields:
             fields = {**fields, "metrics": single_numbers(fields["metrics"])}
-        try:
+        with self.tolerating_full_disk():
             handler(fields)
-        except OSError as error:  # A full disk does not end the training.
+
+    @contextmanager
+    def tolerating_full_disk(self) -> Iterator[None]:
+        """Warn once of what cannot be written, and go on: a full disk does not end a training."""
+        try:
+            yield
+        except OSError as error:
             why = f"{error.strerror or error}: {self.directory.path}"
             if why not in self.warned_of:
                 self.warned_of.add(why)
-                logger.warning("the run directory lacks what was told since: %s", why)
+                logger.warning("some results are missing in the run directory: %s", why)
 
     def _on_reserved(self, fields: Mapping[str, Any]) -> None:
         self.seconds["reservation"] = fields["seconds"]
@@ -175,6 +181,9 @@ class _Watch:
             self.console.state_not_kept(fields["why"])
             self.directory.add_metrics("state_not_kept", **fields)
 
+    def _on_not_kept(self, fields: Mapping[str, Any]) -> None:
+        self.directory.add_metrics("not_kept", **fields)
+
     def _on_rows_differ(self, fields: Mapping[str, Any]) -> None:
         self.console.rows_differ(**fields)
         self.directory.add_metrics("rows_differ", **fields)
@@ -207,17 +216,28 @@ def run_experiment(
     with _quiet_stderr():
         module = load_model_module(experiment.model.module)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
-    directory.write_text("config.yaml", resolved_yaml(experiment))
-    directory.write_versions()
-    if earlier is not None:
-        directory.add_epochs(earlier.epochs)
-    with (directory.path / "run.log").open("a") as log:
+    try:
+        directory.write_text("config.yaml", resolved_yaml(experiment))
+        directory.write_versions()
+        if earlier is not None:
+            directory.add_epochs(earlier.epochs)
+        log = directory.open_log()
+    except OSError as error:
+        raise _cannot_write(directory.path, error) from None
+    with log:
         shown = RunConsole(console, log, experiment.train.epochs, show_worker_logs)
         try:
             return _run(experiment, module, directory, shown, console, earlier)
         except (TfsparkError, KeyboardInterrupt) as error:
             shown.note(f"error: {in_words(error)}" if isinstance(error, TfsparkError) else "interrupted")
             raise
+
+
+def _cannot_write(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"expected to write into the run directory {path}, the system said: {error.strerror}; make room there, or set "
+        "output.dir to a directory on another disk"
+    )
 
 
 @contextmanager
@@ -282,8 +302,9 @@ def _run(
         with spark_errors_in_words(), warming_up(spark, num_warm):
             fetch_known_data(experiment, spark, shown)
             results = _train(experiment, module, directory, shown, watch, spark, earlier)
-    outcome = _report(experiment, directory, results, watch, earlier)
+    outcome = _outcome(directory, results, watch)
     console.print(final_table(outcome.train, outcome.validation, outcome.test))
+    _report(experiment, directory, results, outcome, watch, earlier)
     shown.line(f"results in {directory.path}")
     return outcome
 
@@ -452,47 +473,54 @@ def _test(
     return metrics, confusion, named
 
 
-def _report(
-    experiment: Experiment,
-    directory: RunDirectory,
-    results: _Results,
-    watch: _Watch,
-    earlier: Earlier | None,
-) -> Outcome:
+def _outcome(directory: RunDirectory, results: _Results, watch: _Watch) -> Outcome:
     side_car = results.nodes.get("evaluator 0") or {"history": {}}
     last = single_numbers(
         {name: values[-1] for name, values in {**results.history, **side_car["history"]}.items()}
     )
     train = {name: value for name, value in last.items() if not name.startswith("val_")}
     validation = {name[4:]: value for name, value in last.items() if name.startswith("val_")} or None
-    if results.test is not None:
-        directory.add_metrics("test", **results.test)
-    write_curves(directory.path)
-    classes = None
-    if results.confusion is not None:
-        matrix = np.asarray(results.confusion, np.int64)
-        if matrix.ndim == 2:
+    return Outcome(directory.path, train, validation, results.test, watch.seconds)
+
+
+def _report(
+    experiment: Experiment,
+    directory: RunDirectory,
+    results: _Results,
+    outcome: Outcome,
+    watch: _Watch,
+    earlier: Earlier | None,
+) -> None:
+    """Write what came of the run.
+
+    Raises:
+        ConfigError: there is no room for ``results.json``.
+    """
+    matrix = None if results.confusion is None else np.asarray(results.confusion, np.int64)
+    with watch.tolerating_full_disk():
+        if results.test is not None:
+            directory.add_metrics("test", **results.test)
+        write_curves(directory.path)
+        if matrix is not None and matrix.ndim == 2:
             write_confusion_matrix(directory.path, matrix, results.class_names)
-        classes = class_scores(matrix, results.class_names)
-    if results.curves:
-        draw_roc(directory.path / "roc.png", results.curves)
-    outcome = Outcome(directory.path, train, validation, results.test, watch.seconds)
-    directory.write_json(
-        "results.json",
-        {
-            "name": experiment.name,
-            "train": _finite(train),
-            "validation": None if validation is None else _finite(validation),
-            "test": None if results.test is None else _finite(results.test),
-            "confusion_matrix": results.confusion,
-            "classes": classes,
-            "seconds": watch.seconds,
-            "restarts": watch.restarts,
-            "resumed_from": None if earlier is None else str(earlier.directory),
-            "nodes": results.nodes,
-        },
-    )
-    return outcome
+        if results.curves:
+            draw_roc(directory.path / "roc.png", results.curves)
+    found = {
+        "name": experiment.name,
+        "train": _finite(outcome.train),
+        "validation": None if outcome.validation is None else _finite(outcome.validation),
+        "test": None if results.test is None else _finite(results.test),
+        "confusion_matrix": results.confusion,
+        "classes": None if matrix is None else class_scores(matrix, results.class_names),
+        "seconds": watch.seconds,
+        "restarts": watch.restarts,
+        "resumed_from": None if earlier is None else str(earlier.directory),
+        "nodes": results.nodes,
+    }
+    try:
+        directory.write_json("results.json", found)
+    except OSError as error:
+        raise _cannot_write(directory.path, error) from None
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import platform
 import sys
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tfspark.errors import ConfigError
 from tfspark.experiment.report import metrics_of
@@ -59,6 +60,11 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
+
+    def open_log(self) -> TextIO:
+        """Open ``run.log``, unbuffered: where there is no room, closing it must not fail for what is left to write."""
+        raw = (self.path / "run.log").open("ab", buffering=0)
+        return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
 
     def write_versions(self) -> None:
         """Write which versions ran."""

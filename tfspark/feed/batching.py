@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,47 @@ def pad(rows: Rows, batch_size: int, filler: Rows) -> Rows:
         return rows
     index = np.arange(missing) % num_rows(filler)
     return concatenate([rows, take(filler, index)])
+
+
+@dataclass(frozen=True)
+class SparseRow:
+    """One row of numbers most of which are 0.
+
+    Attributes:
+        shape: of the row.
+        places: of the numbers that are not 0, in the flattened row.
+        numbers: in these places.
+    """
+
+    shape: tuple[int, ...]
+    places: npt.NDArray[np.intp]
+    numbers: npt.NDArray[Any]
+
+
+def to_sparse(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows ``(n, ...)`` of numbers as ``(n,)`` objects of `SparseRow`, to be kept in little memory."""
+    rows = np.empty(len(values), object)
+    for number, row in enumerate(values.reshape(len(values), -1)):
+        places = np.flatnonzero(row)
+        rows[number] = SparseRow(values.shape[1:], places, row[places])
+    return rows
+
+
+def with_dense_rows(rows: Rows) -> Rows:
+    """Undo `to_sparse` in the columns for which it was done."""
+    return {name: _to_dense(values) if _is_sparse(values) else values for name, values in rows.items()}
+
+
+def _is_sparse(values: npt.NDArray[Any]) -> bool:
+    return values.dtype == object and len(values) > 0 and isinstance(values[0], SparseRow)
+
+
+def _to_dense(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    dense = np.zeros((len(rows), *rows[0].shape), rows[0].numbers.dtype)
+    flat = dense.reshape(len(rows), -1)
+    for number, row in enumerate(rows):
+        flat[number, row.places] = row.numbers
+    return dense
 
 
 class Batcher:

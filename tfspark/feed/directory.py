@@ -24,10 +24,9 @@ from tfspark.feed.ranges import Ranges
 
 Json = dict[str, Any]
 
-SOURCE_MISSED_S = 2.5
-"""A source that was heard of since is there, though a reader may not reach it: it beats once a second."""
 SOURCE_SILENCE_S = 5.0
-"""A source that has not been heard of for this long is taken for dead."""
+"""A source that has not been heard of for this long is taken for dead; before, it is there, though a reader may not
+reach it. It beats once a second, on a loaded machine seconds late, and a beat whose connection is reset comes again."""
 
 
 @dataclass
@@ -219,6 +218,11 @@ class FeedDirectory:
         feed_pass.final = not feed_pass.lacks_rows
         return sum(feed_pass.done.values())
 
+    def unfinished(self, stream: str, index: int) -> list[int]:
+        """Return the partitions of the pass that a task has begun to serve and none has ended."""
+        feed_pass = self._streams[stream].passes[index]
+        return sorted(feed_pass.sources.keys() - feed_pass.done.keys())
+
     def abandon_pass(self, stream: str, index: int) -> None:
         """Say that nobody will read the rest of the pass; its sources are told to stop."""
         self._streams[stream].passes[index].abandoned = True
@@ -274,8 +278,9 @@ class FeedDirectory:
     ) -> Json:
         """Take in a source, or tell it to wait, or that its work is not needed.
 
-        A second attempt of a partition waits until every reader of the first has told what it received,
-        and then serves only the rest.
+        A second attempt of a partition waits until every reader of the first has reported what it received,
+        and then serves only the rest. Where its rows may be in other places by now, nobody can tell which
+        those are: the pass ends, and the reply is ``moved``.
         """
         book = self._streams[stream]
         feed_pass = book.passes[index]
@@ -286,6 +291,10 @@ class FeedDirectory:
             return self._serve(book, feed_pass, earlier)  # The answer to the same call was lost.
         if earlier is not None and not self._superseded(earlier):
             return {"action": "wait"}
+        may_move = earlier is not None and not feed_pass.layout.get("repeatable", True)
+        if earlier is not None and may_move and self._need_not_be_served(feed_pass, earlier):
+            feed_pass.abandoned = True
+            return {"action": "stop", "rows": 0, "moved": True}
         source = Source(uuid.uuid4().hex, partition, name, location, host, self._clock(), attempt)
         feed_pass.sources[partition] = source
         feed_pass.all_sources.append(source.id)
@@ -332,7 +341,7 @@ class FeedDirectory:
             return {"there": False}
         book, feed_pass, entry = self._by_id[source]
         over = book.closed or feed_pass.abandoned or entry.lost or entry.partition in feed_pass.done
-        return {"there": not over and self._clock() - entry.heard < SOURCE_MISSED_S}
+        return {"there": not over and self._clock() - entry.heard <= SOURCE_SILENCE_S}
 
     def source_failed(self, source: str) -> Json:
         """Note that a source has ended before its time."""

@@ -23,13 +23,14 @@ from tfspark.cluster.pulse import Pulse
 from tfspark.cluster.wire import ActionClient, Json, Secret, plain
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
-from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take
+from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take, to_sparse, with_dense_rows
 from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.columns import Columns
 from tfspark.feed.ledger import Ledger, Used
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import open_shared, shared_place
 from tfspark.feed.source import CHUNK
+from tfspark.feed.structs import is_vector
 
 logger = logging.getLogger("tfspark")
 
@@ -49,6 +50,10 @@ RETRY_S = 0.05
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""
 MAX_LEASES = 4
+SEQUENCE_BITS = 32
+"""Of the number of a chunk; above them is that of the lease, so that a late call of an earlier lease means no chunk."""
+LONG_VECTOR_BYTES = 8192
+"""Vectors of Spark ML that are this long when dense wait in the shuffle window without their zeros."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,20 @@ class Start:
 
 @dataclass
 class Lease:
-    """A source this reader pulls from."""
+    """A source this reader pulls from.
+
+    Attributes:
+        sequence: of the last chunk that arrived; before the first, a number that no earlier lease of the source had.
+        acknowledged: whether the source knows that it arrived.
+        unreached_since: when the last call failed, monotonic seconds; 0: it did not. Its answer may have been a chunk.
+    """
 
     source: str
     partition: int
     name: int
     client: ActionClient
     rows_before: int
-    sequence: int = 0
+    sequence: int
     acknowledged: bool = True
     unreached_since: float = 0.0
     delivered: Ranges = field(default_factory=Ranges)
@@ -173,6 +184,7 @@ class PassReader:
         self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, self._rng)
         self._place = shared_place()
         self._leases: list[Lease] = []
+        self._num_leases = 0
         self._clients: dict[str, ActionClient] = {}
         self._last_partition = -1
         self._first_step = start.steps
@@ -265,7 +277,7 @@ class PassReader:
             rows = self._converted(place, batch)
             self._rows += num_rows(rows)
             self._filler = take(rows, [0])
-            self._batcher.add(self._with_origin(rows, place))
+            self._batcher.add(self._to_keep(self._with_origin(rows, place), batch.schema))
             for full in self._batcher.full_batches():
                 self._put(self._noted(full))
         if not self._is_open:
@@ -274,6 +286,19 @@ class PassReader:
             rows = self._noted(last)
             self._put(self._padded(rows) if self._spec.synchronous else rows)
         self._agree_on_end()
+
+    def _to_keep(self, rows: Rows, schema: pa.Schema) -> Rows:
+        """Return rows as a window of many keeps them: long vectors by the numbers in them that are not 0."""
+        if not self._spec.shuffle_rows:
+            return rows
+        long = {
+            name
+            for name, values in rows.items()
+            if name in schema.names
+            and is_vector(schema.field(name).type)
+            and values[0].nbytes >= LONG_VECTOR_BYTES
+        }
+        return {name: to_sparse(values) if name in long else values for name, values in rows.items()}
 
     def _with_origin(self, rows: Rows, place: Place) -> Rows:
         if not self._spec.has_ledger:
@@ -284,6 +309,7 @@ class PassReader:
 
     def _noted(self, batch: Rows) -> Rows:
         """Note whose rows the next step uses; return the batch as that step takes it."""
+        batch = with_dense_rows(batch)
         if not self._spec.has_ledger:
             return batch
         self._ledger.note(self._formed, batch.pop(PARTITION), batch.pop(ROW))
@@ -353,14 +379,18 @@ class PassReader:
             self._agree(max(self._formed, self._formed_before + received), ended=False)
 
     def _acknowledge(self, lease: Lease) -> bool:
-        """Acknowledge the last chunk; tell whether the source is still there."""
-        if lease.acknowledged:
-            return True
-        try:
-            lease.client.call("acknowledge", reader=self._rank, sequence=lease.sequence)
-        except flight.FlightError:
-            return False
-        lease.acknowledged = True
+        """Acknowledge the last chunk; tell whether the source is still there.
+
+        A chunk that was given after it, by an answer that was lost, is given to others: this reader may be blocked
+        until they have rows.
+        """
+        while not lease.acknowledged or lease.unreached_since:
+            try:
+                lease.client.call("acknowledge", reader=self._rank, sequence=lease.sequence)
+                lease.acknowledged, lease.unreached_since = True, 0.0
+            except flight.FlightError:
+                if self._stopped or not self._may_come_back(lease):
+                    return False
         return True
 
     def _small_pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
@@ -453,8 +483,10 @@ class PassReader:
         if reply["status"] != "source":
             return False
         client = self._client(reply["location"])
+        self._num_leases += 1
+        first = self._num_leases << SEQUENCE_BITS
         self._leases.append(
-            Lease(reply["source"], reply["partition"], reply["name"], client, reply["rows_before"])
+            Lease(reply["source"], reply["partition"], reply["name"], client, reply["rows_before"], first)
         )
         return True
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import sys
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +34,7 @@ HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2
 FAILED_S = 5.0
 """How long a task that fails tries to say so."""
+NOT_REACHED = "expected every worker to reach this feed task, one could not"
 SHARED_FROM_BYTES = 64 << 10
 """Chunks of so many bytes are handed over in shared memory on the same host; smaller ones are copied more quickly."""
 MANY_OBJECTS = 10_000
@@ -142,11 +145,7 @@ class ChunkBuffer:
         with self._changed:
             self._lost.update(readers)
             for reader in self._lost.intersection(self._unacknowledged):
-                _, pieces = self._unacknowledged.pop(reader)
-                self._queues[0].extendleft(reversed(pieces))
-                self._bytes += sum(piece.batch.nbytes for piece in pieces)
-                self._rows += sum(piece.batch.num_rows for piece in pieces)
-                self._changed.notify_all()
+                self._take_back(reader)
 
     @property
     def pulls(self) -> int:
@@ -203,9 +202,19 @@ class ChunkBuffer:
         return "chunk", pieces, sequence
 
     def acknowledge(self, reader: int, sequence: int) -> None:
-        """Note that a chunk has arrived."""
+        """Note that a chunk has arrived; its reader leaves, so the next, whose answer was lost, goes to others."""
         with self._changed:
             self._acknowledge(reader, sequence)
+            if reader in self._unacknowledged and self._unacknowledged[reader][0] == sequence + 1:
+                self._take_back(reader)
+
+    def _take_back(self, reader: int) -> None:
+        """Put what a reader was given and has not acknowledged back to the front."""
+        _, pieces = self._unacknowledged.pop(reader)
+        self._queues[0 if self._stripe_rows is None else reader].extendleft(reversed(pieces))
+        self._bytes += sum(piece.batch.nbytes for piece in pieces)
+        self._rows += sum(piece.batch.num_rows for piece in pieces)
+        self._changed.notify_all()
 
     def wait_served(self) -> bool:
         """Wait until every row is acknowledged or the buffer was stopped; tell whether the former."""
@@ -346,7 +355,7 @@ class SourceServer(ActionServer):
             self._let_go(reader)
 
     def on_acknowledge(self, request: Json) -> Json:
-        """Take an acknowledgement that comes without a pull."""
+        """Take the acknowledgement of a reader that leaves."""
         self._buffer.acknowledge(request["reader"], request["sequence"])
         self._let_go(request["reader"])
         return {}
@@ -360,6 +369,25 @@ def spare_collections() -> None:
     """
     if len(gc.get_objects()) > MANY_OBJECTS:  # Those that are skipped already are not among them.
         gc.freeze()
+
+
+class InputBrokeOffError(Exception):
+    """What computes the partition has failed in the middle; Spark itself raises why."""
+
+
+def input_broke_off() -> bool:
+    """Tell whether Spark's rows have ended since what computes them failed: another Python worker, a shuffle, a file.
+
+    Spark then closes its end of the socket to this worker, and Arrow takes that for the end of the rows. After the real
+    end Spark sends more. The socket is found where Spark's worker reads from it, below this function on the stack;
+    where it is not there, as in a test, no input breaks off.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "main" and "infile" in frame.f_locals:
+            return not frame.f_locals["infile"].peek(1)
+        frame = frame.f_back
+    return False
 
 
 @dataclass(frozen=True)
@@ -406,7 +434,10 @@ class FeedTask:
     def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
         """Serve a partition to its end; return one row: partition, rows."""
         with ActionClient(self.location, self.secret) as control:
-            rows, stopped = self._serve(control, partition, batches)
+            try:
+                rows, stopped = self._serve(control, partition, batches)
+            except InputBrokeOffError:
+                return feed_result(partition, 0)  # Spark fails this task, and tries it again.
             reply = control.call(
                 "partition_done",
                 stream=self.stream,
@@ -417,10 +448,10 @@ class FeedTask:
             )
         if reply["retry"]:
             raise TfsparkError(
-                f"partition {partition}: expected every worker to reach this feed task, one could not; Spark serves "
-                "the rest in another attempt, if spark.task.maxFailures allows one"
+                f"partition {partition}: {NOT_REACHED}; Spark serves the rest in another attempt, if "
+                "spark.task.maxFailures allows one"
             )
-        return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+        return feed_result(partition, rows)
 
     def _serve(
         self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]
@@ -428,6 +459,8 @@ class FeedTask:
         """Return the rows served, and the source if it was stopped before its end."""
         first = next((batch for batch in batches if batch.num_rows), None)
         if first is None:
+            if input_broke_off():
+                raise InputBrokeOffError
             return 0, ""
         buffer = ChunkBuffer(
             self.buffer_bytes,
@@ -488,6 +521,11 @@ FEED_RESULT = pa.schema([("partition", pa.int64()), ("rows", pa.int64())])
 FEED_RESULT_DDL = "partition bigint, rows bigint"
 
 
+def feed_result(partition: int, rows: int) -> pa.RecordBatch:
+    """Return what a feed task gives Spark."""
+    return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+
+
 def encode_sample(batch: pa.RecordBatch) -> str:
     """Encode one row with its schema for a JSON message."""
     sink = pa.BufferOutputStream()
@@ -523,6 +561,8 @@ def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBa
                 return row
         row += batch.num_rows
         batch = next(rest, None)
+    if input_broke_off():
+        raise InputBrokeOffError
     return row
 
 

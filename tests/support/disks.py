@@ -1,0 +1,29 @@
+"""Disks without room, as small file systems in memory; root alone may mount them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(place: Path, options: str) -> Iterator[Path]:
+    """Mount a disk for a while; the test is skipped where that is not allowed.
+
+    Args:
+        place: where; made if it is not there.
+        options: of tmpfs(5), such as ``size=8k`` or ``nr_inodes=1``.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"needs root, to mount a small disk; {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
