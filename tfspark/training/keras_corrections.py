@@ -33,7 +33,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from tfspark.errors import ConfigError
-from tfspark.training.build import refuse_compiled_by_xla
+from tfspark.training.build import check_synchronous
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
@@ -178,7 +178,7 @@ def _fit_with_callbacks(original: Any, averages: bool) -> Any:
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
         if feed is not None:
-            refuse_compiled_by_xla(self)
+            check_synchronous(self)
         if feed is not None and self.steps_per_execution > 1:
             raise ConfigError(
                 f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
