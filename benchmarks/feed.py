@@ -8,6 +8,8 @@ limit A: `mapInArrow` whose function only counts the rows Spark hands to Python.
 limit B: tf.data over the same rows in the memory of one process.
 feed: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that take
 batches and throw them away. cache: the same from the second epoch on, with `Feeding(cache="node")`.
+
+Needs no data.
 """
 
 from __future__ import annotations
