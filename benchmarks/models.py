@@ -112,8 +112,17 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
 
 def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
     """Do what an experiment says without a cluster; return the test metric."""
-    import keras
+    experiment, module, params, train, _, test = read(job, changes)
+    model = trained_by_plain_keras(experiment, module, params, train)
+    if job.metric == "confidence":
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            model.save(f"{folder}/model.keras")
+            return judged(Path(folder, "model.keras"))
+    return measured(model, test, job.metric)
 
+
+def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return an experiment, its module, parameters, and rows to train on, to validate and to test."""
     from tfspark.experiment.config import load_config
     from tfspark.experiment.modules import load_model_module
 
@@ -122,17 +131,22 @@ def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
         for source in (experiment.data, experiment.data.test_source):
             prepared(str(Path((source or experiment.data).path).relative_to("data")))
         module = load_model_module(experiment.model.module)
-        params, train, test = rows_of(experiment, module)
+        return experiment, module, *rows_of(experiment, module)
+
+
+def trained_by_plain_keras(experiment: Any, module: Any, params: dict[str, Any], train: Any) -> Any:
+    import keras
+
     keras.utils.set_random_seed(experiment.seed)
     model = module.build_model(params)
     callbacks = module.callbacks(params) if module.callbacks else []
     size, epochs = experiment.data.batch_size, experiment.train.epochs
     model.fit(*train, batch_size=size, epochs=epochs, callbacks=callbacks, verbose=0)
-    if job.metric == "confidence":
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            model.save(f"{folder}/model.keras")
-            return judged(Path(folder, "model.keras"))
-    return float(model.evaluate(*test, batch_size=size, verbose=0, return_dict=True)[job.metric])
+    return model
+
+
+def measured(model: Any, rows: Any, metric: str) -> float:
+    return float(model.evaluate(*rows, batch_size=256, verbose=0, return_dict=True)[metric])
 
 
 def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
@@ -179,7 +193,7 @@ def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
     return float(best[1])
 
 
-def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any]:
+def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any, Any]:
     """Let Spark read and divide the rows as `tfspark run` does; return the parameters and the rows as tensors."""
     from tfspark.experiment.rows import load_rows
     from tfspark.experiment.run import model_params
@@ -189,7 +203,8 @@ def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any]:
         rows = load_rows(spark, experiment)
         params = model_params(experiment, rows)
         params = module.adapt(params, rows.train) if module.adapt else params
-        return params, *(df and tensors(df.toArrow(), rows.columns) for df in (rows.train, rows.test))
+        parts = (rows.train, rows.validation, rows.test)
+        return params, *(df and tensors(df.toArrow(), rows.columns) for df in parts)
 
 
 def tensors(table: Any, columns: Any) -> tuple[Any, Any]:
