@@ -1440,7 +1440,30 @@ def own_test_step() -> Any:
     return model
 
 
+def with_loss_of_activity() -> Any:
+    import keras
+
+    class Spread(keras.layers.Layer):
+        """Adds a loss of its input, a mean over rows."""
+
+        def call(self, x: Any) -> Any:
+            self.add_loss(keras.ops.mean(keras.ops.square(x)))
+            return x
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "tanh", activity_regularizer="l2", kernel_initializer=initial(1))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=initial(2))(Spread()(hidden)))
+    model.compile(sgd(0.1)(), "mse")
+    return model
+
+
 CHANGED = [
+    of_model(
+        "activity_regularizer, add_loss",
+        with_loss_of_activity,
+        some_rows(32),
+        synchronous="equal on whole batches; in a short one, rows that fill it up count as well",
+    ),
     of_model("loaded compiled", loaded),
     of_model(
         "trainable changed between two trainings, compiled again",
@@ -1479,6 +1502,28 @@ SLOW = (
     "mixed_bfloat16",
     "BatchNormalization(synchronized=True)",
     "Normalization adapted in build_model",
+    "clipvalue",
+    "gradient_accumulation_steps",
+    "Adam",
+    "Lion",
+    "PiecewiseConstantDecay",
+    "Huber of numbers",
+    "SparseCategoricalCrossentropy of classes",
+    "reduction sum_over_batch_size with weights",
+    "a function of the whole batch",
+    "image autoencoder",
+    "tagging",
+    "metrics of yes and no",
+    "class_weight of integer classes",
+    "several inputs and outputs, by name",
+    "Embedding with clipnorm",
+    "BatchNormalization",
+    "rows that divide: 32 in batches of 8",
+    "31 rows in batches of 8: the last lacks one",
+    "a loss that is inf",
+    "CSVLogger",
+    "LambdaCallback",
+    "TextVectorization adapted in build_model",
 )
 """More that is left to ``--all``: a row beside each shows most of it."""
 OF_BATCHES = (
