@@ -1474,7 +1474,13 @@ CHANGED = [
         servers="not to be had: `build_model` makes the model once",
         not_compared=("servers",),
     ),
-    of_model("test_step", own_test_step),
+    of_model(
+        "test_step",
+        own_test_step,
+        synchronous="equal for metrics; what else a step returns is left out",
+        servers="equal for metrics; of what else a step returns, the mean over steps",
+        main_fun="equal",
+    ),
 ]
 ALL = [
     *CLIPPING,

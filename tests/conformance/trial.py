@@ -257,11 +257,12 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
             parts += [values.flat_values.numpy(), values.row_lengths().numpy()] if is_ragged else [values]
         return parts
 
-    def batches(feature: Feature) -> Iterator[Any]:
+    def batches(feature: Feature, trains: bool = True) -> Iterator[Any]:
         x, y, weights = feature.data()
         num_rows = count_rows(x)
         rows = np.ones(num_rows, np.float32) if weights is None else weights
-        rows = (rows * class_weights(y, feature.class_weights)).astype(np.float32)
+        of_classes = class_weights(y, feature.class_weights) if trains else 1.0
+        rows = (rows * of_classes).astype(np.float32)
         for start in range(0, num_rows, BATCH):
             of_batch = slice(start, start + BATCH)
             yield [*flat_parts(part(x, of_batch), part(y, of_batch)), rows[of_batch]]
@@ -279,7 +280,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
         passes: dict[Any, Any] = {}
 
         def next_batch(stream: bytes, index: int) -> list[Any]:
-            rows = passes.setdefault((stream, int(index)), batches(feature))
+            rows = passes.setdefault((stream, int(index)), batches(feature, stream == b"train"))
             batch = next(rows, None)
             given = dict(zip([*names, WEIGHT], batch or [v[:0] for v in first], strict=True))
             return [np.bool_(batch is not None), np.int64(0), *(given[name] for name in order)]
