@@ -6,6 +6,8 @@ Each node has a connection of its own; every second beat its trainer is heard, t
 does in training: first for all nodes, then for the end of a job, looking at the books whenever they change. Late: a
 beat whose answer came more than a second after it was due. CPU is that of the process that serves; the clients run in a
 process of their own.
+
+Needs no data.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ limit B: tf.data over the same rows in the memory of one process; with --files t
 through Spark: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that
 take batches and throw them away; Spark reads the files. direct: the feed tasks read them. cache: the same from the
 second epoch on, with `FeedOptions(cache="node")`.
+
+Needs no data.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 Kinds, in turn: without a token, with another cluster's, an action that does not exist, a body that is no JSON, JSON of
 another form, a heartbeat of an attempt that is over. Printed: how many of each were answered, which must be none (a
 heartbeat of an old attempt is answered with "stop"), and how long the node's own calls took meanwhile.
+
+Needs no data.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 Spark computes rows of 3,072 bytes, two trainers take batches of 128 and throw them away. Printed: the most memory of
 each kind of process, sampled ten times a second, beside its memory before the feed began. Pages that processes share,
 such as those of a warm parent and its trainers, count in parts (proportional set size).
+
+Needs no data.
 """
 
 from __future__ import annotations

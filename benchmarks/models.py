@@ -1,10 +1,13 @@
 """What the shipped models reach when two workers train them through the feed: the table of docs/models.md.
 
-    python benchmarks/models.py [--jobs mnist sunspots ...] [--seeds 42 1 2] [--plain]
+    python benchmarks/models.py [--jobs mnist sunspots ...] [--seeds 42 1 2] [--set train.epochs=3 ...]
+                                [--plain | --trees]
 
 Each figure is that of `tfspark run` with the experiment of `configs/`, on its test rows; with `--plain`, that of plain
-Keras in this process: the same training and test rows, parameters, batch size and epochs, without workers. The data
-sets are below `data/`; the cluster fetches what is not there, for plain Keras `scripts/prepare_data` must have done so.
+Keras in this process: the same training and test rows, parameters, batch size and epochs, without workers. With
+`--trees`, that of gradient-boosted trees of Spark MLlib on the rows of tables.
+
+Needs the data sets of the jobs below data/: ``scripts/prepare_data NAME``, which the cluster does by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from prepared import ROOT, prepared
+
 FOLDS = range(1, 6)
 
 
@@ -59,23 +63,32 @@ JOBS = {
     "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds()),
     "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
     "gan_mnist": Job("gan_mnist", "confidence"),
+    "diamonds": Job("mlp_diamonds", "mae"),
+    "diamonds_cut": Job("mlp_diamonds_cut", "accuracy"),
+    "pasted_digits": Job("unet_pasted_digits", "mean_iou"),
+    "digit_lines": Job("rnn_digit_lines", "accuracy"),
 }
+TREES = ("diamonds", "diamonds_cut")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
-    parser.add_argument("--plain", action="store_true", help="plain Keras in this process instead")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="further options of each run, as those of tfspark run"
+    )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--plain", action="store_true", help="plain Keras in this process instead")
+    other.add_argument("--trees", action="store_true", help="trees of Spark MLlib instead, for tables")
     options = parser.parse_args()
     print(f"{'experiment':<28}{'metric':>10}{'mean':>9}{'seconds':>9}  each")
     for name in options.jobs:
         job = JOBS[name]
         began = time.monotonic()
-        reach = reached_by_plain_keras if options.plain else reached
-        values = [
-            reach(job, changes) for changes in job.runs or [(f"seed={seed}",) for seed in options.seeds]
-        ]
+        reach = reached_by_plain_keras if options.plain else reached_by_trees if options.trees else reached
+        runs = job.runs or [(f"seed={seed}",) for seed in options.seeds]
+        values = [reach(job, (*changes, *options.set)) for changes in runs]
         seconds = (time.monotonic() - began) / len(values)
         each = ", ".join(f"{value:.4g}" for value in values)
         mean = statistics.mean(values)
@@ -99,28 +112,88 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
 
 def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
     """Do what an experiment says without a cluster; return the test metric."""
-    import keras
+    experiment, module, params, train, _, test = read(job, changes)
+    model = trained_by_plain_keras(experiment, module, params, train)
+    if job.metric == "confidence":
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            model.save(f"{folder}/model.keras")
+            return judged(Path(folder, "model.keras"))
+    return measured(model, test, job.metric)
 
+
+def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return an experiment, its module, parameters, and rows to train on, to validate and to test."""
     from tfspark.experiment.config import load_config
     from tfspark.experiment.modules import load_model_module
 
     with contextlib.chdir(ROOT):
         experiment = load_config(f"configs/{job.config}.yaml", changes)
+        for source in (experiment.data, experiment.data.test_source):
+            prepared(str(Path((source or experiment.data).path).relative_to("data")))
         module = load_model_module(experiment.model.module)
-        params, train, test = rows_of(experiment, module)
+        return experiment, module, *rows_of(experiment, module)
+
+
+def trained_by_plain_keras(experiment: Any, module: Any, params: dict[str, Any], train: Any) -> Any:
+    import keras
+
     keras.utils.set_random_seed(experiment.seed)
     model = module.build_model(params)
     callbacks = module.callbacks(params) if module.callbacks else []
     size, epochs = experiment.data.batch_size, experiment.train.epochs
     model.fit(*train, batch_size=size, epochs=epochs, callbacks=callbacks, verbose=0)
-    if job.metric == "confidence":
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            model.save(f"{folder}/model.keras")
-            return judged(Path(folder, "model.keras"))
-    return float(model.evaluate(*test, batch_size=size, verbose=0, return_dict=True)[job.metric])
+    return model
 
 
-def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any]:
+def measured(model: Any, rows: Any, metric: str) -> float:
+    return float(model.evaluate(*rows, batch_size=256, verbose=0, return_dict=True)[metric])
+
+
+def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
+    """Boost trees on an experiment's rows; the depth is chosen by its validation rows. Return the test metric."""
+    from pyspark.ml import Pipeline
+    from pyspark.ml.classification import GBTClassifier, OneVsRest
+    from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
+    from pyspark.ml.feature import StringIndexer, VectorAssembler
+    from pyspark.ml.regression import GBTRegressor
+
+    from tfspark.experiment.config import load_config
+    from tfspark.experiment.rows import load_rows
+    from tfspark.experiment.session import spark_session
+
+    with contextlib.chdir(ROOT):
+        experiment = load_config(f"configs/{job.config}.yaml", changes)
+        prepared(str(Path(experiment.data.path).relative_to("data")))
+        with spark_session(experiment.name, experiment.cluster) as spark:
+            rows = load_rows(spark, experiment)
+            label = rows.columns.label.name
+            train, validation, test = (df.persist() for df in (rows.train, rows.validation, rows.test))
+            texts = [name for name, kind in train.dtypes if kind == "string"]
+            numbers = [name for name, kind in train.dtypes if kind != "string" and name != label]
+            indexed = [StringIndexer(inputCol=name, outputCol=f"{name} index") for name in texts]
+            together = VectorAssembler(
+                inputCols=[*numbers, *(f"{name} index" for name in texts)], outputCol="all"
+            )
+            options = {"featuresCol": "all", "labelCol": label}
+            if rows.columns.num_classes is None:
+                measure = RegressionEvaluator(labelCol=label, metricName=job.metric)
+            else:
+                measure = MulticlassClassificationEvaluator(labelCol=label, metricName=job.metric)
+            found = []
+            for depth in (5, 8):
+                if rows.columns.num_classes is None:
+                    trees: Any = GBTRegressor(**options, maxDepth=depth, maxIter=40, seed=experiment.seed)
+                else:
+                    one = GBTClassifier(**options, maxDepth=depth, maxIter=20, seed=experiment.seed)
+                    trees = OneVsRest(classifier=one, **options)
+                model = Pipeline(stages=[*indexed, together, trees]).fit(train)
+                found.append([measure.evaluate(model.transform(df)) for df in (validation, test)])
+                print(f"depth {depth}: validation {found[-1][0]:.4g}, test {found[-1][1]:.4g}", end=", ")
+    best = max(found) if measure.isLargerBetter() else min(found)
+    return float(best[1])
+
+
+def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any, Any]:
     """Let Spark read and divide the rows as `tfspark run` does; return the parameters and the rows as tensors."""
     from tfspark.experiment.rows import load_rows
     from tfspark.experiment.run import model_params
@@ -130,7 +203,8 @@ def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any]:
         rows = load_rows(spark, experiment)
         params = model_params(experiment, rows)
         params = module.adapt(params, rows.train) if module.adapt else params
-        return params, *(df and tensors(df.toArrow(), rows.columns) for df in (rows.train, rows.test))
+        parts = (rows.train, rows.validation, rows.test)
+        return params, *(df and tensors(df.toArrow(), rows.columns) for df in parts)
 
 
 def tensors(table: Any, columns: Any) -> tuple[Any, Any]:
@@ -141,8 +215,13 @@ def tensors(table: Any, columns: Any) -> tuple[Any, Any]:
     from tfspark.feed.arrays import to_numpy
 
     arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
-    x = arrays[columns.features[0].name]
-    x = tf.constant(x, tf.string) if x.dtype == object else np.asarray(x)
+    named = {
+        column.name: tf.constant(x, tf.string)
+        if (x := arrays[column.name]).dtype == object
+        else np.asarray(x)
+        for column in columns.features
+    }
+    x = named if len(named) > 1 else next(iter(named.values()))
     return x, np.asarray(arrays[columns.label.name]) if columns.label else x
 
 

@@ -10,7 +10,9 @@ the half of it on one worker; so rows per second are compared as well. Medians o
 
 digits, text: the test accuracy of a LeNet on 1,000 digits, and of an LSTM on 1,706 sentences, with one and with two
 parameter servers and two workers, and of the same model in plain Keras on the same rows with the batch of one worker.
-Several seeds, since one run says little. Needs data/mnist_5k (`tfspark prepare-data mnist_5k`) or data/rotten_tomatoes.
+Several seeds, since one run says little.
+
+Needs data/mnist_5k, for text data/rotten_tomatoes: ``scripts/prepare_data mnist_5k rotten_tomatoes``.
 """
 
 from __future__ import annotations
@@ -22,13 +24,12 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from prepared import ROOT, prepared
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH = 64
 WORKERS = 2
 LENET = {"architecture": "lenet", "input_shape": [28, 28, 1], "num_classes": 10, "shift": 0.07}
@@ -68,7 +69,7 @@ def read(task: str) -> tuple[pa.Table, pa.Table]:
     from tfspark.tfrecord import list_files, read_batches
 
     schema = pa.schema(FIELDS[task])
-    files = list_files(str(ROOT / "data" / PLACES[task]))
+    files = list_files(str(prepared(PLACES[task])))
     table = pa.Table.from_batches([batch for file in files for batch in read_batches(file, schema)])
     order = np.random.default_rng(0).permutation(len(table))
     is_test = np.arange(len(table)) % 5 == 0

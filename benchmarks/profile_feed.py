@@ -5,6 +5,8 @@
 
 Python processes are sampled by py-spy, which sees C and C++ below Python, the JVM by its own Flight Recorder. Threads
 that wait are left out. Rows are those of `feed.py --kinds float`: 784 float32 and a label.
+
+Needs no data.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/quickstart.py [--set train.epochs=3 ...]
 
-Options are passed on to ``tfspark run configs/mnist_cnn.yaml``. The data set must be there already
-(``tfspark prepare-data mnist_5k``), so that no download is measured.
+Options are passed on to ``tfspark run configs/mnist_cnn.yaml``.
+
+Needs data/mnist_5k, so that no download is measured: ``scripts/prepare_data mnist_5k``.
 """
 
 from __future__ import annotations
@@ -15,13 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data" / "mnist_5k"
+from prepared import ROOT, prepared
 
 
 def main() -> None:
-    if not DATA.is_dir():
-        sys.exit(f"expected the data set in {DATA}, it is not there; run scripts/prepare_data mnist_5k")
+    prepared("mnist_5k")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as runs:
         command = [
             sys.executable,

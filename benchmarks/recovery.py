@@ -6,6 +6,8 @@
 Two workers on this machine train a small network on rows from Spark, with a checkpoint of the state every 10 steps. In
 the middle of an epoch one worker's trainer is killed (SIGKILL). With a parameter server the other worker goes on
 meanwhile, so the longest time without a step is measured, from the kill to the end of the epoch.
+
+Needs no data.
 """
 
 from __future__ import annotations

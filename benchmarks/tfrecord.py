@@ -4,6 +4,8 @@
 
 The limit through Spark is the same rows from parquet. Each read is drained by `mapInArrow`; the best of the repeats
 counts.
+
+Needs no data.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 plain: one process, rows in memory, `model.fit`. ours: two workers on this machine, rows streamed from a Spark
 DataFrame, synchronous training of the same model with the same global batch. The first epoch, which compiles,
 is reported by itself.
+
+Needs data/mnist_full: ``scripts/prepare_data mnist_full``.
 """
 
 from __future__ import annotations
@@ -15,20 +17,18 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prepared import prepared
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data" / "mnist_full" / "train"
+DATA = "mnist_full/train"
 PARAMS = {"architecture": "lenet", "input_shape": [28, 28, 1], "num_classes": 10}
 
 
 def main() -> None:
     options = parse()
-    if not DATA.is_dir():
-        sys.exit(f"expected the rows of MNIST in {DATA}, there are none; run scripts/prepare_data mnist_full")
+    prepared(DATA)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if options.plain:
@@ -77,7 +77,7 @@ def plain_seconds(options: argparse.Namespace) -> list[float]:
     from tfspark.tfrecord import list_files, read_batches
 
     schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
-    batches = [batch for file in list_files(str(DATA)) for batch in read_batches(file, schema)]
+    batches = [batch for file in list_files(str(prepared(DATA))) for batch in read_batches(file, schema)]
     table = pa.Table.from_batches(batches).slice(0, options.rows).combine_chunks().to_batches()[0]
     x = column_to_numpy(table["image"], Column("image", (28, 28, 1), "uint8")).astype("float32") / 255
     y = np.asarray(table["label"])
@@ -118,7 +118,12 @@ def our_seconds(options: argparse.Namespace) -> list[float]:
             seconds.append(fields["seconds"])
 
     module = load_model_module("models/cnn.py")
-    df = spark.read.format("tfrecord").schema("image BINARY, label LONG").load(str(DATA)).limit(options.rows)
+    df = (
+        spark.read.format("tfrecord")
+        .schema("image BINARY, label LONG")
+        .load(str(prepared(DATA)))
+        .limit(options.rows)
+    )
     df = df.repartition(4).persist()
     df.count()
     with TFCluster.run(spark, module.build_model, PARAMS, num_executors=2, observer=observe) as cluster:

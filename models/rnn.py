@@ -491,7 +491,7 @@ def probabilities(model: keras.Model, texts: Sequence[str]) -> np.ndarray:
 
 
 def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
-    """Draw what the model makes of some rows: `occlusion.png` for texts, `forecast.png` for series.
+    """Draw what the model makes of some rows: `occlusion.png` for texts, `forecast.png` and `steps.png` for series.
 
     Args:
         model: a trained model of this module.
@@ -510,6 +510,9 @@ def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
     elif model.output_names == ["forecast"]:
         _draw_forecast(figure, model, np.asarray(x), np.asarray(y))
         name = "forecast.png"
+    elif model.inputs[0].dtype != "string" and len(model.inputs[0].shape) == len(model.output.shape) == 3:
+        _draw_steps(figure, model, np.asarray(x)[:6], np.asarray(y)[:6])
+        name = "steps.png"
     else:
         return
     FigureCanvasAgg(figure)
@@ -568,6 +571,21 @@ def _draw_forecast(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray
         cell.plot(ahead, after, "o", color="#0072B2", markersize=4, label="truth")
         cell.plot(ahead, forecast, "x", color="#D55E00", markersize=5, label="forecast")
     cell.legend(frameon=False, fontsize=8)
+
+
+def _draw_steps(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
+    """Draw some series, and below each the classes of its steps: what they are and what is said of them."""
+    said = model.predict(x, verbose=0).argmax(axis=-1)
+    most = max(model.output.shape[-1] - 1, 1)
+    cells = figure.subplots(len(x), 2, squeeze=False)
+    for (above, below), values, truth, guess in zip(cells, x, y, said, strict=True):
+        above.imshow(values.T, cmap="gray", aspect="auto")
+        strips = np.ma.masked_less([truth, guess], 0)  # A label of -1 does not count.
+        below.imshow(strips, cmap="tab20", vmin=0, vmax=most, aspect="auto", interpolation="nearest")
+        below.set_yticks([0, 1], ["is", "said"])
+        above.set_yticks([])
+        for axes in (above, below):
+            axes.set_xticks([])
 
 
 def main() -> None:

@@ -19,9 +19,7 @@ weights, history and `evaluate` are the same to float tolerance.
 Two things hold for all rows:
 
 - **A short batch.** When the rows of an epoch do not fill its last batch, synchronous workers fill it up with rows that
-  weigh nothing. Losses, metrics and history count real rows only. In the gradient, a loss that is a mean over rows
-  (`sum_over_batch_size`) is divided by the whole batch size, so a row of a short batch counts as much as any other;
-  plain Keras divides by the rows that are left, and so do parameter servers.
+  weigh nothing. Losses, gradients, metrics and history are those of the real rows: workers add up how many they have.
 - **Parameter servers** take steps at the same time, on weights that others change meanwhile. *Equal* holds for one
   worker, whose steps come one after the other; with several, for metrics and evaluations on the same weights.
 

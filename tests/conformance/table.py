@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,22 @@ class Feature:
         data: features, label and weights (or None), as arrays.
         synchronous: ``equal``; or what is equal instead.
         servers: the same of parameter servers.
-        refused: by whom, of ``synchronous`` and ``servers``; the promise is then what the error says.
+        refused: by whom, of ``synchronous``, ``servers``, and ``several`` synchronous workers; the promise is then what
+            the error says.
         class_weights: class -> weight.
         compare: what must be equal: weights, history, tests.
         slow: left to ``--all``.
-        fills_up: a short batch is divided by the whole batch size; else by its rows, as Keras does.
         needs_graph: plain Keras is not run eagerly.
         of_batches: the loss is no mean over rows, so what `evaluate` says depends on how rows make batches.
         main_fun: what a `main_fun` gets; empty: the same as synchronous training.
+        epochs: how many.
+        callbacks: makes callbacks, of a folder to write to.
+        written: reads what they wrote, of the folder; on workers that wrote nothing it is not asked.
+        chief_alone: only the chief writes.
+        validates: rows are evaluated after each epoch, the same as are trained on.
+        hook: changes the features of a batch, as a `features` hook does.
+        between: changes the model between two trainings, the first of which is not compared.
+        not_compared: by whom it is trained only.
     """
 
     group: str
@@ -50,10 +59,17 @@ class Feature:
     class_weights: Mapping[int, float] | None = None
     compare: tuple[str, ...] = ("weights", "history", "tests")
     slow: bool = False
-    fills_up: bool = True
     needs_graph: bool = False
     of_batches: bool = False
     main_fun: str = ""
+    epochs: int = 1
+    callbacks: Callable[[str], list[Any]] = lambda folder: []
+    written: Callable[[str], Any] = lambda folder: None
+    chief_alone: bool = False
+    validates: bool = False
+    hook: Callable[[Any], Any] = lambda x: x
+    between: Callable[[Any], None] | None = None
+    not_compared: tuple[str, ...] = ()
 
     @property
     def quick_on_servers(self) -> bool:
@@ -63,6 +79,7 @@ class Feature:
             "outputs of several values",
             "weights",
             "models",
+            "inputs",
         )
 
 
@@ -367,9 +384,6 @@ LOSSES = [
         ("CategoricalGeneralizedCrossEntropy", "classes", 3, "softmax"),
     ]
 ]
-for feature in list(LOSSES):
-    if feature.name.split()[0] in ("Tversky", "Dice", "Circle"):
-        LOSSES[LOSSES.index(feature)] = replace(feature, fills_up=False)
 LOSSES += [
     of_table(
         f"reduction {reduction}{' with weights' if weighs else ''}",
@@ -378,14 +392,13 @@ LOSSES += [
         None,
         loss_of("MeanSquaredError", reduction=reduction),
         weighs=weighs,
-        fills_up=reduction != "mean_with_sample_weight",
         slow=not weighs,
     )
     for reduction in ("sum_over_batch_size", "mean_with_sample_weight", "sum", "none")
     for weighs in (False, True)
 ]
 LOSSES += [
-    of_table("a function of the whole batch", "yes", 1, "sigmoid", lambda: dice, fills_up=False),
+    of_table("a function of the whole batch", "yes", 1, "sigmoid", lambda: dice),
     of_table(
         "a function of the whole batch, with weights",
         "yes",
@@ -393,12 +406,9 @@ LOSSES += [
         "sigmoid",
         lambda: dice,
         weighs=True,
-        fills_up=False,
     ),
 ]
-LOSSES.append(
-    of_table("a function made of other losses", "yes", 1, "sigmoid", lambda: mean_and_dice, fills_up=False)
-)
+LOSSES.append(of_table("a function made of other losses", "yes", 1, "sigmoid", lambda: mean_and_dice))
 OUTPUTS = [
     of_pixels(
         "segmentation, classes",
@@ -426,21 +436,20 @@ OUTPUTS = [
         made(metric_of("MeanIoU", 2, sparse_y_pred=False), metric_of("SparseCategoricalAccuracy")),
         weighs=True,
     ),
-    of_pixels("segmentation, Dice of the batch", "yes", loss_of("Dice"), fills_up=False),
+    of_pixels("segmentation, Dice of the batch", "yes", loss_of("Dice")),
     of_pixels("image autoencoder", "same", "mse", lambda: ["mae"]),
     of_pixels(
         "pixels, mean_with_sample_weight",
         "same",
         loss_of("MeanSquaredError", reduction="mean_with_sample_weight"),
         weighs=True,
-        fills_up=False,
     ),
     of_pixels("pixels, sum", "same", loss_of("MeanSquaredError", reduction="sum"), slow=True),
     of_steps("tagging", lambda: ["accuracy"]),
     of_steps("tagging, as many steps as rows", lambda: ["accuracy"], steps=4, weighs=True),
     of_steps("tagging, weighted", lambda: ["accuracy"], weighs=True),
-    masked("mask of steps", "steps", fills_up=False),
-    masked("mask of steps, weighted metrics", "steps", weighted=True, fills_up=False),
+    masked("mask of steps", "steps"),
+    masked("mask of steps, weighted metrics", "steps", weighted=True),
     masked("mask that a layer takes", "rows"),
 ]
 
@@ -958,7 +967,535 @@ MODELS = [
         refused=("servers",),
     ),
 ]
-ALL = [*CLIPPING, *OPTIMIZERS, *SCHEDULES, *LOSSES, *OUTPUTS, *METRICS, *WEIGHTS, *MODELS]
+# --- numbers of rows, values that are no numbers ------------------------------------------------------
+
+
+def some_rows(count: int) -> Callable[[], Any]:
+    def rows() -> Any:
+        x, y, _ = table_rows(weights=True)
+        return np.tile(x, (2, 1))[:count], np.tile(y, (2, 1))[:count], None
+
+    return rows
+
+
+def with_infinity(value: float) -> Callable[[], Any]:
+    """One label is no number."""
+
+    def rows() -> Any:
+        x, y, _ = table_rows()
+        y[21] = value
+        return x, y, None
+
+    return rows
+
+
+BATCHES = [
+    *(
+        Feature(
+            "batches",
+            name,
+            lambda: dense(1, None, sgd(clipnorm=0.5), "mse", metrics=["mae"]),
+            some_rows(count),
+        )
+        for count, name in (
+            (32, "rows that divide: 32 in batches of 8"),
+            (25, "25 rows in batches of 8: the last has one"),
+            (31, "31 rows in batches of 8: the last lacks one"),
+            (3, "3 rows in a batch of 8: the second worker has none"),
+        )
+    ),
+    *(
+        Feature(
+            "batches", f"a loss that is {value}", lambda: dense(1, None, sgd(), "mse"), with_infinity(value)
+        )
+        for value in (np.nan, np.inf)
+    ),
+]
+
+# --- kinds of inputs and outputs ----------------------------------------------------------------------
+
+WORDS = ("red", "green", "blue", "gray")
+
+
+def words(texts: bool = False) -> Any:
+    """A word, or some words, and a number; of what is said of them one word is not known."""
+    rng = generator()
+    chosen = rng.choice([*WORDS, "pink"], (ROWS, 3))
+    y = (chosen == "red").sum(1, keepdims=True).astype(np.float32)
+    said = [" ".join(row) for row in chosen] if texts else list(chosen[:, 0])
+    return np.array(said, object), y, None
+
+
+def ragged_rows() -> Any:
+    """Rows of one to five numbers."""
+    import tensorflow as tf
+
+    rng = generator()
+    lengths = rng.integers(1, 6, ROWS)
+    values = rng.integers(1, 9, lengths.sum()).astype(np.int64)
+    return tf.RaggedTensor.from_row_lengths(values, lengths), (lengths % 3).astype(np.int64), None
+
+
+def of_strings() -> Any:
+    import keras
+
+    inputs = keras.Input((), dtype="string")
+    known = keras.layers.StringLookup(vocabulary=list(WORDS), output_mode="one_hot")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=initial(1))(known))
+    model.compile(sgd(clipnorm=0.5)(), "mse")
+    return model
+
+
+def of_texts() -> Any:
+    import keras
+
+    split = keras.layers.TextVectorization(output_mode="count", max_tokens=10)
+    split.adapt(words(texts=True)[0])
+    inputs = keras.Input((), dtype="string")
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=initial(1))(split(inputs)))
+    model.compile(sgd(clipnorm=0.5)(), "mse")
+    return model
+
+
+def discretized() -> Any:
+    import keras
+
+    layer = keras.layers.Discretization(num_bins=4, output_mode="multi_hot")
+    layer.adapt(table_rows()[0])
+    model = keras.Sequential([keras.Input((4,)), layer, keras.layers.Dense(1, kernel_initializer=initial(1))])
+    model.compile(sgd()(), "mse")
+    return model
+
+
+def of_ragged() -> Any:
+    import keras
+    import tensorflow as tf
+
+    class MeanOfRow(keras.layers.Layer):
+        """The mean of an embedding over each row's values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            start = keras.initializers.RandomNormal(stddev=0.5, seed=4)
+            self.table = self.add_weight(shape=(9, 3), initializer=start, name="table")
+
+        def call(self, x: Any) -> Any:
+            if not isinstance(x, tf.RaggedTensor):  # Keras builds with a dense placeholder.
+                return tf.reduce_mean(tf.gather(self.table.value, x), axis=1)
+            return tf.reduce_mean(x.with_flat_values(tf.gather(self.table.value, x.flat_values)), axis=1)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (shape[0], 3)
+
+    inputs = keras.Input((None,), dtype="int64", ragged=True)
+    outputs = keras.layers.Dense(3, "softmax", kernel_initializer=initial(7))(MeanOfRow()(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile(sgd(0.5)(), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def as_sparse(x: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.sparse.from_dense(tf.where(tf.constant(0.0) < x, x, 0.0))
+
+
+def of_sparse(**options: Any) -> Any:
+    import keras
+
+    inputs = keras.Input((4,), sparse=True)
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=initial(1))(inputs))
+    model.compile(sgd(**options)(), "mse")
+    return model
+
+
+def of_parts(
+    inputs_as: Callable[[Any, Any], Any], outputs_as: Callable[[Any, Any], Any]
+) -> Callable[[], Any]:
+    """Make a model of two inputs and two outputs that come in some structure."""
+
+    def build() -> Any:
+        import keras
+
+        left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+        hidden = keras.layers.Concatenate()([left, right])
+        kind = keras.layers.Dense(3, "softmax", name="kind", kernel_initializer=initial(1))(hidden)
+        size = keras.layers.Dense(1, name="size", kernel_initializer=initial(2))(hidden)
+        model = keras.Model(inputs_as(left, right), outputs_as(kind, size))
+        losses = outputs_as("sparse_categorical_crossentropy", "mse")
+        model.compile(sgd(clipnorm=1.0)(), losses, metrics=outputs_as(["accuracy"], ["mae"]))
+        return model
+
+    return build
+
+
+def in_parts(
+    inputs_as: Callable[[Any, Any], Any], outputs_as: Callable[[Any, Any], Any]
+) -> Callable[[], Any]:
+    def data() -> Any:
+        x, y, _ = two_columns()
+        return inputs_as(x["left"], x["right"]), outputs_as(y["kind"], y["size"]), None
+
+    return data
+
+
+def pair(first: Any, second: Any) -> Any:
+    return (first, second)
+
+
+def by_name(first: Any, second: Any) -> Any:
+    return {"kind": first, "size": second}
+
+
+def as_input_list(batch: Any) -> Any:
+    return [batch["left"], batch["right"]]
+
+
+INPUTS = [
+    Feature("inputs", "strings", of_strings, words, needs_graph=True),
+    Feature(
+        "inputs", "TextVectorization adapted in build_model", of_texts, lambda: words(True), needs_graph=True
+    ),
+    Feature("inputs", "Discretization adapted in build_model", discretized, table_rows, slow=True),
+    Feature("inputs", "ragged rows", of_ragged, ragged_rows, needs_graph=True),
+    Feature(
+        "inputs",
+        "sparse rows, made by a `features` hook",
+        of_sparse,
+        table_rows,
+        hook=as_sparse,
+        needs_graph=True,
+    ),
+    Feature(
+        "inputs",
+        "sparse rows with clipnorm",
+        lambda: of_sparse(clipnorm=0.5),
+        table_rows,
+        hook=as_sparse,
+        needs_graph=True,
+        refused=("several",),
+        synchronous="refused with several workers: the norm of parts is not that of their sum",
+        slow=True,
+    ),
+    Feature(
+        "inputs",
+        "inputs as a tuple, outputs as a tuple",
+        of_parts(pair, pair),
+        in_parts(pair, pair),
+        slow=True,
+    ),
+    Feature(
+        "inputs",
+        "nested inputs, outputs by name",
+        of_parts(lambda a, b: {"a": a, "more": {"b": b}}, by_name),
+        in_parts(lambda a, b: {"a": a, "more": {"b": b}}, by_name),
+    ),
+    Feature(
+        "inputs",
+        "inputs as a list, made by a `features` hook",
+        of_parts(lambda a, b: [a, b], by_name),
+        two_columns,
+        hook=as_input_list,
+        slow=True,
+    ),
+]
+
+# --- callbacks ----------------------------------------------------------------------------------------
+
+
+def fitted_with(
+    name: str, *made: Callable[[str], Any], optimizer: Callable[[], Any] | None = None, **more: Any
+) -> Feature:
+    return Feature(
+        "callbacks",
+        name,
+        more.pop("build", lambda: dense(1, None, optimizer or sgd(0.1), "mse", metrics=["mae"])),
+        more.pop("data", table_rows),
+        callbacks=lambda folder: [make(folder) for make in made],
+        epochs=more.pop("epochs", 3),
+        **more,
+    )
+
+
+def callback(name: str, *args: Any, **options: Any) -> Callable[[str], Any]:
+    def make(folder: str) -> Any:
+        import keras
+
+        filled = {
+            key: value.format(folder=folder) if isinstance(value, str) else value
+            for key, value in options.items()
+        }
+        return getattr(keras.callbacks, name)(*args, **filled)
+
+    return make
+
+
+def lines_of(name: str) -> Callable[[str], Any]:
+    """Read a file of comma-separated numbers, less its header; what is no number becomes NaN."""
+    return lambda folder: np.genfromtxt(f"{folder}/{name}", delimiter=",", skip_header=1).tolist()
+
+
+def saved_model(folder: str) -> Any:
+    """Return the weights of what was saved; the last of several."""
+    import keras
+
+    path = sorted(Path(folder).glob("*.keras"))[-1]
+    model = keras.models.load_model(path)
+    flat = np.concatenate([np.ravel(value) for value in model.get_weights()])
+    return [int(model.optimizer.iterations.numpy()), *flat.tolist()]
+
+
+def saved_weights(folder: str) -> Any:
+    model = dense(1, None, sgd(), "mse")
+    model.load_weights(f"{folder}/last.weights.h5")
+    return np.concatenate([np.ravel(value) for value in model.get_weights()]).tolist()
+
+
+def scalars(folder: str) -> Any:
+    """Return how many files of events there are of training and validation, and what the first says of the loss."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    counts = [len(list(Path(folder, part).glob("events*"))) for part in ("train", "validation")]
+    events = EventAccumulator(f"{folder}/train", {"tensors": 0}).Reload()
+    import tensorflow as tf
+
+    return [*counts, *(float(tf.make_ndarray(each.tensor_proto)) for each in events.Tensors("epoch_loss"))]
+
+
+def noted(folder: str) -> Any:
+    """A `LambdaCallback` that writes down what it is called for."""
+    import keras
+
+    def note(name: str) -> Callable[..., None]:
+        def write(number: Any, logs: Any = None) -> None:
+            with open(f"{folder}/calls.txt", "a") as file:
+                file.write(f"{name} {number if isinstance(number, int) else ''}\n")
+
+        return write
+
+    names = ("on_epoch_begin", "on_epoch_end", "on_train_begin", "on_train_end", "on_train_batch_end")
+    return keras.callbacks.LambdaCallback(**{name: note(name) for name in names})
+
+
+def of_validation(folder: str) -> Any:
+    """A callback of one's own that looks at evaluations."""
+    import keras
+
+    class Evaluations(keras.callbacks.Callback):
+        def on_test_begin(self, logs: Any = None) -> None:
+            self._write("begin", 0.0)
+
+        def on_test_end(self, logs: Any = None) -> None:
+            self._write("end", logs["loss"])
+
+        def _write(self, name: str, value: float) -> None:
+            with open(f"{folder}/tests.csv", "a") as file:
+                file.write(f"{int(name == 'end')},{float(value)}\n")
+
+    return Evaluations()
+
+
+def backed_up(folder: str) -> Any:
+    import json
+
+    return json.loads(Path(folder, "training_metadata.json").read_text())["epoch"]
+
+
+CALLBACKS = [
+    fitted_with(
+        "EarlyStopping(restore_best_weights)",
+        callback("EarlyStopping", monitor="val_loss", min_delta=5.0, patience=2, restore_best_weights=True),
+        validates=True,
+        epochs=6,
+    ),
+    fitted_with(
+        "ReduceLROnPlateau",
+        callback("ReduceLROnPlateau", monitor="loss", min_delta=100.0, patience=1, factor=0.3),
+        slow=True,
+    ),
+    fitted_with(
+        "LearningRateScheduler",
+        callback("LearningRateScheduler", lambda epoch, rate: rate * 0.5 if epoch else rate),
+        slow=True,
+    ),
+    fitted_with(
+        "TerminateOnNaN",
+        callback("TerminateOnNaN"),
+        data=with_infinity(np.nan),
+        servers="stops after the steps under way; the epoch is not validated",
+        synchronous="equal; the epoch that is broken off is not validated",
+        main_fun="equal",
+        not_compared=("servers",),
+    ),
+    fitted_with(
+        "ModelCheckpoint(save_best_only)",
+        callback(
+            "ModelCheckpoint",
+            filepath="{folder}/best.keras",
+            save_best_only=True,
+            monitor="val_mae",
+            mode="min",
+        ),
+        validates=True,
+        epochs=2,
+        written=saved_model,
+        chief_alone=True,
+    ),
+    fitted_with(
+        "ModelCheckpoint(save_weights_only)",
+        callback("ModelCheckpoint", filepath="{folder}/last.weights.h5", save_weights_only=True),
+        written=saved_weights,
+        chief_alone=True,
+        slow=True,
+    ),
+    fitted_with(
+        "CSVLogger",
+        callback("CSVLogger", filename="{folder}/log.csv"),
+        written=lines_of("log.csv"),
+        chief_alone=True,
+    ),
+    fitted_with(
+        "TensorBoard",
+        callback("TensorBoard", log_dir="{folder}"),
+        written=scalars,
+        chief_alone=True,
+        validates=True,
+        slow=True,
+    ),
+    fitted_with(
+        "BackupAndRestore",
+        callback("BackupAndRestore", backup_dir="{folder}", delete_checkpoint=False),
+        written=backed_up,
+        chief_alone=True,
+        synchronous="the chief writes; a run goes on by tfspark's own checkpoints, so a backup that is left over is "
+        "refused",
+        servers="as synchronous",
+        main_fun="the chief writes; all workers get what it restores",
+    ),
+    fitted_with(
+        "SwapEMAWeights",
+        callback("SwapEMAWeights"),
+        optimizer=sgd(0.1, use_ema=True, ema_momentum=0.8),
+        validates=True,
+    ),
+    fitted_with(
+        "SwapEMAWeights(swap_on_epoch)",
+        callback("SwapEMAWeights", swap_on_epoch=True),
+        optimizer=sgd(0.1, use_ema=True, ema_momentum=0.8),
+        slow=True,
+    ),
+    fitted_with(
+        "LambdaCallback", noted, epochs=2, written=lambda folder: Path(folder, "calls.txt").read_text()
+    ),
+    fitted_with(
+        "callbacks that look at evaluations", of_validation, written=lines_of("tests.csv"), validates=True
+    ),
+]
+
+
+# --- models that are changed or loaded ----------------------------------------------------------------
+
+
+def loaded() -> Any:
+    """A compiled model from its file, with an optimizer that has taken steps."""
+    import tempfile
+
+    import keras
+
+    model = dense(1, None, optimizer_of("Adam", clipnorm=0.5), "mse", metrics=["mae"])
+    model.optimizer.build(model.trainable_variables)
+    for variable in model.optimizer.variables[2:]:  # Behind the number of steps and the rate.
+        variable.assign(np.full(variable.shape, 0.01))
+    model.optimizer.iterations.assign(5)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        return keras.models.load_model(f"{folder}/model.keras")
+
+
+def freeze_first(model: Any) -> None:
+    model.layers[0].trainable = False
+    model.compile(sgd(0.02, clipnorm=0.1)(), "mse", metrics=["mae"])
+
+
+def own_test_step() -> Any:
+    import keras
+
+    class Own(keras.Model):
+        """An evaluation of its own, on Keras's loss."""
+
+        def test_step(self, data: Any) -> Any:
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+            guess = 2 * self(x, training=False)
+            loss = self.compute_loss(x, y, guess, weight, training=False)
+            for metric in self.metrics:  # As Keras's guide has it.
+                if metric.name == "loss":
+                    metric.update_state(loss)
+                else:
+                    metric.update_state(y, guess, weight)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+    inputs = keras.Input((4,))
+    model = Own(inputs, keras.layers.Dense(1, kernel_initializer=initial(1))(inputs))
+    model.compile(sgd(clipnorm=0.5)(), "mse", metrics=["mae"])
+    return model
+
+
+def with_loss_of_activity() -> Any:
+    import keras
+
+    class Spread(keras.layers.Layer):
+        """Adds a loss of its input, a mean over rows."""
+
+        def call(self, x: Any) -> Any:
+            self.add_loss(keras.ops.mean(keras.ops.square(x)))
+            return x
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "tanh", activity_regularizer="l2", kernel_initializer=initial(1))(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, kernel_initializer=initial(2))(Spread()(hidden)))
+    model.compile(sgd(0.1)(), "mse")
+    return model
+
+
+CHANGED = [
+    of_model(
+        "activity_regularizer, add_loss",
+        with_loss_of_activity,
+        some_rows(32),
+        synchronous="equal on whole batches; in a short one, rows that fill it up count as well",
+    ),
+    of_model("loaded compiled", loaded),
+    of_model(
+        "trainable changed between two trainings, compiled again",
+        compiled(),
+        between=freeze_first,
+        main_fun="equal",
+        synchronous="not to be had: `build_model` makes the model once; use a `main_fun`",
+        servers="not to be had: `build_model` makes the model once",
+        not_compared=("servers",),
+    ),
+    of_model(
+        "test_step",
+        own_test_step,
+        synchronous="equal for metrics; what else a step returns is left out",
+        servers="equal for metrics; of what else a step returns, the mean over steps",
+        main_fun="equal",
+    ),
+]
+ALL = [
+    *CLIPPING,
+    *OPTIMIZERS,
+    *SCHEDULES,
+    *LOSSES,
+    *OUTPUTS,
+    *METRICS,
+    *WEIGHTS,
+    *BATCHES,
+    *INPUTS,
+    *MODELS,
+    *CHANGED,
+    *CALLBACKS,
+]
 SLOW = (
     "use_ema",
     "loss_scale_factor",
@@ -971,6 +1508,28 @@ SLOW = (
     "mixed_bfloat16",
     "BatchNormalization(synchronized=True)",
     "Normalization adapted in build_model",
+    "clipvalue",
+    "gradient_accumulation_steps",
+    "Adam",
+    "Lion",
+    "PiecewiseConstantDecay",
+    "Huber of numbers",
+    "SparseCategoricalCrossentropy of classes",
+    "reduction sum_over_batch_size with weights",
+    "a function of the whole batch",
+    "image autoencoder",
+    "tagging",
+    "metrics of yes and no",
+    "class_weight of integer classes",
+    "several inputs and outputs, by name",
+    "Embedding with clipnorm",
+    "BatchNormalization",
+    "rows that divide: 32 in batches of 8",
+    "31 rows in batches of 8: the last lacks one",
+    "a loss that is inf",
+    "CSVLogger",
+    "LambdaCallback",
+    "TextVectorization adapted in build_model",
 )
 """More that is left to ``--all``: a row beside each shows most of it."""
 OF_BATCHES = (
@@ -982,6 +1541,7 @@ OF_BATCHES = (
     "a function",
     "pixels,",
     "mask of",
+    "test_step",
 )
 FEATURES = [
     replace(feature, of_batches=True)
@@ -993,23 +1553,7 @@ FEATURES = [
 STATED = [
     Stated("weights", "a column of weights (`weight=`, `data.weight`)", EQUAL, EQUAL),
     Stated("weights", "class weights of text and bool labels", EQUAL, EQUAL),
-    Stated(
-        "callbacks", "EarlyStopping, ReduceLROnPlateau, TerminateOnNaN, LearningRateScheduler", EQUAL, EQUAL
-    ),
-    Stated(
-        "callbacks",
-        "ModelCheckpoint, CSVLogger, TensorBoard, RemoteMonitor",
-        "on the chief only",
-        "on the chief only",
-    ),
-    Stated(
-        "callbacks",
-        "BackupAndRestore",
-        "the chief writes; a run goes on by tfspark's own checkpoints, so a backup that is "
-        "left over is refused",
-        "as synchronous",
-        "the chief writes; all workers get what it restores",
-    ),
+    Stated("callbacks", "RemoteMonitor", "on the chief only", "on the chief only"),
     Stated("callbacks", "callbacks of one's own", "run on every worker", "run on the chief"),
     Stated(
         "models",

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -22,14 +24,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from conformance.table import BATCH, ROWS, Feature
+from conformance.table import BATCH, Feature
+from tfspark.feed.elements import as_tuples
 
-EPOCHS = 1
 Arrays = Any
 
 
 def part(data: Arrays, index: Any) -> Arrays:
-    return tf.nest.map_structure(lambda values: values[index], data)
+    def of(values: Any) -> Any:
+        if isinstance(values, tf.RaggedTensor) and not isinstance(index, slice):
+            return tf.gather(values, index)
+        return values[index]
+
+    return tf.nest.map_structure(of, data)
+
+
+def count_rows(data: Arrays) -> int:
+    return int(tf.nest.flatten(data)[0].shape[0])
 
 
 def numbers(value: Any) -> Any:
@@ -54,32 +65,29 @@ def outcome(model: keras.Model, history: Any, tests: Any, values: list[Any]) -> 
 
 
 def plain(feature: Feature) -> dict[str, Any]:
-    """Fit for the history, and once more for the weights: a short batch is filled up with rows that weigh nothing."""
     x, y, weights = feature.data()
-    rows = np.ones(ROWS, np.float32) if weights is None else weights
-    model, history = fitted(feature, x, y, weights, feature.class_weights)
-    short = flat(model.get_weights())
-    if feature.fills_up:
-        last = np.where(
-            np.arange(-(-ROWS // BATCH) * BATCH) < ROWS, np.arange(-(-ROWS // BATCH) * BATCH), ROWS - 1
-        )
-        weighed = rows * class_weights(y, feature.class_weights)
-        filled = np.where(np.arange(len(last)) < ROWS, weighed[last], 0).astype(np.float32)
-        model, _ = fitted(feature, part(x, last), part(y, last), filled, None)
-    given = {} if weights is None else {"sample_weight": for_values(model, y, weights)}
-    tests = model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True, **given)
-    return {**outcome(model, history, tests, model.get_weights()), "weights_short": short}
-
-
-def fitted(feature: Feature, x: Any, y: Any, weights: Any, of_classes: Any) -> tuple[keras.Model, Any]:
     keras.utils.set_random_seed(1)
     model = feature.build()
     model.run_eagerly = not feature.needs_graph  # Nothing to trace: much quicker.
     given = {} if weights is None else {"sample_weight": for_values(model, y, weights)}
-    history = model.fit(
-        x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, class_weight=of_classes, **given
-    ).history  # fmt: skip
-    return model, history
+    x = feature.hook(x)
+    validation = {"validation_data": (x, y, *given.values())} if feature.validates else {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def fit() -> Any:
+            return model.fit(
+                x, y, batch_size=BATCH, epochs=feature.epochs, shuffle=False, verbose=0,
+                callbacks=feature.callbacks(folder), class_weight=feature.class_weights, **given, **validation,
+            ).history  # fmt: skip
+
+        history = fit()
+        if feature.between is not None:
+            feature.between(model)
+            model.run_eagerly = True
+            history = fit()
+        written = feature.written(folder)
+    tests = model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True, **given)
+    return {**outcome(model, history, tests, model.get_weights()), "written": written}
 
 
 def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
@@ -105,28 +113,34 @@ class Shard:
 
         self.size = BATCH // num_workers
         x, y, weights = feature.data()
-        self.weighs_rows = weights is not None or feature.class_weights is not None
-        rows = np.ones(ROWS, np.float32) if weights is None else weights
-        self.num_steps = -(-ROWS // BATCH)
+        num_rows = count_rows(x)
+        rows = np.ones(num_rows, np.float32) if weights is None else weights
+        self.num_steps = -(-num_rows // BATCH)
         index = [
             (np.arange(start + rank * self.size, start + (rank + 1) * self.size))
-            for start in range(0, ROWS, BATCH)
+            for start in range(0, num_rows, BATCH)
         ]
         wanted = np.concatenate(index)
-        own = wanted[wanted < ROWS]
+        own = wanted[wanted < num_rows]
+        self.weighs_rows = weights is not None or feature.class_weights is not None
         self.real = (part(x, own), part(y, own), rows[own])
-        filled = np.where(wanted < ROWS, wanted, own[-1])
+        filled = np.where(wanted < num_rows, wanted, own[-1] if len(own) else 0)
         trained = rows * class_weights(y, feature.class_weights)
-        padded = np.where(wanted < ROWS, trained[filled], PADDING).astype(np.float32)
+        padded = np.where(wanted < num_rows, trained[filled], PADDING).astype(np.float32)
         self.padded = (part(x, filled), part(y, filled), padded)
+        self.hook = feature.hook
         self.rows_of_pass, self.steps_of_pass, self.global_batch_size = len(own), self.num_steps, BATCH
         self.first_step_of_pass = 0
         self.next_index, self.start, self.is_over = 0, None, False
-        self.sample = part(self.real, slice(0, 1))
+        self.sample = part((x, y, rows), slice(0, 1))
         self.dataset: Any = None
 
     def of_training(self) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(self.padded).batch(self.size, drop_remainder=True).repeat()
+        rows = tf.data.Dataset.from_tensor_slices(self.padded).batch(self.size, drop_remainder=True).repeat()
+        return rows.map(self.element)
+
+    def element(self, x: Any, y: Any, weights: Any) -> Any:
+        return as_tuples(self.hook(x)), y, weights
 
     def open_pass(self) -> Any:
         return SimpleNamespace(has_step=lambda step: step < self.num_steps)
@@ -148,7 +162,6 @@ def class_weights(y: Any, given: Any) -> Any:
 class MirroredContext(SimpleNamespace):
     """A worker whose driver adds sums up by the workers' own collectives."""
 
-    is_chief = True
     has_parameter_servers = False
 
     def report(self, event: str, **fields: Any) -> None:
@@ -171,7 +184,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
         rows = shard.real if batches is None else shard.sample
-        return tf.data.Dataset.from_tensor_slices(rows).batch(shard.size)
+        return tf.data.Dataset.from_tensor_slices(rows).batch(shard.size).map(shard.element)
 
     def summed(values: Any) -> Any:
         return tf.distribute.get_replica_context().all_reduce("SUM", tf.identity(values))
@@ -193,18 +206,32 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
             "keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0,
             "feed_timeout_s": 100.0, "checkpoint_every_epochs": 0,
         }  # fmt: skip
+        folder = tempfile.mkdtemp()
         context = MirroredContext(
-            strategy=strategy, num_workers=num_workers, seed=1, settings=settings, hooks=Hooks(), pulse=Pulse(),
-            scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker", add=add,
+            strategy=strategy, num_workers=num_workers, seed=1, settings=settings, pulse=Pulse(), add=add,
+            hooks=Hooks(callbacks=lambda params: feature.callbacks(folder)), is_chief=rank == 0,
+            scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker",
         )  # fmt: skip
         context.control = context
         # Evaluation has no weights of classes.
         session = loop.TrainingSession(lambda: feature.build(), None, context)
-        job = {"first_pass": 0, "epochs": EPOCHS, "call": 0, "validation": False, "side_car": False}
+        job = {
+            "first_pass": 0, "epochs": feature.epochs, "call": 0, "validation": feature.validates,
+            "side_car": False,
+        }  # fmt: skip
         trained = session.train(job)
+        if feature.between is not None:
+            with strategy.scope():
+                feature.between(session.model)
+            trained = session.train({**job, "call": 1})
         shard.weighs_rows = feature.data()[2] is not None
         tests = session.evaluate("test")
-        return outcome(session.model, trained["history"], tests, session.model.get_weights())
+        written = feature.written(folder) if os.listdir(folder) else None
+        shutil.rmtree(folder)
+        return {
+            **outcome(session.model, trained["history"], tests, session.model.get_weights()),
+            "written": written,
+        }
 
     return train
 
@@ -216,18 +243,29 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from tensorflow.python.ops import script_ops
     from training.ps_trial import FakeContext
 
+    from tfspark.cluster.context import Hooks
     from tfspark.feed.reader import WEIGHT
     from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
     from tfspark.training import parameter_server
     from tfspark.training.sharding import whole_values
 
-    def batches(feature: Feature) -> Iterator[Any]:
+    def flat_parts(x: Any, y: Any) -> list[Any]:
+        """Return arrays; of rows of unequal lengths their values and their lengths."""
+        parts = []
+        for values in [*tf.nest.flatten(x), *tf.nest.flatten(y)]:
+            is_ragged = isinstance(values, tf.RaggedTensor)
+            parts += [values.flat_values.numpy(), values.row_lengths().numpy()] if is_ragged else [values]
+        return parts
+
+    def batches(feature: Feature, trains: bool = True) -> Iterator[Any]:
         x, y, weights = feature.data()
-        rows = np.ones(ROWS, np.float32) if weights is None else weights
-        rows = rows * class_weights(y, feature.class_weights)
-        data = [*tf.nest.flatten(x), *tf.nest.flatten(y), rows.astype(np.float32)]
-        for start in range(0, ROWS, BATCH):
-            yield [values[start : start + BATCH] for values in data]
+        num_rows = count_rows(x)
+        rows = np.ones(num_rows, np.float32) if weights is None else weights
+        of_classes = class_weights(y, feature.class_weights) if trains else 1.0
+        rows = (rows * of_classes).astype(np.float32)
+        for start in range(0, num_rows, BATCH):
+            of_batch = slice(start, start + BATCH)
+            yield [*flat_parts(part(x, of_batch), part(y, of_batch)), rows[of_batch]]
 
     def train(feature: Feature) -> dict[str, Any]:
         first = next(batches(feature))
@@ -242,7 +280,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
         passes: dict[Any, Any] = {}
 
         def next_batch(stream: bytes, index: int) -> list[Any]:
-            rows = passes.setdefault((stream, int(index)), batches(feature))
+            rows = passes.setdefault((stream, int(index)), batches(feature, stream == b"train"))
             batch = next(rows, None)
             given = dict(zip([*names, WEIGHT], batch or [v[:0] for v in first], strict=True))
             return [np.bool_(batch is not None), np.int64(0), *(given[name] for name in order)]
@@ -251,7 +289,15 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
         x, y, weights = feature.data()
 
         def element(batch: Any) -> Any:
-            return (*tf.nest.pack_sequence_as((x, y), [batch[name] for name in names]), batch[WEIGHT])
+            parts = iter([batch[name] for name in names])
+            made = [
+                tf.RaggedTensor.from_row_lengths(next(parts), next(parts), validate=False)
+                if isinstance(values, tf.RaggedTensor)
+                else next(parts)
+                for values in [*tf.nest.flatten(x), *tf.nest.flatten(y)]
+            ]
+            features, label = tf.nest.pack_sequence_as((x, y), made)
+            return as_tuples(feature.hook(features)), label, batch[WEIGHT]
 
         parameter_server.open_stream = lambda context, name: WorkerStream(
             name,
@@ -261,13 +307,21 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
             feature.name,
             weighs_rows=weights is not None or feature.class_weights is not None,
         )
-        session = parameter_server.ParameterServerSession(
-            lambda: feature.build(), None, FakeContext.of(strategy, num_workers)
-        )
-        job = {"first_pass": 0, "epochs": EPOCHS, "call": 0, "validation": False, "side_car": False}
-        trained = session.train(job)
+        context = FakeContext.of(strategy, num_workers)
+        with tempfile.TemporaryDirectory() as folder:
+            context.hooks = Hooks(callbacks=lambda params: feature.callbacks(folder))
+            session = parameter_server.ParameterServerSession(lambda: feature.build(), None, context)
+            job = {
+                "first_pass": 0, "epochs": feature.epochs, "call": 0, "validation": feature.validates,
+                "side_car": False,
+            }  # fmt: skip
+            trained = session.train(job)
+            written = feature.written(folder)
         tests = session.evaluate("test")
-        return outcome(session.model, trained["history"], tests, whole_values(session.model.weights))
+        return {
+            **outcome(session.model, trained["history"], tests, whole_values(session.model.weights)),
+            "written": written,
+        }
 
     return train
 

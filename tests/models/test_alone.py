@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import autoencoder, cnn, gan, rnn
+from models import autoencoder, cnn, gan, mlp, rnn, unet
 
 RANDOM = np.random.default_rng(0)
 LABELS = np.arange(200) % 10
@@ -72,6 +72,24 @@ def write_tumours(data: Path) -> None:
             write_rows(data / "breast_cancer" / f"fold_{fold}" / part, measures=measures, malignant=malignant)
 
 
+def write_diamonds(data: Path) -> None:
+    sizes = RANDOM.random((len(LABELS), 7)).astype(np.float32) + 1
+    texts = {
+        "cut": [mlp.CUTS[label % 5].encode() for label in LABELS],
+        "color": [b"DEF"[label % 3 : label % 3 + 1] for label in LABELS],
+        "clarity": [b"SI1" if label % 2 else b"VS2" for label in LABELS],
+    }
+    numbers = {name: list(sizes[:, i : i + 1]) for i, name in enumerate((*mlp.SIZES, "price"))}
+    write_rows(data / "diamonds" / "stones", **numbers, **texts)
+
+
+def write_pasted(data: Path) -> None:
+    for part in ("train", "test"):
+        images = RANDOM.integers(0, 256, (40, 32, 32), np.uint8)
+        masks = [(image > 200).astype(np.uint8).tobytes() for image in images]
+        write_rows(data / "pasted_digits" / part, image=[image.tobytes() for image in images], mask=masks)
+
+
 @pytest.mark.parametrize(
     ("module", "write", "options", "said", "picture"),
     [
@@ -81,8 +99,21 @@ def write_tumours(data: Path) -> None:
         (autoencoder, write_tumours, "", "mean AUC [01]", "*.png"),
         (autoencoder, write_mnist, "--images --variational", "test MSE 0.* on 40 images", "*.png"),
         (gan, write_small_digits, "--conditional", "of the class asked for: ", "samples.png"),
+        (mlp, write_diamonds, "", "test .*mae .* on 40 rows", "columns.png"),
+        (mlp, write_diamonds, "--cut", "test accuracy .* on 40 rows", "columns.png"),
+        (unet, write_pasted, "", "test .*mean_iou 0.* on 40 images", "masks.png"),
     ],
-    ids=["cnn", "rnn", "rnn --series", "autoencoder", "autoencoder --images", "gan"],
+    ids=[
+        "cnn",
+        "rnn",
+        "rnn --series",
+        "autoencoder",
+        "autoencoder --images",
+        "gan",
+        "mlp",
+        "mlp --cut",
+        "unet",
+    ],
 )
 def test_main_when_the_data_is_there_trains_tests_and_draws(
     module: Any,
@@ -104,7 +135,7 @@ def test_main_when_the_data_is_there_trains_tests_and_draws(
     assert [path.stat().st_size > 1000 for path in Path("pictures").glob(picture)]
 
 
-@pytest.mark.parametrize("module", [cnn, rnn, autoencoder, gan])
+@pytest.mark.parametrize("module", [cnn, rnn, autoencoder, gan, mlp, unet])
 def test_main_when_the_data_is_not_there_says_how_to_get_it(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

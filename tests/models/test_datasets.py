@@ -56,12 +56,17 @@ REVIEWS = [
 ]
 
 
+def small_digit(number: int) -> bytes:
+    """Return 64 pixels of 0 to 16."""
+    return bytes((number + place) % 17 for place in range(64))
+
+
 def write_scikit_learn(path: Path) -> None:
     tumours = [
         "20,3,malignant,benign",
         *(",".join(map(str, [*row, i % 2])) for i, row in enumerate(MEASURES)),
     ]
-    digits = "\n".join(",".join(map(str, [*range(i, i + 64), i % 10])) for i in range(12))
+    digits = "\n".join(",".join(map(str, [*small_digit(i), i % 10])) for i in range(12))
     with zipfile.ZipFile(path, "w") as package:
         package.writestr("sklearn/datasets/data/breast_cancer.csv", "\n".join(tumours))
         package.writestr("sklearn/datasets/data/digits.csv.gz", gzip.compress(digits.encode()))
@@ -82,6 +87,21 @@ def write_sunspots(path: Path) -> None:
         package.writestr("pmdarima/datasets/data/sunspots.txt.gz", gzip.compress(lines.encode()))
 
 
+STONES = [
+    (0.23, "Ideal", "E", "SI2", 61.5, 55, 326, 3.95, 3.98, 2.43),
+    (0.21, "Premium", "E", "SI1", 59.8, 61, 327, 3.89, 3.84, 2.31),
+    (0.23, "Ideal", "E", "SI2", 61.5, 55, 326, 3.95, 3.98, 2.43),
+]
+
+
+def write_diamonds(path: Path) -> None:
+    text = io.StringIO()
+    names = ("carat", "cut", "color", "clarity", "depth", "table", "price", "x", "y", "z")
+    csv.writer(text).writerows([names, *STONES])
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("plotnine/data/diamonds.csv", text.getvalue())
+
+
 WRITERS = {
     "mnist_5k": write_mnist_5k,
     "mnist_full": write_mnist_full,
@@ -90,6 +110,9 @@ WRITERS = {
     "rotten_tomatoes": write_reviews,
     "imdb": write_reviews,
     "sunspots": write_sunspots,
+    "diamonds": write_diamonds,
+    "pasted_digits": write_scikit_learn,
+    "digit_lines": write_scikit_learn,
 }
 
 
@@ -141,7 +164,7 @@ def load(spark: Any, path: Path, schema: str) -> list[tuple[Any, ...]]:
 
 def test_prepare_when_digits_are_small_keeps_their_64_pixels(shop: Path, tmp_path: Path, spark: Any) -> None:
     rows = read_rows(spark, prepare("digits", tmp_path / "data", spark) / "images")
-    assert rows == {bytes(range(i, i + 64)): i % 10 for i in range(12)}
+    assert rows == {small_digit(i): i % 10 for i in range(12)}
 
 
 def test_prepare_when_breast_cancer_trains_each_fold_on_benign_only(
@@ -178,6 +201,39 @@ def test_prepare_when_sunspots_tests_on_the_last_fifth_of_the_months(
     assert [month for month, *_ in train] == list(range(24, 48))
     assert [month for month, *_ in test] == list(range(48, 60))
     assert test[0] == (48, [float(month) for month in range(24, 48)], [48.0])
+
+
+def test_prepare_when_diamonds_keeps_each_row_once(shop: Path, tmp_path: Path, spark: Any) -> None:
+    made = prepare("diamonds", tmp_path / "data", spark)
+    rows = load(spark, made / "stones", "carat FLOAT, cut STRING, clarity STRING, price FLOAT")
+    assert sorted(cut for _, cut, *_ in rows) == ["Ideal", "Premium"]
+    assert {(cut, clarity, price) for _, cut, clarity, price in rows} == {
+        ("Ideal", "SI2", 326.0),
+        ("Premium", "SI1", 327.0),
+    }
+
+
+def test_prepare_when_digits_are_pasted_has_a_mask_of_their_strokes(
+    shop: Path, tmp_path: Path, spark: Any
+) -> None:
+    made = prepare("pasted_digits", tmp_path / "data", spark)
+    schema = "image BINARY, mask BINARY"
+    train, test = (load(spark, made / part, schema) for part in ("train", "test"))
+    assert (len(train), len(test)) == (2000, 500)
+    image, mask = (np.frombuffer(bytes(column), np.uint8).reshape(32, 32) for column in train[0])
+    assert (image[mask > 0] >= 100).all()
+    assert (image[mask == 0] < 100).all()
+    classes = [{*np.frombuffer(bytes(mask), np.uint8)} - {0} for _, mask in (*train, *test)]
+    assert set().union(*classes) == set(range(1, 11))
+
+
+def test_prepare_when_digits_are_in_lines_tags_each_column(shop: Path, tmp_path: Path, spark: Any) -> None:
+    made = prepare("digit_lines", tmp_path / "data", spark)
+    rows = load(spark, made / "test", "columns ARRAY<FLOAT>, tags ARRAY<LONG>")
+    assert len(rows) == 500
+    for columns, tags in rows:
+        assert len(columns) == 48 * 8
+        assert sum(tag > 0 for tag in tags) == 4 * 8
 
 
 def test_prepare_when_done_before_needs_no_archive(shop: Path, tmp_path: Path, spark: Any) -> None:

@@ -10,13 +10,13 @@ from types import ModuleType
 
 import pytest
 
-from models import autoencoder, cnn, gan, rnn
+from models import autoencoder, cnn, gan, mlp, rnn, unet
 from tfspark.experiment.config import load_config
 from tfspark.experiment.modules import load_model_module
 
-FAMILIES = [cnn, rnn, autoencoder, gan]
+FAMILIES = [cnn, rnn, autoencoder, gan, mlp, unet]
 CHECKS = ("param", "whole", "at_least_0", "above_0", "fraction", "choice", "flag", "shape", "read_params",
-          "_unknown", "_is_whole", "_is_number", "_are")  # fmt: skip
+          "_unknown", "_is_whole", "_is_number", "_are", "_is_text")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -42,10 +42,12 @@ def test_parameter_when_declared_is_documented(family: ModuleType) -> None:
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiment_when_shipped_builds_its_model(path: Path) -> None:
     experiment = load_config(path)
-    (feature,) = experiment.data.features.values()
+    features = list(experiment.data.features.values())
     params = dict(experiment.model.params)
-    if feature.shape is not None:
-        params.setdefault("input_shape", list(feature.shape))
+    if len(features) == 1 and features[0].shape is not None:
+        params.setdefault("input_shape", list(features[0].shape))
+    if "categories" in params:
+        params["vocabulary"] = {name: ["E", "F"] for name in params["categories"]}
     if params.get("inputs") == "text":  # what `adapt` finds in the data
         params["vocabulary"] = ["good", "bad"]
     if params.get("standardise"):

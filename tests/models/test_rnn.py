@@ -181,7 +181,9 @@ def test_occlusion_when_one_word_decides_names_it() -> None:
 def test_draw_when_called_writes_the_pictures_of_the_task(tmp_path: Path) -> None:
     rnn.draw(rnn.build_model(TEXT), TEXTS, np.zeros(4), str(tmp_path))
     rnn.draw(rnn.build_model({**SERIES, "task": "forecast"}), WINDOWS, WINDOWS[:, 0, :1], str(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.png", "occlusion.png"]
+    tagged = {**SERIES, "per_step": True, "skip": False, "num_classes": 3}
+    rnn.draw(rnn.build_model(tagged), WINDOWS, np.zeros((4, 6), int) - 1, str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forecast.png", "occlusion.png", "steps.png"]
 
 
 @pytest.mark.parametrize("name", ["three steps of two variables", "a value at every step"])

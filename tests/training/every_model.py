@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from training.ps_trial import FakeContext, FakeFeed, servers
 
-from models import autoencoder, cnn, gan, rnn
+from models import autoencoder, cnn, gan, mlp, rnn, unet
 from tfspark.feed.dataset import distribute_from_function
 from tfspark.feed.reader import WEIGHT
 from tfspark.feed.worker_feed import WorkerStream
@@ -97,6 +97,23 @@ OTHERS: dict[str, Case] = {
     ),
     "variational": lambda: (autoencoder, {**TABLE, "variational": True}, rows_of(6), None),
     "convolutional": lambda: (autoencoder, PIXELS, rows_of(7, 6, 1), None),
+    "table": lambda: (
+        mlp,
+        {
+            "categories": {"word": "embedding"},
+            "vocabulary": {"word": WORDS},
+            "num_classes": CLASSES,
+            "hidden": [4],
+        },
+        TEXTS,
+        LABELS,
+    ),
+    "segmentation": lambda: (
+        unet,
+        {"input_shape": [8, 8, 1], "num_classes": CLASSES, "filters": 2},
+        rows_of(8, 8, 1),
+        NUMBERS.integers(0, CLASSES, (STEPS * BATCH, 8, 8)),
+    ),
     "gan": lambda: (gan, MADE, rows_of(4, 4, 1), None),
     "conditional gan": lambda: (gan, {**MADE, "conditional": True}, rows_of(4, 4, 1), LABELS),
 }

@@ -83,6 +83,24 @@ def test_a_batch_filled_up_has_the_loss_and_metrics_of_its_real_rows(loss: Any) 
         assert float(value) == pytest.approx(plain[name], rel=1e-5), name
 
 
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
+def test_a_batch_filled_up_trains_as_its_real_rows(loss: Any) -> None:
+    x, y = batch()
+    regularizer = None if getattr(loss, "reduction", "") == "none" else "l2"
+    plain, model = model_of(loss, regularizer), model_of(loss, regularizer)
+    before = model.get_weights()[0]
+    count_real_rows_alone(model, weights_given=False)
+    weights = np.full(SIZE, PADDING, np.float32)
+    weights[:REAL] = 1
+
+    plain.train_on_batch(x, y)
+    model.train_step((filled(x), filled(y), tf.constant(weights)))
+
+    assert np.abs(plain.get_weights()[0] - before).max() > 1e-4
+    for trained, expected in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(trained, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_rows_of_weight_0_count_in_metrics_that_know_no_weights() -> None:
     x, y = batch()
     weights = np.array([1, 0, 0, 2, 1], np.float32)

@@ -41,6 +41,73 @@ def read_digits(archive: Path) -> Tables:
     return {"images": _read_shuffled_images(archive, "sklearn/datasets/data/digits.csv.gz")}
 
 
+def read_pasted_digits(archive: Path) -> Tables:
+    """Paste digits on noise: images of 32 x 32 pixels, and masks with 0 for noise and 1 + the digit for its strokes.
+
+    Each image has one to three digits, of 8 x 8 or 16 x 16 pixels, which may touch. The digits of the test images are
+    not among those of the training images.
+    """
+    return _made_of_digits(archive, _paste)
+
+
+def read_digit_lines(archive: Path) -> Tables:
+    """Write lines of four digits with gaps: 48 columns of 8 pixels, and for each 0 in a gap, 1 + the digit in one.
+
+    Columns are in order, their pixels from the top: (48, 8), flat. The digits of the test lines are not among those of
+    the training lines.
+    """
+    return _made_of_digits(archive, _write_lines)
+
+
+Maker = Callable[[npt.NDArray[np.float64], Bytes, int, np.random.Generator], pa.Table]
+"""Makes so many rows of digits, (digits, 8, 8) of 0 to 16, and their labels."""
+
+
+def _made_of_digits(archive: Path, make: Maker) -> Tables:
+    values = _read_numbers(gzip.decompress(_read_from_wheel(archive, "sklearn/datasets/data/digits.csv.gz")))
+    rng = np.random.default_rng(0)
+    values = values[rng.permutation(len(values))]
+    cut = round(0.8 * len(values))
+    return {
+        name: make(digits[:, :-1].reshape(-1, 8, 8), digits[:, -1].astype(np.uint8), count, rng)
+        for name, digits, count in (("train", values[:cut], 2000), ("test", values[cut:], 500))
+    }
+
+
+def _write_lines(
+    digits: npt.NDArray[np.float64], labels: Bytes, count: int, rng: np.random.Generator
+) -> pa.Table:
+    lines, tags = rng.uniform(0, 0.4, (count, 8, 48)), np.zeros((count, 48), np.int64)
+    for line, tag in zip(lines, tags, strict=True):
+        start = 0
+        for number in rng.integers(0, len(digits), 4):
+            start += int(rng.integers(0, 5))
+            line[:, start : start + 8] += digits[number] / 16
+            tag[start : start + 8] = 1 + labels[number]
+            start += 8
+    columns = lines.transpose(0, 2, 1).reshape(count, -1).astype(np.float32)
+    pixels = pa.array(list(columns), pa.list_(pa.float32()))
+    return pa.table({"columns": pixels, "tags": pa.array(list(tags), pa.list_(pa.int64()))})
+
+
+def _paste(digits: npt.NDArray[np.float64], labels: Bytes, count: int, rng: np.random.Generator) -> pa.Table:
+    images = rng.integers(0, 100, (count, 32, 32)).astype(np.uint8)
+    masks = np.zeros((count, 32, 32), np.uint8)
+    for image, mask in zip(images, masks, strict=True):
+        for number in rng.integers(0, len(digits), rng.integers(1, 4)):
+            size = 8 * int(rng.integers(1, 3))
+            digit = np.kron(digits[number], np.ones((size // 8, size // 8)))
+            top, left = rng.integers(0, 33 - size, 2)
+            place = slice(top, top + size), slice(left, left + size)
+            is_stroke = digit > 6  # Of 16: what is fainter is lost in the noise.
+            image[place] = np.where(is_stroke, 100 + digit * 155 / 16, image[place]).astype(np.uint8)
+            mask[place] = np.where(is_stroke, 1 + labels[number], mask[place])
+    columns = {"image": images, "mask": masks}
+    return pa.table(
+        {n: pa.array([row.tobytes() for row in rows], pa.binary()) for n, rows in columns.items()}
+    )
+
+
 def _read_shuffled_images(archive: Path, member: str) -> pa.Table:
     """Read rows of pixels and a label, and shuffle them: files may be sorted by label."""
     values = _read_numbers(gzip.decompress(_read_from_wheel(archive, member))).astype(np.uint8)
@@ -88,6 +155,20 @@ def read_sunspots(archive: Path) -> Tables:
     text = gzip.decompress(_read_from_wheel(archive, "pmdarima/datasets/data/sunspots.txt.gz"))
     values = np.array(text.split(), np.float32)
     return {"months": pa.table({"month": np.arange(len(values)), "sunspots": values})}
+
+
+def read_diamonds(archive: Path) -> Tables:
+    """Read some 53,800 diamonds: measures, cut, color, clarity, price in dollars; each row once, shuffled."""
+    text = _read_from_wheel(archive, "plotnine/data/diamonds.csv")
+    rows = pa.csv.read_csv(io.BytesIO(text))
+    rows = rows.group_by(rows.column_names, use_threads=False).aggregate([]).select(rows.column_names)
+    numbers = {
+        name for name, kind in zip(rows.column_names, rows.schema.types, strict=True) if kind != pa.string()
+    }
+    rows = rows.cast(
+        pa.schema([(n, pa.float32() if n in numbers else pa.string()) for n in rows.column_names])
+    )
+    return {"stones": rows.take(np.random.default_rng(0).permutation(len(rows)))}
 
 
 def _read_from_wheel(archive: Path, member: str) -> bytes:

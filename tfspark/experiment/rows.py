@@ -115,10 +115,11 @@ def _read(spark: SparkSession, source: Source) -> DataFrame:
 def columns_of(data: Data) -> Columns:
     """Return the columns an experiment feeds."""
     features = tuple(Column(name, **dict(feature)) for name, feature in data.features.items())
-    labels = () if data.label is None else tuple(Column(name) for name in data.label.columns)
+    label = data.label
+    labels = () if label is None else tuple(Column(name, label.shape, label.dtype) for name in label.columns)
     weight = None if data.weight is None else Column(data.weight)
-    label = labels[0] if len(labels) == 1 else labels or None
-    return Columns(features, label, examples=data.examples, weight=weight)
+    of_model = labels[0] if len(labels) == 1 else labels or None
+    return Columns(features, of_model, examples=data.examples, weight=weight)
 
 
 def _with_class_count(columns: Columns, classes: tuple[Any, ...]) -> Columns:

@@ -6,7 +6,7 @@ rows and the rows' lengths, and becomes one tensor again there; images are decod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,15 @@ def to_element(
     """Turn a batch by column name into ``(features, label, weight)`` as Keras takes it."""
     features = {column.name: _finished(batch[column.name], column) for column in columns.features}
     labels = {column.name: _finished(batch[column.name], column) for column in columns.labels}
-    x = features_hook(features) if features_hook is not None else _alone_or_dict(features)
+    x = as_tuples(features_hook(features)) if features_hook is not None else _alone_or_dict(features)
     return x, _alone_or_dict(labels) if labels else x, batch[WEIGHT]
+
+
+def as_tuples(structure: Any) -> Any:
+    """Return a structure of tensors with its lists as tuples: tf.data makes one tensor of a list."""
+    if isinstance(structure, Mapping):
+        return {name: as_tuples(value) for name, value in structure.items()}
+    return tuple(map(as_tuples, structure)) if isinstance(structure, list | tuple) else structure
 
 
 def _alone_or_dict(tensors: Tensors) -> Any:

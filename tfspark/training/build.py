@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 
 from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError
@@ -44,12 +47,32 @@ def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
     return model
 
 
-def refuse_compiled_by_xla(model: keras.Model) -> None:
+@contextmanager
+def named_as_alone() -> Iterator[None]:
+    """Let what is built within have the names it has when nothing else is built in this process.
+
+    Keras numbers the names that it gives: the second copy of a model measures ``mean_io_u_1``, not ``mean_io_u``.
+    """
+    counts = global_state.get_global_attribute("object_name_uids") or {}
+    before = defaultdict(int, counts)
+    yield
+    global_state.set_global_attribute("object_name_uids", before)
+
+
+def check_synchronous(model: keras.Model) -> None:
     """Refuse what synchronous steps cannot do.
 
     Raises:
         ConfigError: the model was compiled with it.
     """
+    is_sparse = any(getattr(part, "sparse", False) for part in getattr(model, "inputs", None) or [])
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    norms = [name for name in ("clipnorm", "global_clipnorm") if getattr(optimizer, name, None)]
+    if is_sparse and norms and model.distribute_strategy.num_replicas_in_sync > 1:
+        raise ConfigError(
+            f"expected no {norms[0]} with sparse inputs under several workers: the gradient comes in parts of each "
+            "worker's rows, whose norm is not that of their sum; feed dense rows, or use clipvalue"
+        )
     if model.jit_compile is True:
         raise ConfigError(
             "expected a model compiled without jit_compile=True: XLA compiles neither the exchange of gradients on CPUs"

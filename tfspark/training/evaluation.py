@@ -39,7 +39,7 @@ class LocalEvaluator:
         self._model = model
         self._context = context
         self._num_ranks = num_ranks
-        self._step = tf.function(self._test_step, reduce_retracing=True)
+        self._step = tf.function(self._test_step)
         self._count = tf.function(functools.partial(count_classes, model), reduce_retracing=True)
         self._is_built = False
         self.confusion_matrix: list[Any] | None = None
@@ -62,8 +62,11 @@ class LocalEvaluator:
         kind = self._kind(num_classes, feed) if num_classes else None
         counts = np.zeros(num_counts(num_classes, kind) if num_classes and kind else 0)
         first: list[Any] = []
-        for element in local_dataset(feed):
-            self._step(element)
+        dataset = local_dataset(feed)
+        # By the dataset's shapes, not by those of the batches: the last one, which is shorter, needs no other graph.
+        step = self._step.get_concrete_function(dataset.element_spec)
+        for element in dataset:
+            step(element)
             self._context.pulse.beat()
             if sum(len(weights) for *_, weights in first) < SHOWN_ROWS:
                 first.append(element)

@@ -33,7 +33,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 from tfspark.errors import ConfigError
-from tfspark.training.build import refuse_compiled_by_xla
+from tfspark.training.build import check_synchronous
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
@@ -89,15 +89,30 @@ def _reduce_scalars_without_axis(original: Any) -> Any:
     @functools.wraps(original)
     def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
         if reduction in ("auto", "mean") and keras_trainer._collective_all_reduce_multi_worker(strategy):
-            return tree.map_structure(lambda value: _mean_of_replicas(strategy, value), values)
+            return tree.pack_sequence_as(values, _means_of_replicas(strategy, tree.flatten(values)))
         return original(values, strategy, reduction)
 
     return reduce_per_replica
 
 
+def _means_of_replicas(strategy: Any, values: list[Any]) -> list[Any]:
+    """Exchange the logs of a step: together where that can be, since each exchange is a wait for the network."""
+    # The result of a metric may be its state.
+    values = [value.value if isinstance(value, keras.Variable) else value for value in values]
+    is_plain = all(
+        tf.is_tensor(value)
+        and not isinstance(value, tf.distribute.DistributedValues)
+        and value.shape.is_fully_defined()
+        for value in values
+    )
+    if len(values) < 2 or not is_plain or len({value.dtype for value in values}) > 1:
+        return [_mean_of_replicas(strategy, value) for value in values]
+    joined = tf.concat([tf.reshape(value, [-1]) for value in values], 0)
+    parts = tf.split(_mean_of_replicas(strategy, joined), [value.shape.num_elements() for value in values])
+    return [tf.reshape(part, value.shape) for part, value in zip(parts, values, strict=True)]
+
+
 def _mean_of_replicas(strategy: Any, value: Any) -> Any:
-    if isinstance(value, keras.Variable):
-        value = value.value  # The result of a metric may be its state.
     if tf.is_tensor(value) and not isinstance(value, tf.distribute.DistributedValues):
         with tf.device(strategy.extended.worker_devices[0]):  # What has no device cannot be sent.
             value = tf.identity(value)
@@ -178,7 +193,7 @@ def _fit_with_callbacks(original: Any, averages: bool) -> Any:
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
         if feed is not None:
-            refuse_compiled_by_xla(self)
+            check_synchronous(self)
         if feed is not None and self.steps_per_execution > 1:
             raise ConfigError(
                 f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "

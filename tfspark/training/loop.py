@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from tfspark.training import state
 from tfspark.training.build import (
     BuildModel,
     call_build_model,
+    check_synchronous,
     copy_optimizer,
-    refuse_compiled_by_xla,
+    named_as_alone,
     set_optimizer,
     set_precision,
     weights_digest,
@@ -92,7 +94,7 @@ class TrainingSession:
         self.params = params
         keras.utils.set_random_seed(context.seed)
         set_precision(context.settings)
-        with context.strategy.scope():
+        with context.strategy.scope(), named_as_alone():
             self.model = call_build_model(build_model, params)
             set_optimizer(self.model, context.settings)
         self.local_model = call_build_model(build_model, params)
@@ -111,7 +113,7 @@ class TrainingSession:
 
     def prepare(self) -> None:
         """Make ready what `train` and `evaluate` need."""
-        refuse_compiled_by_xla(self.model)
+        check_synchronous(self.model)
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
@@ -204,7 +206,7 @@ class TrainingSession:
         """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
         ours: list[keras.callbacks.Callback] = []
         if job["validation"]:
-            ours.append(Validation(self))
+            ours.append(Validation(self, ours))
         if job["side_car"]:
             ours.append(ShareWeights(self.context, self.to_save))
         ours.append(ReportProgress(self.context, step_rows, feed))
@@ -304,16 +306,27 @@ class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class Validation(keras.callbacks.Callback):  # type: ignore[misc]
-    """Evaluate the validation rows after each epoch and add ``val_*`` to the epoch's logs."""
+    """Evaluate the validation rows after each epoch and add ``val_*`` to the epoch's logs.
 
-    def __init__(self, session: TrainingSession):
+    Args:
+        session: whose model it is.
+        callbacks: those of the training, which learn when an evaluation begins and ends: `SwapEMAWeights` changes the
+            weights for it.
+    """
+
+    def __init__(self, session: TrainingSession, callbacks: Sequence[keras.callbacks.Callback]):
         super().__init__()
         self._session = session
+        self._callbacks = callbacks
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Evaluate; the callbacks after this one see the results."""
         if self.model.stop_training:
             return  # Stopped within the epoch: the driver feeds no validation rows to it.
+        for callback in self._callbacks:
+            callback.on_test_begin()
         results = self._session.validate()
+        for callback in self._callbacks:
+            callback.on_test_end(results)
         if logs is not None:
             logs.update({f"val_{name}": value for name, value in results.items()})

@@ -5,12 +5,10 @@ The feed gives every row a weight, ``(B,)``, and fills batches up with copies of
 value per row alone, divides by what one replica has, and gives unweighted metrics every row. Here
 
 - a weight is stretched over all values of its row (pixels, steps of time);
-- what a reduction divides by is that of all replicas: sums of weights, values that are not masked;
+- what a reduction divides by is that of all replicas: real rows, sums of weights, values that are not masked;
 - a loss that is no sum over rows, such as Dice of the whole batch, is taken of the rows of all replicas;
 - metrics get the real rows, without weights if nobody gave any;
 - the epoch's loss, and that of each output, is the mean over real rows.
-
-``sum_over_batch_size`` divides by the whole batch size for a short batch, too: in the gradient every row counts alike.
 """
 
 from __future__ import annotations
@@ -74,9 +72,16 @@ class _Rows:
     tracked: Any = None
     is_whole: bool = False
     reductions: int = 0
+    _in_step: tf.Tensor | None = None
 
     def count(self) -> tf.Tensor:
         return tf.reduce_sum(tf.cast(self.real, tf.float32))
+
+    def in_step(self) -> tf.Tensor:
+        """Return how many rows all replicas have, at least 1; they exchange it once, however many losses ask."""
+        if self._in_step is None:
+            self._in_step = tf.stop_gradient(tf.maximum(over_replicas(self.count()), 1.0))
+        return self._in_step
 
 
 _current: list[_Rows] = []
@@ -114,14 +119,14 @@ def _reduced(
     total = tf.reduce_sum(weighed)
     if reduction in MEANS and mask is None:
         rows.tracked = total / per_row
-        return total / tf.cast(tf.size(values), values.dtype) / num_replicas()
+        return total / per_row / tf.cast(rows.in_step(), values.dtype)
     if reduction in (None, "none"):
         rows.tracked = total / per_row
         return weighed
     if reduction != "sum":
         counted = weights if reduction == "mean_with_sample_weight" else tf.cast(mask, values.dtype)
         total = tf.math.divide_no_nan(total, tf.stop_gradient(over_replicas(tf.reduce_sum(counted))))
-    rows.tracked = total * tf.cast(over_replicas(rows.count()), total.dtype)
+    rows.tracked = total * tf.cast(rows.in_step(), total.dtype)
     return total
 
 
@@ -189,7 +194,7 @@ class _LossOfRows:
             value = self._loss(y_true, y_pred, rows.weights)
         if value is None or rows.is_whole or rows.reductions > 1:
             value = self._of_whole_batch(rows, y_true, y_pred)
-            rows.tracked = value * tf.cast(over_replicas(rows.count()), value.dtype)
+            rows.tracked = value * tf.cast(rows.in_step(), value.dtype)
         elif rows.tracked is None:  # It has a way of its own to take the weights.
             rows.tracked = value * num_replicas() * tf.cast(rows.count(), value.dtype)
         return value
@@ -303,6 +308,8 @@ class _Step:
             rows = self._rows.count()
             if tracked is None:
                 total = self._total(value, rows)
+                if sample_weight is None:  # A step of one's own, to which all batches count alike.
+                    total, rows = (part / self._rows.in_step() for part in (total, rows))
                 self._rows = None
             else:
                 total = tracked()
@@ -319,7 +326,11 @@ class _Step:
             assert self._rows is not None
             return loss * (tf.cast(tf.size(self._rows.real), tf.float32) if has_own else rows)
         of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * num_replicas()
-        return self._tracked + (loss - of_rows) * rows
+        # Each replica has its share of what comes beside: of regularisation, or of a loss that is changed.
+        assert self._rows is not None
+        is_shared = tf.convert_to_tensor(self._data_loss).shape.rank == 0
+        share = self._rows.in_step() if is_shared else tf.size(self._rows.real)
+        return self._tracked + (loss - of_rows) / num_replicas() * tf.cast(share, tf.float32)
 
     # --- metrics -----------------------------------------------------------------------------------
 

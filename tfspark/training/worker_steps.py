@@ -8,7 +8,7 @@ cannot overwrite each other's sums, and a step that must be repeated counts once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +184,7 @@ class WorkerStep:
         zeros = [(variable, tf.zeros(variable.shape, variable.dtype)) for variable in self._state]
         seeds = [(variable, _seed_of_step(variable, number)) for variable in self._seeds]
         with LocalState([*zeros, *seeds]) as scope:
-            logs = {name: _scalar(value) for name, value in self._step(element).items()}
+            logs = {name: _scalar(value) for name, value in _flat(self._step(element)).items()}
             sums = [scope.get_current_value(variable) for variable in self._state]
         if self._count is not None:
             sums.append(self._count(element))
@@ -202,6 +202,14 @@ def _seed_of_step(variable: keras.Variable, number: tf.Tensor) -> tf.Tensor:
     """Return the generator's state for a step: (seed + number of the step, 0); Keras counts the second up."""
     first = tf.cast(variable._value[0], tf.int64) + number
     return tf.cast(tf.stack([first, 0]), variable.dtype)
+
+
+def _flat(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return logs with those that a metric gives by name, as Keras's container of metrics does, among the others."""
+    flat: dict[str, Any] = {}
+    for name, value in logs.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def _scalar(value: Any) -> tf.Tensor:
