@@ -17,7 +17,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tfspark.errors import DataError
 from tfspark.feed.directory import SOURCE_SILENCE_S, FeedDirectory
 from tfspark.feed.ranges import Ranges
 
@@ -472,11 +471,12 @@ def test_description_waits_for_the_first_row_or_the_close() -> None:
     assert empty.describe(STREAM)["sample"] is None
 
 
-def test_reader_that_announces_fewer_steps_than_before_is_refused() -> None:
+def test_announcement_that_arrives_again_after_a_later_one_changes_nothing() -> None:
     directory = opened()
-    directory.agree(STREAM, 0, rank=1, steps=3, ended=False, rows=0)
-    with pytest.raises(DataError, match="reader 1 announced 2 steps after 3"):
-        directory.agree(STREAM, 0, rank=1, steps=2, ended=False, rows=0)
+    directory.agree(STREAM, 0, rank=1, steps=3, ended=True, rows=9)
+    assert directory.agree(STREAM, 0, rank=1, steps=0, ended=False, rows=0)["steps"] == 3
+    assert directory.agree(STREAM, 0, rank=1, steps=2, ended=True, rows=6)["steps"] == 3
+    assert directory.rows_received(STREAM, 0) == {1: 9}
 
 
 @given(

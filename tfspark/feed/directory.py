@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfspark.errors import DataError
 from tfspark.feed.ledger import union
 from tfspark.feed.ranges import Ranges
 
@@ -444,16 +443,15 @@ class FeedDirectory:
         """Announce the steps a reader is sure of; learn the steps the pass will have.
 
         Readers announce while they are blocked and when they have ended. ``steps`` of the reply is a
-        number every reader must reach; it is final once all have ended. Raises when a reader goes back.
+        number every reader must reach; it is final once all have ended. A call whose answer was late was repeated,
+        and may arrive once more after later ones: a reader does not go back by it.
         """
         feed_pass = self._streams[stream].passes[index]
         if rank in self._lost:
             return {"steps": steps, "final": True, "closed": True}
-        if steps < feed_pass.announced.get(rank, 0):
-            raise DataError(f"reader {rank} announced {steps} steps after {feed_pass.announced[rank]}")
-        feed_pass.announced[rank] = steps
+        feed_pass.announced[rank] = max(steps, feed_pass.announced.get(rank, 0))
         if ended:
-            feed_pass.ended[rank] = rows
+            feed_pass.ended[rank] = max(rows, feed_pass.ended.get(rank, 0))
         if kept:
             feed_pass.kept.add(rank)
         book = self._streams[stream]
