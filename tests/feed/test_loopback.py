@@ -585,9 +585,12 @@ def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -
         for location in (loop.control.location, source.location):
             where = location if certificate else location.replace("grpc+tls", "grpc")
             # The connection is refused, before any call: one kind of call shows it, and each try takes seconds.
-            with ActionClient(where, Secret(loop.secret.token, certificate), unreached_s=0.0) as client:
-                with pytest.raises(flight.FlightUnavailableError):
-                    client.call("describe", stream="train")
+            secret = Secret(loop.secret.token, certificate)
+            with (
+                ActionClient(where, secret, unreached_s=0.0) as client,
+                pytest.raises(flight.FlightUnavailableError),
+            ):
+                client.call("describe", stream="train")
         check_pass(run_pass(loop, partitions_of([9])), 9, SPEC)
 
 
