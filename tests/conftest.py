@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support.environment import BASE_CONF, LOOPBACK, TEST_ID, python_path
+from support.environment import BASE_CONF, LOOPBACK, QUICK_JVM, TEST_ID, python_path
 from support.leaks import Owned, Snapshot, find_leaks, kill_leaked_processes, running_jobs
 from support.standalone import StandaloneCluster
 
@@ -43,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[TEST_ID] = uuid.uuid4().hex
     os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))
     os.environ["SPARK_LOCAL_IP"] = LOOPBACK
+    os.environ["SPARK_SUBMIT_OPTS"] = os.environ["SPARK_DAEMON_JAVA_OPTS"] = QUICK_JVM
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 
 
