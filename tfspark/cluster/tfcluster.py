@@ -26,7 +26,7 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import STOP_TIMEOUT_S, warming_up
+from tfspark.cluster.life import warming_up
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
@@ -62,6 +62,8 @@ MOST_COUNTED_CLASSES = 2000
 INDEPENDENT_SILENCE_S = 600.0
 """Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
+END_TIMEOUT_S = 60.0
+"""Until the processes of trainers that have returned are gone: a second, or more on an overloaded machine."""
 """As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
 EVALUATOR_GRACE_S = 30.0
 DEFAULT_PASSES = 10
@@ -382,7 +384,7 @@ class TFCluster:
         self._lives.control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
         self._await_evaluator(grace_s)
         self._check_identical_weights()
-        self._lives.control.wait(lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
+        self._lives.control.wait(lambda: self._lives.registry.all_ended, END_TIMEOUT_S, "the nodes to end")
         return {n.spec.name: n.result for n in self._lives.registry.nodes.values()}
 
     def _await_streaming(self, ssc: Any) -> None:
