@@ -62,9 +62,9 @@ MOST_COUNTED_CLASSES = 2000
 INDEPENDENT_SILENCE_S = 600.0
 """Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
+"""As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
 END_TIMEOUT_S = 60.0
 """Until the processes of trainers that have returned are gone: a second, or more on an overloaded machine."""
-"""As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
 EVALUATOR_GRACE_S = 30.0
 DEFAULT_PASSES = 10
 """What TensorFlowOnSpark makes of ``num_epochs=0``, its default."""
