@@ -83,12 +83,14 @@ class DirectRows:
     kind: str
 
 
-def direct_rows(spark: SparkSession, execution: Any) -> DirectRows:
+def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRows:
     """Return how feed tasks can read the rows of a planned query.
 
     Args:
         spark: the session.
         execution: Spark's `QueryExecution`, which has made its RDD.
+        anywhere: take Parquet files of file systems, too, that the driver can open with pyarrow and executors perhaps
+            cannot: they may have no credentials but Spark's, or no library.
 
     Raises:
         NotDirectError: they cannot.
@@ -98,7 +100,7 @@ def direct_rows(spark: SparkSession, execution: Any) -> DirectRows:
     query = _Query(spark, execution.executedPlan())
     kind = _simple(query.scan)
     if kind == "FileSourceScanExec":
-        return _parquet(spark, query)
+        return _parquet(spark, query, anywhere)
     if kind == "BatchScanExec" and _simple(query.scan.scan()) == "PythonScan":
         return _tfrecords(query)
     raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet or TFRecord files")
@@ -211,7 +213,7 @@ def _arrow(name: str, spark_type: str) -> pa.DataType:
 # --- Parquet ---------------------------------------------------------------------------------------
 
 
-def _parquet(spark: SparkSession, query: _Query) -> DirectRows:
+def _parquet(spark: SparkSession, query: _Query, anywhere: bool) -> DirectRows:
     scan, relation = query.scan, query.scan.relation()
     name = relation.fileFormat().getClass().getName()
     if name != _PARQUET:
@@ -233,6 +235,11 @@ def _parquet(spark: SparkSession, query: _Query) -> DirectRows:
     if _simple(partitions) != "FileScanRDD":
         raise NotDirectError(f"Spark reads the files by {_simple(partitions)}")
     listed = [list(_listed(part, in_paths)) for part in _each(partitions.filePartitions())]
+    remote = next((f.path for part in listed for f, *_ in part if not f.path.startswith("file:")), None)
+    if remote is not None and not anywhere:
+        raise NotDirectError(
+            f"executors may not be able to open {remote} without Spark; scan='direct' lets them try"
+        )
     wanted = {n: selection.columns.field(n).type for n in selection.columns.names if n in in_files}
     _check_footers({file for part in listed for file, *_ in part}, wanted)
     kept = {name for name, _ in in_paths} & set(selection.columns.names)

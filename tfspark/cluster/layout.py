@@ -191,7 +191,7 @@ class PlannedRows:
             return None
         direct, why_not = None, ""
         try:
-            direct = direct_rows(df.sparkSession, df._jdf.queryExecution())
+            direct = direct_rows(df.sparkSession, df._jdf.queryExecution(), self._scan == "direct")
         except NotDirectError as error:
             why_not = str(error)
         except Py4JError as error:
