@@ -211,7 +211,7 @@ def draw_epoch(model, epoch, directory):
 def test_run_whose_disk_fills_up_trains_to_the_end_and_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL + FILLS_THE_DISK)
     config = experiment(epochs=4) | {"output": {"dir": str(tmp_path / "disk")}}
-    config["data"] |= {"test": {"fraction": 0.2}}
+    config["data"] |= {"test": 0.2}
     config["model"]["params"] = {"runs": str(tmp_path / "disk")}
 
     with small_disk(tmp_path / "disk", "size=1m"):
