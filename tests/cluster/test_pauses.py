@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -21,21 +23,27 @@ __all__ = ["uninterrupted"]
 @contextlib.contextmanager
 def pausing(find: Callable[[psutil.Process], psutil.Process], pause_s: float) -> Iterator[Strike]:
     """Stop a process in the middle of an epoch, and let it go on after a while; it may have been killed by then."""
-    timers = []
+    stopped: queue.Queue[psutil.Process | None] = queue.Queue()
 
-    def go_on(process: psutil.Process) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.resume()
+    def go_on() -> None:
+        process = stopped.get()
+        if process is not None:
+            time.sleep(pause_s)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def pause() -> None:
         process = find(trainers()["worker 1"])
         process.suspend()
-        timers.append(threading.Timer(pause_s, go_on, [process]))
-        timers[0].start()
+        stopped.put(process)
 
-    yield Strike(pause, "state", epoch=1, step=6)
-    for timer in timers:
-        timer.join()
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield Strike(pause, "state", epoch=1, step=6)
+    finally:
+        stopped.put(None)
+        thread.join()
 
 
 def java_above(trainer: psutil.Process) -> psutil.Process:
