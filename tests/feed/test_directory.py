@@ -393,6 +393,16 @@ def test_second_attempt_whose_rows_may_have_moved_ends_the_pass_if_some_were_del
     assert source_up(directory, 1)["action"] == ("stop" if moved else "serve")
 
 
+def test_partition_that_a_task_has_left_without_a_word_is_unfinished_while_it_is_wanted() -> None:
+    directory = opened()
+    for partition in range(3):
+        source_up(directory, partition)
+    directory.partition_done(STREAM, 0, 1, 5)
+    assert directory.unfinished(STREAM, 0) == [0, 2]
+    directory.close_stream(STREAM)
+    assert directory.unfinished(STREAM, 0) == []
+
+
 def test_directory_does_not_grow_with_the_passes_and_still_knows_how_many_rows_each_reader_had() -> None:
     directory = opened()
 

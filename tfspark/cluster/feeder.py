@@ -217,7 +217,7 @@ class Feeder:
                 self._check_network(stream, error)
                 raise
             unfinished = directory.unfinished(stream, index)
-            if unfinished:
+            if unfinished and not self._control.registry.failed:
                 raise TfsparkError(
                     f"expected Spark to compute all of {stream!r}, its job ended before partition {unfinished[0]} did; "
                     "this is a defect of tfspark, please report it"

@@ -181,7 +181,7 @@ class TFCluster:
             release_port: no effect: a node's port is kept until TensorFlow listens on it.
             seed: seed of weights, shuffling and dropout, the same on every worker.
             feed_timeout: seconds the feed may stand still in any place before that is an error.
-            heartbeat_timeout: seconds of silence after which a node is lost.
+            heartbeat_timeout: seconds of silence after which a node is lost, and a worker for the others' TensorFlow.
             optimizer: a Keras optimizer instead of the one `build_model` compiled: ``{"name": "sgd", ...}``.
             learning_rate: instead of the compiled one.
             schedule: of the learning rate, instead of the compiled one, by its name in `keras.optimizers.schedules`:
@@ -268,6 +268,7 @@ class TFCluster:
             "checkpoint_every_seconds": checkpoint_every_seconds,
             "seed": seed,
             "feed_timeout_s": feed_timeout,
+            "heartbeat_timeout_s": heartbeat_timeout,
             "optimizer": None if optimizer is None else dict(optimizer),
             "learning_rate": learning_rate,
             "schedule": None if schedule is None else dict(schedule),
@@ -319,6 +320,7 @@ class TFCluster:
             "checkpoint_every_seconds": 0.0,
             "seed": 0,
             "feed_timeout_s": INDEPENDENT_SILENCE_S,
+            "heartbeat_timeout_s": HEARTBEAT_TIMEOUT_S,
             "checkpoint_dir": None,
             "warm": True,
         }

@@ -218,9 +218,11 @@ class FeedDirectory:
         return sum(feed_pass.done.values())
 
     def unfinished(self, stream: str, index: int) -> list[int]:
-        """Return the partitions of the pass that a task has begun to serve and none has ended."""
-        feed_pass = self._streams[stream].passes[index]
-        return sorted(feed_pass.sources.keys() - feed_pass.done.keys())
+        """Return partitions of the pass that a task has begun to serve and none has ended, though all are wanted."""
+        book = self._streams[stream]
+        feed_pass = book.passes[index]
+        is_wanted = not (book.closed or feed_pass.abandoned)
+        return sorted(feed_pass.sources.keys() - feed_pass.done.keys()) if is_wanted else []
 
     def abandon_pass(self, stream: str, index: int) -> None:
         """Say that nobody will read the rest of the pass; its sources are told to stop."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+from tensorflow.python.distribute import multi_worker_util
+from tensorflow.python.eager import context as eager
 
 from tfspark.training.keras_corrections import apply_corrections
 from tfspark.training.servers import connect
@@ -25,6 +28,8 @@ def make_strategy(context: TFContext) -> tf.distribute.Strategy:
     apply_corrections()
     if context.role != "worker":
         return tf.distribute.get_strategy()
+    if context.num_workers > 1:
+        _let_workers_pause(float(context.settings["heartbeat_timeout_s"]))
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     local = len(strategy.extended.worker_devices)
     expected = context.num_workers * local
@@ -35,3 +40,21 @@ def make_strategy(context: TFContext) -> tf.distribute.Strategy:
             "not change TF_CONFIG in main_fun"
         )
     return strategy
+
+
+def _let_workers_pause(timeout_s: float) -> None:
+    """Let a worker be silent for as long as its node may.
+
+    TensorFlow's coordination service takes one for lost after 10 s, as when its host swaps or is moved. The strategy
+    configures the service unless that was done before it is made; this is the same but for the time.
+    """
+    spec = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
+    jobs = [job for job in ("chief", "worker") if job in spec.jobs]
+    if not jobs:
+        return  # Without TF_CONFIG, which `make_strategy` finds out.
+    eager.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=multi_worker_util.coordination_leader(spec),
+        heartbeat_timeout_in_ms=int(timeout_s * 1000),
+        coordinated_jobs=[CoordinatedJob(name=job, num_tasks=spec.num_tasks(job)) for job in jobs],
+    )
