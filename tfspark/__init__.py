@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tfspark.cluster.tfcluster import TFCluster
     from tfspark.feed.columns import Column, Columns
     from tfspark.feed.files import TFRecordFiles
+    from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "dfutil",
     "gpu_info",
     "pipeline",
+    "predict",
     "util",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "InputMode": "tfspark.cluster.inputs",
     "TFCluster": "tfspark.cluster.tfcluster",
     "TFRecordFiles": "tfspark.feed.files",
+    "predict": "tfspark.inference.predict",
 }
 
 _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline", "util")

@@ -116,6 +116,11 @@ def tfspark_resume(directory: Path, run: Path, *arguments: str) -> Finished:
     return _to_end(words, directory)
 
 
+def tfspark(directory: Path, *words: str) -> Finished:
+    """Run a command of ``tfspark`` in a directory to its end."""
+    return _to_end([sys.executable, "-m", "tfspark.cli", *words], directory)
+
+
 def _to_end(words: list[str], directory: Path) -> Finished:
     return run_to_end(
         words,
@@ -248,7 +253,9 @@ def logged(pattern: str) -> Callable[[Path], bool]:
 def spark_starts(directory: Path) -> bool:
     """A moment: Spark's JVM runs, and there is no session yet."""
     scratch = str(directory / "tmp")
-    return any(Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p)))
+    return any(
+        Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p))
+    )
 
 
 def has_checkpoint(directory: Path) -> bool:
