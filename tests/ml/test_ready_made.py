@@ -100,6 +100,7 @@ def test_cnn_written_as_in_the_tutorials_tells_images_apart(squares: Any, tmp_pa
     round_trip(model, images.transform(squares), tmp_path / "cnn")
 
 
+@pytest.mark.slow
 def test_cnn_classifier_without_layers_takes_vectors_as_square_images(squares: Any, tmp_path: Path) -> None:
     model = CNNClassifier(modelParams={"filters": 4, "dropout": 0.0}, **EASY).fit(squares)
     made = model.transform(squares)
@@ -137,6 +138,7 @@ def test_terms_of_262144_dimensions_are_read_sparse_by_dense_and_recurrent_netwo
     rows.unpersist()
 
 
+@pytest.mark.slow
 def test_rnn_classifier_reads_raw_text_and_words(reviews: Any, tmp_path: Path) -> None:
     model = RNNClassifier(
         inputCol="text", modelParams={"units": 8, "dropout": 0.0}, embeddingSize=8, textLength=8, **EASY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,12 @@ from pyspark.ml.classification import OneVsRest
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.feature import StandardScaler
 from pyspark.ml.linalg import Vectors
-from pyspark.ml.tuning import (
-    CrossValidator,
-    CrossValidatorModel,
-    ParamGridBuilder,
-    TrainValidationSplit,
-)
+from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
+from support.processes import poll_until
 
 from tfspark.errors import ReservationError
 from tfspark.ml import Dense, DenseClassifier
+from tfspark.ml.slots import FITS
 
 
 @pytest.fixture
@@ -71,16 +69,18 @@ def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_not
     assert loaded.transform(blobs).collect() == model.transform(blobs).collect()
 
 
-def test_two_fits_at_a_time_when_slots_lack_are_refused(blobs: Any, accuracy: Any) -> None:
+def test_fit_when_another_holds_the_slots_is_refused(spark: Any, blobs: Any) -> None:
     network = DenseClassifier(featuresCol="x", maxIter=2, batchSize=16, numWorkers=2)
-    grid = ParamGridBuilder().addGrid(network.stepSize, [0.01, 0.05]).build()
-    split = TrainValidationSplit(
-        estimator=network, estimatorParamMaps=grid, evaluator=accuracy, parallelism=2, seed=1
-    )
-    with pytest.raises(ReservationError, match=r"expected 3 free task slots .* lower parallelism"):
-        split.fit(blobs)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(network.fit, blobs)
+        assert poll_until(lambda: FITS.held(spark) == 2, 60)
+        with pytest.raises(ReservationError, match=r"expected 3 free task slots .* lower parallelism"):
+            network.fit(blobs)
+        assert first.result(300).summary.totalIterations == 2
+    assert FITS.held(spark) == 0
 
 
+@pytest.mark.slow
 def test_one_vs_rest_trains_a_network_for_each_class(blobs: Any, accuracy: Any) -> None:
     network = DenseClassifier(
         featuresCol="x", layers=[Dense(8, "relu")], maxIter=3, batchSize=16, stepSize=0.05

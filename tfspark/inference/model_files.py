@@ -130,7 +130,7 @@ def load(model: ModelFiles, compiled: bool = False) -> Any:
     Raises:
         ConfigError: a SavedModel has no such signature.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # As in trainers; other work of the user may need another.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name, source in model.modules:
         run_module(name, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,10 @@ from tfspark.shipped import list_shipped
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+
+SEEDS = 1 << 31
+"""Seeds of TensorFlow are below this and not negative; those of Spark may be any whole number."""
 
 
 @dataclass(frozen=True)
@@ -411,7 +416,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
             num_workers=self.getOrDefault("numWorkers"),
             epochs=self.getOrDefault("maxIter"),
             batch_size=self.getOrDefault("batchSize"),
-            seed=self.getOrDefault("seed"),
+            seed=self.getOrDefault("seed") % SEEDS,
             shuffle=self.getOrDefault("shuffle"),
             callbacks=self._value("callbacks") or {},
             learning_rate=self._value("stepSize"),
@@ -529,6 +534,7 @@ def module_network(
     """Return the network of a model module; what it finds in the rows (`adapt`) is added to its parameters."""
     from tfspark.experiment.modules import load_model_module
 
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # The module imports Keras.
     module = load_model_module(path)
     own = dict(params) if module.adapt is None else module.adapt(dict(params), df)
     source = ((path, module.path.read_text()),)

@@ -12,7 +12,7 @@ from tfspark.feed.spark_names import quoted
 from tfspark.inference.outputs import Output
 from tfspark.inference.predict import apply
 from tfspark.inference.predictor import Predictor
-from tfspark.ml.estimator import KerasModel, NetworkEstimator, Plan, State, module_network
+from tfspark.ml.estimator import SEEDS, KerasModel, NetworkEstimator, Plan, State, module_network
 from tfspark.ml.moments import largest_value
 from tfspark.ml.params import declare, mapping
 from tfspark.ml.ready_made import image_shape
@@ -121,7 +121,10 @@ class GAN(NetworkEstimator):
             inputs = replace(inputs, scale=largest_value(dataset, inputs))
         label = self.getOrDefault("labelCol")
         target = find_classes(dataset, label, None) if label else Target()
-        params: dict[str, Any] = {"input_shape": list(inputs.shape), "seed": self.getOrDefault("seed")}
+        params: dict[str, Any] = {
+            "input_shape": list(inputs.shape),
+            "seed": self.getOrDefault("seed") % SEEDS,
+        }
         if label:
             params |= {"conditional": True, "num_classes": target.num_classes}
         rows = self._rows(dataset, inputs, target)

@@ -109,7 +109,7 @@ def make_layer(kind: str, *positional: Any, **named: Any) -> Layer:
         own = found.renamed.get(name, name)
         if own not in (*found.positional, *found.options):
             known = [*found.positional, *found.options]
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, [*known, *found.renamed], 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
             raise ValueError(f"expected an argument of {kind}, got {name!r}; {hint}")
         if own in arguments:

@@ -58,6 +58,13 @@ def whole(least: int) -> Convert:
     return convert
 
 
+def integer(value: Any) -> int:
+    """Take a whole number, of either sign."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise ValueError("expected a whole number")
+    return int(value)
+
+
 def number(least: float, is_above: bool = False, below: float = math.inf) -> Convert:
     """Return what takes numbers from a least one on, or above it, and below another."""
 
@@ -91,7 +98,7 @@ def choice(*options: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in options:
             near = difflib.get_close_matches(str(value), options, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(f"expected one of {', '.join(options)}{hint}")
         return str(value)
 
@@ -299,7 +306,7 @@ class TrainingParams(CheckedParams, HasMaxIter, HasStepSize, HasSeed, HasValidat
 
     maxIter = declare("maxIter", "epochs: passes over the rows, 1 or more", whole(1))
     stepSize = declare("stepSize", "learning rate of the optimizer, above 0", number(0, is_above=True))
-    seed = declare("seed", "of weights, shuffling and dropout", whole(0))
+    seed = declare("seed", "of weights, shuffling and dropout", integer)
     numWorkers = declare("numWorkers", "TensorFlow workers; each holds one of Spark's task slots", whole(1))
     optimizer = declare("optimizer", "a Keras optimizer by name, such as adam, sgd or rmsprop", text)
     callbacks = declare(

@@ -21,6 +21,11 @@ class FitsUnderWay:
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
 
+    def held(self, spark: SparkSession) -> int:
+        """Return how many slots they hold."""
+        with self._lock:
+            return self._held.get(str(spark.conf.get("spark.app.id", "")), 0)
+
     @contextmanager
     def hold(self, spark: SparkSession, num_nodes: int) -> Iterator[None]:
         """Note the nodes of a fit as long as the block runs.

@@ -31,9 +31,9 @@ class SparseDense(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
-    def build(self, *shapes: Any) -> None:
+    def build(self, indices_shape: Any, values_shape: Any) -> None:
         """Make kernel and bias."""
-        del shapes
+        del indices_shape, values_shape
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.size, self.units),
@@ -47,9 +47,10 @@ class SparseDense(keras.layers.Layer):
         rows = keras.ops.take(self.kernel, indices, axis=0)  # (batch, terms, units)
         return self.activation(keras.ops.einsum("btu,bt->bu", rows, values) + self.bias)
 
-    def compute_output_shape(self, *shapes: Any) -> tuple[int | None, int]:
+    def compute_output_shape(self, indices_shape: Any, values_shape: Any) -> tuple[int | None, int]:
         """Return ``(batch, units)``."""
-        return (shapes[0][0], self.units)
+        del values_shape
+        return (indices_shape[0], self.units)
 
     def get_config(self) -> dict[str, Any]:
         """Return what makes another."""
