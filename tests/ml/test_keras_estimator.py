@@ -24,7 +24,7 @@ def flowers(params: dict[str, Any]) -> Any:
     model = keras.Sequential(
         [
             keras.Input((4,)),
-            layers.BatchNormalization(),
+            layers.BatchNormalization(momentum=0.8),
             layers.Dense(params["units"], "relu"),
             layers.Dense(3, "softmax"),
         ]

@@ -66,25 +66,21 @@ class Predictor:
     def slices(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one call after the other."""
         for batch in batches:
-            start = 0
-            while start < batch.num_rows:
-                rows = batch.slice(start)
-                size = self._rows_of_call(rows)
-                yield rows.slice(0, size)
-                start += size
+            if batch.num_rows:
+                size = self._rows_of_call(batch)
+                for start in range(0, batch.num_rows, size):
+                    yield batch.slice(start, size)
 
     def _rows_of_call(self, batch: pa.RecordBatch) -> int:
         """Return how many rows go into one call: by bytes, as they are in Arrow and as the model sees them."""
         sent = [column for column in self.columns.sent if column.name in batch.schema.names]
         names = [column.name for column in sent] or batch.schema.names
-        plain: float = sum(batch.column(name).get_total_buffer_size() for name in names) / max(
-            1, batch.num_rows
-        )
-        seen = sum(FLOAT_BYTES * math.prod(column.shape or ()) for column in sent)
-        size = int(self.batch_bytes / max(plain, seen, 1))
+        in_arrow: float = sum(batch.column(name).nbytes for name in names) / batch.num_rows
+        in_model = sum(FLOAT_BYTES * math.prod(column.shape or ()) for column in sent)
+        size = int(self.batch_bytes / max(in_arrow, in_model, 1))
         if len(sent) == len(self.columns.sent):
             size = min(size, rows_at_once(batch, self.columns, self.batch_bytes))
-        return int(max(1, min(size, self.batch_rows, batch.num_rows)))
+        return max(1, min(size, self.batch_rows))
 
     def _predicted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         is_there: Array | None = self._is_there(batch)

@@ -34,11 +34,17 @@ from tfspark.ml.params import (
     sizes,
     text,
 )
-from tfspark.ml.persistence import NetworkReader, NetworkWriter, importable_name, imported, shipped_modules
+from tfspark.ml.persistence import (
+    NetworkReader,
+    NetworkWriter,
+    importable_name,
+    imported,
+    is_own_module,
+    own_modules,
+)
 from tfspark.ml.rows import FitRows, Target, find_classes, find_numbers, fit_rows
 from tfspark.ml.summary import TrainingSummary
 from tfspark.ml.training import HowToTrain, Network, Trained, train
-from tfspark.shipped import list_shipped
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -117,7 +123,7 @@ class State:
         objects = {name: imported(item) for name, item in data["custom_objects"].items()}
         target = data["target"]
         return cls(
-            of_keras(keras_file, shipped_modules(list(shipped)), objects),
+            of_keras(keras_file, own_modules(shipped), objects),
             None if data["inputs"] is None else Inputs.from_json(data["inputs"]),
             Target(**{**target, "classes": tuple(target["classes"])}),
             Signature.from_json(data["signature"]),
@@ -164,7 +170,7 @@ class Saved(MLWritable, MLReadable[Any]):
 # --- models -------------------------------------------------------------------------------------------
 
 
-class KerasModel(Model, ColumnParams, ClassParams, Saved):
+class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
     """A trained network: adds its predictions to a DataFrame.
 
     A classifier adds the label (`predictionCol`), the probability of each class and their logarithms, as Spark's own
@@ -178,6 +184,7 @@ class KerasModel(Model, ColumnParams, ClassParams, Saved):
         super().__init__()
         self._set_column_defaults()
         self._set_class_defaults()
+        self._set_training_defaults()
         self._state: State | None = None
         self._set(**self._named(params))
 
@@ -394,7 +401,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
         summary = TrainingSummary(
             dict(trained.history), trained.seconds, trained.start_seconds, trained.log_dir
         )
-        names = tuple(name for name, _ in plan.network.modules if name in list_shipped())
+        names = tuple(name for name, _ in plan.network.modules if is_own_module(name))
         model._state = State(
             of_keras(trained.keras_file, plan.network.modules, plan.network.custom_objects),
             plan.inputs,

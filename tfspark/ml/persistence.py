@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyspark import cloudpickle
@@ -148,9 +148,17 @@ def imported(name: str) -> Any:
     return found
 
 
-def shipped_modules(names: list[str]) -> tuple[tuple[str, str], ...]:
-    """Return the sources of model modules that come with tfspark: (name, source) pairs."""
-    return tuple((name, shipped.find_shipped(name).read_text()) for name in names)
+def is_own_module(name: str) -> bool:
+    """Tell whether another process with tfspark has a module: one of its packages, or a model module it comes with."""
+    return name.startswith("tfspark.") or name in shipped.list_shipped()
+
+
+def own_modules(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return the sources of modules that come with tfspark: (name, source) pairs."""
+    return tuple(
+        (name, f"import {name}\n" if name.startswith("tfspark.") else shipped.find_shipped(name).read_text())
+        for name in names
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tfspark.ml.moments import feature_moments, label_moments, largest_value, pe
 from tfspark.ml.networks import build_network, check_output, loss_of
 from tfspark.ml.params import ClassParams, declare, flag, labels, mapping, number, texts, whole
 from tfspark.ml.params import text as text_of
+from tfspark.ml.persistence import own_modules
 from tfspark.ml.rows import Target, find_classes, find_numbers
 from tfspark.ml.training import Network
 from tfspark.ml.windows import TARGET, WINDOW, Windows, with_windows
@@ -89,7 +90,9 @@ class LayeredEstimator(NetworkEstimator):
                 params |= {"mean": mean.tolist(), "std": deviation.tolist()}
             if target.num_classes is None and target.label is not None:
                 params["label_mean"], params["label_std"] = label_moments(train, target.label)
-        return Network(build_network, params)
+        # The layer that reads sparse vectors must be known where the model is loaded.
+        modules = own_modules(["tfspark.ml.sparse_dense"]) if inputs.kind == "sparse" else ()
+        return Network(build_network, params, modules=modules)
 
 
 class ClassifierMixin(LayeredEstimator, ClassParams):
@@ -257,8 +260,13 @@ class RecurrentEstimator(LayeredEstimator):
     def _contradiction(self) -> str | None:
         return _one_network(self, "modelParams") or super()._contradiction()
 
+    @property
+    def _splits_words(self) -> bool:
+        """Whether texts go to the network as words in small letters, and not as they are."""
+        return bool(self.isSet("layers"))
+
     def _inputs_of(self, dataset: DataFrame) -> Inputs:
-        inputs = self._find_inputs(dataset, takes_sparse=True, plain=self.isSet("layers"))
+        inputs = self._find_inputs(dataset, takes_sparse=True, plain=self._splits_words)
         if inputs.kind == "dense" and len(inputs.shape) == 1 and not self.isSet("layers"):
             return replace(inputs, shape=(*inputs.shape, 1))
         return inputs
@@ -266,7 +274,9 @@ class RecurrentEstimator(LayeredEstimator):
     def _network(self, dataset: DataFrame, inputs: Inputs, target: Target, train: DataFrame) -> Network:
         is_text = inputs.kind in ("text", "words")
         sizes = {"embedding": self.getOrDefault("embeddingSize"), "length": self.getOrDefault("textLength")}
-        if self._value("layers") is not None or inputs.kind == "sparse":
+        # models/rnn.py forecasts series alone.
+        is_number_of_text = is_text and target.num_classes is None
+        if self._value("layers") is not None or inputs.kind == "sparse" or is_number_of_text:
             known = vocabulary_of(train, self.getOrDefault("vocabularySize")) if is_text else []
             return self._of_layers(dataset, inputs, target, train, vocabulary=known, **sizes)
         params: dict[str, Any] = {
@@ -351,6 +361,10 @@ class RNNRegressor(RecurrentEstimator):
 
     metrics = ("rmse", "mae")
     model_class = RNNRegressionModel
+
+    @property
+    def _splits_words(self) -> bool:
+        return True
 
     def _set_own_defaults(self) -> None:
         super()._set_own_defaults()
