@@ -15,8 +15,9 @@ from support.rows import df_with_partitions, features_of, partition_sizes
 
 from tfspark import Column, Columns, predict
 from tfspark.errors import ConfigError
-from tfspark.inference.described import FORMAT, Described
+from tfspark.inference.described import FORMAT, Described, write_signature
 from tfspark.inference.model_files import LoadedModels, of_keras, read_model
+from tfspark.ml import KerasModel
 
 
 def scorer(seed: int = 0, units: int = 1, activation: str | None = None) -> keras.Model:
@@ -92,6 +93,13 @@ def test_predict_from_a_run_knows_columns_classes_and_scale(spark: Any, folder: 
     assert [row["prediction"] for row in made] == ["dog" if p > 0.5 else "cat" for p in chance]
     np.testing.assert_allclose([row["probability"][1] for row in made], chance, atol=1e-6)
     assert made[3]["name"] == "é3"
+    write_signature(model, run / "export")
+    stage = KerasModel.from_run(run)
+    assert (stage.classes, stage.getLabelCol()) == (["cat", "dog"], "label")
+    staged = stage.transform(df).collect()
+    assert [row["prediction"] for row in staged] == [row["prediction"] for row in made]
+    stage.write().overwrite().save(str(folder / "stage"))
+    assert KerasModel.load(str(folder / "stage")).transform(df).collect() == staged
     newer = json.loads((run / "export" / "prediction.json").read_text()) | {"format": FORMAT + 1}
     (run / "export" / "prediction.json").write_text(json.dumps(newer))
     with pytest.raises(ConfigError, match="format 2: a newer tfspark has saved it"):

@@ -45,11 +45,14 @@ from tfspark.ml.persistence import (
 from tfspark.ml.rows import FitRows, Target, find_classes, find_numbers, fit_rows
 from tfspark.ml.summary import TrainingSummary
 from tfspark.ml.training import HowToTrain, Network, Trained, train
+from tfspark.shipped import list_shipped
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+NEEDED_TO_LOAD = ("register_keras_serializable", "def features(")
+"""What in a model module says that a model cannot be used without it."""
 SEEDS = 1 << 31
 """Seeds of TensorFlow are below this and not negative; those of Spark may be any whole number."""
 
@@ -103,6 +106,12 @@ class State:
         Raises:
             ConfigError: the network has custom objects that no other process could import.
         """
+        for name, source in self.files.modules:
+            if name not in self.shipped and any(sign in source for sign in NEEDED_TO_LOAD):
+                raise ConfigError(
+                    f"expected a model module without custom objects and features(batch) to save the model, {name} has "
+                    "them; keep the run directory, and load it with KerasModel.from_run"
+                )
         return {
             "inputs": None if self.inputs is None else self.inputs.to_json(),
             "columns": None if self.columns is None else self.columns.to_json(),
@@ -208,9 +217,10 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
             len(described.classes) if described.classes and not described.is_multi_label else None,
             _own_classes(described.classes),
         )
+        files, shipped = with_own_names(found.files)
         model = cls()
         model._state = State(
-            found.files, None, target, found.signature, TrainingSummary(), columns=described.features
+            files, None, target, found.signature, TrainingSummary(), shipped, described.features
         )
         if labels_of is not None:
             model._set(labelCol=labels_of.name)
@@ -335,6 +345,13 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
     def _repr_html_(self) -> str:
         """Show the curves of the fit in a notebook."""
         return f"<b>{self.uid}</b>{self.summary._repr_html_()}"
+
+
+def with_own_names(files: ModelFiles) -> tuple[ModelFiles, tuple[str, ...]]:
+    """Give the modules of a run that come with tfspark their names there; return these names, too."""
+    known = {source: name for name, source in own_modules([n for n in list_shipped() if n.endswith(".py")])}
+    modules = tuple((known.get(source, name), source) for name, source in files.modules)
+    return replace(files, modules=modules), tuple(name for name, _ in modules if is_own_module(name))
 
 
 def _own_classes(classes: tuple[Any, ...]) -> tuple[Any, ...]:
