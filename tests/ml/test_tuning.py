@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def cached(spark: Any) -> int:
     return int(spark.sparkContext._jsc.getPersistentRDDs().size())
 
 
+# Spark leaves its own thread pool to Python's collector, which warns.
+@pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
 def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_nothing(
     spark: Any, blobs: Any, accuracy: Any, tmp_path: Path
 ) -> None:
@@ -60,6 +63,7 @@ def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_not
         estimator=pipeline, estimatorParamMaps=grid, evaluator=accuracy, numFolds=2, parallelism=2, seed=1
     )
     model = validator.fit(blobs)
+    gc.collect()
 
     assert model.avgMetrics[1] > 0.9 > model.avgMetrics[0]
     assert model.bestModel.stages[-1].getStepSize() == 0.05
