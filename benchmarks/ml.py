@@ -81,9 +81,9 @@ def network(kind: str) -> Any:
             layers.Dense(2, "softmax"),
         ]
         return keras.Sequential(inputs)
-    from models.cnn import build_model
+    from tfspark.experiment.modules import load_model_module
 
-    return build_model({"architecture": "lenet"})
+    return load_model_module("models/cnn.py").build_model({"architecture": "lenet"})
 
 
 def files(spark: Any, folder: str, kind: str, rows: int, size: int) -> Any:
