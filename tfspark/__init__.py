@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfspark import tfrecord
+    from tfspark import ml, tfrecord
     from tfspark.cluster.context import Hooks, TFContext
     from tfspark.cluster.inputs import Feeding, FeedOptions, InputMode
     from tfspark.cluster.tfcluster import TFCluster
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from tfspark.feed.columns import Column, Columns
     from tfspark.feed.files import TFRecordFiles
+    from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
 
 __all__ = [
@@ -46,7 +47,9 @@ __all__ = [
     "compat",
     "dfutil",
     "gpu_info",
+    "ml",
     "pipeline",
+    "predict",
     "tfrecord",
     "util",
 ]
@@ -67,6 +70,7 @@ _HOMES = {
     "TFContext": "tfspark.cluster.context",
     "TFRecordFiles": "tfspark.feed.files",
     "TfsparkError": "tfspark.errors",
+    "predict": "tfspark.inference.predict",
 }
 
 _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline", "util")
@@ -76,8 +80,8 @@ _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline",
 def __getattr__(name: str) -> Any:
     if name in _MIGRATED:
         return import_module(f"tfspark.migrate.{name}")
-    if name == "tfrecord":
-        return import_module("tfspark.tfrecord")
+    if name in ("ml", "tfrecord"):
+        return import_module(f"tfspark.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tfspark' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

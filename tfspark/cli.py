@@ -105,6 +105,66 @@ def train(
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A run directory, a .keras file or a SavedModel's directory.")],
+    data: Annotated[str, typer.Option(help="Path of the rows.")],
+    output: Annotated[str, typer.Option(help="Directory to write; it must not be there.")],
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Format of the rows; by default that of the run, or parquet."),
+    ] = None,
+    output_format: Annotated[str, typer.Option(help="parquet, json, csv, orc or tfrecord.")] = "parquet",
+    features: Annotated[
+        list[str] | None,
+        typer.Option(help="A feature column; repeat for several. By default as the run has them."),
+    ] = None,
+    nulls: Annotated[str, typer.Option(help="Rows with a null feature: error, skip or keep.")] = "error",
+    master: Annotated[str | None, typer.Option(help="Spark's master; by default that of the run.")] = None,
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A setting of Spark's.")] = None,
+) -> None:
+    """Write rows with a trained model's predictions."""
+    with _in_words():
+        from tfspark.experiment.use import predict_files
+
+        cluster = _chosen_cluster(master, conf)
+        count = predict_files(model, data, output, format_, output_format, features, nulls, cluster)
+        typer.echo(f"{count:,} rows in {output}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run directory.")],
+    data: Annotated[str, typer.Option(help="Path of the rows, which have the label.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Format of the rows; by default that of the run.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the results; by default in the run directory.")
+    ] = None,
+    master: Annotated[str | None, typer.Option(help="Spark's master; by default that of the run.")] = None,
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A setting of Spark's.")] = None,
+) -> None:
+    """Evaluate a run's model on other rows: metrics and pictures."""
+    with _in_words():
+        from tfspark.experiment.use import evaluate_files
+
+        metrics, place = evaluate_files(run, data, format_, output, _chosen_cluster(master, conf))
+        for name, value in metrics.items():
+            typer.echo(f"{name:<24} {value:.4f}")
+        typer.echo(f"results in {place}")
+
+
+def _chosen_cluster(master: str | None, conf: list[str] | None) -> Any:
+    """Return the section `cluster` of ``--master`` and ``--conf``; None: neither was given."""
+    from tfspark.experiment.config_schema import Cluster
+
+    if master is None and not conf:
+        return None
+    settings = dict(setting.partition("=")[::2] for setting in conf or [])
+    return _cluster(Cluster, master=master, spark=settings)
+
+
+@app.command()
 def chaos(
     faults: Annotated[list[str] | None, typer.Argument(help="Which faults; all if none is named.")] = None,
     master: Annotated[

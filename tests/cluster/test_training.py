@@ -118,7 +118,8 @@ def test_roc_of_each_class_goes_from_none_to_all(life: Life) -> None:
 def test_log_dir_after_a_run_holds_logs_checkpoints_and_the_export(life: Life) -> None:
     assert (life.log_dir / "logs/worker-0.log").is_file()
     assert [path.name for path in (life.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]
-    assert sorted(path.name for path in (life.log_dir / "export").iterdir()) == ["model.keras", "saved_model"]
+    exported = sorted(path.name for path in (life.log_dir / "export").iterdir())
+    assert exported == ["model.keras", "saved_model", "signature.json"]
 
 
 def test_observer_is_told_the_phases(life: Life) -> None:

@@ -65,7 +65,8 @@ def test_every_snippet_of_python_is_run_by_a_test() -> None:
         for path in pages
         for number, _ in enumerate(Page(path).blocks("python"), start=1)
     }
-    run = {("README.md", 1), *((page, number) for page, numbers in QUICK + SLOW for number in numbers)}
+    alone = {("README.md", 1), ("docs/ml.md", 1), ("docs/predictions.md", 1)}
+    run = {*alone, *((page, number) for page, numbers in QUICK + SLOW for number in numbers)}
     assert there == run | NOT_RUN.keys()
     assert not run & NOT_RUN.keys()
 
@@ -76,6 +77,17 @@ def test_program_of_the_readme_runs_and_exports(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "runs" / "first" / "export" / "model.keras").is_file()
     assert "'accuracy'" in finished.stdout
     assert "[Stage 0:" not in finished.stderr, "Spark's progress bar hides what the program prints"
+
+
+@pytest.mark.slow
+def test_programs_of_ml_and_predictions_run(tmp_path: Path) -> None:
+    finished = run_program(snippet("docs/ml.md", 1) + "spark.stop()\n", tmp_path)
+    assert re.search(r"^0\.[89]\d+$|^1\.0$", finished.stdout, re.MULTILINE), finished.stdout
+    assert "'accuracy'" in finished.stdout
+
+    (tmp_path / "tmp").mkdir()
+    finished = run_program(snippet("docs/predictions.md", 1) + "spark.stop()\n", tmp_path)
+    assert "['id', 'point', 'prediction']" in finished.stdout
 
 
 QUICK = [("docs/data-types.md", (1, 2, 3)), ("docs/tfrecord.md", (1, 2)), ("docs/migrating.md", (1,))]

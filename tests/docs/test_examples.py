@@ -63,6 +63,95 @@ def test_submit_parquet_without_data_makes_its_own_and_learns() -> None:
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
+def test_ml_cnn_digits_learns_from_libsvm_files_and_saves_its_pipeline(digits: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(digits), "--libsvm", str(tmp_path / "libsvm"), "--epochs", "2"]
+    result = run_driver(
+        "local[4]",
+        EXAMPLES / "ml_cnn_digits.py",
+        *arguments,
+        "--save",
+        str(tmp_path / "saved"),
+        timeout_s=TIMEOUT_S,
+    ).check()
+
+    assert len(numbers_behind("loss per epoch", result.stdout)) == 2
+    assert 0 <= numbers_behind("test accuracy", result.stdout)[0] <= 1
+    assert (next((tmp_path / "saved" / "stages").glob("1_*")) / "model.keras").is_file()
+
+
+@pytest.mark.slow
+def test_ml_rnn_text_compares_three_classifiers(spark: Any, tmp_path: Path) -> None:
+    rows = spark.range(200).selectExpr(
+        "concat('a film of ', id, if(id % 2 = 0, ' good', ' bad'), ' scenes') AS text", "id % 2 AS label"
+    )
+    tfrecord.register(spark)
+    rows.write.format("tfrecord").mode("append").save(str(tmp_path / "texts"))
+    result = run_driver(
+        "local[4]",
+        EXAMPLES / "ml_rnn_text.py",
+        *("--data", str(tmp_path / "texts"), "--epochs", "2"),
+        timeout_s=TIMEOUT_S,
+    ).check()
+
+    for name in ("recurrent network on terms", "recurrent network on text", "logistic regression on terms"):
+        assert 0.3 < numbers_behind(name, result.stdout)[0] <= 1
+
+
+@pytest.mark.slow
+def test_ml_autoencoder_kmeans_clusters_codes_and_components(digits: Path) -> None:
+    result = run_driver(
+        "local[4]",
+        EXAMPLES / "ml_autoencoder_kmeans.py",
+        *("--data", str(digits), "--epochs", "2"),
+        timeout_s=TIMEOUT_S,
+    ).check()
+
+    assert 0.1 < numbers_behind("k-means on codes: purity", result.stdout)[0] <= 1
+    assert 0.1 < numbers_behind("k-means on principal components: purity", result.stdout)[0] <= 1
+
+
+@pytest.fixture
+def tumours(spark: Any, tmp_path: Path) -> Path:
+    """Two hundred rows of 30 numbers, larger ones for malignant, in the form of breast_cancer."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    measures = rng.standard_normal((200, 30)).astype(np.float32) + labels[:, None]
+    lists = pa.array(list(measures.astype(np.float32)), pa.list_(pa.float32()))
+    tfrecord.register(spark)
+    for part, rows in (("train", slice(0, 120)), ("test", slice(120, 200))):
+        table = pa.table({"measures": lists[rows], "malignant": labels[rows]})
+        place = str(tmp_path / "tumours" / "fold_1" / part)
+        spark.createDataFrame(table).write.format("tfrecord").mode("append").save(place)
+    return tmp_path / "tumours"
+
+
+@pytest.mark.slow
+def test_ml_grid_search_scores_each_setting(tumours: Path) -> None:
+    result = run_driver(
+        "local[4]",
+        EXAMPLES / "ml_grid_search.py",
+        *("--data", str(tumours), "--epochs", "2", "--folds", "2"),
+        timeout_s=TIMEOUT_S,
+    ).check()
+
+    assert result.stdout.count("regParam") == 4
+    assert numbers_behind("test area", result.stdout)[0] > 0.8
+
+
+@pytest.mark.slow
+def test_ml_comparison_prints_a_line_for_each_classifier(digits: Path, tumours: Path) -> None:
+    result = run_driver(
+        "local[4]",
+        EXAMPLES / "ml_comparison.py",
+        *("--digits", str(digits), "--tumours", str(tumours), "--epochs", "1"),
+        timeout_s=TIMEOUT_S,
+    ).check()
+
+    assert result.stdout.count("| digits |") == 6
+    assert result.stdout.count("| tumours |") == 5
+
+
 def test_every_example_has_a_test() -> None:
     tested = set(re.findall(r'"(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
 

@@ -116,6 +116,11 @@ def tfspark_resume(directory: Path, run: Path, *arguments: str) -> Finished:
     return _to_end(words, directory)
 
 
+def tfspark(directory: Path, *words: str) -> Finished:
+    """Run a command of ``tfspark`` in a directory to its end."""
+    return _to_end([sys.executable, "-m", "tfspark.cli", *words], directory)
+
+
 def _to_end(words: list[str], directory: Path) -> Finished:
     return run_to_end(
         words,

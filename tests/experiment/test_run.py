@@ -11,9 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from docs.pages import REPOSITORY, Page
-from experiment.runs import Images, run_directory, tfspark_run
+from experiment.runs import Images, run_directory, tfspark, tfspark_run
 from pyspark.sql import SparkSession
 
 from tfspark.experiment.config import load_config
@@ -55,6 +56,7 @@ def test_run_directory_after_a_run_holds_all_of_it(run: Run) -> None:
         "checkpoints/epoch-0001.keras", "checkpoints/epoch-0002.keras",
         "loss.png", "accuracy.png", "confusion_matrix.png", "roc.png",
         "export/model.keras", "export/saved_model/saved_model.pb",
+        "export/prediction.json", "export/signature.json", "export/module.py",
     }  # fmt: skip
     assert expected - found == set()
     assert not [name for name in found if "partial" in name]
@@ -119,6 +121,48 @@ def test_pictures_after_a_run_are_png_files(run: Run, name: str) -> None:
     assert len(picture) > 5000
 
 
+def test_predict_and_evaluate_of_a_run_say_what_keras_says(
+    run: Run, spark: SparkSession, tmp_path: Path
+) -> None:
+    images = str(run.config.parent / "images")
+    output = tmp_path / "predicted"
+    arguments = [
+        "predict",
+        str(run.directory),
+        "--data",
+        images,
+        "--output",
+        str(output),
+        "--output-format",
+        "json",
+    ]
+    done = tfspark(tmp_path, *arguments).check()
+    assert f"120 rows in {output}" in done.stdout
+    rows = spark.read.schema("image BINARY, label LONG, prediction LONG, probability ARRAY<DOUBLE>").json(
+        str(output)
+    )
+    found = rows.collect()
+
+    import keras
+
+    model = keras.saving.load_model(run.directory / "export" / "model.keras")
+    pixels = np.stack([np.frombuffer(row["image"], np.uint8).reshape(IMAGES.shape) for row in found])
+    chances = model.predict(pixels / np.float32(255), verbose=0)
+    np.testing.assert_allclose([row["probability"] for row in found], chances, atol=1e-5)
+    assert [row["prediction"] for row in found] == chances.argmax(axis=1).tolist()
+
+    arguments = ["evaluate", str(run.directory), "--data", images, "--output", str(tmp_path / "results")]
+    done = tfspark(tmp_path, *arguments).check()
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    labels = np.array([row["label"] for row in found])
+    loss, accuracy = model.evaluate(pixels / np.float32(255), labels, verbose=0)
+    assert results["test"]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert results["test"]["accuracy"] == pytest.approx(accuracy)
+    assert np.sum(results["confusion_matrix"]) == 120
+    assert {"confusion_matrix.png", "roc.png"} <= {path.name for path in (tmp_path / "results").iterdir()}
+    assert re.search(r"^accuracy +\d\.\d{4}$", done.stdout, re.MULTILINE)
+
+
 def test_tensorboard_after_a_run_reads_every_epoch(run: Run) -> None:
     code = (
         "import sys, json\n"
@@ -165,7 +209,8 @@ def test_run_on_parquet_of_other_images_needs_other_yaml_only(spark: SparkSessio
     directory = run_directory(tmp_path)
     results = json.loads((directory / "results.json").read_text())
     assert [len(row) for row in results["confusion_matrix"]] == [4] * 4
-    assert [path.name for path in (directory / "export").iterdir()] == ["model.keras"]
+    exported = sorted(path.name for path in (directory / "export").iterdir())
+    assert exported == ["model.keras", "module.py", "prediction.json", "signature.json"]
 
 
 TABULAR = """

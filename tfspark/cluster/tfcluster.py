@@ -588,7 +588,7 @@ class TFCluster:
         if not self._settings["wants_context"]:
             raise ConfigError(
                 "expected a cluster started with main_fun(args, ctx) for inference(), this one trains what build_model "
-                "returns; export the model and apply it with pipeline.TFModel"
+                "returns; export the model and apply it with tfspark.predict"
             )
         rows = data.rdd if hasattr(data, "mapInArrow") else data
         if not is_rdd(rows):

@@ -36,14 +36,19 @@ class Rows:
         validation: rows evaluated after each epoch; None: there are none.
         test: rows evaluated at the end; None: there are none.
         columns: what is fed.
-        class_names: names of the classes in order; empty when the label is no class.
+        classes: values of the label in the order of the classes; empty when the label is no class.
     """
 
     train: DataFrame
     validation: DataFrame | None
     test: DataFrame | None
     columns: Columns
-    class_names: tuple[str, ...]
+    classes: tuple[Any, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes in order."""
+        return tuple(str(value) for value in self.classes)
 
 
 def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
@@ -59,14 +64,14 @@ def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
     check_columns(columns, whole.columns)
     classes = _classes(whole, data)
     columns = _with_class_count(columns, classes)
-    prepared = _select(whole, columns, classes)
+    prepared = select_rows(whole, columns, classes)
     reads_itself = experiment.cluster.input_mode == "tensorflow"
     parts = (prepared, None, None) if reads_itself else _divide(prepared, data, experiment.seed)
     validation = _own_rows(spark, data.validation_source, columns, classes) or parts[1]
     test = _own_rows(spark, data.test_source, columns, classes) or parts[2]
     train = _resampled(parts[0], data, experiment.seed)
     columns = replace(columns, class_weights=_class_weights(train, experiment, classes))
-    return Rows(train, validation, test, columns, tuple(str(value) for value in classes))
+    return Rows(train, validation, test, columns, classes)
 
 
 def read_source(spark: SparkSession, source: Source) -> DataFrame:
@@ -147,7 +152,13 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _select(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
+def select_rows(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
+    """Return the columns that are fed, the label as the number of its class.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: a column is text where numbers are declared.
+    """
     check_columns(columns, df.columns)
     chosen = {column.name: df[quoted(column.name)] for column in columns.sent}
     label = columns.class_label
@@ -179,7 +190,7 @@ def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> Spa
 def _own_rows(
     spark: SparkSession, source: Source | None, columns: Columns, classes: tuple[Any, ...]
 ) -> DataFrame | None:
-    return None if source is None else _select(read_source(spark, source), columns, classes)
+    return None if source is None else select_rows(read_source(spark, source), columns, classes)
 
 
 def _divide(df: DataFrame, data: Data, seed: int) -> tuple[DataFrame, DataFrame | None, DataFrame | None]:

@@ -45,6 +45,7 @@ from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.files import TFRecordFiles
+from tfspark.inference.described import MODULE, Described
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -358,7 +359,17 @@ def _train(
         nodes = cluster.shutdown(export=experiment.export.formats)
         watch.seconds["export and stop"] = time.monotonic() - began
         shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
+    keep_with_export(directory.path / "export", module, rows, names)
     return _Results(history, test, confusion, curves, names, nodes)
+
+
+def keep_with_export(export: Path, module: ModelModule, rows: Rows, names: tuple[str, ...]) -> None:
+    """Keep what predictions need beside the exported model: columns, classes and the model module's source."""
+    if not export.is_dir():
+        return
+    is_multi_label = bool(names) and not rows.class_names
+    Described(rows.columns, rows.classes or names, is_multi_label).write(export)
+    (export / MODULE).write_bytes(module.path.read_bytes())
 
 
 def _settings(

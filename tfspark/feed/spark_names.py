@@ -10,6 +10,7 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
 
 ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -19,15 +20,15 @@ def quoted(name: str) -> str:
     return "`" + name.replace("`", "``") + "`"
 
 
-def map_in_arrow(df: DataFrame, function: ArrowFunction, ddl: str) -> DataFrame:
-    """Return ``df.mapInArrow(function, ddl)``, for columns of any name.
+def map_in_arrow(df: DataFrame, function: ArrowFunction, schema: str | StructType) -> DataFrame:
+    """Return ``df.mapInArrow(function, schema)``, for columns of any name.
 
     PySpark 4 looks the columns up by ``df[name]`` there, unquoted, and fails where a name is an expression.
     """
     names = df.columns
     if not any(set(name) & set(".`") for name in names) and not _alike(names):
-        return df.mapInArrow(function, ddl)
-    return df.toDF(*_positions(names)).mapInArrow(Renamed(tuple(names), function), ddl)
+        return df.mapInArrow(function, schema)
+    return df.toDF(*_positions(names)).mapInArrow(Renamed(tuple(names), function), schema)
 
 
 def select_by_name(df: DataFrame, names: list[str]) -> DataFrame:

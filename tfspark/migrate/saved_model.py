@@ -7,30 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from tfspark.errors import ConfigError
 from tfspark.feed.arrays import column_to_numpy
 from tfspark.feed.columns import Column
 from tfspark.feed.spark_names import quoted
-
-SPARK_TYPES = {
-    "bool": "boolean",
-    "int8": "tinyint",
-    "int16": "smallint",
-    "int32": "int",
-    "int64": "bigint",
-    "uint8": "smallint",
-    "uint16": "int",
-    "uint32": "bigint",
-    "float16": "float",
-    "bfloat16": "float",
-    "float32": "float",
-    "float64": "double",
-    "string": "binary",
-}
-"""TensorFlow's type of an output -> Spark's type of its column, or of the elements of its arrays."""
+from tfspark.inference.values import spark_type, to_arrow
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,7 @@ class SavedModel:
         specs = load(self.directory, self.tags, self.signature).structured_outputs
         names = tensor_names([tensor for tensor, _ in self.outputs], list(specs), "output")
         columns = [
-            f"{quoted(column)} {spark_type(specs[name])}"
+            f"{quoted(column)} {_spark_type(specs[name])}"
             for name, (_, column) in zip(names, self.outputs, strict=True)
         ]
         yield pa.record_batch([[", ".join(columns)]], ["ddl"])
@@ -159,27 +142,6 @@ def tensor_names(wanted: Sequence[str], present: Sequence[str], what: str) -> li
     return list(wanted)
 
 
-def spark_type(spec: Any) -> str:
+def _spark_type(spec: Any) -> str:
     """Return the Spark type of an output's column: an array for each axis behind the batch's."""
-    depth = 1 if spec.shape.rank is None else spec.shape.rank - 1
-    return "array<" * depth + SPARK_TYPES[spec.dtype.name] + ">" * depth
-
-
-def to_arrow(values: np.ndarray[Any, Any]) -> pa.Array:
-    """Return ``(n, ...)`` values as a column of ``n`` values or nested arrays, of a type Spark has."""
-    flat = values.reshape(-1)
-    if flat.dtype.name in SPARK_TYPES and flat.dtype.name in (
-        "uint8",
-        "uint16",
-        "uint32",
-        "float16",
-        "bfloat16",
-    ):
-        flat = flat.astype(
-            {"uint8": "int16", "uint16": "int32", "uint32": "int64"}.get(flat.dtype.name, "float32")
-        )
-    array = pa.array(flat.tolist(), pa.binary()) if flat.dtype == object else pa.array(flat)
-    for size in reversed(values.shape[1:]):
-        offsets = np.arange(len(array) // size + 1, dtype=np.int32) * size
-        array = pa.ListArray.from_arrays(offsets, array)
-    return array
+    return spark_type(spec.dtype.name, 0 if spec.shape.rank is None else spec.shape.rank - 1)

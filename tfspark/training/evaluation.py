@@ -84,7 +84,7 @@ class LocalEvaluator:
             self.confusion_matrix, curves = matrix_and_curves(np.asarray(counts), num_classes, kind)
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
-        self.roc = _roc_of(model) or curves
+        self.roc = roc_of(model) or curves
         return {name: plain(value) for name, value in model.get_metrics_result().items()}
 
     def _build(self, feed: Feed) -> None:
@@ -134,7 +134,7 @@ def fixed_batch_size(model: keras.Model) -> int | None:
     return next(iter(sizes)) if len(sizes) == 1 else None
 
 
-def _roc_of(model: keras.Model) -> list[list[list[float]]] | None:
+def roc_of(model: keras.Model) -> list[list[list[float]]] | None:
     """Return the one curve of the model's first AUC metric: (false positive rate, true positive rate) by threshold."""
     flat = [metric for outer in model.metrics for metric in getattr(outer, "metrics", [outer])]
     for metric in flat:

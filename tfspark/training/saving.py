@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import pyarrow as pa
 
+from tfspark.inference.described import write_signature
+
 if TYPE_CHECKING:
     from tfspark.cluster.context import TFContext
 
@@ -102,6 +104,7 @@ def upload_model(context: TFContext, model: keras.Model, name: str, formats: tup
             context.hooks.export(model, str(folder))
         if "keras" in formats:
             model.save(folder / "model.keras")
+            write_signature(model, folder)
         if "saved_model" in formats:
             model.export(str(folder / "saved_model"), verbose=False)
         upload(context, folder, name)

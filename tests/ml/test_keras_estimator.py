@@ -1,0 +1,188 @@
+"""`KerasEstimator` and `KerasModel` as Spark ML has its own: Params, fit, transform, save and load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import Vectors
+from support.driver import run_driver
+
+from tfspark.errors import ConfigError, DataError
+from tfspark.ml import KerasEstimator, KerasModel
+
+
+def flowers(params: dict[str, Any]) -> Any:
+    """Three classes of four numbers."""
+    import keras
+
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.BatchNormalization(momentum=0.8),
+            layers.Dense(params["units"], "relu"),
+            layers.Dense(3, "softmax"),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.05),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        weighted_metrics=[keras.metrics.SparseCategoricalAccuracy(name="weighted")],
+    )
+    return model
+
+
+@pytest.fixture(scope="module")
+def iris(spark: Any) -> Any:
+    """150 rows of four numbers each, around the mean flowers of Fisher's three kinds, and the name of the kind."""
+    kinds = {
+        "setosa": [5.01, 3.43, 1.46, 0.25],
+        "versicolor": [5.94, 2.77, 4.26, 1.33],
+        "virginica": [6.59, 2.97, 5.55, 2.03],
+    }
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(150):
+        kind = list(kinds)[index % 3]
+        numbers = (np.array(kinds[kind]) + 0.25 * rng.standard_normal(4)).tolist()
+        rows.append((*numbers, kind, index % 5 == 0, 1.0 + index % 2))
+    names = "a double, b double, c double, d double, kind string, held boolean, weight double"
+    return spark.createDataFrame(rows, names).coalesce(2).cache()
+
+
+@pytest.fixture(scope="module")
+def fitted(iris: Any) -> PipelineModel:
+    assembler = VectorAssembler(inputCols=["a", "b", "c", "d"], outputCol="features")
+    estimator = KerasEstimator(
+        build_model=flowers,
+        modelParams={"units": 16},
+        labelCol="kind",
+        weightCol="weight",
+        validationIndicatorCol="held",
+        numWorkers=2,
+        maxIter=15,
+        batchSize=16,
+        stepSize=0.05,
+        seed=3,
+    )
+    return Pipeline(stages=[assembler, estimator]).fit(iris)
+
+
+def test_fitted_model_predicts_names_and_knows_how_it_learned(fitted: PipelineModel, iris: Any) -> None:
+    model = fitted.stages[-1]
+    assert model.classes == ["setosa", "versicolor", "virginica"]
+    assert model.numClasses == 3
+    assert model.summary.totalIterations == 15
+    assert {"loss", "accuracy", "val_accuracy", "weighted"} <= set(model.summary.history)
+    assert model.summary.objectiveHistory[-1] < model.summary.objectiveHistory[0]
+    assert 0 < model.summary.startSeconds < model.summary.seconds
+    assert "<svg" in model._repr_html_()
+
+    made = fitted.transform(iris)
+    assert made.columns == [*iris.columns, "features", "prediction", "probability", "rawPrediction"]
+    rows = made.collect()
+    assert [row["a"] for row in rows] == [row["a"] for row in iris.collect()]
+    assert sum(row["prediction"] == row["kind"] for row in rows) > 135
+    chances = np.array([row["probability"].toArray() for row in rows])
+    raw = np.exp([row["rawPrediction"].toArray() for row in rows])
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(raw / raw.sum(axis=1, keepdims=True), chances, atol=1e-6)
+
+
+def test_pipeline_when_saved_predicts_bit_by_bit_the_same_in_another_process(
+    fitted: PipelineModel, iris: Any, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "pipeline")
+    fitted.write().overwrite().save(place)
+    fitted.write().overwrite().save(place)
+    assert (next(Path(place, "stages").glob("1_*")) / "model.keras").is_file()
+    iris.write.parquet(str(tmp_path / "rows"))
+    code = """
+    import sys
+    from pyspark.ml import PipelineModel
+    from pyspark.sql import SparkSession
+
+    spark = SparkSession.builder.getOrCreate()
+    model = PipelineModel.load(sys.argv[1])
+    rows = spark.read.parquet(sys.argv[2]).coalesce(1).sort("a", "b", "c", "d")
+    print(model.transform(rows).selectExpr(sys.argv[3]).first()[0])
+    print(model.stages[-1].summary.totalIterations)
+    spark.stop()
+    """
+    parquet = str(tmp_path / "rows")
+    digest = "sha2(to_json(collect_list(struct(probability, prediction))), 256)"
+    there = run_driver("local[2]", code, place, parquet, digest, timeout_s=300).check().stdout.split()
+
+    read = iris.sparkSession.read.parquet(parquet).coalesce(1).sort("a", "b", "c", "d")
+    here = fitted.transform(read).selectExpr(digest).first()[0]
+    assert there[-2:] == [here, "15"]
+
+
+def test_estimator_when_saved_and_copied_keeps_its_params_and_code(spark: Any, tmp_path: Path) -> None:
+    estimator = KerasEstimator(build_model=flowers, inputCol="x", maxIter=3, modelParams={"units": 2})
+    changed = estimator.copy({estimator.maxIter: 5, estimator.modelParams: {"units": 4}})
+    assert (estimator.getMaxIter(), changed.getMaxIter(), changed.getFeaturesCol()) == (3, 5, "x")
+    assert changed.getModelBuilder() is flowers
+
+    changed.write().overwrite().save(str(tmp_path / "estimator"))
+    loaded = KerasEstimator.load(str(tmp_path / "estimator"))
+    assert loaded.uid == changed.uid
+    assert loaded.getModelParams() == {"units": 4}
+    assert loaded.getModelBuilder().__name__ == "flowers"
+    with pytest.raises(ConfigError, match="expected a KerasModel at"):
+        KerasModel.load(str(tmp_path / "estimator"))
+
+
+def test_model_of_a_newer_version_is_refused(spark: Any, fitted: PipelineModel, tmp_path: Path) -> None:
+    fitted.stages[-1].save(str(tmp_path / "model"))
+    metadata = spark.read.text(str(tmp_path / "model" / "metadata")).first()[0]
+    newer = metadata.replace('"tfsparkFormat":1', '"tfsparkFormat":7')
+    spark.createDataFrame([(newer,)], ["value"]).coalesce(1).write.mode("overwrite").text(
+        str(tmp_path / "model" / "metadata")
+    )
+    with pytest.raises(ConfigError, match="has format 7: a newer tfspark has saved it"):
+        KerasModel.load(str(tmp_path / "model"))
+
+
+def test_params_when_explained_or_set_wrong_say_what_they_expect() -> None:
+    estimator = KerasEstimator(build_model=flowers)
+    explained = estimator.explainParams()
+    assert "maxIter: epochs: passes over the rows, 1 or more (default: 10)" in explained
+    assert estimator.setBlockSize(64).getBatchSize() == 64
+    assert estimator.setInputCol("v").getFeaturesCol() == "v"
+    for params, words in [
+        ({"maxIter": 0}, "Param maxIter of KerasEstimator: expected a whole number, 1 or more, got 0"),
+        ({"stepSize": -1}, "Param stepSize of KerasEstimator: expected a number above 0, got -1"),
+        ({"handleInvalid": "keeep"}, "did you mean 'keep'"),
+        ({"maxIters": 3}, "got 'maxIters'; did you mean 'maxIter'"),
+        ({"inputCol": "a", "featuresCol": "b"}, "expected featuresCol once"),
+        ({"classes": ["a", "a"]}, "at least 2 different texts"),
+        ({"modelBuilder": 3}, "expected a function build_model"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            KerasEstimator(**params)
+    with pytest.raises(ConfigError, match="expected modelBuilder, got none"):
+        KerasEstimator()._plan(None)
+
+
+def test_fit_when_rows_are_not_as_declared_says_so_before_it_starts(spark: Any) -> None:
+    df = spark.createDataFrame([(Vectors.dense([1.0, 2.0]), "x", 0.5)], ["features", "kind", "half"])
+    estimator = KerasEstimator(build_model=flowers, modelParams={"units": 2}, labelCol="kind")
+    for params, error, words in [
+        ({"featuresCol": "featurs"}, ConfigError, "did you mean 'features'"),
+        ({}, DataError, "expected 2 to 10,000 different labels in column 'kind', found \\['x'\\]"),
+        ({"labelCol": "half", "validationIndicatorCol": "kind"}, ConfigError, "expected true and false"),
+        ({"numWorkers": 3, "batchSize": 32}, ConfigError, "set it to 33"),
+        ({"labelCol": "half", "inputShape": [3]}, ConfigError, "as inputShape=\\[3\\] says"),
+    ]:
+        with pytest.raises(error, match=words):
+            estimator.copy().setParams(**params).fit(df)
+    wide = spark.createDataFrame([(Vectors.sparse(262_144, {3: 1.0}), 1.0)], ["features", "half"])
+    with pytest.raises(ConfigError, match="expected vectors of at most 65,536 dimensions"):
+        estimator.copy().setLabelCol("half").fit(wide)

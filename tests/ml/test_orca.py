@@ -1,0 +1,51 @@
+"""`Estimator.from_keras`: arrays, pandas and Spark's DataFrames in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tfspark.errors import ConfigError
+from tfspark.ml.orca import Estimator
+
+
+def creator(config: dict[str, Any]) -> Any:
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "sigmoid")])
+    model.compile(keras.optimizers.Adam(config["rate"]), "binary_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def test_estimator_takes_arrays_pandas_and_dataframes(spark: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (200, 2)).astype(np.float32)
+    y = (x[:, 0] > x[:, 1]).astype(np.int64)
+    estimator = Estimator.from_keras(creator, {"rate": 0.05}, spark=spark)
+    with pytest.raises(ConfigError, match=r"call fit\(\) first"):
+        estimator.predict(x)
+
+    history = estimator.fit((x, y), epochs=6, batch_size=16, validation_data=(x[:40], y[:40]))
+
+    assert {"loss", "val_loss"} <= set(history)
+    assert len(history["loss"]) == 6
+    chances = estimator.predict(x)
+    assert chances.shape == (200, 2)
+    assert (chances.argmax(axis=1) == y).mean() > 0.9
+    table = pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "is": y})
+    metrics = estimator.evaluate(table, feature_cols=["a", "b"], label_cols="is")
+    assert metrics["accuracy"] == pytest.approx((chances.argmax(axis=1) == y).mean())
+    made = estimator.predict(spark.createDataFrame(table).coalesce(1), feature_cols=["a", "b"])
+    assert made.columns == ["a", "b", "is", "prediction"]
+
+    estimator.save(str(tmp_path / "saved"))
+    loaded = Estimator.load(str(tmp_path / "saved"), spark)
+    np.testing.assert_array_equal(loaded.predict(x), chances)
+    with pytest.raises(ConfigError, match="this one was loaded"):
+        loaded.fit((x, y))
+    with pytest.raises(ConfigError, match="expected feature_cols and label_cols"):
+        estimator.evaluate(table)

@@ -1,0 +1,259 @@
+"""`tfspark.predict`: a DataFrame, and what a trained model says of its rows. Called on the driver."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tfspark.cluster.environment import use_own_python
+from tfspark.errors import ConfigError
+from tfspark.feed.columns import Column, Columns, check_columns
+from tfspark.feed.spark_names import map_in_arrow
+from tfspark.inference.described import (
+    MODULE,
+    Described,
+    Signature,
+    read_signature,
+    signature_of_function,
+    signature_of_keras,
+)
+from tfspark.inference.model_files import KERAS, ModelFiles, load, of_keras, read_model
+from tfspark.inference.outputs import Output
+from tfspark.inference.predictor import BATCH_ROWS, Predictor
+from tfspark.inference.values import spark_type
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
+
+INVALID = ("error", "skip", "keep")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model that was found on disk.
+
+    Attributes:
+        files: what is shipped.
+        signature: its inputs and outputs; None: only loading tells.
+        described: its columns and classes; None: nothing is known of them.
+    """
+
+    files: ModelFiles
+    signature: Signature | None = None
+    described: Described | None = None
+
+
+def predict(
+    df: DataFrame,
+    model: Any,
+    *,
+    features: Sequence[str | Column] | str | Column | None = None,
+    output: str = "prediction",
+    probability: str | None = "probability",
+    handle_invalid: str = "error",
+    batch_rows: int = BATCH_ROWS,
+    signature: str = "serving_default",
+) -> DataFrame:
+    """Add a model's predictions to the rows of a DataFrame.
+
+    All columns, the order and the number of rows stay as they are. Each of Spark's Python workers loads the model
+    once.
+
+    Args:
+        df: the rows.
+        model: a run directory of ``tfspark run``, a ``.keras`` file, the directory of a SavedModel, or a model of
+            `tfspark.ml`.
+        features: the columns that the model reads; None: those it was trained on, or those called as its inputs are.
+        output: name of the column of the predictions. Of a classifier whose classes are known these are labels as
+            the training's were. A model of several outputs makes a column for each: ``prediction_<name>``.
+        probability: name of the column with each class's probability, an array in the order of the classes; None:
+            there is none.
+        handle_invalid: ``error``: a null in a feature is an error; ``skip``: such rows are left out; ``keep``: their
+            prediction is null.
+        batch_rows: most rows of one call of the model.
+        signature: of a SavedModel, the function to call.
+
+    Raises:
+        ConfigError: there is no such model, or a column is missing or in the way.
+    """
+    check_invalid(handle_invalid)
+    if hasattr(model, "transform"):
+        predicted: DataFrame = model.transform(df)
+        return predicted
+    found = find_model(model, signature)
+    columns = _columns(df, found, features)
+    use_own_python(df.sparkSession)
+    described = found.described
+    if described is not None and described.classes and not described.is_multi_label:
+        outputs = class_outputs(described.classes, output, probability)
+    else:
+        outputs = value_outputs(found.signature or describe(df, found.files), output)
+    return apply(df, Predictor(found.files, columns, outputs, handle_invalid, batch_rows))
+
+
+def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
+    """Add a predictor's columns to a DataFrame.
+
+    Raises:
+        ConfigError: a column is not there, or one to be added is.
+    """
+    names = [name for name in df.columns if name not in predictor.hidden]
+    for name in (output.column for output in predictor.outputs):
+        if name.lower() in {known.lower() for known in names}:
+            raise ConfigError(
+                f"expected no column {name!r} in the data, there is one, and the prediction would be called so, too; "
+                "drop it, or choose another name for the prediction (predictionCol, output=, --output-column)"
+            )
+    use_own_python(df.sparkSession)
+    return map_in_arrow(df, predictor, schema_of(df, predictor))
+
+
+def schema_of(df: DataFrame, predictor: Predictor) -> StructType:
+    """Return the schema of a DataFrame with a predictor's columns."""
+    from pyspark.sql.types import StructField, StructType
+
+    kept = [field for field in df.schema.fields if field.name not in predictor.hidden]
+    return StructType([*kept, *(StructField(o.column, data_type(o.type)) for o in predictor.outputs)])
+
+
+def data_type(name: str) -> Any:
+    """Return Spark's type by its DDL; ``vector`` is that of Spark ML."""
+    from pyspark.ml.linalg import VectorUDT
+    from pyspark.sql.types import StructType
+
+    return VectorUDT() if name == "vector" else StructType.fromDDL(f"value {name}").fields[0].dataType
+
+
+def check_invalid(given: str) -> str:
+    """Return how nulls are handled, or refuse it.
+
+    Raises:
+        ConfigError: it is none of the three ways.
+    """
+    if given not in INVALID:
+        near = difflib.get_close_matches(str(given), INVALID, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "use error"
+        raise ConfigError(f"expected handleInvalid to be one of {', '.join(INVALID)}, got {given!r}; {hint}")
+    return given
+
+
+# --- the model ---------------------------------------------------------------------------------------
+
+
+def find_model(place: Any, signature: str = "serving_default") -> TrainedModel:
+    """Find a model on the driver's disk.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(str(place).removeprefix("file:"))
+    if (path / "config.yaml").is_file():
+        return _of_run(path)
+    files = read_model(path, signature)
+    return TrainedModel(files, read_signature(path.parent) if files.kind == KERAS else None)
+
+
+def _of_run(run: Path) -> TrainedModel:
+    export = run / "export"
+    file = export / "model.keras"
+    if not file.is_file():
+        raise ConfigError(
+            f"expected an exported model at {file}, there is none: the run has not ended, or exports other formats; "
+            "run it with export.formats=[keras], or name a checkpoint (checkpoints/epoch-....keras)"
+        )
+    module = export / MODULE
+    modules = ((str(module), module.read_text()),) if module.is_file() else ()
+    described = Described.read(export)
+    return TrainedModel(of_keras(file.read_bytes(), modules), read_signature(export), described)
+
+
+def describe(df: DataFrame, model: ModelFiles) -> Signature:
+    """Ask a Python worker of Spark's for a model's inputs and outputs; the driver has no TensorFlow.
+
+    Raises:
+        ConfigError: the model does not say.
+    """
+    found = df.sparkSession.range(0, 1, 1, 1).mapInArrow(_Describe(model), "signature string").collect()
+    signature = Signature.from_json(json.loads(found[0][0]))
+    if not signature.outputs:
+        raise ConfigError(
+            "expected a model that knows its inputs and outputs, got a subclass of keras.Model without them; export "
+            "it as a SavedModel (model.export), or as a functional model"
+        )
+    return signature
+
+
+@dataclass(frozen=True)
+class _Describe:
+    model: ModelFiles
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        del batches
+        loaded = load(self.model)
+        found = (
+            signature_of_keras(loaded) if self.model.kind == KERAS else signature_of_function(loaded)
+        ).to_json()
+        yield pa.record_batch([[json.dumps(found)]], ["signature"])
+
+
+# --- columns -----------------------------------------------------------------------------------------
+
+
+def _columns(
+    df: DataFrame, found: TrainedModel, given: Sequence[str | Column] | str | Column | None
+) -> Columns:
+    if given is not None:
+        items = [given] if isinstance(given, str | Column) else list(given)
+        columns = Columns(tuple(Column(item) if isinstance(item, str) else item for item in items))
+    elif found.described is not None:
+        columns = found.described.features
+    else:
+        signature = found.signature or describe(df, found.files)
+        names = [tensor.name for tensor in signature.inputs]
+        if len(names) == 1 and names[0] not in df.columns and len(df.columns) == 1:
+            names = list(df.columns)
+        missing = [name for name in names if name not in df.columns]
+        if missing:
+            raise ConfigError(
+                f"expected columns called as the model's inputs, {names}, the data has {df.columns}; name the feature "
+                "columns (features=, --features)"
+            )
+        columns = Columns(
+            tuple(_as_column(tensor, name) for tensor, name in zip(signature.inputs, names, strict=True))
+        )
+    check_columns(columns, df.columns)
+    return columns
+
+
+def _as_column(tensor: Any, name: str) -> Column:
+    shape = tensor.shape if tensor.shape and None not in tensor.shape else None
+    return Column(name, shape=shape)
+
+
+def class_outputs(classes: tuple[Any, ...], output: str, probability: str | None) -> tuple[Output, ...]:
+    """Return the columns of a classifier: the label, and each class's probability as an array."""
+    kind = "string" if isinstance(classes[0], str) else "bigint"
+    made = [Output(output, "class", kind, classes=tuple(classes))]
+    if probability is not None:
+        made.append(Output(probability, "chances", "array<double>"))
+    return tuple(made)
+
+
+def value_outputs(signature: Signature, output: str) -> tuple[Output, ...]:
+    """Return a column for each output of a model."""
+    several = len(signature.outputs) > 1
+    made = []
+    for tensor in signature.outputs:
+        is_text = tensor.dtype == "string"
+        depth = 0 if tensor.shape == (1,) else len(tensor.shape)
+        kind = "array<" * depth + "string" + ">" * depth if is_text else spark_type(tensor.dtype, depth)
+        column = f"{output}_{tensor.name}" if several else output
+        made.append(Output(column, "text" if is_text else "value", kind, tensor.name))
+    return tuple(made)
