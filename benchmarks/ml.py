@@ -164,12 +164,12 @@ def tuning() -> None:
 
 def on_a_running_cluster(spark: Any, network: Any, df: Any) -> float:
     """Return the seconds of a training of two thirds of the rows on a cluster that has trained before."""
-    from tfspark import Feeding, TFCluster
+    from tfspark import FeedOptions, TFCluster
 
     part = df.sample(2 / 3, seed=1).persist()
     part.count()
     plan = network._plan(part)
-    feeding = Feeding(shuffle_rows=512, cache="node")
+    feeding = FeedOptions(shuffle_rows=512, cache="node")
     with TFCluster.run(
         spark, plan.network.build_model, dict(plan.network.params), num_executors=2
     ) as cluster:

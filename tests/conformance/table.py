@@ -1558,7 +1558,7 @@ STATED = [
     Stated(
         "models",
         "stateful recurrent layers with a fixed batch",
-        "equal with one worker and `Feeding(ordered=True)`; each "
+        "equal with one worker and `FeedOptions(ordered=True)`; each "
         "worker keeps the states of its rows; `evaluate` fills batches up",
         "states of whatever batch came before",
     ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.context import Hooks
-from tfspark.cluster.inputs import Feeding
+from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
 from tfspark.inference.described import Signature, read_signature
@@ -96,7 +96,7 @@ def train(spark: SparkSession, network: Network, rows: FitRows, how: HowToTrain)
     """
     began = time.monotonic()
     window = SHUFFLE_BATCHES * how.batch_size // how.num_workers if how.shuffle else 0
-    feeding = Feeding(shuffle_rows=window, cache="node" if how.epochs > 1 else "none")
+    feeding = FeedOptions(shuffle_rows=window, cache="node" if how.epochs > 1 else "none")
     with FITS.hold(spark, how.num_workers), _log_dir(how.log_dir) as log_dir:
         cluster = TFCluster.run(
             spark,
