@@ -384,7 +384,12 @@ class TFCluster:
         self._lives.control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
         self._await_evaluator(grace_s)
         self._check_identical_weights()
-        self._lives.control.wait(lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end")
+        try:
+            self._lives.control.wait(
+                lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
+            )
+        except DeadlineError:  # Their trainers have returned all there is; `stop` ends what pauses.
+            logger.warning("not all nodes ended within %g s, they are ended now", STOP_TIMEOUT_S)
         return {n.spec.name: n.result for n in self._lives.registry.nodes.values()}
 
     def _await_streaming(self, ssc: Any) -> None:
