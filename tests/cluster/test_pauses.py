@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import threading
 import time
@@ -14,7 +13,6 @@ import pytest
 from cluster.strikes import Strike
 from cluster.test_recovery import Trained, train, uninterrupted
 from pyspark.sql import SparkSession
-from support.driver import run_driver
 from support.trainers import node_task_of, trainers
 
 __all__ = ["uninterrupted"]
@@ -46,11 +44,6 @@ def pausing(find: Callable[[psutil.Process], psutil.Process], pause_s: float) ->
         thread.join()
 
 
-def java_above(trainer: psutil.Process) -> psutil.Process:
-    """Return the executor of a trainer."""
-    return next(process for process in node_task_of(trainer).parents() if process.name() == "java")
-
-
 TRAINER: Callable[[psutil.Process], psutil.Process] = lambda trainer: trainer  # noqa: E731
 
 
@@ -62,7 +55,7 @@ TRAINER: Callable[[psutil.Process], psutil.Process] = lambda trainer: trainer  #
         pytest.param(TRAINER, 20, "", id="trainer, 20 s"),
         pytest.param(TRAINER, 40, "its trainer process was not heard of for ", id="trainer, too long"),
         pytest.param(node_task_of, 10, "", id="node task, 10 s"),
-        pytest.param(node_task_of, 40, "no heartbeat for 30 s", id="node task, too long"),
+        pytest.param(node_task_of, 40, "", id="node task, at the end of the run"),
     ],
 )
 def test_training_whose_processes_pause_ends_as_if_they_had_not(
@@ -78,40 +71,3 @@ def test_training_whose_processes_pause_ends_as_if_they_had_not(
     assert len(told) == bool(cause), told
     assert all(cause in event["cause"] for event in told), told
     assert trained == uninterrupted
-
-
-EXECUTOR_PAUSES = """
-    import json, sys
-    from dataclasses import asdict
-    from pyspark.sql import SparkSession
-    from cluster.test_pauses import java_above, pausing
-    from cluster.test_recovery import train
-
-    spark = SparkSession.builder.getOrCreate()
-    undisturbed, told = train(spark, checkpoint_every_steps=3), []
-    for pause_s in map(float, sys.argv[1:]):
-        with pausing(java_above, pause_s) as observer:
-            trained = train(spark, observer, checkpoint_every_steps=3)
-        told.append([trained == undisturbed, bool(observer.struck_at), observer.of("restarting")])
-    spark.stop()
-    print(json.dumps(told))
-"""
-SPARK_NOTICES = {
-    "spark.network.timeout": "20s",
-    "spark.network.timeoutInterval": "5s",
-    "spark.executor.heartbeatInterval": "4s",
-}
-"""After 20 s Spark itself takes a silent executor for lost; after 120 s by default."""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_training_whose_executor_pauses_ends_as_if_it_had_not() -> None:
-    """Spark takes the second for lost, and its node task, which was not paused, is told to end."""
-    result = run_driver(
-        "local-cluster[4,1,1024]", EXECUTOR_PAUSES, "10", "60", conf=SPARK_NOTICES, timeout_s=600
-    )
-    (short, long) = json.loads(result.check().stdout.splitlines()[-1])
-    assert short == [True, True, []]
-    assert long[:2] == [True, True]
-    assert len(long[2]) == 1

@@ -26,7 +26,7 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import warming_up
+from tfspark.cluster.life import STOP_TIMEOUT_S, warming_up
 from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
@@ -63,8 +63,6 @@ INDEPENDENT_SILENCE_S = 600.0
 """Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
 """As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
-END_TIMEOUT_S = 60.0
-"""Until the processes of trainers that have returned are gone: a second, or more on an overloaded machine."""
 EVALUATOR_GRACE_S = 30.0
 DEFAULT_PASSES = 10
 """What TensorFlowOnSpark makes of ``num_epochs=0``, its default."""
@@ -386,7 +384,12 @@ class TFCluster:
         self._lives.control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
         self._await_evaluator(grace_s)
         self._check_identical_weights()
-        self._lives.control.wait(lambda: self._lives.registry.all_ended, END_TIMEOUT_S, "the nodes to end")
+        try:
+            self._lives.control.wait(
+                lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
+            )
+        except DeadlineError:  # Their trainers have returned all there is; `stop` ends what pauses.
+            logger.warning("not all nodes ended within %g s, they are ended now", STOP_TIMEOUT_S)
         return {n.spec.name: n.result for n in self._lives.registry.nodes.values()}
 
     def _await_streaming(self, ssc: Any) -> None:
