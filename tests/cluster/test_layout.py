@@ -134,7 +134,7 @@ def train_and_count(spark: SparkSession, rows: DataFrame, log_dir: Path, **optio
         cluster.train(rows, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
         cluster.shutdown(export=["keras"])
     (counts,) = keras.models.load_model(log_dir / "export/model.keras", compile=False).get_weights()
-    return [round(float(count), 2) for count in np.asarray(counts)[:, 0] * BATCH]
+    return [round(float(count), 2) for count in np.asarray(counts)[:, 0]]
 
 
 def other_cores_and(spark: SparkSession, strike: Callable[[], None]) -> Callable[[], None]:

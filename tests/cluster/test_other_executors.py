@@ -32,7 +32,7 @@ def check(stdout: str, kind: str, cells: tuple[str, ...]) -> None:
         assert (resumed["epoch"], resumed["step"] > 0, one["differ"]) == (1, True, []), one
         *_, wanted, least = one["cell"].split(":")
         assert one["workers"] == ([] if wanted == least else [int(wanted), int(wanted) - 1]), one
-        assert one["weights"] == [[round(2 / 30, 4), NUM_ROWS]], one["cell"]
+        assert one["weights"] == [[2.0, NUM_ROWS]], one["cell"]
 
 
 def lose_on_local_cluster(place: Path, kind: str, executors: int, cells: tuple[str, ...]) -> None:

@@ -162,7 +162,7 @@ RETRY = """
         with TFCluster.run(spark, counting, {"rows": 5600}, 2, observer=observer, log_dir=run_dir) as cluster:
             cluster.train(dying, features=["id"], label=None, batch_size=32, feeding=small)
             cluster.shutdown(export=["keras"])
-        counts = keras.models.load_model(run_dir + "/export/model.keras", compile=False).get_weights()[0] * 32
+        counts = keras.models.load_model(run_dir + "/export/model.keras", compile=False).get_weights()[0]
         return causes, sorted(set(counts[:, 0].round(2).tolist()))
 
     spark = SparkSession.builder.getOrCreate()
