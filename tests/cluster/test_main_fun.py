@@ -37,7 +37,8 @@ def test_main_fun_when_it_fits_on_the_context_trains_all_epochs(spark: SparkSess
     trained = events.of("trained")
     assert {fields["node"] for fields in trained} == {"worker 0", "worker 1"}
     assert trained[0]["loss"] == histories[0]["loss"][-1]
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model.keras", "saved_model"]
+    mine = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert mine == ["model.keras", "saved_model", "signature.json"]
 
 
 def test_main_fun_when_it_fits_twice_goes_on_with_the_next_epoch(spark: SparkSession) -> None:
