@@ -227,7 +227,7 @@ def test_run_with_a_main_fun_and_parameter_servers_is_refused(spark: SparkSessio
 
 def test_train_with_ordered_feeding_and_parameter_servers_is_refused(spark: SparkSession) -> None:
     with (
-        pytest.raises(ConfigError, match=r"expected Feeding\(ordered=False\) with num_ps > 0"),
+        pytest.raises(ConfigError, match=r"expected FeedOptions\(ordered=False\) with num_ps > 0"),
         TFCluster.run(spark, dense, {}, 2, 1) as cluster,
     ):
         cluster.train(df_with_partitions(spark, [8]), feeding=Feeding(ordered=True))

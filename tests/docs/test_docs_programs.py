@@ -192,6 +192,8 @@ COMMANDS = {
     "spark-submit --master spark://127.0.0.1:7077 ... examples/submit_parquet.py": HERE,
     "tfspark run configs/mnist_cnn.yaml": HERE,
     "tfspark run --resume": HERE,
+    "tfspark predict": "tests/experiment/test_run.py",
+    "tfspark evaluate": "tests/experiment/test_run.py",
     "tfspark chaos": CHAOS,
     "spark-submit --master spark://host:7077 ... chaos": CHAOS,
     "python -m models.": "tests/models/test_alone.py",

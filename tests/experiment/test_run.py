@@ -151,6 +151,16 @@ def test_predict_and_evaluate_of_a_run_say_what_keras_says(
     np.testing.assert_allclose([row["probability"] for row in found], chances, atol=1e-5)
     assert [row["prediction"] for row in found] == chances.argmax(axis=1).tolist()
 
+    arrays = (pixels / np.float32(255)).reshape(len(pixels), -1)
+    table = spark.createDataFrame([(array.tolist(),) for array in arrays], "x array<float>")
+    table.coalesce(1).write.parquet(str(tmp_path / "rows.parquet"))
+    arguments = ["predict", str(run.directory / "export" / "model.keras"), "--data", "rows.parquet"]
+    arguments += ["--features", "x", "--output", "alone", "--output-format", "csv"]
+    tfspark(tmp_path, *arguments).check()
+    told = spark.read.option("header", "true").csv(str(tmp_path / "alone")).collect()
+    alone = [json.loads(row["prediction"]) for row in told]
+    np.testing.assert_allclose(alone, chances, atol=1e-5)
+
     arguments = ["evaluate", str(run.directory), "--data", images, "--output", str(tmp_path / "results")]
     done = tfspark(tmp_path, *arguments).check()
     results = json.loads((tmp_path / "results" / "results.json").read_text())
