@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +88,16 @@ def predict(
         predicted: DataFrame = model.transform(df)
         return predicted
     found = find_model(model, signature)
-    columns = _columns(df, found, features)
     use_own_python(df.sparkSession)
+    if found.signature is None:
+        found = replace(found, signature=describe(df, found.files))
+    columns = _columns(df, found, features)
     described = found.described
     if described is not None and described.classes and not described.is_multi_label:
         outputs = class_outputs(described.classes, output, probability)
     else:
-        outputs = value_outputs(found.signature or describe(df, found.files), output)
+        assert found.signature is not None
+        outputs = value_outputs(found.signature, output)
     return apply(df, Predictor(found.files, columns, outputs, handle_invalid, batch_rows))
 
 
@@ -195,7 +198,8 @@ class _Describe:
     model: ModelFiles
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        del batches
+        for _ in batches:
+            pass  # A Python worker that leaves rows unread is not used again, and TensorFlow goes with it.
         loaded = load(self.model)
         found = (
             signature_of_keras(loaded) if self.model.kind == KERAS else signature_of_function(loaded)
@@ -209,13 +213,14 @@ class _Describe:
 def _columns(
     df: DataFrame, found: TrainedModel, given: Sequence[str | Column] | str | Column | None
 ) -> Columns:
+    signature = found.signature
+    assert signature is not None
     if given is not None:
         items = [given] if isinstance(given, str | Column) else list(given)
-        columns = Columns(tuple(Column(item) if isinstance(item, str) else item for item in items))
+        columns = Columns(tuple(_named(items, signature)))
     elif found.described is not None:
         columns = found.described.features
     else:
-        signature = found.signature or describe(df, found.files)
         names = [tensor.name for tensor in signature.inputs]
         if len(names) == 1 and names[0] not in df.columns and len(df.columns) == 1:
             names = list(df.columns)
@@ -230,6 +235,18 @@ def _columns(
         )
     check_columns(columns, df.columns)
     return columns
+
+
+def _named(items: Sequence[str | Column], signature: Signature) -> Iterator[Column]:
+    """Give columns the shapes of the inputs that are called like them, or else stand at their places."""
+    by_name = {tensor.name: tensor for tensor in signature.inputs}
+    by_place = len(items) == len(signature.inputs)
+    for place, item in enumerate(items):
+        if isinstance(item, Column):
+            yield item
+            continue
+        tensor = by_name.get(item, signature.inputs[place] if by_place else None)
+        yield Column(item) if tensor is None else _as_column(tensor, item)
 
 
 def _as_column(tensor: Any, name: str) -> Column:
