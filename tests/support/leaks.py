@@ -170,9 +170,13 @@ def _within_two_of(process: psutil.Process, jvm_pids: set[int]) -> bool:
 
 
 def leaked_threads(before: Snapshot, owned: Owned) -> list[threading.Thread]:
-    """Return new threads of this process; py4j's and pyspark's own do not count."""
+    """Return new threads of this process; py4j's and pyspark's own do not count.
+
+    Nor do those that Python has not started, such as gRPC's, of which it makes a dummy when they log a line.
+    """
     new = [t for t in threading.enumerate() if t not in before.threads and t not in owned.threads]
-    return [t for t in new if not origin_of(t).startswith(_THIRD_PARTY_THREADS)]
+    own = [t for t in new if not isinstance(t, threading._DummyThread)]
+    return [t for t in own if not origin_of(t).startswith(_THIRD_PARTY_THREADS)]
 
 
 def origin_of(thread: threading.Thread) -> str:
