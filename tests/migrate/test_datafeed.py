@@ -210,7 +210,7 @@ def test_inference_on_a_cluster_for_something_else_is_refused(spark: SparkSessio
         cluster.inference(rows)
     cluster = TFCluster.run(spark, dense, {}, 1)
     try:
-        with raises(ConfigError, "expected a cluster started with main_fun(args, ctx)", "TFModel"):
+        with raises(ConfigError, "expected a cluster started with main_fun(args, ctx)", "tfspark.predict"):
             cluster.inference(rows)
     finally:
         cluster.stop()
