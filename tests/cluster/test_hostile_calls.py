@@ -147,19 +147,26 @@ def source() -> Iterator[SourceServer]:
     server.close()
 
 
+@pytest.fixture
+def callers(source: SourceServer) -> Iterator[tuple[ActionClient, Any]]:
+    """A reader of the source, and somebody else; connected once, which takes longer than a call."""
+    with ActionClient(source.location, SECRET) as client, flight.connect(source.location) as other:
+        yield client, other
+
+
 @FEW
 @given(ticket=JSON | st.binary(max_size=100), sequence=st.integers(), reader=st.integers(1))
 def test_tickets_and_acknowledgements_that_are_none_take_no_row(
-    source: SourceServer, ticket: Any, sequence: int, reader: int
+    callers: tuple[ActionClient, Any], ticket: Any, sequence: int, reader: int
 ) -> None:
+    client, other = callers
     body = ticket if isinstance(ticket, bytes) else json.dumps(ticket).encode()
-    with ActionClient(source.location, SECRET) as client, flight.connect(source.location) as other:
-        with pytest.raises((flight.FlightError, pa.ArrowException)):
-            other.do_get(flight.Ticket(body), options(f"Bearer {TOKEN}")).read_all()
-        with pytest.raises(flight.FlightUnauthenticatedError):
-            other.do_get(flight.Ticket(json.dumps(PULL).encode()), options("Bearer stale")).read_all()
-        client.call("acknowledge", reader=reader, sequence=sequence)
-        pulled = client.get(PULL)
+    with pytest.raises((flight.FlightError, pa.ArrowException)):
+        other.do_get(flight.Ticket(body), options(f"Bearer {TOKEN}")).read_all()
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        other.do_get(flight.Ticket(json.dumps(PULL).encode()), options("Bearer stale")).read_all()
+    client.call("acknowledge", reader=reader, sequence=sequence)
+    pulled = client.get(PULL)
     assert pulled.column("id").to_pylist() == list(range(10))
 
 

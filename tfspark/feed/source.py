@@ -179,7 +179,8 @@ class ChunkBuffer:
             self._deal()
             self._pulls += 1
             queue = self._queues[0 if self._stripe_rows is None else reader]
-            self._changed.wait_for(lambda: bool(queue) or self._over_for(reader), wait_s)
+            is_again = reader in self._unacknowledged
+            self._changed.wait_for(lambda: is_again or bool(queue) or self._over_for(reader), wait_s)
             if reader in self._unacknowledged and not self._stopped:
                 # The answer to an earlier pull was lost on its way, perhaps while the reader was paused.
                 sequence, pieces = self._unacknowledged[reader]
