@@ -137,8 +137,8 @@ class Params:
         mean: column -> its mean, which `adapt` finds, as it finds the next two.
         std: column -> its standard deviation.
         vocabulary: column -> its values by falling frequency; values that are not there count as one more.
-        vocabulary_size: so many values of a column are told apart at most, 1 or more.
-        bins: so many hashes are told apart, 2 or more.
+        vocabulary_size: most values of a column that have an embedding of their own, 1 or more.
+        bins: number of hash values, 2 or more.
         embedding: numbers that stand for a value, 1 or more.
         hidden: widths of the layers, each 1 or more.
         skip: add a linear model of the columns to the network (as in Wide & Deep, Cheng et al., 2016).

@@ -124,7 +124,7 @@ class Params:
     decay: float = above_0(1.0)
 
     def __post_init__(self) -> None:
-        """Refuse images that cannot be halved so often.
+        """Refuse images that cannot be halved `depth` times.
 
         Raises:
             ValueError: names the factor.
@@ -147,7 +147,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
         params: fields of `Params`; whatever is left out has its default.
 
     Raises:
-        ValueError: a parameter is unknown or outside its range, or the image cannot be halved so often.
+        ValueError: a parameter is unknown or outside its range, or the image cannot be halved `depth` times.
     """
     p: Params = read_params(Params, params or {})
     inputs = keras.Input(p.input_shape, name="image")
