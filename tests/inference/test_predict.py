@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyspark.errors import PythonException
 from support.rows import df_with_partitions, features_of, partition_sizes
@@ -17,6 +18,7 @@ from tfspark import Column, Columns, predict
 from tfspark.errors import ConfigError
 from tfspark.inference.described import FORMAT, Described, write_signature
 from tfspark.inference.model_files import LoadedModels, of_keras, read_model
+from tfspark.inference.predict import DescribeTask
 from tfspark.ml import KerasModel
 
 
@@ -56,6 +58,14 @@ def test_predict_keeps_columns_order_and_rows_and_equals_keras(spark: Any, folde
     again = predict(df.coalesce(1), str(folder / "model.keras")).collect()
     expected = other.predict(features_of(np.arange(705)), verbose=0)[:, 0]
     np.testing.assert_allclose([row["prediction"] for row in again], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_worker_that_describes_a_model_reads_its_rows_so_that_spark_uses_it_again(folder: Path) -> None:
+    scorer().save(folder / "described.keras")
+    rows = iter([pa.record_batch([[0]], ["id"])])
+    (told,) = DescribeTask(read_model(folder / "described.keras"))(rows)
+    assert [tensor["name"] for tensor in json.loads(told.column(0)[0].as_py())["inputs"]] == ["features"]
+    assert next(rows, None) is None
 
 
 def test_predict_with_several_inputs_and_outputs_takes_them_by_name(spark: Any, folder: Path) -> None:

@@ -183,7 +183,7 @@ def describe(df: DataFrame, model: ModelFiles) -> Signature:
     Raises:
         ConfigError: the model does not say.
     """
-    found = df.sparkSession.range(0, 1, 1, 1).mapInArrow(_Describe(model), "signature string").collect()
+    found = df.sparkSession.range(0, 1, 1, 1).mapInArrow(DescribeTask(model), "signature string").collect()
     signature = Signature.from_json(json.loads(found[0][0]))
     if not signature.outputs:
         raise ConfigError(
@@ -194,10 +194,17 @@ def describe(df: DataFrame, model: ModelFiles) -> Signature:
 
 
 @dataclass(frozen=True)
-class _Describe:
+class DescribeTask:
+    """Tells a model's inputs and outputs. Runs in a Python worker of Spark.
+
+    Attributes:
+        model: the files.
+    """
+
     model: ModelFiles
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield one row: the signature as JSON."""
         for _ in batches:
             pass  # A Python worker that leaves rows unread is not used again, and TensorFlow goes with it.
         loaded = load(self.model)
