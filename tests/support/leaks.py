@@ -172,7 +172,7 @@ def _within_two_of(process: psutil.Process, jvm_pids: set[int]) -> bool:
 def leaked_threads(before: Snapshot, owned: Owned) -> list[threading.Thread]:
     """Return new threads of this process; py4j's and pyspark's own do not count.
 
-    Nor do those that Python has not started, such as gRPC's, of which it makes a dummy when they log a line.
+    Dummy threads do not count either: Python makes one when a thread that it did not start (gRPC's) logs a line.
     """
     new = [t for t in threading.enumerate() if t not in before.threads and t not in owned.threads]
     own = [t for t in new if not isinstance(t, threading._DummyThread)]

@@ -97,7 +97,7 @@ def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRo
         DataError: a file was changed or removed since Spark listed it.
         Py4JError: Spark's plans are not those that this code knows.
     """
-    query = _Query(spark, execution.executedPlan())
+    query = _Query(execution.executedPlan())
     kind = _simple(query.scan)
     if kind == "FileSourceScanExec":
         return _parquet(spark, query, anywhere)
@@ -111,12 +111,12 @@ class _Query:
     """A plan taken apart: columns and filters over one scan.
 
     Attributes:
+        root: the physical plan.
         scan: the node that reads.
         given: (name, number of the attribute) of each column given out.
         conditions: Catalyst's expressions of the filters.
     """
 
-    spark: SparkSession
     root: Any
     scan: Any = field(init=False)
     given: list[tuple[str, int]] = field(init=False)
@@ -194,8 +194,6 @@ def _condition(expression: Any, read: Any) -> Condition:
             value = below[1].value()
             if value is not None:
                 return (_COMPARISONS[kind], read(column), value.toString() if dtype == "string" else value)
-        if kind == "AttributeReference":
-            return ("equal", read(column), True)
     if kind == "AttributeReference" and expression.dataType().sql().lower() == "boolean":
         return ("equal", read(expression.exprId().id()), True)
     raise NotDirectError(f"pyarrow may not evaluate this filter alike: {expression.sql()}")

@@ -29,7 +29,11 @@ def mixed_blocks(num_partitions: int, seed: int, index: int) -> list[list[int]]:
 def mixed_order(num_partitions: int, seed: int, index: int) -> list[int]:
     """Return all partitions in the order of pass `index`; none where there is nothing to mix."""
     blocks = mixed_blocks(num_partitions, seed, index)
-    return [partition for block in blocks for partition in block] if len(blocks) > 1 else []
+    return _flat(blocks) if len(blocks) > 1 else []
+
+
+def _flat(blocks: list[list[int]]) -> list[int]:
+    return [partition for block in blocks for partition in block]
 
 
 def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFrame, list[int]]:
@@ -43,7 +47,7 @@ def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFra
     blocks = mixed_blocks(rows.getNumPartitions(), seed, index)
     if len(blocks) < 2:
         return df, []
-    return _of_blocks(df, rows, blocks), mixed_order(rows.getNumPartitions(), seed, index)
+    return _of_blocks(df, rows, blocks), _flat(blocks)
 
 
 def without_partitions(df: DataFrame, left_out: Collection[int]) -> DataFrame:
