@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.program import pickled, wants_context
-from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, reader_number, tf_config
 from tfspark.errors import ConfigError
+from tfspark.protocol.roles import NodeSpec, local_batch_size, plan_nodes, reader_number, tf_config
+from tfspark.training.context import Hooks
 
 
 @pytest.mark.parametrize(

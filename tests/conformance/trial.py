@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from conformance.table import BATCH, Feature
-from tfspark.feed.elements import as_tuples
+from tfspark.training.input.elements import as_tuples
 
 Arrays = Any
 
@@ -177,10 +177,10 @@ class MirroredContext(SimpleNamespace):
 
 
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
-    from tfspark.cluster.context import Hooks
-    from tfspark.cluster.pulse import Pulse
-    from tfspark.feed.dataset import distribute_from_function
+    from tfspark.protocol.activity import Pulse
     from tfspark.training import evaluation, loop
+    from tfspark.training.context import Hooks
+    from tfspark.training.input.dataset import distribute_from_function
 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
         rows = shard.real if batches is None else shard.sample
@@ -243,11 +243,11 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from tensorflow.python.ops import script_ops
     from training.ps_trial import FakeContext
 
-    from tfspark.cluster.context import Hooks
     from tfspark.feed.reader import WEIGHT
-    from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
-    from tfspark.training import parameter_server
-    from tfspark.training.sharding import whole_values
+    from tfspark.training.context import Hooks
+    from tfspark.training.ps import session as parameter_server
+    from tfspark.training.ps.sharding import whole_values
+    from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream
 
     def flat_parts(x: Any, y: Any) -> list[Any]:
         """Return arrays; of rows of unequal lengths their values and their lengths."""
@@ -344,8 +344,8 @@ def trainer_of(kind: str, arguments: list[str]) -> tuple[Callable[[Feature], dic
         return mirrored(strategy, rank, len(ports)), arguments[end + 1 :]
     from training.ps_trial import servers
 
-    from tfspark.training.sharding import look_up_on_servers
-    from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
+    from tfspark.training.ps.sharding import look_up_on_servers
+    from tfspark.training.ps.worker_steps import find_tables_from_branches, make_additions_atomic
 
     strategy = servers(int(arguments[0]), 1)
     make_additions_atomic()

@@ -30,9 +30,9 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
     import tensorflow as tf
 
     from tfspark import Column, TFRecordFiles
-    from tfspark.cluster.context import Hooks
     from tfspark.feed.columns import Columns
     from tfspark.feed.files import files_dataset
+    from tfspark.training.context import Hooks
 
     strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
     plan = TFRecordFiles(folder, Columns((Column("x"),), Column("label"))).plan(1, FILES_BATCH)
@@ -49,7 +49,7 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
     """Return the elements, or the error as it would be told on the driver."""
-    from tfspark.feed.graph_errors import as_data_error
+    from tfspark.training.input.graph_errors import as_data_error
 
     try:
         return {"elements": elements(case)}
@@ -61,9 +61,9 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
 def elements(case: dict[str, Any]) -> list[dict[str, Any]]:
     from tfspark.feed.arrays import row_weights, to_numpy
     from tfspark.feed.columns import Columns
-    from tfspark.feed.dataset import local_dataset
     from tfspark.feed.reader import WEIGHT
     from tfspark.feed.source import decode_sample
+    from tfspark.training.input.dataset import local_dataset
 
     columns = Columns.from_json(case["columns"])
     batches = []

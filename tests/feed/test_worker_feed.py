@@ -16,14 +16,14 @@ from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
 from tfspark import Column, Columns, TFRecordFiles, tfrecord
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.roles import NodeSpec
-from tfspark.cluster.wire import ActionClient
 from tfspark.errors import DataError
 from tfspark.feed.files import element_of_records, records_of_share
 from tfspark.feed.source import encode_sample
-from tfspark.feed.worker_feed import WorkerFeed
+from tfspark.protocol.activity import Pulse
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.wire import ActionClient
+from tfspark.training.context import Hooks
+from tfspark.training.ps.worker_feed import WorkerFeed
 
 ASYNCHRONOUS = replace(SPEC, synchronous=False)
 

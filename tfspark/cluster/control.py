@@ -21,14 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, write_part
-from tfspark.cluster.meetings import Meetings
-from tfspark.cluster.registry import TASK_AGAIN, Registry, count_roles
-from tfspark.cluster.roles import NodeSpec, reader_number, tf_config
-from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
+from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, write_part
+from tfspark.cluster.state.registry import TASK_AGAIN, Registry, count_roles
+from tfspark.cluster.state.save_schedule import Meetings
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
+from tfspark.protocol.roles import NodeSpec, reader_number, tf_config
+from tfspark.protocol.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
 
 FILE_CHUNK_BYTES = 4 << 20
 EXTRAS = ("checkpoints", "pictures")

@@ -10,9 +10,9 @@ from typing import Any
 
 from pyspark import cloudpickle
 
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.wire import Json, plain
 from tfspark.errors import ConfigError
+from tfspark.protocol.wire import Json, plain
+from tfspark.training.context import Hooks
 
 
 def wants_context(main_fun: Callable[..., Any]) -> bool:

@@ -10,10 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer, observer_failed
-from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
-from tfspark.cluster.environment import module_paths, stop_progress_bar
+from tfspark.cluster.incarnation import STOP_TIMEOUT_S, warming_up
 from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
@@ -26,8 +24,6 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import STOP_TIMEOUT_S, warming_up
-from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
     check_encryption,
@@ -37,15 +33,19 @@ from tfspark.cluster.preflight import (
     room_for,
 )
 from tfspark.cluster.program import pickled, plain_settings, wants_context
-from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
-from tfspark.cluster.restarts import RestartBudget
-from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.state.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
+from tfspark.cluster.state.restarts import RestartBudget
+from tfspark.cluster.state.size import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
+from tfspark.cluster.supervisor import Lives
 from tfspark.cluster.trainings import ROWS_PER_WORKER, Trainings
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
 from tfspark.migrate.TFNode import stream_of
+from tfspark.node.environment import module_paths, stop_progress_bar
+from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.wire import Json
+from tfspark.training.context import Hooks
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext

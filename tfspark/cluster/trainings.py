@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run
-from tfspark.cluster.elastic import Size
 from tfspark.cluster.feeder import for_evaluation
+from tfspark.cluster.incarnation import Life
 from tfspark.cluster.inputs import (
     Fed,
     FeedOptions,
@@ -26,18 +25,19 @@ from tfspark.cluster.inputs import (
     select_columns,
 )
 from tfspark.cluster.layout import Parallelism, PlannedRows, refuse_direct
-from tfspark.cluster.life import Life
-from tfspark.cluster.lives import Lives
 from tfspark.cluster.preflight import check_slots
-from tfspark.cluster.recovery import Recovery
-from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.sidecar import SideCar
+from tfspark.cluster.state.checkpoint_store import RESIZED, Checkpoint, check_same_run
+from tfspark.cluster.state.recovery import Recovery
+from tfspark.cluster.state.size import Size
 from tfspark.cluster.streaming import MicroBatches
-from tfspark.cluster.wire import Json
+from tfspark.cluster.supervisor import Lives
 from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.reader import StreamSpec
 from tfspark.migrate.TFNode import check_qname
+from tfspark.protocol.roles import local_batch_size
+from tfspark.protocol.wire import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.columns import Columns, check_columns
+from tfspark.protocol.wire import Json
 from tfspark.tfrecord import InputFile, count_records, feature_specs, list_files, read_schema
 from tfspark.tfrecord.damage import Damage
 from tfspark.tfrecord.decode import decode_block
@@ -27,7 +27,7 @@ from tfspark.tfrecord.records import read_blocks
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 COUNTING_THREADS = 8
 
@@ -174,7 +174,7 @@ class FilesFeed:
 
 def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDataset:
     """Return this worker's share as a distributed dataset; runs in the trainer."""
-    from tfspark.feed.dataset import distribute_from_function
+    from tfspark.training.input.dataset import distribute_from_function
 
     share = plan["shares"][context.node.task_index]
     rows = sum(piece["take"] for piece in share)
@@ -229,9 +229,9 @@ def records_of_share(plan: Json, rank: int) -> tf.data.Dataset:
 
 def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, Any], Any]:
     """Return what turns records and their weights into an element for Keras."""
-    from tfspark.feed.elements import to_element
-    from tfspark.feed.examples import Feature, parse_examples, weights_of_examples
     from tfspark.feed.reader import WEIGHT
+    from tfspark.training.input.elements import to_element
+    from tfspark.training.input.examples import Feature, parse_examples, weights_of_examples
 
     columns = Columns.from_json(plan["columns"])
     kinds = {spec["name"]: spec["kind"] for spec in plan["features"]}

@@ -19,8 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.wire import ActionClient, Json, Secret, plain
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take, to_sparse, with_dense_rows
@@ -31,6 +29,8 @@ from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import open_shared, shared_place
 from tfspark.feed.source import CHUNK
 from tfspark.feed.structs import is_vector
+from tfspark.protocol.activity import Pulse
+from tfspark.protocol.wire import ActionClient, Json, Secret, plain
 
 logger = logging.getLogger("tfspark")
 

@@ -25,10 +25,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.wire import ActionClient, ActionServer, Json, Secret, local_address_towards
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import SharedChunk, shared_place
+from tfspark.protocol.wire import ActionClient, ActionServer, Json, Secret, local_address_towards
 
 HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.inputs import select_columns
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.arrays import row_weights, to_numpy
@@ -23,6 +22,7 @@ from tfspark.feed.columns import Columns
 from tfspark.feed.spark_names import map_in_arrow
 from tfspark.inference.model_files import KERAS, ModelFiles, loaded_models
 from tfspark.inference.predictor import BATCH_ROWS, Predictor
+from tfspark.node.environment import use_own_python
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

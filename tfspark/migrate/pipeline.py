@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.param import Params
 
-from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.inputs import InputMode
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
@@ -40,6 +39,7 @@ from tfspark.migrate.params import (
     TFTypeConverters,
 )
 from tfspark.migrate.saved_model import SavedModel
+from tfspark.node.environment import use_own_python
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

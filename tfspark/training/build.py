@@ -14,8 +14,8 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError
+from tfspark.protocol.wire import Json
 
 BuildModel = Callable[..., keras.Model]
 

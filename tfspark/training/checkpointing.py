@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.cluster.wire import Json
 from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.reader import Start
+from tfspark.protocol.wire import Json
 from tfspark.training import state
 from tfspark.training.evaluation import plain
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
     from tfspark.training.loop import TrainingSession
 
 UPLOAD_TIMEOUT_S = 600.0

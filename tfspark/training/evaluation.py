@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
-from tfspark.feed.dataset import Feed, local_dataset
 from tfspark.feed.reader import PADDING
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
+from tfspark.training.input.dataset import Feed, local_dataset
 from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 
 SHOWN_ROWS = 1000

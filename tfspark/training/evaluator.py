@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import open_feed
+from tfspark.protocol.wire import Json
 from tfspark.training.build import BuildModel, call_build_model, set_precision
 from tfspark.training.evaluation import LocalEvaluator
+from tfspark.training.input.dataset import open_feed
 from tfspark.training.jobs import job_done, posted_jobs
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 
 def run_evaluator(build_model: BuildModel, params: Any, context: TFContext) -> Json:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.wire import Json
+from tfspark.protocol.wire import Json
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 
 def posted_jobs(context: TFContext) -> Iterator[Json]:

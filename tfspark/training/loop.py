@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import Feed, describe_stream, distributed_dataset, open_feed
 from tfspark.feed.ledger import Used
 from tfspark.feed.reader import Start
+from tfspark.protocol.wire import Json
 from tfspark.training import state
 from tfspark.training.build import (
     BuildModel,
@@ -36,15 +35,16 @@ from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateC
 from tfspark.training.chief_callbacks import written_by_chief
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.evaluator import run_evaluator
+from tfspark.training.input.dataset import Feed, describe_stream, distributed_dataset, open_feed
 from tfspark.training.jobs import job_done, posted_jobs
 from tfspark.training.keras_corrections import SynchroniseState, build_for
 from tfspark.training.padding import count_real_rows_alone
+from tfspark.training.ps.servers import serve
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
-from tfspark.training.servers import serve
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 
 def run_jobs(build_model: BuildModel, params: Any, context: TFContext) -> Json:
@@ -55,7 +55,7 @@ def run_jobs(build_model: BuildModel, params: Any, context: TFContext) -> Json:
         return do_jobs(TrainingSession(build_model, params, context), context)
     if not context.is_chief:
         return serve(context)
-    from tfspark.training.parameter_server import ParameterServerSession
+    from tfspark.training.ps.session import ParameterServerSession
 
     return do_jobs(ParameterServerSession(build_model, params, context), context)
 

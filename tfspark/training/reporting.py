@@ -10,7 +10,7 @@ import keras
 from tfspark.training.evaluation import plain
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 STEP_INTERVAL_S = 0.5
 

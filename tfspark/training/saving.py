@@ -14,7 +14,7 @@ import pyarrow as pa
 from tfspark.inference.described import write_signature
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 UPLOAD_SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
 UPLOAD_CHUNK_BYTES = 4 << 20

@@ -10,10 +10,10 @@ from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.eager import context as eager
 
 from tfspark.training.keras_corrections import apply_corrections
-from tfspark.training.servers import connect
+from tfspark.training.ps.servers import connect
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 
 def make_strategy(context: TFContext) -> tf.distribute.Strategy:

@@ -19,13 +19,13 @@ from tensorflow.python.ops import script_ops
 
 from tfspark.feed.batching import Rows
 from tfspark.feed.columns import Columns
-from tfspark.feed.dataset import Feed, describe_stream, element_of, feed_of
-from tfspark.feed.elements import flattened, signature
 from tfspark.feed.files import element_of_records, records_of_share
 from tfspark.feed.reader import WEIGHT
+from tfspark.training.input.dataset import Feed, describe_stream, element_of, feed_of
+from tfspark.training.input.elements import flattened, signature
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 NEXT_BATCH = "tfspark_next_batch"
 REST_S = 0.05

@@ -1,4 +1,4 @@
-"""The trainer: the only process that runs TensorFlow. One for each attempt of a node; see `tfspark.cluster.launch`.
+"""The trainer: the only process that runs TensorFlow. One for each attempt of a node; see `tfspark.node.launch`.
 
 It reads its orders from standard input, which then stays open as its lifeline: when the node task goes, for
 whatever reason, the pipe closes and the trainer ends.
@@ -21,13 +21,13 @@ from typing import Any, BinaryIO
 
 import pyarrow.flight as flight
 
-from tfspark.cluster.context import TFContext
-from tfspark.cluster.late_variables import LateVariables
-from tfspark.cluster.launch import read_frame
-from tfspark.cluster.lifeline import die_with_parent, die_with_writer
-from tfspark.cluster.node import SHOW_STACKS
-from tfspark.cluster.wire import ActionClient, Secret
-from tfspark.feed.graph_errors import as_data_error
+from tfspark.node.launch import read_frame
+from tfspark.node.lifeline import die_with_parent, die_with_writer
+from tfspark.node.task import SHOW_STACKS
+from tfspark.protocol.wire import ActionClient, Secret
+from tfspark.training.context import TFContext
+from tfspark.training.input.graph_errors import as_data_error
+from tfspark.training.late_variables import LateVariables
 from tfspark.training.on_import import correct_keras_when_imported
 
 ALIVE_S = 2.0

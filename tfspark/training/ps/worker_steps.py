@@ -22,7 +22,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfspark.feed.reader import WEIGHT
-from tfspark.feed.worker_feed import WorkerStream, pull
+from tfspark.training.ps.worker_feed import WorkerStream, pull
 
 Variables = Sequence[keras.Variable]
 Step = Callable[[Any], dict[str, Any]]

@@ -1,7 +1,7 @@
 """The node task: an ordinary Spark task that lives as long as its node does.
 
 Runs in Spark's Python worker on an executor; imports no TensorFlow. It registers with the control plane,
-starts the trainer (a process of its own that runs TensorFlow, see `tfspark.cluster.launch`), passes on its log, tells
+starts the trainer (a process of its own that runs TensorFlow, see `tfspark.node.launch`), passes on its log, tells
 the driver that it lives, and ends it when the driver says so.
 """
 
@@ -25,14 +25,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster import warm
-from tfspark.cluster.environment import trainer_environment
-from tfspark.cluster.launch import STOP_GRACE_S, Orders, Trainer
-from tfspark.cluster.node_log import NodeLog
-from tfspark.cluster.roles import NodeSpec
-from tfspark.cluster.tensorboard import TensorBoard
-from tfspark.cluster.warm import ColdError, installed_versions
-from tfspark.cluster.wire import ActionClient, Json, Secret, local_address_towards
+from tfspark.node import warm
+from tfspark.node.environment import trainer_environment
+from tfspark.node.launch import STOP_GRACE_S, Orders, Trainer
+from tfspark.node.log import NodeLog
+from tfspark.node.tensorboard import TensorBoard
+from tfspark.node.warm import ColdError, installed_versions
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.wire import ActionClient, Json, Secret, local_address_towards
 
 HEARTBEAT_S = 1.0
 POLL_S = 0.1

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tfspark.cluster import preflight
 from tfspark.cluster.control import ControlPlane, Observer
-from tfspark.cluster.elastic import Size
 from tfspark.cluster.feeder import Feeder
-from tfspark.cluster.life import Life
+from tfspark.cluster.incarnation import Life
 from tfspark.cluster.preflight import room_for
-from tfspark.cluster.recovery import Recovery
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import NodeSpec
-from tfspark.cluster.wire import Json
+from tfspark.cluster.state.recovery import Recovery
+from tfspark.cluster.state.registry import Registry
+from tfspark.cluster.state.size import Size
 from tfspark.errors import ReservationError
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.wire import Json
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

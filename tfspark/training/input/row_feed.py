@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow.flight as flight
 
-from tfspark.cluster.wire import ActionClient, Json
 from tfspark.errors import DataError
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
 from tfspark.feed.reader import PassReader, StreamSpec
 from tfspark.feed.source import CHUNK
+from tfspark.protocol.wire import ActionClient, Json
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 PIECE_ROWS = 32
 """Rows of one pull of a pass, about: what a worker has fetched ahead, others cannot have."""

@@ -8,8 +8,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, newest_in
-from tfspark.cluster.restarts import RestartBudget
+from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, newest_in
+from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.errors import ConfigError
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from tfspark.cluster.wire import Json
+from tfspark.protocol.wire import Json
 
 BUSY, WAITS, IDLE = "busy", "waits", "idle"
 

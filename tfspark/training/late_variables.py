@@ -11,11 +11,11 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.environment import OF_ONE_TRAINER
-from tfspark.cluster.warm import send
+from tfspark.node.environment import OF_ONE_TRAINER
+from tfspark.node.warm import send
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 READ_AT_IMPORT = (
     *("TF_", "XLA_", "KERAS_", "CUDA_", "NVIDIA_", "AUTOGRAPH_", "PROTOCOL_BUFFERS_", "ARROW_"),

@@ -1,12 +1,12 @@
 """The warm parent of an executor: it has imported TensorFlow, runs nothing, and forks trainers for node tasks.
 
-Started by `tfspark.cluster.warm`; ends with the executor, or when nobody has asked for `IDLE_S`. It imports nothing of
+Started by `tfspark.node.warm`; ends with the executor, or when nobody has asked for `IDLE_S`. It imports nothing of
 the user's, runs no TensorFlow operation, opens no gRPC and lists no GPU, so a fork of it is as good as a fresh process
 after the same imports. A process may only be forked safely while no other of its threads holds a lock. So it looks at
 its threads before each fork, and refuses if there is one that it does not know.
 
 A trainer does not need its warm parent once it runs: it has its own connection to its node task, and the kernel ends it
-with that task (`tfspark.cluster.lifeline`).
+with that task (`tfspark.node.lifeline`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfspark.cluster.warm import TRAINER_MODULE, peer_user, receive, send, trainer_command
+from tfspark.node.warm import TRAINER_MODULE, peer_user, receive, send, trainer_command
 
 IDLE_S = 600.0
 """Without a trainer and without a request for this long, it ends: it holds some 250 MB."""
@@ -47,9 +47,9 @@ MODULES = (
     "tfspark.training.loop",
     "tfspark.training.strategies",
     "tfspark.training.keras_corrections",
-    "tfspark.feed.dataset",
+    "tfspark.training.input.dataset",
     "tfspark.feed.files",
-    "tfspark.feed.rowfeed",
+    "tfspark.training.input.row_feed",
 )
 
 
@@ -222,7 +222,7 @@ class WarmParent:
 
 
 def run_forked(request: Any, descriptors: list[int], connection: socket.socket) -> int:
-    """Be a trainer in a fork of the warm parent, as `python -m tfspark.cluster.trainer` is one; return the exit code.
+    """Be a trainer in a fork of the warm parent, as `python -m tfspark.trainer` is one; return the exit code.
 
     Args:
         request: ``name`` of the node, ``node_task`` (its process number), and its ``environment``, working
@@ -254,7 +254,7 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     import numpy as np
 
     np.random.seed()
-    from tfspark.cluster.trainer import main as run_trainer
+    from tfspark.trainer import main as run_trainer
 
     return run_trainer(sys.stdin.buffer, port, connection)
 

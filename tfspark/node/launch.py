@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tfspark.cluster import warm
-from tfspark.cluster.warm import ColdError
+from tfspark.node import warm
+from tfspark.node.warm import ColdError
 
 FORK_TIMEOUT_S = 120.0
 """How long a warm parent may take to fork: it may have to import TensorFlow first, on a loaded machine."""

@@ -17,8 +17,8 @@ import tensorflow as tf
 from tfspark.errors import DataError
 from tfspark.feed.arrays import pad_value
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.elements import as_declared_ragged
-from tfspark.feed.graph_errors import bytes_scope
+from tfspark.training.input.elements import as_declared_ragged
+from tfspark.training.input.graph_errors import bytes_scope
 
 KINDS = {"int64": tf.int64, "float": tf.float32, "bytes": tf.string}
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 from tfspark.feed.arrays import pad_value
 from tfspark.feed.batching import Rows, row_shape
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.graph_errors import image_scope
 from tfspark.feed.reader import WEIGHT
+from tfspark.training.input.graph_errors import image_scope
 
 LENGTHS = "/lengths"
 """Suffix of the component that holds the lengths of the rows of a column."""

@@ -14,20 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.decommission import DecommissionWatch
-from tfspark.cluster.elastic import Size
-from tfspark.cluster.environment import python_advice
 from tfspark.cluster.feeder import Feeder
-from tfspark.cluster.node import NODE_RESULT_DDL, NodeTask, WarmUp
 from tfspark.cluster.preflight import driver_addresses
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
-from tfspark.cluster.warm import installed_versions
-from tfspark.cluster.wire import Json, new_secret
+from tfspark.cluster.state.checkpoint_store import CheckpointStore
+from tfspark.cluster.state.registry import Registry
+from tfspark.cluster.state.size import Size
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
+from tfspark.node.environment import python_advice
+from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
+from tfspark.node.warm import installed_versions
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.wire import Json, new_secret
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

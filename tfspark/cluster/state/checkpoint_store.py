@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfspark.cluster.elastic import dealt
+from tfspark.cluster.state.size import dealt
 from tfspark.errors import ConfigError
 from tfspark.feed.ledger import Intervals, merged
 

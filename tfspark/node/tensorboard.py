@@ -1,6 +1,6 @@
 """TensorBoard beside the chief: started by its node task, ended with it. Without TensorFlow in this process.
 
-TensorBoard runs as ``python -m tfspark.cluster.tensorboard``, which first makes sure that it dies with its parent.
+TensorBoard runs as ``python -m tfspark.node.tensorboard``, which first makes sure that it dies with its parent.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TensorBoard:
 
 def main(log_dir: str, host: str, port: str) -> None:
     """Run TensorBoard in this process until it is ended."""
-    from tfspark.cluster.lifeline import die_with_parent
+    from tfspark.node.lifeline import die_with_parent
 
     die_with_parent()
     from tensorboard.main import run_main

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from tfspark.cluster.roles import NodeSpec, plan_nodes
 from tfspark.errors import ConfigError
 from tfspark.feed.reader import StreamSpec
+from tfspark.protocol.roles import NodeSpec, plan_nodes
 
 Kept = Literal["global_batch", "worker_batch"]
 

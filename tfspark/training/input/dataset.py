@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError, DataError, DeadlineError
 from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
-from tfspark.feed.elements import flattened, joined, signature, to_element
-from tfspark.feed.examples import features_of_record, parse_examples, weights_of_examples
 from tfspark.feed.ledger import Used
 from tfspark.feed.reader import WEIGHT, PassReader, Start, StreamSpec
 from tfspark.feed.source import decode_sample
+from tfspark.protocol.wire import Json
+from tfspark.training.input.elements import flattened, joined, signature, to_element
+from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples
 from tfspark.training.keras_corrections import FEED_ATTRIBUTE
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 
 class Feed:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import DeadlineError
-from tfspark.feed.worker_feed import WorkerFeed
+from tfspark.protocol.wire import Json
 from tfspark.training.jobs import posted_jobs
-from tfspark.training.sharding import look_up_on_servers
-from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
+from tfspark.training.ps.sharding import look_up_on_servers
+from tfspark.training.ps.worker_feed import WorkerFeed
+from tfspark.training.ps.worker_steps import find_tables_from_branches, make_additions_atomic
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TFContext
 
 SERVERS_UP = "servers-up"
 CHIEF_DONE = "chief-done"

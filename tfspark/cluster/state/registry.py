@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfspark.cluster.pulse import IDLE, WAITS
-from tfspark.cluster.roles import NodeSpec
 from tfspark.errors import DataError, NodeFailedError, ReservationError, TfsparkError
+from tfspark.protocol.activity import IDLE, WAITS
+from tfspark.protocol.roles import NodeSpec
 
 Json = dict[str, Any]
 

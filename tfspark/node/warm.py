@@ -24,7 +24,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from tfspark.cluster.environment import shared_environment
+from tfspark.node.environment import shared_environment
 
 MAX_FRAME_BYTES = 16 << 20
 ATTEMPTS = 3
@@ -33,7 +33,7 @@ TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", 
 _PACKAGES = ("tensorflow", "keras", "pyarrow", "numpy", "tfspark")
 
 
-TRAINER_MODULE = "tfspark.cluster.trainer"
+TRAINER_MODULE = "tfspark.trainer"
 
 
 class ColdError(Exception):
@@ -182,7 +182,7 @@ def _start(name: str, owner: int, environment: Mapping[str, str]) -> None:
         except OSError:
             return  # Another node task was quicker.
         listener.listen(BACKLOG)
-        module = "tfspark.cluster.warm_parent"
+        module = "tfspark.node.warm_parent"
         command = [sys.executable, "-m", module, str(listener.fileno()), str(owner), name[1:]]
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", *command],

@@ -12,18 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.failing import describe
-from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.roles import NodeSpec, reader_number, task_of
-from tfspark.cluster.wire import ActionClient, Json, Secret
-from tfspark.feed.graph_errors import as_text_error
+from tfspark.protocol.activity import Pulse
+from tfspark.protocol.roles import NodeSpec, reader_number, task_of
+from tfspark.protocol.wire import ActionClient, Json, Secret
+from tfspark.training.failing import describe
+from tfspark.training.input.graph_errors import as_text_error
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-    from tfspark.feed.rowfeed import RowFeed
     from tfspark.migrate.TFNode import DataFeed
+    from tfspark.training.input.row_feed import RowFeed
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class TFContext:
         B is the global batch size divided by the number of workers. The first call waits for the driver's
         ``train()``. Rows that are fed are the same dataset whenever it is called, which goes on with the next epoch.
         """
-        from tfspark.feed.dataset import Feed, distributed_dataset
+        from tfspark.training.input.dataset import Feed, distributed_dataset
         from tfspark.training.keras_corrections import FEED_ATTRIBUTE
 
         if stream not in self._datasets:
@@ -305,7 +305,7 @@ class TFContext:
 
     def row_feed(self, stream: str) -> RowFeed:
         """Return the rows of a stream, for a program that takes them apart itself; one feed for each stream."""
-        from tfspark.feed.rowfeed import RowFeed
+        from tfspark.training.input.row_feed import RowFeed
 
         if stream not in self._row_feeds:
             self._row_feeds[stream] = RowFeed(self, stream)

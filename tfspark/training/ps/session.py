@@ -19,19 +19,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError
-from tfspark.feed.worker_feed import WorkerStream, open_stream
+from tfspark.protocol.wire import Json
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
 from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain
 from tfspark.training.loop import TrainingSession
 from tfspark.training.padding import count_real_rows_alone
-from tfspark.training.servers import CHIEF_DONE, meet
-from tfspark.training.sharding import whole_values
+from tfspark.training.ps.servers import CHIEF_DONE, meet
+from tfspark.training.ps.sharding import whole_values
+from tfspark.training.ps.worker_feed import WorkerStream, open_stream
+from tfspark.training.ps.worker_steps import StepResult, WorkerStep
 from tfspark.training.state import keep_rates_that_were_changed, restore
-from tfspark.training.worker_steps import StepResult, WorkerStep
 
 STEPS_PER_WORKER = 2
 """Steps under way per worker: one that runs, one that waits, so that no worker idles while results are looked at."""
