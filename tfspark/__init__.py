@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tfspark.feed.files import TFRecordFiles
     from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
-    from tfspark.training.context import Hooks, TFContext
+    from tfspark.protocol.settings import Hooks
+from tfspark.training.context import TFContext
 
 __all__ = [
     "Column",

@@ -178,8 +178,8 @@ class MirroredContext(SimpleNamespace):
 
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
     from tfspark.protocol.activity import Pulse
+    from tfspark.protocol.settings import Hooks, TrainerSettings
     from tfspark.training import evaluation, loop
-    from tfspark.training.context import Hooks
     from tfspark.training.input.dataset import distribute_from_function
 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
@@ -202,10 +202,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         loop.distributed_dataset = lambda context, stream: shard.dataset
         loop.describe_stream = lambda context, stream: {"description": {}}
         loop.open_feed = lambda context, stream: shard
-        settings = {
-            "keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0,
-            "feed_timeout_s": 100.0, "checkpoint_every_epochs": 0,
-        }  # fmt: skip
+        settings = TrainerSettings(runs_main_fun=False, feed_timeout_s=100.0)
         folder = tempfile.mkdtemp()
         context = MirroredContext(
             strategy=strategy, num_workers=num_workers, seed=1, settings=settings, pulse=Pulse(), add=add,
@@ -244,7 +241,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from training.ps_trial import FakeContext
 
     from tfspark.feed.reader import WEIGHT
-    from tfspark.training.context import Hooks
+    from tfspark.protocol.settings import Hooks
     from tfspark.training.ps import session as parameter_server
     from tfspark.training.ps.sharding import whole_values
     from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream

@@ -32,7 +32,7 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
     from tfspark import Column, TFRecordFiles
     from tfspark.feed.columns import Columns
     from tfspark.feed.files import files_dataset
-    from tfspark.training.context import Hooks
+    from tfspark.protocol.settings import Hooks
 
     strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
     plan = TFRecordFiles(folder, Columns((Column("x"),), Column("label"))).plan(1, FILES_BATCH)

@@ -54,7 +54,7 @@ class DataFeed:
         if not hasattr(mgr, "row_feed"):
             raise ConfigError(f"expected DataFeed(ctx.mgr, ...) in a map function, got {type(mgr).__name__}")
         for qname in (qname_in, qname_out):
-            check_qname(qname, mgr.settings["queues"])
+            check_qname(qname, mgr.settings.queues)
         self.train_mode = train_mode
         self.input_tensors = (
             None if input_mapping is None else [tensor for _, tensor in sorted(input_mapping.items())]

@@ -96,8 +96,8 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._others = others
         self._feed = feed
         settings = session.context.settings
-        self._every = int(settings["checkpoint_every_steps"]) if feed is not None else 0
-        self._meets = feed is not None and bool(self._every or settings["checkpoint_every_seconds"])
+        self._every = settings.checkpoint_every_steps if feed is not None else 0
+        self._meets = feed is not None and bool(self._every or settings.checkpoint_every_seconds)
         self._epoch = self._steps = self._meetings = 0
         self._next_meeting = 1
 

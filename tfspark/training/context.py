@@ -6,14 +6,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.protocol.activity import Pulse
 from tfspark.protocol.roles import NodeSpec, reader_number, task_of
+from tfspark.protocol.settings import Hooks, TrainerSettings
 from tfspark.protocol.wire import ActionClient, Json, Secret
 from tfspark.training.failing import describe
 from tfspark.training.input.graph_errors import as_text_error
@@ -26,25 +26,6 @@ if TYPE_CHECKING:
     from tfspark.training.input.row_feed import RowFeed
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """Optional functions of a model module, used by tfspark's own loop.
-
-    Attributes:
-        features: ``features(batch)``: column name -> tensor ``(B, *shape)``, to what the model takes.
-        callbacks: ``callbacks(params)``: more Keras callbacks, the same on every worker.
-        export: ``export(model, directory)``: writes more of the trained model beside the usual formats.
-        draw: ``draw(model, x, y, directory)``: writes pictures, as the model sees some rows of the last evaluation.
-        draw_epoch: ``draw_epoch(model, epoch, directory)``: writes pictures after each epoch, counted from 1.
-    """
-
-    features: Callable[[Any], Any] | None = None
-    callbacks: Callable[[Any], Any] | None = None
-    export: Callable[[Any, str], None] | None = None
-    draw: Callable[[Any, Any, Any, str], None] | None = None
-    draw_epoch: Callable[[Any, int, str], None] | None = None
-
-
 class TFContext:
     """A node's view of its cluster.
 
@@ -54,7 +35,7 @@ class TFContext:
         host: address of this executor.
         control: connection to the driver.
         secret: the cluster's.
-        settings: plain values given by the driver.
+        settings: what the driver told all trainers.
         hooks: functions of the model module.
         pulse: what the driver is told of how it gets on.
         scratch_dir: for temporary files; removed when the trainer has ended.
@@ -69,7 +50,7 @@ class TFContext:
         host: str,
         control: ActionClient,
         secret: Secret,
-        settings: Json,
+        settings: TrainerSettings,
         port_fd: int | None,
         scratch_dir: str,
         attempt: int = 1,
@@ -99,7 +80,7 @@ class TFContext:
             header["host"],
             control,
             control.secret,
-            header["settings"],
+            TrainerSettings.from_json(header["settings"]),
             header["port_fd"],
             header["scratch_dir"],
             header["attempt"],
@@ -115,12 +96,12 @@ class TFContext:
     @property
     def job_name(self) -> str:
         """TensorFlow's task type: `role`, or ``master_node`` on worker 0 when that was given to `TFCluster.run`."""
-        return task_of(self.node, self.settings.get("master_node"))[0]
+        return task_of(self.node, self.settings.master_node)[0]
 
     @property
     def task_index(self) -> int:
         """Number of this node among those of its `job_name`, from 0."""
-        return task_of(self.node, self.settings.get("master_node"))[1]
+        return task_of(self.node, self.settings.master_node)[1]
 
     @property
     def reader(self) -> int:
@@ -147,7 +128,7 @@ class TFContext:
     @property
     def seed(self) -> int:
         """The run's seed; the same on every node."""
-        return int(self.settings["seed"])
+        return self.settings.seed
 
     # --- TensorFlow --------------------------------------------------------------------------------
 
@@ -195,7 +176,7 @@ class TFContext:
     @property
     def checkpoint_dir(self) -> str:
         """Directory for checkpoints, as given to `TFCluster.run`; a scratch directory if none was."""
-        directory = str(self.settings.get("checkpoint_dir") or os.path.join(self.scratch_dir, "checkpoints"))
+        directory = self.settings.checkpoint_dir or os.path.join(self.scratch_dir, "checkpoints")
         if "://" not in directory:
             os.makedirs(directory, exist_ok=True)
         return directory
@@ -227,7 +208,7 @@ class TFContext:
 
     def download(self, name: str, target: Path, kind: str = "artifact") -> None:
         """Fetch a file that the chief has sent to the run directory, or a ``part`` of a checkpoint."""
-        table = self.control.get({kind: name}, timeout_s=float(self.settings["feed_timeout_s"]))
+        table = self.control.get({kind: name}, timeout_s=self.settings.feed_timeout_s)
         with target.open("wb") as out:
             out.writelines(table.column("data").to_pylist())
 
@@ -260,12 +241,12 @@ class TFContext:
     @property
     def defaultFS(self) -> str:  # noqa: N802 - the name programs use
         """Hadoop's default file system as Spark's driver has it, for example ``hdfs://namenode:8020``."""
-        return str(self.settings["default_fs"])
+        return self.settings.default_fs
 
     @property
     def working_dir(self) -> str:
         """Working directory of Spark's driver."""
-        return str(self.settings["working_dir"])
+        return self.settings.working_dir
 
     @property
     def mgr(self) -> TFContext:

@@ -167,7 +167,7 @@ def sum_over_ranks(
     context: TFContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
 ) -> list[Any]:
     """Add up arrays of all ranks through the driver."""
-    timeout_s = float(context.settings["feed_timeout_s"])
+    timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     parts: list[Any] | None = [value.tolist() for value in values]
     while time.monotonic() < until:

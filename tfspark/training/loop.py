@@ -160,7 +160,7 @@ class TrainingSession:
 
     def save(self, passes: int, steps: int, callbacks: list[keras.callbacks.Callback], used: Used) -> None:
         """Save the state as it is after so many passes and so many steps of the next."""
-        if not self.context.settings["keeps_state"]:
+        if not self.context.settings.saves_state:
             return
         arrays = state.capture(self.model, self.context.is_chief)
         plain, of_callbacks = state.capture_callbacks(callbacks, self.callback_settings)
@@ -210,7 +210,7 @@ class TrainingSession:
         if job["side_car"]:
             ours.append(ShareWeights(self.context, self.to_save))
         ours.append(ReportProgress(self.context, step_rows, feed))
-        ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
+        ours.extend(make_callbacks(self.context.settings.callbacks))
         if self.context.hooks.callbacks is not None:
             theirs = self.context.hooks.callbacks(self.params)
             ours.extend(written_by_chief(theirs, self.context.is_chief, keeps_state=True))

@@ -36,7 +36,7 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._context = context
         self._to_save = to_save
-        self._every = int(context.settings.get("checkpoint_every_epochs") or 0)
+        self._every = context.settings.checkpoint_every_epochs
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save if it is time to."""

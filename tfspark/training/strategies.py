@@ -29,7 +29,7 @@ def make_strategy(context: TFContext) -> tf.distribute.Strategy:
     if context.role != "worker":
         return tf.distribute.get_strategy()
     if context.num_workers > 1:
-        _let_workers_pause(float(context.settings["heartbeat_timeout_s"]))
+        _let_workers_pause(context.settings.heartbeat_timeout_s)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     local = len(strategy.extended.worker_devices)
     expected = context.num_workers * local

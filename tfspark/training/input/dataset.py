@@ -191,7 +191,7 @@ def is_of_bytes(values: Any) -> bool:
 
 def describe_stream(context: TFContext, stream: str) -> Json:
     """Ask the driver for a stream's description until it is there."""
-    timeout_s = float(context.settings["feed_timeout_s"])
+    timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         with context.pulse.waiting():

@@ -33,7 +33,7 @@ def serve(context: TFContext) -> Json:
     context.report("tensorflow", seconds=context.age_s)
     # Later ones take their place in a cluster that is up: the coordinator finds them.
     if context.attempt == 1:
-        meet(context, SERVERS_UP, float(context.settings["feed_timeout_s"]))
+        meet(context, SERVERS_UP, context.settings.feed_timeout_s)
     for job in posted_jobs(context):
         del job  # The chief does them.
     meet(context, CHIEF_DONE, float("inf"))  # The driver's shutdown has the deadline.
@@ -64,7 +64,7 @@ def connect(context: TFContext) -> tf.distribute.Strategy:
         DeadlineError: one did not start within ``feed_timeout_s``.
         RuntimeError: the workers have several GPUs.
     """
-    meet(context, SERVERS_UP, float(context.settings["feed_timeout_s"]))
+    meet(context, SERVERS_UP, context.settings.feed_timeout_s)
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     make_additions_atomic()
     find_tables_from_branches()
