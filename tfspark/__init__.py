@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
     from tfspark.protocol.settings import Hooks
-from tfspark.training.context import TFContext
+    from tfspark.training.context import TFContext
 
 __all__ = [
     "Column",
@@ -63,7 +63,7 @@ _HOMES = {
     "DeadlineError": "tfspark.errors",
     "FeedOptions": "tfspark.cluster.inputs",
     "Feeding": "tfspark.cluster.inputs",
-    "Hooks": "tfspark.training.context",
+    "Hooks": "tfspark.protocol.settings",
     "InputMode": "tfspark.cluster.inputs",
     "NodeFailedError": "tfspark.errors",
     "ReservationError": "tfspark.errors",
