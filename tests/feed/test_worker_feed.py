@@ -17,12 +17,12 @@ from support.rows import df_with_partitions
 
 from tfspark import Column, Columns, TFRecordFiles, tfrecord
 from tfspark.errors import DataError
-from tfspark.feed.files import element_of_records, records_of_share
-from tfspark.feed.source import encode_sample
+from tfspark.feed.stream import encode_sample
 from tfspark.protocol.activity import Pulse
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import Hooks, TrainerSettings
 from tfspark.protocol.wire import ActionClient
+from tfspark.training.input.files import element_of_records, records_of_share
 from tfspark.training.ps.worker_feed import WorkerFeed
 
 ASYNCHRONOUS = replace(SPEC, synchronous=False)

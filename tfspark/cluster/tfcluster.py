@@ -40,7 +40,7 @@ from tfspark.driver_python import stop_progress_bar
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
-from tfspark.migrate.TFNode import stream_of
+from tfspark.feed.stream import stream_of
 from tfspark.protocol.settings import Hooks, Precision, TrainerSettings
 from tfspark.protocol.wire import Json
 

@@ -34,8 +34,7 @@ from tfspark.cluster.streaming import MicroBatches
 from tfspark.cluster.supervisor import Supervisor
 from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
-from tfspark.feed.reader import StreamSpec
-from tfspark.migrate.TFNode import check_qname
+from tfspark.feed.stream import StreamSpec, check_qname
 from tfspark.protocol.roles import local_batch_size
 from tfspark.protocol.wire import Json
 

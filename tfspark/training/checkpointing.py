@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tfspark.feed.ledger import Used, num_rows
-from tfspark.feed.reader import Start
+from tfspark.feed.stream import Start
 from tfspark.protocol.wire import Json
 from tfspark.training import state
 from tfspark.training.evaluation import plain

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from tfspark.errors import ConfigError
-from tfspark.feed.reader import StreamSpec
+from tfspark.feed.stream import StreamSpec
 from tfspark.protocol.roles import NodeSpec, plan_nodes
 
 Preserved = Literal["global_batch", "worker_batch"]

@@ -17,8 +17,8 @@ from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.ledger import Used
-from tfspark.feed.reader import WEIGHT, PassReader, Start, StreamSpec
-from tfspark.feed.source import decode_sample
+from tfspark.feed.reader import WEIGHT, PassReader
+from tfspark.feed.stream import Start, StreamSpec, decode_sample
 from tfspark.protocol.wire import Json
 from tfspark.training.input.elements import flattened, joined, signature, to_element
 from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples
@@ -212,7 +212,7 @@ def distributed_dataset(context: TFContext, stream: str) -> tf.distribute.Distri
     if described["description"].get("no_dataset"):
         raise ConfigError(described["description"]["no_dataset"])
     if described["description"]["kind"] == "files":
-        from tfspark.feed.files import files_dataset
+        from tfspark.training.input.files import files_dataset
 
         return files_dataset(context, described["description"])
     return distribute(context.strategy, open_feed(context, stream))

@@ -20,8 +20,9 @@ import pyarrow.flight as flight
 
 from tfspark.errors import DataError
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
-from tfspark.feed.reader import PassReader, StreamSpec
+from tfspark.feed.reader import PassReader
 from tfspark.feed.source import CHUNK
+from tfspark.feed.stream import StreamSpec
 from tfspark.protocol.wire import ActionClient, Json
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from tensorflow.python.ops import script_ops
 
 from tfspark.feed.batching import Rows
 from tfspark.feed.columns import Columns
-from tfspark.feed.files import element_of_records, records_of_share
 from tfspark.feed.reader import WEIGHT
 from tfspark.training.input.dataset import Feed, describe_stream, element_of, feed_of
 from tfspark.training.input.elements import flattened, signature
+from tfspark.training.input.files import element_of_records, records_of_share
 
 if TYPE_CHECKING:
     from tfspark.training.context import TFContext
