@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from tfspark.feed.files import TFRecordFiles
     from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
+    from tfspark.migrate.context import TFContext
     from tfspark.protocol.settings import Hooks
-    from tfspark.training.context import TFContext
 
 __all__ = [
     "Column",
@@ -68,7 +68,7 @@ _HOMES = {
     "NodeFailedError": "tfspark.errors",
     "ReservationError": "tfspark.errors",
     "TFCluster": "tfspark.cluster.tfcluster",
-    "TFContext": "tfspark.training.context",
+    "TFContext": "tfspark.migrate.context",
     "TFRecordFiles": "tfspark.feed.files",
     "TfsparkError": "tfspark.errors",
     "predict": "tfspark.inference.predict",

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 import pyarrow.flight as flight
 
+from tfspark.migrate.context import TFContext
 from tfspark.node.launch import read_frame
 from tfspark.node.lifeline import die_with_parent, die_with_writer
 from tfspark.node.task import SHOW_STACKS
 from tfspark.protocol.wire import ActionClient, Secret
-from tfspark.training.context import TFContext
 from tfspark.training.input.graph_errors import as_data_error
 from tfspark.training.late_variables import LateVariables
 from tfspark.training.on_import import correct_keras_when_imported

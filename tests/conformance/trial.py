@@ -179,8 +179,9 @@ class MirroredContext(SimpleNamespace):
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
     from tfspark.protocol.activity import Pulse
     from tfspark.protocol.settings import Hooks, TrainerSettings
-    from tfspark.training import evaluation, loop
-    from tfspark.training.input.dataset import distribute_from_function
+    from tfspark.training import evaluation
+    from tfspark.training import session as sessions
+    from tfspark.training.input.distribute import distribute_from_function
 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
         rows = shard.real if batches is None else shard.sample
@@ -199,9 +200,9 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         shard = Shard(feature, rank, num_workers)
         shard.dataset = distribute_from_function(strategy, lambda _: shard.of_training(), shard)
         evaluation.local_dataset = local_dataset
-        loop.distributed_dataset = lambda context, stream: shard.dataset
-        loop.describe_stream = lambda context, stream: {"description": {}}
-        loop.open_feed = lambda context, stream: shard
+        sessions.distributed_dataset = lambda context, stream, strategy: shard.dataset
+        sessions.describe_stream = lambda context, stream: {"description": {}}
+        sessions.open_feed = lambda context, stream: shard
         settings = TrainerSettings(runs_main_fun=False, feed_timeout_s=100.0)
         folder = tempfile.mkdtemp()
         context = MirroredContext(
@@ -211,7 +212,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         )  # fmt: skip
         context.control = context
         # Evaluation has no weights of classes.
-        session = loop.TrainingSession(lambda: feature.build(), None, context)
+        session = sessions.TrainingSession(lambda: feature.build(), None, context)
         job = {
             "first_pass": 0, "epochs": feature.epochs, "call": 0, "validation": feature.validates,
             "side_car": False,

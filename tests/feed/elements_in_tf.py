@@ -37,7 +37,7 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
     strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
     plan = TFRecordFiles(folder, Columns((Column("x"),), Column("label"))).plan(1, FILES_BATCH)
     context: Any = SimpleNamespace(node=SimpleNamespace(task_index=0), hooks=Hooks(), strategy=strategy)
-    feed = files_dataset(context, plan)._tfspark_feed
+    feed = files_dataset(context, plan, context.strategy)._tfspark_feed
     feed.open_pass()
     iterator, steps = feed.iterator(), list[list[int]]()
     while feed.has_step(len(steps)):

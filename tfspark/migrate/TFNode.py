@@ -13,7 +13,7 @@ from tfspark.errors import ConfigError
 from tfspark.feed.stream import check_qname, stream_of
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.migrate.context import TFContext
 
 
 class Places(Protocol):

@@ -13,10 +13,10 @@ from tfspark.training.keras_corrections import apply_corrections
 from tfspark.training.ps.servers import connect
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 
-def make_strategy(context: TFContext) -> tf.distribute.Strategy:
+def make_strategy(context: NodeContext) -> tf.distribute.Strategy:
     """Create the strategy and make sure that it spans the cluster.
 
     Raises:

@@ -13,7 +13,7 @@ from tfspark.feed.columns import Columns
 from tfspark.protocol.wire import Json
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 from tfspark.feed.files import Slice
 
@@ -60,15 +60,17 @@ class FilesFeed:
         return step < self.num_steps
 
 
-def files_dataset(context: TFContext, plan: Json) -> tf.distribute.DistributedDataset:
+def files_dataset(
+    context: NodeContext, plan: Json, strategy: tf.distribute.Strategy
+) -> tf.distribute.DistributedDataset:
     """Return this worker's share as a distributed dataset; runs in the trainer."""
-    from tfspark.training.input.dataset import distribute_from_function
+    from tfspark.training.input.distribute import distribute_from_function
 
     share = plan["shares"][context.node.task_index]
     rows = sum(piece["take"] for piece in share)
     weighs = Columns.from_json(plan["columns"]).weighs_rows
     feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"], weighs)
-    hook, strategy = context.hooks.features, context.strategy
+    hook = context.hooks.features
 
     def epoch(told: Any) -> tf.data.Dataset:
         replicas = told.num_replicas_in_sync // told.num_input_pipelines
