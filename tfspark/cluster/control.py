@@ -22,7 +22,7 @@ import pyarrow.flight as flight
 
 from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, write_part
 from tfspark.cluster.state.registry import TASK_AGAIN, Registry, count_roles
-from tfspark.cluster.state.save_schedule import Meetings
+from tfspark.cluster.state.save_schedule import SaveSchedule
 from tfspark.cluster.uploads import file_batches, read_to_the_end, receive_files, remove, safe_parts
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
@@ -83,7 +83,7 @@ class ControlPlane(ActionServer):
         self._told = observer
         self._artifact_dir = artifact_dir
         self._store = store
-        self._meetings = Meetings(save_every_s)
+        self._save_schedule = SaveSchedule(save_every_s)
         self._num_saved = 0
         self.num_workers = count_roles(nodes)["worker"]
         self._master_node = master_node
@@ -119,8 +119,8 @@ class ControlPlane(ActionServer):
     def _save_last(self) -> None:
         """Let a training that is interrupted save its state, while rows still come: it may be gone on with."""
         with self._changed:
-            if self._meetings.in_use:
-                self._meetings.save_soon()
+            if self._save_schedule.in_use:
+                self._save_schedule.save_soon()
                 saved = self._num_saved
                 self._changed.wait_for(lambda: self._num_saved > saved or self._stopping(), SAVE_LAST_S)
 
@@ -255,7 +255,7 @@ class ControlPlane(ActionServer):
 
         def note() -> None:
             self.registry.mark_preempted(node, cause)
-            self._meetings.save_soon()
+            self._save_schedule.save_soon()
 
         self.update(note)
 
@@ -366,15 +366,15 @@ class ControlPlane(ActionServer):
             ]
             return {"status": "ok", "values": total}
 
-    def on_meet(self, request: Json) -> Json:
-        """See `Meetings.meet`; a worker waits here for the others."""
+    def on_arrive(self, request: Json) -> Json:
+        """See `SaveSchedule.arrive`; a worker waits here for the others."""
 
-        def meet() -> Json | None:
-            return self._meetings.meet(request["number"], request["rank"], self.num_workers)
+        def arrive() -> Json | None:
+            return self._save_schedule.arrive(request["number"], request["rank"], self.num_workers)
 
-        self.update(meet)
+        self.update(arrive)
         with self._changed:
-            decision = self._changed.wait_for(meet, LONG_POLL_S)
+            decision = self._changed.wait_for(arrive, LONG_POLL_S)
         return {"status": "ok", **decision} if decision else {"status": "wait"}
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:

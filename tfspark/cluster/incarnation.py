@@ -122,7 +122,7 @@ class Incarnation:
         self._decommissions = DecommissionWatch(spark, self.registry, self.control.mark_preempted)
         size, num_workers = options.size, self.control.num_workers
         self.feeder = Feeder(
-            spark, self.control, self.secret, ended, lambda spec: size.fitted(spec, num_workers)
+            spark, self.control, self.secret, ended, lambda spec: size.for_workers(spec, num_workers)
         )
 
     def launch(self, timeout_s: float) -> None:

@@ -437,7 +437,7 @@ class Trainings:
     def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
         """Tell each worker what its share of the files is."""
         num_workers = len(self._supervisor.workers)
-        plan = data.plan(num_workers, self._size.fitted(spec, num_workers).batch_size)
+        plan = data.plan(num_workers, self._size.for_workers(spec, num_workers).batch_size)
         self._files = data
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._options.seed}
@@ -612,7 +612,7 @@ class Trainings:
     # --- all of them ---------------------------------------------------------------------------------
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: FeedOptions) -> StreamSpec:
-        """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
+        """Return a stream as the whole cluster reads it; with fewer workers see `Size.for_workers`."""
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers
         spec = StreamSpec(

@@ -32,7 +32,7 @@ Json = dict[str, Any]
 CALL_TIMEOUT_S = 30.0
 CALL_ATTEMPTS = 2
 """A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
-Every action can be repeated: it says what is, not what to add, or who calls."""
+Every action is idempotent: it says what is, not what to add, or who calls."""
 UNREACHED_S = 10.0
 """How long a call is tried again whose connection was reset, as by a firewall or a VPN, or that reached nobody."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
@@ -85,7 +85,7 @@ def new_secret(tls: bool = False) -> Secret:
 
 
 def _new_certificate() -> tuple[str, str]:
-    """Make a certificate that vouches for itself, and its key; servers have it by name, wherever they run."""
+    """Make a self-signed certificate and its key; the certificate names no host, so it holds wherever servers run."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
