@@ -26,7 +26,7 @@ from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 from tfspark.node.environment import python_advice
 from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
 from tfspark.node.warm import installed_versions
-from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.roles import NodeSpec, stream_name
 from tfspark.protocol.wire import Json, new_secret
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Life:
             store,
             settings["checkpoint_every_seconds"],
         )
+        self.control.train_stream = stream_name("train", settings["generation"])
         self._decommissions = DecommissionWatch(spark, self.registry, self.control.leave)
         num_workers = self.control.num_workers
         self.feeder = Feeder(

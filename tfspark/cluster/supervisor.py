@@ -17,7 +17,7 @@ from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.state.size import Size
 from tfspark.errors import ReservationError
-from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.roles import NodeSpec, stream_name
 from tfspark.protocol.wire import Json
 
 if TYPE_CHECKING:
@@ -116,6 +116,14 @@ class Lives:
         self.now.stop()
         if self._recovery is not None:
             self._recovery.close()
+
+    def begin_anew(self, code: bytes, settings: Json) -> None:
+        """Let this life and those after it train another model."""
+        self._code, self._settings = code, settings
+        control, recovery = self.control, self._recovery
+        control.train_stream = stream_name("train", settings["generation"])
+        if recovery is not None:
+            control.update(recovery.begin_anew)
 
     def can_grow(self) -> bool:
         """Whether there are fewer nodes than wanted, and Spark has room for more by now."""

@@ -87,8 +87,10 @@ class TFCluster:
         log_dir: str | None,
         timeouts: tuple[float, float],
         recovery: Recovery | None = None,
+        program: tuple[Callable[..., Any], Hooks] | None = None,
     ):
         self._spark = spark
+        self._program = program
         self._settings = settings
         self._observer = observer
         self._log_dir = None if log_dir is None else Path(log_dir).absolute()
@@ -296,7 +298,17 @@ class TFCluster:
                 )
             timeouts = (reservation_timeout, heartbeat_timeout)
             cluster = cls(
-                session, size, num_nodes, code, settings, mode, observer, log_dir, timeouts, recovery
+                session,
+                size,
+                num_nodes,
+                code,
+                settings,
+                mode,
+                observer,
+                log_dir,
+                timeouts,
+                recovery,
+                (map_fun, hooks or Hooks()),
             )
             return cluster._launched()
 
@@ -383,7 +395,10 @@ class TFCluster:
         self._lives.control.post_job("close", export=list(export))
         self._lives.control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
         self._await_evaluator(grace_s)
-        self._check_identical_weights()
+        if not self._settings["wants_context"]:
+            check_identical_weights(
+                {node.spec.name: node.result for node in self._lives.registry.nodes.values()}
+            )
         try:
             self._lives.control.wait(
                 lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
@@ -417,6 +432,78 @@ class TFCluster:
             )
         except DeadlineError:
             self._lives.control.update(lambda: setattr(self._lives.registry, "stopping", True))
+
+    def begin_anew(
+        self,
+        tf_args: Any = None,
+        *,
+        seed: int = 0,
+        optimizer: Mapping[str, Any] | None = None,
+        learning_rate: float | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        callbacks: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Train another model on the same nodes: what `build_model` returns for other arguments.
+
+        The model before is gone with its optimizer, history and checkpoints; `export` it first. What follows is as
+        after `run` with these arguments, and takes none of the time of starting nodes.
+
+        Args:
+            tf_args: argument of `build_model`, plain data as JSON has it.
+            seed: as those of `run`, as are the others.
+            optimizer: see there.
+            learning_rate: see there.
+            schedule: see there.
+            callbacks: see there.
+
+        Raises:
+            ConfigError: the cluster runs a `main_fun`, or has parameter servers or an evaluator; or `tf_args` is not
+                plain.
+        """
+        nodes = self._lives.nodes
+        if self._settings["wants_context"] or self._program is None or any(n.role != "worker" for n in nodes):
+            raise ConfigError(
+                "expected a cluster of workers that train what build_model returns to begin anew, this one has "
+                "a main_fun, parameter servers or an evaluator; shut it down and run another"
+            )
+        changed = {
+            "tf_args": tf_args,
+            "seed": seed,
+            "optimizer": None if optimizer is None else dict(optimizer),
+            "learning_rate": learning_rate,
+            "schedule": None if schedule is None else dict(schedule),
+            "callbacks": dict(callbacks or {}),
+            "generation": self._settings["generation"] + 1,
+        }
+        changed = plain_settings(changed)
+        params = changed.pop("tf_args")
+        build_model, hooks = self._program
+        code = pickled(build_model, params, hooks)
+        self._settings = {**self._settings, **changed}
+        self._lives.begin_anew(code, self._settings)
+        self._trainings = self._trainings.renewed(self._settings)
+        self._trainings.begin_anew(params)
+
+    def export(self, *formats: str) -> dict[str, Any]:
+        """Export the model to ``log_dir/export``, as `shutdown` does, and go on.
+
+        Args:
+            formats: ``keras``, ``saved_model``.
+
+        Returns:
+            As `shutdown` does.
+
+        Raises:
+            TfsparkError: the workers' weights differ.
+        """
+        if self._settings["wants_context"] or self._trainings.spec is None or self._log_dir is None:
+            raise ConfigError(
+                "expected a cluster with log_dir that has trained what build_model returns, to export it; call "
+                "train() before, and give log_dir to TFCluster.run"
+            )
+        results = self._trainings.export(formats)
+        check_identical_weights(results)
+        return results
 
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
@@ -502,7 +589,7 @@ class TFCluster:
                 "weight": weight,
             }
             return self._trainings.train_on_files(data, num_epochs, batch_size, validation, given)
-        stream = stream_of(qname)
+        stream = self._trainings.named(stream_of(qname))
         timeout_s = feed_timeout or self._trainings.feed_timeout_s
         chosen = Selection(features, label, num_classes, class_weights, columns, weight)
         if is_dstream(data):
@@ -629,19 +716,6 @@ class TFCluster:
         roles = ("worker",) if self._settings["wants_context"] else everyone
         return all(self._lives.registry.all_succeeded(role) for role in roles)
 
-    def _check_identical_weights(self) -> None:
-        """Synchronous training keeps all workers' weights equal; anything else is an error."""
-        digests = {
-            node.spec.name: node.result["weights_sha256"]
-            for node in self._lives.registry.nodes.values()
-            if isinstance(node.result, dict) and "weights_sha256" in node.result
-        }
-        if len(set(digests.values())) > 1 and not self._settings["wants_context"]:
-            raise TfsparkError(
-                f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
-                "that is not synchronised (see docs/troubleshooting.md)"
-            )
-
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":
             self._keep_log(fields["node"], fields["lines"])
@@ -674,6 +748,27 @@ class TFCluster:
             self._lacks_logs = True
 
 
+def check_identical_weights(results: Mapping[str, Any]) -> None:
+    """Synchronous training keeps all workers' weights equal.
+
+    Args:
+        results: name of a node -> what its trainer says of its model.
+
+    Raises:
+        TfsparkError: they are not.
+    """
+    digests = {
+        name: result["weights_sha256"]
+        for name, result in results.items()
+        if isinstance(result, dict) and "weights_sha256" in result
+    }
+    if len(set(digests.values())) > 1:
+        raise TfsparkError(
+            f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
+            "that is not synchronised (see docs/troubleshooting.md)"
+        )
+
+
 def migrated_settings(
     spark: SparkSession,
     tensorboard: bool,
@@ -694,6 +789,7 @@ def migrated_settings(
         "tensorboard_dir": os.path.abspath(log_dir or "tensorboard") if tensorboard else None,
         "master_node": master_node,
         "queues": list(queues),
+        "generation": 0,
         "default_fs": default_fs(spark),
         "working_dir": os.getcwd(),
         "module_paths": module_paths(),

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.reader import StreamSpec
 from tfspark.migrate.TFNode import check_qname
-from tfspark.protocol.roles import local_batch_size
+from tfspark.protocol.roles import local_batch_size, stream_name
 from tfspark.protocol.wire import Json
 
 if TYPE_CHECKING:
@@ -96,8 +97,13 @@ class Trainings:
         self._stream: MicroBatches | None = None
         self._side_car: SideCar | None = None
         self._num_side_car = 0
+        self._train, self._validation = self.named("train"), self.named("validation")
 
     # --- what others ask -----------------------------------------------------------------------------
+
+    def named(self, stream: str) -> str:
+        """Return the name of a stream of this model's; see `stream_name`."""
+        return stream_name(stream, self._settings["generation"])
 
     @property
     def streams(self) -> list[str]:
@@ -107,7 +113,7 @@ class Trainings:
     @property
     def spec(self) -> StreamSpec | None:
         """The stream that is trained on; None: nothing was."""
-        return self._opened.get("train")
+        return self._opened.get(self._train)
 
     @property
     def buffer_bytes(self) -> int:
@@ -162,7 +168,7 @@ class Trainings:
         """Rows all workers together had in an epoch, padding not counted."""
         if self._input_mode is InputMode.TENSORFLOW:
             return self._rows_in_files
-        return sum(self._lives.control.directory.rows_received("train", epoch - 1).values())
+        return sum(self._lives.control.directory.rows_received(self._train, epoch - 1).values())
 
     # --- training on what Spark feeds ----------------------------------------------------------------
 
@@ -201,11 +207,11 @@ class Trainings:
         if validation and self._settings["wants_context"]:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             columns = replace(spec.columns, class_weights=())
-            in_step = replace(spec, name="validation", columns=columns, shuffle_rows=0, cache_bytes=0)
+            in_step = replace(spec, name=self._validation, columns=columns, shuffle_rows=0, cache_bytes=0)
             self._lives.feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
         elif validation:
             readers = self._lives.evaluators or self._lives.workers
-            self._lives.feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
+            self._lives.feeder.open(for_evaluation(spec, self._validation), readers, feeding.buffer_bytes)
 
     def train_on_rows(
         self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
@@ -252,7 +258,7 @@ class Trainings:
             if checked is not None and self._settings["wants_context"]:
                 self._validate_if_asked(stream, checked, job)
             elif checked is not None and self._side_car is None and not self._lives.have_trained(job):
-                self._feed("validation", checked, job)
+                self._feed(self._validation, checked, job)
             if self._lives.have_trained(job):
                 break
             if index + 1 < left.stop:
@@ -262,13 +268,13 @@ class Trainings:
     def _show_validation(self, checked: DataFrame) -> None:
         """Let a `main_fun` make its dataset of the rows to evaluate before it trains."""
         directory = self._lives.control.directory
-        self._lives.feeder.show_first_row("validation", checked)
-        if not directory.has_sample("validation"):
+        self._lives.feeder.show_first_row(self._validation, checked)
+        if not directory.has_sample(self._validation):
             raise DataError(
                 "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its "
                 "filters leave"
             )
-        self._lives.control.update(lambda: directory.forget_asking("validation"))
+        self._lives.control.update(lambda: directory.forget_asking(self._validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
         """Feed the rows to evaluate if the `main_fun` asks for them before it trains on, or returns."""
@@ -276,12 +282,12 @@ class Trainings:
 
         def asked_or_on() -> bool:
             goes_on = directory.is_awaited(stream) or directory.all_left(stream)
-            return directory.is_awaited("validation") or goes_on or self._lives.have_trained(job)
+            return directory.is_awaited(self._validation) or goes_on or self._lives.have_trained(job)
 
         with contextlib.suppress(DeadlineError):  # It is busy; what it does next is seen then.
             self._lives.control.wait(asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on")
-        if directory.is_awaited("validation"):
-            self._feed("validation", checked, job)
+        if directory.is_awaited(self._validation):
+            self._feed(self._validation, checked, job)
         elif not self._told_unread:
             self._told_unread = True
             logger.warning(
@@ -380,7 +386,7 @@ class Trainings:
             )
         spec = self._stream_spec(data.columns, batch_size, FeedOptions(shuffle_rows=data.shuffle_rows))
         checked = None if validation is None else self._open_validation(spec, validation)
-        self._opened["train"] = spec
+        self._opened[self._train] = spec
         call = range(self._num_passes, self._num_passes + num_epochs)
         self._num_passes = call.stop
         return self._lives.surviving(lambda: self._train_on_shares(data, spec, call, checked))
@@ -401,7 +407,7 @@ class Trainings:
         check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
         self._validated = spec.columns
         readers = self._lives.evaluators or self._lives.workers
-        self._lives.feeder.open(for_evaluation(spec, "validation"), readers, self._feeding.buffer_bytes)
+        self._lives.feeder.open(for_evaluation(spec, self._validation), readers, self._feeding.buffer_bytes)
         return rows
 
     def _train_on_shares(
@@ -425,13 +431,13 @@ class Trainings:
         directory = self._lives.control.directory
 
         def asked_or_done() -> bool:
-            return directory.is_awaited("validation") or self._lives.have_trained(job)
+            return directory.is_awaited(self._validation) or self._lives.have_trained(job)
 
         while True:
             self._lives.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
             if self._lives.have_trained(job):
                 return
-            self._feed("validation", checked, job)
+            self._feed(self._validation, checked, job)
 
     def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
         """Tell each worker what its share of the files is."""
@@ -441,20 +447,20 @@ class Trainings:
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._settings["seed"]}
         directory = self._lives.control.directory
-        self._lives.control.update(lambda: directory.open_stream("train", description, num_workers))
+        self._lives.control.update(lambda: directory.open_stream(self._train, description, num_workers))
 
     # --- evaluation ----------------------------------------------------------------------------------
 
     def evaluate(self, df: DataFrame, num_classes: int | None) -> dict[str, Any]:
         """Evaluate rows; see `TFCluster.evaluate`."""
-        spec = self._opened["train"]
+        spec = self._opened[self._train]
         if self._input_mode is InputMode.TENSORFLOW:
             check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
         rows = select_columns(as_dataframe(self._spark, df), spec.columns)
         return self._lives.surviving(lambda: self._evaluated(spec, rows, num_classes))
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
-        name = f"evaluate-{next(self._evaluations)}"
+        name = self.named(f"evaluate-{next(self._evaluations)}")
         self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
         job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
         try:
@@ -471,7 +477,7 @@ class Trainings:
     def _end_empty(self, name: str, job: int) -> None:
         """Let the workers end the evaluation of no rows, whose first row they wait for: others may follow."""
         directory = self._lives.control.directory
-        like = directory.sample("train")  # Of the same columns.
+        like = directory.sample(self._train)  # Of the same columns.
         if not directory.has_sample(name) and like is not None:
             self._lives.control.update(lambda: directory.offer_sample(name, like))
             what = f"the workers to end the evaluation of no rows {name!r}"
@@ -481,13 +487,38 @@ class Trainings:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
         job = self._lives.control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
         self._num_side_car += 1
-        self._feed("validation", validation, job)
+        self._feed(self._validation, validation, job)
         self._lives.control.wait(
             lambda: self._lives.have_ended(job, self._lives.evaluators),
             self.feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
         self._lives.control.remove_artifact(weights)
+
+    def renewed(self, settings: Json) -> Trainings:
+        """Return the trainings of another model on the same cluster."""
+        return Trainings(
+            self._spark, self._size, settings, self._input_mode, self._recovery, self._observe, self._lives
+        )
+
+    def begin_anew(self, params: Json) -> None:
+        """Let the trainers build another model, and say that no more of the streams of the one before will come."""
+        control = self._lives.control
+        for name in [name for name in control.directory.stream_names if name not in self._opened]:
+            control.update(functools.partial(control.directory.close_stream, name))
+        control.post_job("begin_anew", params=params, settings=self._settings)
+
+    def export(self, formats: Sequence[str]) -> dict[str, Any]:
+        """Let the chief send the model; return what each worker says of it."""
+        return self._lives.surviving(lambda: self._exported(formats))
+
+    def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
+        job = self._lives.control.post_job("export", formats=list(formats))
+        self._lives.control.wait(
+            lambda: self._lives.have_trained(job), self.feed_timeout_s, "the chief to send the model"
+        )
+        results = self._lives.control.job_results(job)
+        return {self._lives.nodes[index].name: result for index, result in results.items()}
 
     # --- new lives -----------------------------------------------------------------------------------
 
@@ -499,9 +530,9 @@ class Trainings:
             self._side_car.abandon()
             self._lives.control.remove_artifact("side-car")  # Weights that were not evaluated.
         self._side_car, self._num_side_car = None, 0
-        self._lives.feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
+        self._lives.feeder.take_over(earlier.feeder, [*self._opened, self._validation], self._lives.nodes)
         if self._files is not None:
-            self._deal_files(self._files, self._opened["train"])
+            self._deal_files(self._files, self._opened[self._train])
         recovery.point = recovery.store.newest()
         self._go_back()
 
@@ -606,7 +637,7 @@ class Trainings:
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers
         spec = StreamSpec(
-            name="train",
+            name=self._train,
             columns=columns,
             batch_size=local_batch_size(size, num_workers),
             num_readers=num_workers,

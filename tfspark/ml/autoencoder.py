@@ -149,12 +149,12 @@ class Autoencoder(NetworkEstimator, CodeParams):
         }
         std: list[float] = []
         if standardise:
-            mean, deviation = feature_moments(dataset, inputs)
+            mean, deviation = self._once(feature_moments, dataset, inputs)
             std = deviation.reshape(-1).tolist()
             params |= {"mean": mean.reshape(-1).tolist(), "std": std}
         target = Target()
         rows = self._rows(dataset, inputs, target)
-        network = module_network(MODULE, {**params, **own}, rows.train)
+        network = self._once(module_network, rows.train, MODULE, {**params, **own})
         return Plan(network, inputs, target, rows, {"std": std})
 
     def _sizes(self) -> dict[str, Any]:

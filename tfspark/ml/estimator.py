@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyspark.ml import Estimator, Model
+from pyspark.ml.base import _FitMultipleIterator
 from pyspark.ml.param import Param
 from pyspark.ml.util import MLReadable, MLWritable
 
@@ -22,6 +25,7 @@ from tfspark.inference.model_files import ModelFiles, of_keras
 from tfspark.inference.outputs import Output
 from tfspark.inference.predict import apply, find_model, value_outputs
 from tfspark.inference.predictor import Predictor
+from tfspark.ml.findings import Findings
 from tfspark.ml.inputs import Inputs, find_inputs
 from tfspark.ml.params import (
     ClassParams,
@@ -44,15 +48,32 @@ from tfspark.ml.persistence import (
 )
 from tfspark.ml.rows import FitRows, Target, find_classes, find_numbers, fit_rows
 from tfspark.ml.summary import TrainingSummary
-from tfspark.ml.training import HowToTrain, Network, Trained, train
+from tfspark.ml.training import Clusters, HowToTrain, Network, Trained, train
 from tfspark.shipped import list_shipped
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+T = TypeVar("T")
+
 NEEDED_TO_LOAD = ("register_keras_serializable", "def features(")
 """What in a model module says that a model cannot be used without it."""
+UNSEEN = (
+    *(
+        "maxIter",
+        "stepSize",
+        "batchSize",
+        "seed",
+        "optimizer",
+        "callbacks",
+        "shuffle",
+        "logDir",
+        "numWorkers",
+    ),
+    *("layers", "regParam", "modelParams", "predictionCol", "handleInvalid", "predictBatchSize"),
+)
+"""Params on which nothing depends that a fit finds out of its rows."""
 SEEDS = 1 << 31
 """Seeds of TensorFlow are below this and not negative; those of Spark may be any whole number."""
 
@@ -392,6 +413,8 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
     )
 
     model_class: type[KerasModel] = KerasModel
+    _findings: Findings | None = None
+    """Of the fits of one grid; None: this fit is none of them."""
 
     def __init__(self, **params: Any):
         super().__init__()
@@ -403,11 +426,47 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
     def _set_own_defaults(self) -> None:
         """Set the defaults of a subclass's Params."""
 
-    def _fit(self, dataset: DataFrame) -> KerasModel:
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[Mapping[Param[Any], Any]]
+    ) -> Iterator[tuple[int, KerasModel]]:
+        """Fit a model for each of several settings, as they are asked for, from several threads perhaps.
+
+        Settings that need no other nodes are trained on one running cluster after the other; each thread has a cluster.
+        """
+        estimator, clusters, findings = self.copy(), Clusters(len(paramMaps)), Findings()
+
+        def fit(index: int) -> KerasModel:
+            own: NetworkEstimator = estimator.copy(dict(paramMaps[index]))
+            own._findings = findings
+            try:
+                return own._fit(dataset, clusters)
+            except BaseException:
+                clusters.give_up()
+                raise
+
+        models: Iterator[tuple[int, KerasModel]] = _FitMultipleIterator(fit, len(paramMaps))
+        weakref.finalize(models, clusters.give_up)  # The caller may take less than all.
+        return models
+
+    def _fit(self, dataset: DataFrame, clusters: Clusters | None = None) -> KerasModel:
         session = session_of(dataset.sparkSession)
         how = self._how_to_train()
         plan = self._plan(dataset)
-        return self._fitted(plan, train(session, plan.network, plan.rows, how))
+        return self._fitted(plan, train(session, plan.network, plan.rows, how, clusters))
+
+    def _once(self, find: Callable[..., T], dataset: DataFrame, *known: Any) -> T:
+        """Return ``find(dataset, *known)``, which other fits on the same rows may have found out.
+
+        Args:
+            find: a function of a module.
+            dataset: the rows of the fit, or those that its columns and Params make of them.
+            known: all else that it depends on.
+        """
+        if self._findings is None:
+            return find(dataset, *known)
+        params = {p.name: value for p, value in self._paramMap.items() if p.name not in UNSEEN}
+        key = repr((find, known, sorted(params.items())))
+        return self._findings.once(key, lambda: find(dataset, *known))
 
     def _plan(self, dataset: DataFrame) -> Plan:
         raise NotImplementedError
@@ -454,12 +513,12 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
 
     def _find_inputs(self, dataset: DataFrame, **given: Any) -> Inputs:
         shape = self._value("inputShape")
-        return find_inputs(
+        return self._once(
+            functools.partial(find_inputs, **given),
             dataset,
             self.getOrDefault("featuresCol"),
             None if shape is None else tuple(shape),
             self._value("scale"),
-            **given,
         )
 
     def _value(self, name: str) -> Any:
@@ -536,8 +595,8 @@ class KerasEstimator(NetworkEstimator):
         if self._value("classes") or (
             label in dataset.columns and dataset.schema[label].dataType.typeName() == "string"
         ):
-            return find_classes(dataset, label, self._value("classes"))
-        return find_numbers(dataset, label)
+            return self._once(find_classes, dataset, label, self._value("classes"))
+        return self._once(find_numbers, dataset, label)
 
     def _found_target(self, target: Target, signature: Signature) -> Target:
         if target.num_classes is not None or target.label is None:
@@ -549,11 +608,11 @@ class KerasEstimator(NetworkEstimator):
         custom = self.getOrDefault("customObjects")
         if not isinstance(build, str):
             return Network(build, params, custom_objects=custom)
-        return module_network(build, params, rows.train, custom)
+        return self._once(module_network, rows.train, build, params, custom)
 
 
 def module_network(
-    path: str, params: Mapping[str, Any], df: DataFrame, custom_objects: Mapping[str, Any] | None = None
+    df: DataFrame, path: str, params: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
 ) -> Network:
     """Return the network of a model module; what it finds in the rows (`adapt`) is added to its parameters."""
     from tfspark.experiment.modules import load_model_module

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfspark.protocol.activity import Pulse
-from tfspark.protocol.roles import NodeSpec, reader_number, task_of
+from tfspark.protocol.roles import NodeSpec, reader_number, stream_name, task_of
 from tfspark.protocol.wire import ActionClient, Json, Secret
 from tfspark.training.failing import describe
 from tfspark.training.input.graph_errors import as_text_error
@@ -111,6 +111,10 @@ class TFContext:
     def role(self) -> str:
         """What the node does: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
         return self.node.role
+
+    def stream(self, name: str) -> str:
+        """Return what a stream of the model under way is called, see `stream_name`."""
+        return stream_name(name, self.settings.get("generation", 0))
 
     @property
     def job_name(self) -> str:
