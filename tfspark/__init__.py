@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tfspark.feed.files import TFRecordFiles
     from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
-    from tfspark.training.context import Hooks, TFContext
+    from tfspark.migrate.context import TFContext
+    from tfspark.protocol.settings import Hooks
 
 __all__ = [
     "Column",
@@ -62,12 +63,12 @@ _HOMES = {
     "DeadlineError": "tfspark.errors",
     "FeedOptions": "tfspark.cluster.inputs",
     "Feeding": "tfspark.cluster.inputs",
-    "Hooks": "tfspark.training.context",
+    "Hooks": "tfspark.protocol.settings",
     "InputMode": "tfspark.cluster.inputs",
     "NodeFailedError": "tfspark.errors",
     "ReservationError": "tfspark.errors",
     "TFCluster": "tfspark.cluster.tfcluster",
-    "TFContext": "tfspark.training.context",
+    "TFContext": "tfspark.migrate.context",
     "TFRecordFiles": "tfspark.feed.files",
     "TfsparkError": "tfspark.errors",
     "predict": "tfspark.inference.predict",

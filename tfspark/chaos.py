@@ -22,7 +22,7 @@ from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError, TfsparkError
 from tfspark.node.warm import node_task_of_this_trainer
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 import pyarrow.flight as flight
 
+from tfspark.migrate.context import TFContext
 from tfspark.node.launch import read_frame
 from tfspark.node.lifeline import die_with_parent, die_with_writer
 from tfspark.node.task import SHOW_STACKS
 from tfspark.protocol.wire import ActionClient, Secret
-from tfspark.training.context import TFContext
 from tfspark.training.input.graph_errors import as_data_error
 from tfspark.training.late_variables import LateVariables
 from tfspark.training.on_import import correct_keras_when_imported
@@ -52,7 +52,7 @@ def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) ->
         try:
             function, args, context.hooks, registered = pickle.loads(code)
             _register_with_keras(registered)
-            if late is not None and context.settings["wants_context"]:
+            if late is not None and context.settings.runs_main_fun:
                 late.watch_until_used(context)
             elif late is not None:
                 late.end()
@@ -77,7 +77,7 @@ def _register_with_keras(registered: dict[str, Any]) -> None:
 
 def run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
     """Call ``main_fun(args, ctx)``, or train the model that ``build_model`` returns."""
-    if context.settings["wants_context"]:
+    if context.settings.runs_main_fun:
         if isinstance(args, list):
             sys.argv = args  # As TensorFlowOnSpark did, for functions that parse a command line.
         correct_keras_when_imported()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.state.registry import Registry
-from tfspark.feed.source import ChunkBuffer, SourceServer
+from tfspark.feed.buffer import ChunkBuffer
+from tfspark.feed.source import SourceServer
 from tfspark.protocol.roles import plan_nodes
 from tfspark.protocol.wire import MAX_MESSAGE_BYTES, ActionClient, new_secret
 

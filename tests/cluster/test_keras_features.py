@@ -19,7 +19,7 @@ from support.leaks import Owned
 
 from tfspark import Feeding, TFCluster
 from tfspark.errors import ConfigError
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 ROWS, BATCH, EPOCHS = 48, 16, 2
 OF_CLASSES = {0: 1.0, 2: 3.0}

@@ -14,7 +14,7 @@ from support.pictures import png
 from tfspark import TFCluster
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 NUM_ROWS = 43
 COLUMNS = Columns(

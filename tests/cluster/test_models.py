@@ -13,7 +13,7 @@ from pyspark.sql import functions as sf
 
 from tfspark import Column, Columns, TFCluster
 from tfspark.experiment.modules import load_model_module
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 CASES: dict[str, dict[str, Any]] = {
     "gan": {

@@ -24,7 +24,7 @@ from support.trainers import node_task_of, trainers
 
 from tfspark import Column, Columns, Feeding, InputMode, TFCluster, TFRecordFiles, tfrecord
 from tfspark.errors import ConfigError, DataError, NodeFailedError
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tfspark.cluster.control import ControlPlane, receive_files, safe_parts
+from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.registry import Registry
+from tfspark.cluster.uploads import receive_files, safe_parts
 from tfspark.protocol.roles import plan_nodes
 from tfspark.protocol.wire import ActionClient, Secret, new_secret
 

@@ -178,9 +178,10 @@ class MirroredContext(SimpleNamespace):
 
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
     from tfspark.protocol.activity import Pulse
-    from tfspark.training import evaluation, loop
-    from tfspark.training.context import Hooks
-    from tfspark.training.input.dataset import distribute_from_function
+    from tfspark.protocol.settings import Hooks, TrainerSettings
+    from tfspark.training import evaluation
+    from tfspark.training import session as sessions
+    from tfspark.training.input.distribute import distribute_from_function
 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
         rows = shard.real if batches is None else shard.sample
@@ -199,13 +200,10 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         shard = Shard(feature, rank, num_workers)
         shard.dataset = distribute_from_function(strategy, lambda _: shard.of_training(), shard)
         evaluation.local_dataset = local_dataset
-        loop.distributed_dataset = lambda context, stream: shard.dataset
-        loop.describe_stream = lambda context, stream: {"description": {}}
-        loop.open_feed = lambda context, stream: shard
-        settings = {
-            "keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0,
-            "feed_timeout_s": 100.0, "checkpoint_every_epochs": 0,
-        }  # fmt: skip
+        sessions.distributed_dataset = lambda context, stream, strategy: shard.dataset
+        sessions.describe_stream = lambda context, stream: {"description": {}}
+        sessions.open_feed = lambda context, stream: shard
+        settings = TrainerSettings(runs_main_fun=False, feed_timeout_s=100.0)
         folder = tempfile.mkdtemp()
         context = MirroredContext(
             strategy=strategy, num_workers=num_workers, seed=1, settings=settings, pulse=Pulse(), add=add,
@@ -214,7 +212,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         )  # fmt: skip
         context.control = context
         # Evaluation has no weights of classes.
-        session = loop.TrainingSession(lambda: feature.build(), None, context)
+        session = sessions.TrainingSession(lambda: feature.build(), None, context)
         job = {
             "first_pass": 0, "epochs": feature.epochs, "call": 0, "validation": feature.validates,
             "side_car": False,
@@ -244,7 +242,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from training.ps_trial import FakeContext
 
     from tfspark.feed.reader import WEIGHT
-    from tfspark.training.context import Hooks
+    from tfspark.protocol.settings import Hooks
     from tfspark.training.ps import session as parameter_server
     from tfspark.training.ps.sharding import whole_values
     from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream

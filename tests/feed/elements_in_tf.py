@@ -31,13 +31,13 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
 
     from tfspark import Column, TFRecordFiles
     from tfspark.feed.columns import Columns
-    from tfspark.feed.files import files_dataset
-    from tfspark.training.context import Hooks
+    from tfspark.protocol.settings import Hooks
+    from tfspark.training.input.files import files_dataset
 
     strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
     plan = TFRecordFiles(folder, Columns((Column("x"),), Column("label"))).plan(1, FILES_BATCH)
     context: Any = SimpleNamespace(node=SimpleNamespace(task_index=0), hooks=Hooks(), strategy=strategy)
-    feed = files_dataset(context, plan)._tfspark_feed
+    feed = files_dataset(context, plan, context.strategy)._tfspark_feed
     feed.open_pass()
     iterator, steps = feed.iterator(), list[list[int]]()
     while feed.has_step(len(steps)):
@@ -62,7 +62,7 @@ def elements(case: dict[str, Any]) -> list[dict[str, Any]]:
     from tfspark.feed.arrays import row_weights, to_numpy
     from tfspark.feed.columns import Columns
     from tfspark.feed.reader import WEIGHT
-    from tfspark.feed.source import decode_sample
+    from tfspark.feed.stream import decode_sample
     from tfspark.training.input.dataset import local_dataset
 
     columns = Columns.from_json(case["columns"])

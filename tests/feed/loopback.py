@@ -18,8 +18,9 @@ from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
+from tfspark.feed.reader import WEIGHT, PassReader
 from tfspark.feed.source import FeedTask
+from tfspark.feed.stream import StreamSpec
 from tfspark.protocol.roles import plan_nodes
 from tfspark.protocol.wire import ActionClient, new_secret
 

@@ -238,7 +238,7 @@ def test_dataset_when_the_label_is_not_known_says_how_to_name_it(spark: SparkSes
     def fits(args: Any, ctx: Any) -> None:
         from tfspark.training.input.dataset import distributed_dataset
 
-        distributed_dataset(ctx, "train")
+        distributed_dataset(ctx, "train", ctx.strategy)
 
     rows = spark.sparkContext.parallelize([([1.0], 2)], 1)
     with (

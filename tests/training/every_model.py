@@ -26,7 +26,7 @@ from training.ps_trial import FakeContext, FakeFeed, servers
 from models import autoencoder, cnn, gan, mlp, rnn, unet
 from tfspark.feed.reader import WEIGHT
 from tfspark.training.build import copy_optimizer
-from tfspark.training.input.dataset import distribute_from_function
+from tfspark.training.input.distribute import distribute_from_function
 from tfspark.training.keras_corrections import apply_corrections
 from tfspark.training.ps import session as parameter_server
 from tfspark.training.ps.sharding import look_up_on_servers, whole_values

@@ -22,7 +22,7 @@ from tensorflow.python.ops import script_ops
 
 from tfspark.feed.reader import WEIGHT
 from tfspark.protocol.activity import Pulse
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks, TrainerSettings
 from tfspark.training.ps import session as parameter_server
 from tfspark.training.ps.sharding import look_up_on_servers, whole_values
 from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream
@@ -223,7 +223,7 @@ class FakeContext(SimpleNamespace):
     @classmethod
     def of(cls, strategy: tf.distribute.Strategy, num_workers: int) -> FakeContext:
         """A chief of so many workers."""
-        settings = {"keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0}
+        settings = TrainerSettings(runs_main_fun=False)
         return cls(
             strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
             reports=[], pulse=Pulse(), control=FakeDriver(),

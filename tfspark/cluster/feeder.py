@@ -18,10 +18,10 @@ from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
-from tfspark.feed.reader import StreamSpec
 from tfspark.feed.scan import ScanTask
-from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, SAMPLE_DDL, FeedTask, first_row
+from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
 from tfspark.feed.spark_names import map_in_arrow
+from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.wire import Secret
 

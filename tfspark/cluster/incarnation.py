@@ -11,23 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.decommission import DecommissionWatch
 from tfspark.cluster.feeder import Feeder
+from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import driver_addresses
 from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.registry import Registry
-from tfspark.cluster.state.size import Size
+from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
-from tfspark.node.environment import python_advice
 from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
 from tfspark.node.warm import installed_versions
-from tfspark.protocol.roles import NodeSpec, stream_name
-from tfspark.protocol.wire import Json, new_secret
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.wire import new_secret
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -64,18 +64,16 @@ class DriverNode:
         self._thread.join(CANCEL_TIMEOUT_S)
 
 
-class Life:
+class Incarnation:
     """See the module's docstring.
 
     Args:
         spark: the session.
         nodes: the plan.
-        size: of the whole cluster, of which there may be fewer nodes now.
+        options: of the whole cluster, of which there may be fewer nodes now.
+        settings: what the trainers are told.
         code: the user's function and its arguments, pickled.
-        settings: plain values for the trainers.
         observer: called with (event, fields).
-        log_dir: where uploads are kept.
-        heartbeat_timeout_s: silence after which a node is lost.
         store: where checkpoints of the state are kept.
         ended: tells whether all of some nodes have ended a job.
     """
@@ -84,42 +82,40 @@ class Life:
         self,
         spark: SparkSession,
         nodes: tuple[NodeSpec, ...],
-        size: Size,
+        options: ClusterOptions,
+        settings: TrainerSettings,
         code: bytes,
-        settings: Json,
         observer: Observer,
-        log_dir: Path | None,
-        heartbeat_timeout_s: float,
         store: CheckpointStore | None,
         ended: Callable[[int, Sequence[NodeSpec]], bool],
     ):
         self._spark = spark
         self._nodes = nodes
         self._code = code
+        self._options = options
         self._settings = settings
         self._observer = observer
-        self.secret = new_secret(settings["tls"])
+        self.secret = new_secret(options.tls)
         self._jobs: list[SparkJob | DriverNode] = []
         self.is_over = False
         # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
-        trainer_timeout_s = max(float(settings["feed_timeout_s"]) / 2, TRAINER_SILENCE_S)
-        self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions(), trainer_timeout_s)
+        trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
+        self.registry = Registry(nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s)
         self.control = ControlPlane(
             driver_addresses(spark),
             self.secret,
             nodes,
             self.registry,
             observer,
-            log_dir,
-            settings["master_node"],
-            settings["independent"],
-            settings["all_at_once"],
+            options.run_directory,
+            options.master_node,
+            options.independent,
+            options.all_at_once,
             store,
-            settings["checkpoint_every_seconds"],
+            options.checkpoint_every_seconds,
         )
-        self.control.train_stream = stream_name("train", settings["generation"])
         self._decommissions = DecommissionWatch(spark, self.registry, self.control.leave)
-        num_workers = self.control.num_workers
+        size, num_workers = options.size, self.control.num_workers
         self.feeder = Feeder(
             spark, self.control, self.secret, ended, lambda spec: size.fitted(spec, num_workers)
         )
@@ -132,15 +128,15 @@ class Life:
             TfsparkError: a node failed.
         """
         began = time.monotonic()
-        if self._settings["keeps_state"]:
+        if self._settings.saves_state:
             self._decommissions.start()
         for role in ("worker", "ps", "evaluator"):
             group = [node for node in self._nodes if node.role == role]
-            if role == "ps" and self._settings["driver_ps_nodes"]:
+            if role == "ps" and self._options.driver_ps_nodes:
                 self._jobs.extend(DriverNode(self._task(node.index), node) for node in group)
             elif group:
                 self._jobs.append(self._start_nodes(role, group))
-        if not self._settings["all_at_once"]:
+        if not self._options.all_at_once:
             return
         try:
             self.control.wait(lambda: not self.registry.missing(), timeout_s, "the nodes to register")
@@ -192,7 +188,15 @@ class Life:
 
     def _task(self, first_index: int) -> NodeTask:
         return NodeTask(
-            self.control.location, self.secret, self._nodes, first_index, self._settings, self._code
+            self.control.location,
+            self.secret,
+            self._nodes,
+            first_index,
+            self._settings,
+            self._code,
+            self._options.warm,
+            self._options.module_paths,
+            self._options.tensorboard_dir,
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 from pyspark.errors import PySparkException
 
 from tfspark.cluster.sparkjob import without_java_stack
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.numpy_rows import rdd_to_dataframe
 from tfspark.feed.spark_names import select_by_name
 from tfspark.feed.values import text_problem
-from tfspark.node.environment import use_own_python
 
 if TYPE_CHECKING:
     from pyspark import RDD

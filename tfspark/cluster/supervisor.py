@@ -5,20 +5,19 @@ from __future__ import annotations
 import atexit
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tfspark.cluster import preflight
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.feeder import Feeder
-from tfspark.cluster.incarnation import Life
+from tfspark.cluster.incarnation import Incarnation
+from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import room_for
 from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.state.registry import Registry
-from tfspark.cluster.state.size import Size
 from tfspark.errors import ReservationError
 from tfspark.protocol.roles import NodeSpec, stream_name
-from tfspark.protocol.wire import Json
+from tfspark.protocol.settings import TrainerSettings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,54 +28,61 @@ REGISTERED_S = 30.0
 """How long the nodes of a cluster that may have fewer are waited for at least: Spark may take a lost host for there."""
 
 
+class Work(Protocol):
+    """What a cluster does, as far as its supervisor must know it."""
+
+    @property
+    def feed_slots(self) -> int:
+        """Task slots that must stay free for the tasks that feed."""
+
+    @property
+    def may_replace_workers(self) -> bool:
+        """Whether a worker of parameter servers may be replaced alone."""
+
+    def take_over(self, earlier: Incarnation) -> None:
+        """Go on with the work of an earlier incarnation in the current one."""
+
+
 class _TooSmallError(Exception):
     """The cluster is smaller than it should be, and Spark has room for more of it."""
 
 
-class Lives:
+class Supervisor:
     """See the module's docstring; `now` is the life that is, of which the other properties speak.
 
     Args:
         spark: the session.
-        size: of the whole cluster.
+        options: of the cluster.
+        settings: what the trainers are told.
         num_nodes: how many of its nodes there is room for at first.
         code: the user's function and its arguments, pickled.
-        settings: plain values for the trainers.
         observer: called with (event, fields).
-        log_dir: where uploads are kept.
-        timeouts: ``reservation_timeout`` and ``heartbeat_timeout`` in seconds.
-        recovery: what a new life takes; None: the first failure is the end.
-        take_over: makes a new life, which is given the one before, go on with the work.
-        feed_slots: returns how many task slots must stay free for the tasks that feed.
-        replaces_workers: tells whether a worker of parameter servers may be replaced alone.
+        recovery: what a restart needs; None: the first failure is the end.
+
+    Attributes:
+        current: the incarnation that is up; the properties below read from it.
+        nodes: its plan.
+        work: what the cluster does; set before it is launched.
     """
 
     def __init__(
         self,
         spark: SparkSession,
-        size: Size,
+        options: ClusterOptions,
+        settings: TrainerSettings,
         num_nodes: int,
         code: bytes,
-        settings: Json,
         observer: Observer,
-        log_dir: Path | None,
-        timeouts: tuple[float, float],
         recovery: Recovery | None,
-        take_over: Callable[[Life], None],
-        feed_slots: Callable[[], int],
-        replaces_workers: Callable[[], bool],
     ):
         self._spark = spark
-        self._size = size
-        self._code = code
+        self.work: Work
+        self._options = options
+        self._size = options.size
         self._settings = settings
+        self._code = code
         self._observer = observer
-        self._log_dir = log_dir
-        self._reservation_timeout_s, self._heartbeat_timeout_s = timeouts
         self._recovery = recovery
-        self._take_over = take_over
-        self._feed_slots = feed_slots
-        self._replaces_workers = replaces_workers
         self._is_up = False
         self.stopped = False
         self._begin_with(num_nodes)
@@ -100,7 +106,7 @@ class Lives:
 
     def check_for_good(self) -> None:
         """Raise if the cluster has failed, and no new life may follow, which the work under way or the next begins."""
-        life = self.now
+        life = self.current
         try:
             life.control.check()
         except Exception:
@@ -113,23 +119,25 @@ class Lives:
             return
         self.stopped = True
         atexit.unregister(self.stop)
-        self.now.stop()
+        self.current.stop()
         if self._recovery is not None:
             self._recovery.close()
 
-    def begin_anew(self, code: bytes, settings: Json) -> None:
-        """Let this life and those after it train another model."""
+    def begin_anew(self, code: bytes, settings: TrainerSettings) -> None:
+        """Let the current incarnation and those after it train another model."""
         self._code, self._settings = code, settings
-        control, recovery = self.control, self._recovery
-        control.train_stream = stream_name("train", settings["generation"])
-        if recovery is not None:
-            control.update(recovery.begin_anew)
+        self._name_streams()
+        if self._recovery is not None:
+            self.control.update(self._recovery.begin_anew)
+
+    def _name_streams(self) -> None:
+        self.control.train_stream = stream_name("train", self._settings.generation)
 
     def can_grow(self) -> bool:
         """Whether there are fewer nodes than wanted, and Spark has room for more by now."""
         if self.num_slots == self._size.wanted - self._size.on_driver:
             return False
-        return (preflight.count_slots(self._spark) or 0) - self._feed_slots() > self.num_slots
+        return (preflight.count_slots(self._spark) or 0) - self.work.feed_slots > self.num_slots
 
     def grow(self) -> None:
         """Leave the work, to do it again in a larger life."""
@@ -140,28 +148,27 @@ class Lives:
     def _begin_with(self, num_nodes: int) -> None:
         """Begin a new life with so many nodes."""
         self.nodes = self._size.nodes(num_nodes)
-        self.now = Life(
+        self.current = Incarnation(
             self._spark,
             self.nodes,
-            self._size,
-            self._code,
+            self._options,
             self._settings,
+            self._code,
             self._observer,
-            self._log_dir,
-            self._heartbeat_timeout_s,
             None if self._recovery is None else self._recovery.store,
             self.have_ended,
         )
+        self._name_streams()
 
     def _end(self) -> None:
         self._is_up = False
-        self.now.stop()
+        self.current.stop()
 
     def _pause_after(self, error: Exception) -> None:
         """Wait a little before the new life; raise the error if there shall be none."""
         if self._recovery is None or self.stopped:
             raise error
-        cause = self.now.failure_behind(error)
+        cause = self.current.failure_behind(error)
         if cause is None or not self.registry.is_transient:
             raise error
         budget = self._recovery.budget
@@ -180,42 +187,42 @@ class Lives:
         """Launch the cluster if it is not up; after a failure a new life takes over from the one before."""
         if self._is_up:
             return
-        earlier = self.now
+        earlier = self.current
         if earlier.is_over:
             self._begin_with(
-                room_for(self._spark, self._size, self._feed_slots(), self._replacement_timeout_s)
+                room_for(self._spark, self._size, self.work.feed_slots, self._replacement_timeout_s)
             )
         self._launch()
         if self.chief is not None:
             job = self.control.post_job("build")
-            timeout_s = self._reservation_timeout_s
+            timeout_s = self._options.reservation_timeout
             self.control.wait(lambda: self.have_trained(job), timeout_s, "the chief to build the model")
         if earlier.is_over:
-            self._take_over(earlier)
+            self.work.take_over(earlier)
         self.registry.replaces = self._replaces
         self._is_up = True
 
     def _launch(self) -> None:
         """Start this life's nodes; if some do not come, with fewer of them, as far as that is allowed."""
-        until = time.monotonic() + self._reservation_timeout_s
+        until = time.monotonic() + self._options.reservation_timeout
         while True:
             left_s = until - time.monotonic()
             try:
-                self.now.launch(min(left_s, max(self._replacement_timeout_s, REGISTERED_S)))
+                self.current.launch(min(left_s, max(self._replacement_timeout_s, REGISTERED_S)))
                 break
             except ReservationError:
                 missing = self.registry.missing()
                 came = sum(node.role != "chief" and node.name not in missing for node in self.nodes)
                 if not self._size.is_elastic or self.registry.failed or time.monotonic() > until:
                     raise
-                self.now.stop()
+                self.current.stop()
                 self._begin_with(max(came, self._size.least))
         if self._size.is_elastic:
             self._observer("sized", {"workers": len(self.workers), "wanted": self._size.num_workers})
 
     @property
     def _replacement_timeout_s(self) -> float:
-        longest = self._reservation_timeout_s
+        longest = self._options.reservation_timeout
         return min(longest, self._size.replacement_timeout_s) if self._size.is_elastic else longest
 
     def _replaces(self, node: NodeSpec) -> bool:
@@ -226,24 +233,24 @@ class Lives:
         is_such = self.chief is not None and node.role == "worker" and node.task_index > 0
         if not is_such or self._recovery is None or self.control.feeding_over:
             return False
-        return self._replaces_workers() and self._recovery.budget.spend() is not None
+        return self.work.may_replace_workers and self._recovery.budget.spend() is not None
 
     # --- the life that is --------------------------------------------------------------------------
 
     @property
     def control(self) -> ControlPlane:
         """The driver's server."""
-        return self.now.control
+        return self.current.control
 
     @property
     def feeder(self) -> Feeder:
         """What feeds the nodes."""
-        return self.now.feeder
+        return self.current.feeder
 
     @property
     def registry(self) -> Registry:
         """The book of nodes."""
-        return self.now.registry
+        return self.current.registry
 
     @property
     def workers(self) -> list[NodeSpec]:
@@ -271,7 +278,7 @@ class Lives:
 
     def have_ended(self, job: int, nodes: Sequence[NodeSpec]) -> bool:
         """Whether these nodes have ended the job; a `main_fun` ends it by returning, and a chief for its workers."""
-        if self._settings["wants_context"]:
+        if self._settings.runs_main_fun:
             return self.registry.all_succeeded("worker")
         results = self.control.job_results(job)
         return all((self._chief_of(node) or node).index in results for node in nodes)

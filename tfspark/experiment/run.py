@@ -45,7 +45,7 @@ from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.files import TFRecordFiles
 from tfspark.inference.described import MODULE, Described
 from tfspark.protocol.roles import local_batch_size
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

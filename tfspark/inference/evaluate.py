@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tfspark.cluster.inputs import select_columns
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.columns import Columns
 from tfspark.feed.spark_names import map_in_arrow
 from tfspark.inference.model_files import KERAS, ModelFiles, loaded_models
 from tfspark.inference.predictor import BATCH_ROWS, Predictor
-from tfspark.node.environment import use_own_python
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

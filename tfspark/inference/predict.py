@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.spark_names import map_in_arrow
@@ -26,7 +27,6 @@ from tfspark.inference.model_files import KERAS, ModelFiles, load, of_keras, rea
 from tfspark.inference.outputs import Output
 from tfspark.inference.predictor import BATCH_ROWS, Predictor
 from tfspark.inference.values import spark_type
-from tfspark.node.environment import use_own_python
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -15,6 +15,7 @@ from pyspark.ml.param import Params
 
 from tfspark.cluster.inputs import InputMode
 from tfspark.cluster.tfcluster import TFCluster
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError
 from tfspark.feed.spark_names import map_in_arrow, quoted
 from tfspark.migrate.params import (
@@ -39,7 +40,6 @@ from tfspark.migrate.params import (
     TFTypeConverters,
 )
 from tfspark.migrate.saved_model import SavedModel
-from tfspark.node.environment import use_own_python
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

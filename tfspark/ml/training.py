@@ -19,7 +19,7 @@ from tfspark.errors import ConfigError
 from tfspark.inference.described import Signature, read_signature
 from tfspark.ml.rows import FitRows
 from tfspark.ml.slots import FITS
-from tfspark.training.context import Hooks
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

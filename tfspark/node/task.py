@@ -32,6 +32,7 @@ from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
 from tfspark.node.warm import ColdError, installed_versions
 from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.settings import TrainerSettings
 from tfspark.protocol.wire import ActionClient, Json, Secret, local_address_towards
 
 HEARTBEAT_S = 1.0
@@ -67,16 +68,22 @@ class NodeTask:
         secret: the cluster's.
         nodes: the plan of all nodes.
         first_index: number of the first node of this Spark job.
-        settings: plain values for the trainer's context.
+        settings: what the trainer is told.
         code: the user's function and its arguments, pickled by the driver; only the trainer unpickles it.
+        warm: whether trainers are forked from a warm parent.
+        module_paths: where the driver's program finds modules of its own.
+        tensorboard_dir: directory that TensorBoard beside the chief shows; None: there is none.
     """
 
     location: str
     secret: Secret = field(repr=False)
     nodes: tuple[NodeSpec, ...]
     first_index: int
-    settings: Json
+    settings: TrainerSettings
     code: bytes = field(repr=False)
+    warm: bool
+    module_paths: tuple[str, ...]
+    tensorboard_dir: str | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
@@ -85,7 +92,7 @@ class NodeTask:
 
     def run(self, index: int) -> str:
         """Run a node to its end; return how that was."""
-        with ActionClient(self.location, self.secret) as control, _told_to_end(self.settings["keeps_state"]):
+        with ActionClient(self.location, self.secret) as control, _told_to_end(self.settings.saves_state):
             return self._run_with_chief(self.nodes[index], control)
 
     def _run_with_chief(self, spec: NodeSpec, control: ActionClient) -> str:
@@ -159,7 +166,7 @@ class _Node:
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[None]:
         """Run TensorBoard beside the chief, if asked to, and tell the driver where."""
-        log_dir = self._task.settings["tensorboard_dir"]
+        log_dir = self._task.tensorboard_dir
         if log_dir is None or self._spec.index != 0:
             yield
             return
@@ -180,7 +187,7 @@ class _Node:
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
         with _scratch_directory() as scratch:
-            trainer = Trainer(self._orders(config, port, scratch), self._task.settings["warm"], self._log.add)
+            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._log.add)
             reader = threading.Thread(
                 target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
             )
@@ -200,15 +207,14 @@ class _Node:
             "nodes": [vars(node) for node in self._task.nodes],
             "attempt": self._attempt,
             "host": self._host,
-            "settings": self._task.settings,
+            "settings": self._task.settings.to_json(),
             "scratch_dir": scratch,
         }
         frames = (json.dumps(header).encode(), self._task.code)
         return Orders(self._spec.name, self._environment(config, scratch), port, frames)
 
     def _environment(self, config: str, scratch: str) -> dict[str, str]:
-        module_paths = self._task.settings["module_paths"]
-        environment = trainer_environment(os.environ, config, scratch, sys.path, module_paths)
+        environment = trainer_environment(os.environ, config, scratch, sys.path, self._task.module_paths)
         # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
         gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
         return environment if gpus is None else {**environment, "CUDA_VISIBLE_DEVICES": gpus}

@@ -15,7 +15,7 @@ from tfspark.node.environment import OF_ONE_TRAINER
 from tfspark.node.warm import send
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.context import TrainingContext
 
 READ_AT_IMPORT = (
     *("TF_", "XLA_", "KERAS_", "CUDA_", "NVIDIA_", "AUTOGRAPH_", "PROTOCOL_BUFFERS_", "ARROW_"),
@@ -33,11 +33,11 @@ class LateVariables:
 
     def __init__(self, node_task: socket.socket):
         self._node_task = node_task
-        self._context: TFContext | None = None
+        self._context: TrainingContext | None = None
         self._watches = True
         sys.addaudithook(self._notice)
 
-    def watch_until_used(self, context: TFContext) -> None:
+    def watch_until_used(self, context: TrainingContext) -> None:
         """Watch a `main_fun` until it uses TensorFlow or takes rows: after that it can't begin again."""
         self._context = context
 

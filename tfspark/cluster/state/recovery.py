@@ -6,13 +6,9 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
 
 from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, newest_in
 from tfspark.cluster.state.restarts import RestartBudget
-from tfspark.errors import ConfigError
-
-Json = dict[str, Any]
 
 MAX_RESTARTS = 3
 RESTART_WINDOW_S = 3600.0
@@ -64,45 +60,3 @@ class Recovery:
 def state_directory(run_directory: Path) -> Path:
     """Return where a run keeps the checkpoints of its state."""
     return run_directory / "checkpoints"
-
-
-def check_recovery(
-    is_main_fun: bool,
-    reads_files: bool,
-    max_restarts: int,
-    every_steps: int,
-    every_s: float,
-    resume: str | None,
-) -> None:
-    """Refuse what cannot be.
-
-    Args:
-        is_main_fun: whether the function takes a context.
-        reads_files: whether the workers read the data themselves.
-        max_restarts: see `TFCluster.run`, as for the others.
-        every_steps: checkpoints of the state.
-        every_s: the same by the clock.
-        resume: the run to go on with.
-
-    Raises:
-        ConfigError: an argument is out of range, or is not for a `main_fun`.
-    """
-    numbers = {
-        "max_restarts": max_restarts,
-        "checkpoint_every_steps": every_steps,
-        "checkpoint_every_seconds": every_s,
-    }
-    for name, value in numbers.items():
-        if value < 0:
-            raise ConfigError(f"expected {name} >= 0, got {value}")
-    if is_main_fun and (every_steps or every_s or resume):
-        raise ConfigError(
-            "expected no checkpoint_every_steps, checkpoint_every_seconds or resume with main_fun(args, ctx), whose "
-            "state tfspark does not know: save and load checkpoints in it (ctx.checkpoint_dir), or give a build_model"
-        )
-    if is_main_fun and max_restarts and not reads_files:
-        raise ConfigError(
-            f"expected input_mode=InputMode.TENSORFLOW with max_restarts={max_restarts} and a main_fun(args, ctx): of "
-            "rows that are fed to it tfspark does not know which its checkpoints have seen; let it read files, or give "
-            "a build_model"
-        )

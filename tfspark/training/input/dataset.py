@@ -17,15 +17,15 @@ from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.ledger import Used
-from tfspark.feed.reader import WEIGHT, PassReader, Start, StreamSpec
-from tfspark.feed.source import decode_sample
+from tfspark.feed.reader import WEIGHT, PassReader
+from tfspark.feed.stream import Start, StreamSpec, decode_sample
 from tfspark.protocol.wire import Json
+from tfspark.training.input.distribute import distribute_from_function
 from tfspark.training.input.elements import flattened, joined, signature, to_element
 from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples
-from tfspark.training.keras_corrections import FEED_ATTRIBUTE
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 
 class Feed:
@@ -37,7 +37,7 @@ class Feed:
         sample: one row, whose shapes and types are those of the stream.
     """
 
-    def __init__(self, context: TFContext, spec: StreamSpec, sample: Rows):
+    def __init__(self, context: NodeContext, spec: StreamSpec, sample: Rows):
         self.spec = spec
         self.sample = sample
         self.next_index = 0
@@ -160,13 +160,13 @@ class Feed:
             reading.close()
 
 
-def _cache_file(context: TFContext) -> str:
+def _cache_file(context: NodeContext) -> str:
     handle, path = tempfile.mkstemp(".arrow", "rows-", context.scratch_dir)
     os.close(handle)
     return path
 
 
-def open_feed(context: TFContext, stream: str) -> Feed:
+def open_feed(context: NodeContext, stream: str) -> Feed:
     """Wait until the driver feeds `stream` and its first row is known.
 
     Raises:
@@ -175,7 +175,7 @@ def open_feed(context: TFContext, stream: str) -> Feed:
     return feed_of(context, stream, describe_stream(context, stream))
 
 
-def feed_of(context: TFContext, stream: str, described: Json) -> Feed:
+def feed_of(context: NodeContext, stream: str, described: Json) -> Feed:
     """Return the feed of a stream that was described.
 
     Raises:
@@ -198,9 +198,9 @@ def is_of_bytes(values: Any) -> bool:
     return bool(values.dtype == object)
 
 
-def describe_stream(context: TFContext, stream: str) -> Json:
+def describe_stream(context: NodeContext, stream: str) -> Json:
     """Ask the driver for a stream's description until it is there."""
-    timeout_s = float(context.settings["feed_timeout_s"])
+    timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         with context.pulse.waiting():
@@ -215,16 +215,18 @@ def describe_stream(context: TFContext, stream: str) -> Json:
     )
 
 
-def distributed_dataset(context: TFContext, stream: str) -> tf.distribute.DistributedDataset:
-    """Return `stream` as a dataset distributed over the workers; see `TFContext.dataset`."""
+def distributed_dataset(
+    context: NodeContext, stream: str, strategy: tf.distribute.Strategy
+) -> tf.distribute.DistributedDataset:
+    """Return `stream` as a dataset distributed over the workers; see `TrainingContext.dataset`."""
     described = describe_stream(context, stream)
     if described["description"].get("no_dataset"):
         raise ConfigError(described["description"]["no_dataset"])
     if described["description"]["kind"] == "files":
-        from tfspark.feed.files import files_dataset
+        from tfspark.training.input.files import files_dataset
 
-        return files_dataset(context, described["description"])
-    return distribute(context.strategy, open_feed(context, stream))
+        return files_dataset(context, described["description"], strategy)
+    return distribute(strategy, open_feed(context, stream))
 
 
 def distribute(strategy: tf.distribute.Strategy, feed: Feed) -> tf.distribute.DistributedDataset:
@@ -243,21 +245,6 @@ def distribute(strategy: tf.distribute.Strategy, feed: Feed) -> tf.distribute.Di
 
     feed.make_iterator = lambda: iter(distribute_from_function(strategy, of_worker(feed.all_batches), feed))
     return distribute_from_function(strategy, of_worker(feed.batches), feed)
-
-
-def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:
-    """Distribute per-worker datasets that have equally many batches on every worker."""
-    extended = strategy.extended
-    before = getattr(extended, "experimental_enable_get_next_as_optional", None)
-    if before is not None:
-        extended.experimental_enable_get_next_as_optional = False
-    try:
-        dataset = strategy.distribute_datasets_from_function(of_worker)
-    finally:
-        if before is not None:
-            extended.experimental_enable_get_next_as_optional = before
-    setattr(dataset, FEED_ATTRIBUTE, feed)
-    return dataset
 
 
 def local_dataset(

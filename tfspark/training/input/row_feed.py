@@ -20,12 +20,13 @@ import pyarrow.flight as flight
 
 from tfspark.errors import DataError
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
-from tfspark.feed.reader import PassReader, StreamSpec
+from tfspark.feed.reader import PassReader
 from tfspark.feed.source import CHUNK
+from tfspark.feed.stream import StreamSpec
 from tfspark.protocol.wire import ActionClient, Json
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 PIECE_ROWS = 32
 """Rows of one pull of a pass, about: what a worker has fetched ahead, others cannot have."""
@@ -39,7 +40,7 @@ RESULTS_TIMEOUT_S = 60.0
 class RowsOfPass(PassReader):
     """Reads one pass as lists of elements; see `PassReader`."""
 
-    def __init__(self, context: TFContext, description: Json, index: int):
+    def __init__(self, context: NodeContext, description: Json, index: int):
         self._names: Sequence[str] | None = description.get("names")
         spec = replace(
             StreamSpec.from_json(description),
@@ -66,7 +67,7 @@ class RowsOfPass(PassReader):
 class RowsOfPartition:
     """Reads a partition whose task waits for a result for each row."""
 
-    def __init__(self, context: TFContext, offer: str, location: str):
+    def __init__(self, context: NodeContext, offer: str, location: str):
         self.offer = offer
         self._client = ActionClient(location, context.secret)
         self._ended = False
@@ -120,7 +121,7 @@ class RowFeed:
         stream: name of the stream.
     """
 
-    def __init__(self, context: TFContext, stream: str):
+    def __init__(self, context: NodeContext, stream: str):
         self._context = context
         self._stream = stream
         self._index = 0

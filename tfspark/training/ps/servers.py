@@ -16,13 +16,13 @@ from tfspark.training.ps.worker_feed import WorkerFeed
 from tfspark.training.ps.worker_steps import find_tables_from_branches, make_additions_atomic
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 SERVERS_UP = "servers-up"
 CHIEF_DONE = "chief-done"
 
 
-def serve(context: TFContext) -> Json:
+def serve(context: NodeContext) -> Json:
     """Serve what the chief schedules or keeps here until the driver says close and the chief is done.
 
     Returns:
@@ -33,7 +33,7 @@ def serve(context: TFContext) -> Json:
     context.report("tensorflow", seconds=context.age_s)
     # Later ones take their place in a cluster that is up: the coordinator finds them.
     if context.attempt == 1:
-        meet(context, SERVERS_UP, float(context.settings["feed_timeout_s"]))
+        meet(context, SERVERS_UP, context.settings.feed_timeout_s)
     for job in posted_jobs(context):
         del job  # The chief does them.
     meet(context, CHIEF_DONE, float("inf"))  # The driver's shutdown has the deadline.
@@ -44,7 +44,7 @@ def serve(context: TFContext) -> Json:
     return {"rows": feed.rows}
 
 
-def start_server(context: TFContext) -> tf.distribute.Server:
+def start_server(context: NodeContext) -> tf.distribute.Server:
     """Start TensorFlow's server of this node, with a thread for each worker that may wait in it."""
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     config = tf.compat.v1.ConfigProto(
@@ -57,14 +57,14 @@ def start_server(context: TFContext) -> tf.distribute.Server:
     return server
 
 
-def connect(context: TFContext) -> tf.distribute.Strategy:
+def connect(context: NodeContext) -> tf.distribute.Strategy:
     """Wait until all servers are up and join them as their chief.
 
     Raises:
         DeadlineError: one did not start within ``feed_timeout_s``.
         RuntimeError: the workers have several GPUs.
     """
-    meet(context, SERVERS_UP, float(context.settings["feed_timeout_s"]))
+    meet(context, SERVERS_UP, context.settings.feed_timeout_s)
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     make_additions_atomic()
     find_tables_from_branches()
@@ -78,7 +78,7 @@ def connect(context: TFContext) -> tf.distribute.Strategy:
     return strategy
 
 
-def meet(context: TFContext, place: str, timeout_s: float) -> None:
+def meet(context: NodeContext, place: str, timeout_s: float) -> None:
     """Wait until chief, workers and parameter servers have all come to this place.
 
     Raises:

@@ -25,12 +25,12 @@ from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
 from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain
-from tfspark.training.loop import TrainingSession
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.ps.servers import CHIEF_DONE, meet
 from tfspark.training.ps.sharding import whole_values
 from tfspark.training.ps.worker_feed import WorkerStream, open_stream
 from tfspark.training.ps.worker_steps import StepResult, WorkerStep
+from tfspark.training.session import TrainingSession
 from tfspark.training.state import keep_rates_that_were_changed, restore
 
 STEPS_PER_WORKER = 2

@@ -19,13 +19,13 @@ from tensorflow.python.ops import script_ops
 
 from tfspark.feed.batching import Rows
 from tfspark.feed.columns import Columns
-from tfspark.feed.files import element_of_records, records_of_share
 from tfspark.feed.reader import WEIGHT
 from tfspark.training.input.dataset import Feed, describe_stream, element_of, feed_of
 from tfspark.training.input.elements import flattened, signature
+from tfspark.training.input.files import element_of_records, records_of_share
 
 if TYPE_CHECKING:
-    from tfspark.training.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 NEXT_BATCH = "tfspark_next_batch"
 REST_S = 0.05
@@ -59,7 +59,7 @@ class WorkerStream:
     weighs_rows: bool = False
 
 
-def open_stream(context: TFContext, name: str) -> WorkerStream:
+def open_stream(context: NodeContext, name: str) -> WorkerStream:
     """Wait until the driver feeds `name`, and return what its batches look like.
 
     Raises:
@@ -116,7 +116,7 @@ class WorkerFeed:
         context: the node.
     """
 
-    def __init__(self, context: TFContext):
+    def __init__(self, context: NodeContext):
         self._context = context
         self._readings: dict[str, _Reading] = {}
         self._lock = threading.Lock()
@@ -161,7 +161,7 @@ class WorkerFeed:
 class _Reading:
     """This worker's passes over one stream."""
 
-    def __init__(self, context: TFContext, stream: str):
+    def __init__(self, context: NodeContext, stream: str):
         self._context = context
         self._stream = stream
         self._index = -1
