@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +40,7 @@ from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.files import TFRecordFiles
+from tfspark.greetings import without_greetings
 from tfspark.inference.described import MODULE, Described
 from tfspark.protocol.roles import local_batch_size
 from tfspark.protocol.settings import Hooks
@@ -214,7 +212,7 @@ def run_experiment(
     """
     console = console or Console()
     earlier = None if resume is None else find_earlier(resume, experiment)
-    with _quiet_stderr():
+    with without_greetings():  # The module may import TensorFlow.
         module = load_model_module(experiment.model.module)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
     try:
@@ -239,28 +237,6 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
         f"expected to write into the run directory {path}, the system said: {error.strerror}; make room there, or set "
         "output.dir to a directory on another disk"
     )
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep what is written to standard error, also by C++, and show it only if something fails.
-
-    A model module may import TensorFlow on the driver, whose greetings no setting silences; they would drown
-    the lines of the run.
-    """
-    with tempfile.TemporaryFile() as kept:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            kept.seek(0)
-            os.write(saved, kept.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:

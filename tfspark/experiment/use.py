@@ -15,6 +15,7 @@ from tfspark.experiment.rows import read_source, select_rows
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.inference.evaluate import evaluate
+from tfspark.inference.pictures import draw_rows
 from tfspark.inference.predict import find_model, predict
 
 if TYPE_CHECKING:
@@ -125,8 +126,13 @@ def evaluate_files(
         classes = described.classes if not described.is_multi_label else ()
         selected = select_rows(rows, columns, tuple(classes))
         metrics = evaluate(selected, found.files, columns, len(described.classes) or None)
+        pictures = draw_rows(selected, found.files, columns)
     place = output or _next(Path(run))
-    return write_results(place, metrics, [str(value) for value in described.classes]), place
+    numbers = write_results(place, metrics, [str(value) for value in described.classes])
+    for name, picture in pictures.items():
+        (place / "pictures").mkdir(exist_ok=True)
+        (place / "pictures" / name).write_bytes(picture)
+    return numbers, place
 
 
 def write_results(place: Path, metrics: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
