@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -315,7 +315,7 @@ def _train(
     began = time.monotonic()
     _cut_alike(spark, earlier)
     rows = load_rows(spark, experiment)
-    params = model_params(experiment, rows)
+    params = model_params(experiment, rows, module.parameters)
     if module.adapt is not None:
         params = module.adapt(params, rows.train)
     watch.seconds["data"] = time.monotonic() - began
@@ -385,8 +385,15 @@ def _settings(
     }
 
 
-def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
-    """Return ``model.params`` with ``input_shape`` and ``num_classes`` as the data section has them.
+def model_params(
+    experiment: Experiment, rows: Rows, understood: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return ``model.params`` with ``input_shape``, ``num_classes`` and so on as the data section has them.
+
+    Args:
+        experiment: what is run.
+        rows: its rows.
+        understood: the parameters that the module names; None: it does not say.
 
     Raises:
         ConfigError: the params say otherwise.
@@ -398,6 +405,10 @@ def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
         known["input_shape"] = list(features[0].shape)
     if rows.columns.num_classes is not None:
         known["num_classes"] = rows.columns.num_classes
+    windows = experiment.data.windows
+    if windows is not None and understood is not None:
+        of_series = {"horizon": windows.horizon, "targets": windows.num_targets}
+        known |= {key: value for key, value in of_series.items() if key in understood}
     for key, value in known.items():
         if params.setdefault(key, value) != value:
             raise ConfigError(
