@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from operator import index
 from types import TracebackType
@@ -42,6 +44,8 @@ from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
 from tfspark.feed.stream import stream_of
+from tfspark.history import History
+from tfspark.progress import TrainingProgress, Verbose, where_to_show
 from tfspark.protocol.settings import Hooks, Precision, TrainerSettings, as_plain
 from tfspark.protocol.wire import Json
 
@@ -82,6 +86,7 @@ class TFCluster:
         self._spark = spark
         self._settings = settings
         self._map_fun = map_fun
+        self._progress: TrainingProgress | None = None
         self._options = options
         self._observer = observer
         self._log_dir = options.run_directory
@@ -451,6 +456,23 @@ class TFCluster:
         else:
             self.stop()
 
+    def _repr_html_(self) -> str:
+        """Show the nodes in a notebook."""
+        nodes = self._supervisor.registry.nodes.values()
+        state = "ended" if self._supervisor.stopped else "running"
+        rows = "".join(
+            f"<tr><td>{node.spec.name}</td><td>{html.escape(node.host or 'not there')}</td></tr>"
+            for node in nodes
+        )
+        places = {"TensorBoard": self._tensorboard_url, "log_dir": self._log_dir}
+        more = "".join(
+            f"<div>{name}: {html.escape(str(place))}</div>" for name, place in places.items() if place
+        )
+        return (
+            f"<div><b>TFCluster</b> {state}, {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+            f"<table><tr><th>node</th><th>host</th></tr>{rows}</table>{more}</div>"
+        )
+
     # --- feeding -----------------------------------------------------------------------------------
 
     def train(
@@ -471,6 +493,7 @@ class TFCluster:
         trigger: Mapping[str, Any] | None = None,
         checkpoint_location: str | None = None,
         weight: str | Column | None = None,
+        verbose: Verbose = "auto",
     ) -> dict[str, list[float]]:
         """Feed a DataFrame `num_epochs` times and wait until it is trained.
 
@@ -501,28 +524,71 @@ class TFCluster:
                 run goes on from there.
             weight: column of one number for each row, by which its loss and weighted metrics are multiplied; the rows
                 of `validation` and of `evaluate` must have it, too. As Keras's ``sample_weight``.
+            verbose: with `build_model`, how far the training is: ``"auto"``: a bar in a Jupyter notebook, a line for
+                each epoch on a terminal, else nothing; 1: lines where there is no notebook; 0: nothing.
 
         Returns:
-            With `build_model`, metric name -> value per epoch; empty for a `main_fun`.
+            With `build_model`, metric name -> value per epoch, whose curves a notebook draws; empty for a `main_fun`.
 
         Raises:
             DataError: a row is not what was declared; the message names partition and row.
             NodeFailedError: a node failed.
         """
         num_epochs = self._passes(num_epochs, data)
+        is_endless = is_dstream(data) or bool(getattr(data, "isStreaming", False))
+        shown = where_to_show(0 if is_endless or self._options.runs_main_fun else verbose)
+        with self._showing(TrainingProgress(shown, num_epochs)) as progress:
+            progress.history = History(
+                self._trained(
+                    data,
+                    num_epochs,
+                    feed_timeout,
+                    qname,
+                    Selection(features, label, num_classes, class_weights, columns, weight),
+                    batch_size,
+                    validation,
+                    feeding,
+                    trigger,
+                    checkpoint_location,
+                )
+            )
+        return progress.history
+
+    @contextmanager
+    def _showing(self, progress: TrainingProgress) -> Iterator[TrainingProgress]:
+        """Show how far a training is within the block."""
+        self._progress = progress
+        try:
+            yield progress
+        finally:
+            self._progress = None
+            progress.end()
+
+    def _trained(
+        self,
+        data: Any,
+        num_epochs: int,
+        feed_timeout: float | None,
+        qname: str,
+        chosen: Selection,
+        batch_size: int | None,
+        validation: DataFrame | None,
+        feeding: FeedOptions | None,
+        trigger: Mapping[str, Any] | None,
+        checkpoint_location: str | None,
+    ) -> dict[str, list[float]]:
         if self._trainings.use_for("train", data, qname) is InputMode.TENSORFLOW:
             given = {
-                "features": features,
-                "columns": columns,
+                "features": chosen.features,
+                "columns": chosen.columns,
                 "feeding": feeding,
                 "trigger": trigger,
                 "checkpoint_location": checkpoint_location,
-                "weight": weight,
+                "weight": chosen.weight,
             }
             return self._trainings.train_on_files(data, num_epochs, batch_size, validation, given)
         stream = self._trainings.named(stream_of(qname))
         timeout_s = feed_timeout or self._trainings.feed_timeout_s
-        chosen = Selection(features, label, num_classes, class_weights, columns, weight)
         if is_dstream(data):
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._options.runs_main_fun)
@@ -659,6 +725,9 @@ class TFCluster:
         if event == "weights":
             self._trainings.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
+        if self._progress is not None:
+            with suppress(Exception):  # A notebook that is closed ends no training.
+                self._progress(event, fields)
         if self._observer is not None:
             try:
                 self._observer(event, fields)

@@ -422,7 +422,9 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
     window = SHUFFLE_BATCHES * local_batch_size(data.batch_size, experiment.cluster.num_workers)
     if experiment.cluster.input_mode == "tensorflow":
         files = TFRecordFiles(str(data.path), rows.columns, window if data.shuffle else 0)
-        return cluster.train(files, train.epochs, batch_size=data.batch_size, validation=rows.validation)
+        return cluster.train(
+            files, train.epochs, batch_size=data.batch_size, validation=rows.validation, verbose=0
+        )
     return cluster.train(
         rows.train,
         train.epochs,
@@ -435,6 +437,7 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
             cache_bytes=data.cache_bytes,
             scan=data.scan,
         ),
+        verbose=0,
     )
 
 

@@ -59,8 +59,8 @@ T = TypeVar("T")
 
 NEEDED_TO_LOAD = ("register_keras_serializable", "def features(")
 """What in a model module says that a model cannot be used without it."""
-UNSEEN = (
-    *(
+UNSEEN = frozenset(
+    [
         "maxIter",
         "stepSize",
         "batchSize",
@@ -69,9 +69,15 @@ UNSEEN = (
         "callbacks",
         "shuffle",
         "logDir",
+        "verbose",
         "numWorkers",
-    ),
-    *("layers", "regParam", "modelParams", "predictionCol", "handleInvalid", "predictBatchSize"),
+        "layers",
+        "regParam",
+        "modelParams",
+        "predictionCol",
+        "handleInvalid",
+        "predictBatchSize",
+    ]
 )
 """Params on which nothing depends that a fit finds out of its rows."""
 SEEDS = 1 << 31
@@ -505,6 +511,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
             learning_rate=self._value("stepSize"),
             optimizer=self._value("optimizer"),
             log_dir=self._value("logDir"),
+            verbose=self.getOrDefault("verbose"),
         )
 
     def _rows(self, dataset: DataFrame, inputs: Inputs, target: Target) -> FitRows:

@@ -19,6 +19,7 @@ from tfspark.errors import ConfigError
 from tfspark.inference.described import Signature, read_signature
 from tfspark.ml.rows import FitRows
 from tfspark.ml.slots import FITS
+from tfspark.progress import Verbose
 from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class HowToTrain:
     learning_rate: float | None = None
     optimizer: str | None = None
     log_dir: str | None = None
+    verbose: Verbose = "auto"
 
     def __post_init__(self) -> None:
         """Refuse a batch that cannot be divided."""
@@ -243,6 +245,7 @@ def train(
             batch_size=how.batch_size,
             validation=rows.validation,
             feeding=feeding,
+            verbose=how.verbose,
         )
         running.cluster.export("keras")
         export = running.log_dir / "export"
