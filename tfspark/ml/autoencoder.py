@@ -117,7 +117,7 @@ class Autoencoder(NetworkEstimator, CodeParams):
 
     def _contradiction(self) -> str | None:
         if not self.isSet("layers"):
-            return None
+            return super()._contradiction()
         given = self.getOrDefault("layers")
         if any(layer["layer"] != "Dense" for layer in given):
             return "expected Dense layers alone in layers, the last of which is the code; use modelParams for others"
@@ -128,7 +128,7 @@ class Autoencoder(NetworkEstimator, CodeParams):
             return (
                 "expected either layers or codeSize, got both: the last layer is the code; leave codeSize out"
             )
-        return None
+        return super()._contradiction()
 
     def _plan(self, dataset: DataFrame) -> Plan:
         inputs = self._find_inputs(dataset)

@@ -26,7 +26,7 @@ from tfspark.inference.outputs import Output
 from tfspark.inference.predict import apply, find_model, value_outputs
 from tfspark.inference.predictor import Predictor
 from tfspark.ml.findings import Findings
-from tfspark.ml.inputs import Inputs, find_inputs
+from tfspark.ml.inputs import Inputs, find_inputs, table_of
 from tfspark.ml.params import (
     ClassParams,
     ColumnParams,
@@ -34,6 +34,7 @@ from tfspark.ml.params import (
     declare,
     labels,
     mapping,
+    names,
     number,
     sizes,
     text,
@@ -60,24 +61,21 @@ T = TypeVar("T")
 NEEDED_TO_LOAD = ("register_keras_serializable", "def features(")
 """What in a model module says that a model cannot be used without it."""
 UNSEEN = frozenset(
-    [
-        "maxIter",
-        "stepSize",
-        "batchSize",
-        "seed",
-        "optimizer",
-        "callbacks",
-        "shuffle",
-        "logDir",
-        "verbose",
-        "numWorkers",
-        "layers",
-        "regParam",
-        "modelParams",
-        "predictionCol",
-        "handleInvalid",
-        "predictBatchSize",
-    ]
+    (
+        *(
+            "maxIter",
+            "stepSize",
+            "batchSize",
+            "seed",
+            "optimizer",
+            "callbacks",
+            "shuffle",
+            "logDir",
+            "verbose",
+        ),
+        *("numWorkers", "layers", "regParam", "modelParams"),
+        *("predictionCol", "handleInvalid", "predictBatchSize"),
+    )
 )
 """Params on which nothing depends that a fit finds out of its rows."""
 SEEDS = 1 << 31
@@ -312,7 +310,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
     def _inputs(self, state: State) -> Inputs:
         """Return the inputs under the name that the column has now."""
         assert state.inputs is not None
-        return replace(state.inputs, name=self.getOrDefault("featuresCol"))
+        return state.inputs.called(self.getOrDefault("featuresCol"))
 
     def _predictor(self, state: State, columns: Columns, inputs: Inputs | None = None) -> Predictor:
         return Predictor(
@@ -391,18 +389,21 @@ def _check_features(df: DataFrame, inputs: Inputs) -> None:
     Raises:
         ConfigError: names both.
     """
-    if inputs.name not in df.columns:
+    missing = [name for name in inputs.read if name not in df.columns]
+    if missing:
         raise ConfigError(
-            f"expected the features column {inputs.name!r}, the data has {df.columns}; set featuresCol (inputCol), "
+            f"expected the features column {missing[0]!r}, the data has {df.columns}; set featuresCol (inputCol), "
             "or add the stage that makes it"
         )
-    kind = df.schema[inputs.name].dataType.simpleString()
-    is_text = kind in ("string", "array<string>")
-    if is_text != (inputs.kind in ("text", "words")):
-        raise ConfigError(
-            f"expected {inputs.kind} features in column {inputs.name!r}, as in the rows trained on, got {kind}; set "
-            "featuresCol to the column that holds them"
-        )
+    for part in inputs.each:
+        for name in part.table or (part.name,):
+            kind = df.schema[name].dataType.simpleString()
+            is_text = kind in ("string", "array<string>")
+            if is_text != (part.kind in ("text", "words")):
+                raise ConfigError(
+                    f"expected {part.kind} features in column {name!r}, as in the rows trained on, got {kind}; set "
+                    "featuresCol to the column that holds them"
+                )
 
 
 # --- estimators ---------------------------------------------------------------------------------------
@@ -414,6 +415,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
     inputShape = declare(
         "inputShape", "shape of one row, such as [28, 28, 1]; unset: as the data has it", sizes
     )
+    inputCols = declare("inputCols", "columns that the network reads instead of featuresCol", names)
     scale = declare(
         "scale", "features are divided by it; unset: bytes of images by 255", number(0, is_above=True)
     )
@@ -519,7 +521,9 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
         return fit_rows(dataset, inputs, target, weight, indicator)
 
     def _find_inputs(self, dataset: DataFrame, **given: Any) -> Inputs:
-        shape = self._value("inputShape")
+        shape, several = self._value("inputShape"), self._value("inputCols")
+        if several:
+            return self._several_inputs(dataset, several)
         return self._once(
             functools.partial(find_inputs, **given),
             dataset,
@@ -527,6 +531,15 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
             None if shape is None else tuple(shape),
             self._value("scale"),
         )
+
+    def _several_inputs(self, dataset: DataFrame, names: Sequence[str]) -> Inputs:
+        """Return how several columns enter the network: as one row of numbers."""
+        return table_of(dataset, names, self._value("scale"))
+
+    def _contradiction(self) -> str | None:
+        if self.isSet("inputCols") and self.isSet("featuresCol"):
+            return "expected either inputCols or featuresCol (inputCol), got both; leave one out"
+        return None
 
     def _value(self, name: str) -> Any:
         """Return a Param's value; None: it is not set, or empty."""
@@ -564,8 +577,9 @@ class KerasEstimator(NetworkEstimator):
     Args:
         params: the Params by name; ``build_model`` is another name of `modelBuilder`.
 
-    The model reads one column, `featuresCol`. If it was compiled with a cross-entropy it is taken for a classifier of
-    labels 0 to k-1; labels that are texts, or that `classes` names, are numbered first.
+    The model reads one column, `featuresCol`; or several, `inputCols`, as its inputs of these names. If it was compiled
+    with a cross-entropy it is taken for a classifier of labels 0 to k-1; labels that are texts, or that `classes`
+    names, are numbered first.
     """
 
     modelBuilder = declare(
@@ -594,6 +608,22 @@ class KerasEstimator(NetworkEstimator):
         target = self._target(dataset)
         rows = self._rows(dataset, inputs, target)
         return Plan(self._network(rows), inputs, target, rows)
+
+    def _several_inputs(self, dataset: DataFrame, names: Sequence[str]) -> Inputs:
+        """Return how several columns enter the network: each as the input that has its name."""
+        if self._value("inputShape"):
+            raise ConfigError(
+                "expected inputCols without inputShape, got both: each column has a shape of its own"
+            )
+        scale = self._value("scale")
+        parts = [self._once(find_inputs, dataset, name, None, scale) for name in names]
+        words = next((part.name for part in parts if part.kind == "words"), None)
+        if words is not None:
+            raise ConfigError(
+                f"expected numbers, vectors, images or texts in each of inputCols, column {words!r} holds arrays of "
+                "words; make a text of them with concat_ws(' ', ...)"
+            )
+        return Inputs("", "named", named=tuple(parts))
 
     def _target(self, dataset: DataFrame) -> Target:
         label = self.getOrDefault("labelCol")

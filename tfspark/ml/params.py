@@ -126,6 +126,14 @@ def texts(value: Any) -> list[str]:
     return list(value)
 
 
+def names(value: Any) -> list[str]:
+    """Take names of columns, each once."""
+    found = texts(value)
+    if not found or len(set(found)) < len(found):
+        raise ValueError("expected a list of different columns, at least one")
+    return found
+
+
 def labels(value: Any) -> list[Any]:
     """Take the values of a label, in the order of the classes."""
     items = list(value) if isinstance(value, list | tuple | range | np.ndarray) else []

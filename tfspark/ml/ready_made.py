@@ -14,7 +14,7 @@ from tfspark.ml.inputs import Inputs, vocabulary_of
 from tfspark.ml.layers import LayerFactory, as_layers, make_layer
 from tfspark.ml.moments import feature_moments, label_moments, largest_value, per_variable
 from tfspark.ml.networks import build_network, check_output, loss_of
-from tfspark.ml.params import ClassParams, declare, flag, labels, mapping, number, texts, whole
+from tfspark.ml.params import ClassParams, declare, flag, labels, mapping, names, number, texts, whole
 from tfspark.ml.params import text as text_of
 from tfspark.ml.persistence import own_modules
 from tfspark.ml.rows import Target, find_classes, find_numbers
@@ -123,7 +123,7 @@ class ClassifierMixin(LayeredEstimator, ClassParams):
                 check_output(self.getOrDefault("layers"), {"classes": len(self.getOrDefault("classes"))})
             except ConfigError as error:
                 return str(error)
-        return None
+        return super()._contradiction()
 
 
 class DenseClassifier(ClassifierMixin):
@@ -358,7 +358,7 @@ class RNNRegressor(RecurrentEstimator):
     orderCol = declare("orderCol", "the column that says when; with it windows are cut", text_of)
     groupCols = declare("groupCols", "the columns that tell series apart; unset: it is one", texts)
     inputCols = declare(
-        "inputCols", "the variables of a window beside labelCol; unset: there are none", texts
+        "inputCols", "with orderCol the variables of a window beside labelCol; unset: there are none", names
     )
     steps = declare("steps", "rows of a window", whole(1))
     horizon = declare("horizon", "values that are forecast", whole(1))
