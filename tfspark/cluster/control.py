@@ -79,6 +79,7 @@ class ControlPlane(ActionServer):
         self.directory = FeedDirectory()
         self.offers = Offers()
         self.feeding_over = False
+        self.train_stream = "train"
         self._nodes = nodes
         self._told = observer
         self._artifact_dir = artifact_dir
@@ -434,8 +435,8 @@ class ControlPlane(ActionServer):
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
             return None  # It may be of an epoch whose feed was broken off: see `on_report`.
-        passes = header["passes"]
-        sizes, layout = self.directory.sizes("train", passes), self.directory.layout("train", passes)
+        passes, name = header["passes"], self.train_stream
+        sizes, layout = self.directory.sizes(name, passes), self.directory.layout(name, passes)
         kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1

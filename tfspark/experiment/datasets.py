@@ -245,10 +245,14 @@ def _move(made: Path, target: Path, dataset: Dataset) -> None:
 
 
 def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
-    """Cut the series into windows of two years and the month after; the last fifth of the months is for the test."""
+    """Keep the months, and cut them into windows of two years and the month after; the last fifth is for the test."""
     cut = round(0.8 * months.count())
     rows = windows(months, "month", ["sunspots"], steps=24)
-    return {"train": rows.where(rows.month < cut), "test": rows.where(rows.month >= cut)}
+    return {
+        "months": months,
+        "train": rows.where(rows.month < cut),
+        "test": rows.where(rows.month >= cut),
+    }
 
 
 def _from_pypi(package: str, version: str, file: str, sha256: str, *options: str) -> Archive:

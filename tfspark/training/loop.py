@@ -46,6 +46,12 @@ def do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
         elif job["kind"] == "evaluate":
             with context.activity.busy():
                 job_done(context, job, session.test(job))
+        elif job["kind"] == "begin_anew":
+            session = session.renewed(job)
+            job_done(context, job, {})
+        elif job["kind"] == "export":
+            with context.activity.busy():
+                job_done(context, job, session.export(job["formats"]))
         elif job["kind"] == "close":
             summary = session.close(job)
     return summary

@@ -196,6 +196,14 @@ class CheckpointStore:
             shutil.rmtree(draft.path, ignore_errors=True)
         self._drafts.clear()
 
+    def forget_all(self) -> None:
+        """Remove the checkpoints of this run; what it was resumed from stays, and is not gone back to."""
+        for kept in self._kept:
+            if kept.path.parent == self.directory:
+                shutil.rmtree(kept.path, ignore_errors=True)
+        self._kept, self._base = [], None
+        self._forget_drafts()
+
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""
         while self._kept:
