@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfspark.cluster.awake import AwakeClock
 from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.decommission import DecommissionWatch
@@ -103,7 +104,8 @@ class Life:
         self.is_over = False
         # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
         trainer_timeout_s = max(float(settings["feed_timeout_s"]) / 2, TRAINER_SILENCE_S)
-        self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions(), trainer_timeout_s)
+        clock = AwakeClock()
+        self.registry = Registry(nodes, heartbeat_timeout_s, installed_versions(), trainer_timeout_s, clock)
         self.control = ControlPlane(
             driver_addresses(spark),
             self.secret,
@@ -116,6 +118,7 @@ class Life:
             settings["all_at_once"],
             store,
             settings["checkpoint_every_seconds"],
+            clock,
         )
         self._decommissions = DecommissionWatch(spark, self.registry, self.control.leave)
         num_workers = self.control.num_workers

@@ -296,8 +296,8 @@ def executor_id() -> str:
     process = os.getpid()
     while process > 1:
         try:
-            command = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
-            status = Path(f"/proc/{process}/status").read_text()
+            command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""  # Not Linux.
         if "--executor-id" in command:

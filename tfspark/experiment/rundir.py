@@ -55,7 +55,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file."""
-        (self.path / name).write_text(text)
+        (self.path / name).write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
@@ -77,7 +77,7 @@ class RunDirectory:
 
     def add_metrics(self, event: str, **fields: Any) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as lines:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
     def add_epochs(self, events: Iterable[Mapping[str, Any]]) -> None:
