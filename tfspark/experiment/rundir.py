@@ -94,7 +94,7 @@ class RunDirectory:
         values = [Summary.Value(tag=f"epoch_{name}", simple_value=v) for name, v in metrics.items()]
         events = [Event(wall_time=time.time(), step=epoch, summary=Summary(value=values))]
         if not self._curves.exists():
-            self._curves.parent.mkdir()
+            self._curves.parent.mkdir(exist_ok=True)
             events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
         with self._curves.open("ab") as file:
             file.writelines(frame(event.SerializeToString()) for event in events)
