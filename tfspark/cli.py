@@ -268,10 +268,9 @@ def _in_words() -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        say = f"error: expected to write {error.filename or 'a file'}, the system said: {error.strerror}; make room there"
-        Console(stderr=True).print(
-            f"{say}, or choose another place", markup=False, highlight=False, soft_wrap=True
-        )
+        failure = f"error: expected to write {error.filename or 'a file'}, the system said: {error.strerror}"
+        advice = "make room there, or choose another place"
+        Console(stderr=True).print(f"{failure}; {advice}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         Console(stderr=True).print("interrupted: all processes of the run were ended")
