@@ -1,14 +1,18 @@
-"""What grows with the length of a training is bounded on the driver and in the trainers."""
+"""What grows with the length of a training, and how long nobody is waited for, is bounded."""
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 
+import pyarrow.flight as flight
+import pytest
 from cluster.test_uploads import plane_of
 
 from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.control import KEPT_JOBS, KEPT_RESULTS
-from tfspark.cluster.wire import ActionClient, new_secret
+from tfspark.cluster.wire import UNREACHED_S, ActionClient, new_secret
 from tfspark.training.checkpointing import KEPT_EPOCHS, Progress
 
 
@@ -46,3 +50,15 @@ def test_progress_keeps_the_training_under_way_whole_and_the_last_epochs_before_
     for epoch in range(2 * KEPT_EPOCHS):
         progress.add({"loss": float(epoch)}, rows=epoch)
     assert len(progress.of_call["rows"]) == 2 * KEPT_EPOCHS
+
+
+def test_last_words_to_a_driver_that_is_gone_are_soon_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    began = time.monotonic()
+    with (
+        ActionClient(f"grpc://127.0.0.1:{port}", new_secret()) as client,
+        pytest.raises(flight.FlightUnavailableError),
+    ):
+        client.call("node_ended", unreached_s=0.5)
+    assert time.monotonic() - began < UNREACHED_S / 2

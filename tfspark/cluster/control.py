@@ -173,7 +173,7 @@ class ControlPlane(ActionServer):
         """Tell the observer; a mistake in it ends the run, and is not taken for the caller's, which only reports."""
         try:
             self._told(event, fields)
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: this is one of the server's threads.
             failure = error if isinstance(error, TfsparkError) else observer_failed(event, error)
             self.update(lambda: self.registry.fail_cluster(failure))
 
@@ -614,7 +614,7 @@ class ControlPlane(ActionServer):
             return reply
 
 
-def observer_failed(event: str, error: Exception) -> TfsparkError:
+def observer_failed(event: str, error: BaseException) -> TfsparkError:
     """Return the error that says what an observer raised."""
     failure = TfsparkError(
         f"expected the observer to return when it is told of {event!r}, it raised {type(error).__name__}: {error}; "

@@ -38,6 +38,8 @@ HEARTBEAT_S = 1.0
 POLL_S = 0.1
 DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
+LAST_WORDS_S = 3.0
+"""How long a node that has ended tries to reach its driver, which may have gone before it."""
 TOLD_TO_END = "its Spark worker process was told to end (SIGTERM)"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
@@ -250,11 +252,17 @@ class _Node:
         try:
             while lines := self._log.take():
                 self._control.call(
-                    "heartbeat", timeout_s=5.0, node=self._spec.index, attempt=self._attempt, log=lines
+                    "heartbeat",
+                    timeout_s=5.0,
+                    unreached_s=LAST_WORDS_S,
+                    node=self._spec.index,
+                    attempt=self._attempt,
+                    log=lines,
                 )
             self._control.call(
                 "node_ended",
                 timeout_s=5.0,
+                unreached_s=LAST_WORDS_S,
                 node=self._spec.index,
                 attempt=self._attempt,
                 cause=cause,
