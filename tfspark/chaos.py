@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.tfcluster import TFCluster
-from tfspark.cluster.warm import node_task_of_this_trainer
 from tfspark.errors import ConfigError, TfsparkError
+from tfspark.node.warm import node_task_of_this_trainer
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -85,7 +85,7 @@ def cuts(rows: DataFrame) -> list[int]:
 
 def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
     """Take away the executor of the last worker; Spark starts no other."""
-    nodes: Any = cluster._lives.registry.nodes
+    nodes: Any = cluster._supervisor.registry.nodes
     context = spark.sparkContext._jsc.sc()
     threading.Thread(target=lambda: context.killExecutor(nodes[max(nodes)].executor)).start()
 

@@ -6,8 +6,8 @@ import pytest
 from cluster.test_registry import TIMEOUT_S, VERSIONS, Clock, register
 
 from tfspark.cluster.awake import LONGEST_S, AwakeClock
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.state.registry import Registry
+from tfspark.protocol.roles import plan_nodes
 
 
 def test_time_goes_on_as_long_as_somebody_looks_and_a_pause_hardly_counts() -> None:

@@ -10,9 +10,9 @@ import pyarrow.flight as flight
 import pytest
 from cluster.test_uploads import plane_of
 
-from tfspark.cluster.checkpoints import CheckpointStore
 from tfspark.cluster.control import KEPT_JOBS, KEPT_RESULTS
-from tfspark.cluster.wire import UNREACHED_S, ActionClient, new_secret
+from tfspark.cluster.state.checkpoint_store import CheckpointStore
+from tfspark.protocol.wire import UNREACHED_S, ActionClient, new_secret
 from tfspark.training.checkpointing import KEPT_EPOCHS, Progress
 
 

@@ -12,8 +12,14 @@ import pyarrow as pa
 import pytest
 from support.errors import raises
 
-from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, check_same_run, newest_in, write_part
-from tfspark.cluster.restarts import LONGEST_PAUSE_S, SECOND_PAUSE_S, RestartBudget
+from tfspark.cluster.state.checkpoint_store import (
+    Checkpoint,
+    CheckpointStore,
+    check_same_run,
+    newest_in,
+    write_part,
+)
+from tfspark.cluster.state.restarts import LONGEST_PAUSE_S, SECOND_PAUSE_S, RestartBudget
 from tfspark.errors import ConfigError
 
 

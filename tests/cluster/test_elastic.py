@@ -19,10 +19,10 @@ from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
 from tfspark.cluster import preflight
-from tfspark.cluster.elastic import Size, dealt
+from tfspark.cluster.state.size import Size, dealt
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.reader import StreamSpec
+from tfspark.feed.stream import StreamSpec
 
 ROWS = [320, 160, 0, 160]
 BATCH = 64

@@ -14,7 +14,8 @@ import pytest
 from support.environment import bare_environment
 from support.processes import run_to_end
 
-from tfspark.cluster.environment import module_paths, python_advice, trainer_environment
+from tfspark.driver_python import module_paths, python_advice
+from tfspark.node.environment import trainer_environment
 
 CONFIG = json.dumps({"cluster": {"worker": ["10.0.0.1:4", "[fd00::2]:5"], "ps": ["node-3:6"]}})
 

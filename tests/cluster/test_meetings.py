@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfspark.cluster.meetings import APART_S, Meetings
+from tfspark.cluster.state.save_schedule import APART_S, Meetings
 
 
 class Clock:

@@ -23,8 +23,8 @@ from support.rows import df_with_partitions
 from support.trainers import node_task_of, trainers
 
 from tfspark import Column, Columns, Feeding, InputMode, TFCluster, TFRecordFiles, tfrecord
-from tfspark.cluster.context import Hooks
 from tfspark.errors import ConfigError, DataError, NodeFailedError
+from tfspark.protocol.settings import Hooks
 
 
 @pytest.fixture(scope="module")

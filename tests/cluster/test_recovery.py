@@ -26,7 +26,7 @@ from support.rows import df_with_partitions
 from support.trainers import node_task_of, trainers
 
 from tfspark import Feeding, InputMode, TFCluster, TFRecordFiles
-from tfspark.cluster.checkpoints import CheckpointStore, newest_in
+from tfspark.cluster.state.checkpoint_store import CheckpointStore, newest_in
 from tfspark.errors import ConfigError, NodeFailedError
 from tfspark.tfrecord import register
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from tfspark.cluster.registry import (
+from tfspark.cluster.state.registry import (
     LOST_PEER_SETTLE_S,
     REPLACEMENT_S,
     Registry,
     count_roles,
     describe_mismatch,
 )
-from tfspark.cluster.roles import plan_nodes
 from tfspark.errors import DataError, NodeFailedError, ReservationError, in_words
+from tfspark.protocol.roles import plan_nodes
 
 VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
 TRAINER_TIMEOUT_S = 40.0

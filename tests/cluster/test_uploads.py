@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tfspark.cluster.checkpoints import CheckpointStore
-from tfspark.cluster.control import ControlPlane, receive_files, safe_parts
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import ActionClient, Secret, new_secret
+from tfspark.cluster.control import ControlPlane
+from tfspark.cluster.state.checkpoint_store import CheckpointStore
+from tfspark.cluster.state.registry import Registry
+from tfspark.cluster.uploads import receive_files, safe_parts
+from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.wire import ActionClient, Secret, new_secret
 
 SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
 
@@ -102,7 +103,7 @@ def test_receive_files_when_a_path_leads_out_writes_nothing_there(tmp_path: Path
 SEND = """
 import json, sys
 import pyarrow as pa
-from tfspark.cluster.wire import ActionClient, Secret
+from tfspark.protocol.wire import ActionClient, Secret
 
 location, token, header, num_batches = sys.argv[1:]
 schema = pa.schema([("path", pa.string()), ("data", pa.binary())])

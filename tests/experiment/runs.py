@@ -186,7 +186,7 @@ def interrupt_run(
 def kill_a_trainer(process: subprocess.Popen[bytes], mark: str) -> None:
     """Kill one of a run's trainers, as the kernel does when memory is short."""
     del process
-    next(p for p in left_of(mark) if "tfspark.cluster.trainer" in command_line(p)).kill()
+    next(p for p in left_of(mark) if "tfspark.trainer" in command_line(p)).kill()
 
 
 def disturb_run(

@@ -9,29 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, write_part
-from tfspark.cluster.meetings import Meetings
-from tfspark.cluster.registry import TASK_AGAIN, Registry, count_roles
-from tfspark.cluster.roles import NodeSpec, reader_number, tf_config
-from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
+from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, write_part
+from tfspark.cluster.state.registry import TASK_AGAIN, Registry, count_roles
+from tfspark.cluster.state.save_schedule import Meetings
+from tfspark.cluster.uploads import file_batches, read_to_the_end, receive_files, remove, safe_parts
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
+from tfspark.protocol.roles import NodeSpec, reader_number, tf_config
+from tfspark.protocol.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
 
-FILE_CHUNK_BYTES = 4 << 20
 EXTRAS = ("checkpoints", "pictures")
 """Folders of the run directory without whose files a training goes on, and can still be exported."""
 KEPT_SUMS = 4
@@ -390,7 +389,7 @@ class ControlPlane(ActionServer):
             if error.errno is None or safe_parts(name)[0] not in EXTRAS:
                 self._cannot_keep(name, error)
                 raise
-            _read_to_the_end(batches)
+            read_to_the_end(batches)
             self._observer("not_kept", {"name": name, "why": f"{error.strerror}: {self._artifact_dir}"})
         self.update(lambda: None)
 
@@ -399,7 +398,7 @@ class ControlPlane(ActionServer):
         if self._artifact_dir is not None:
             with contextlib.suppress(OSError):
                 path = self._artifact_dir.joinpath(*safe_parts(name))
-                _remove(path)
+                remove(path)
                 path.parent.rmdir()
 
     def _take_part(self, header: Json, reader: Any) -> None:
@@ -424,7 +423,7 @@ class ControlPlane(ActionServer):
             if self.registry.stopping:
                 return  # What was on its way was removed by the life that follows.
             self.update(lambda: store.drop(header))
-            _read_to_the_end(batches)
+            read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
@@ -453,9 +452,7 @@ class ControlPlane(ActionServer):
         del context
         file = self._uploaded(json.loads(ticket.ticket))
         schema = pa.schema([("data", pa.binary())])
-        return flight.RecordBatchStream(
-            pa.RecordBatchReader.from_batches(schema, _file_batches(file, schema))
-        )
+        return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, file_batches(file, schema)))
 
     def _uploaded(self, ticket: Json) -> Path:
         if "part" in ticket and self._store is not None:
@@ -631,58 +628,3 @@ def rows_moved(partition: int, stream: str) -> TfsparkError:
         "a part of it was trained on before its task was lost; after a shuffle they are in the order in which they "
         "arrive: add sortWithinPartitions(...) by a unique column, or write the rows to files first"
     )
-
-
-def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:
-    """Write an uploaded artifact below `directory`, aside first and renamed when whole.
-
-    Raises:
-        ValueError: a path of the upload leads out of the directory.
-    """
-    target = directory.joinpath(*safe_parts(name))
-    # A name of its own: an upload whose connection was reset comes again, perhaps before that is known here.
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        _write_files(batches, aside)
-        _remove(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.rename(target)
-    finally:
-        _remove(aside)
-
-
-def _read_to_the_end(batches: Iterable[pa.RecordBatch]) -> None:
-    """Take what is still sent: else the trainer would take its broken stream for an error."""
-    for _ in batches:
-        pass
-
-
-def _write_files(batches: Iterable[pa.RecordBatch], aside: Path) -> None:
-    for batch in batches:
-        for path, data in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
-            file = aside.joinpath(*safe_parts(path)) if path else aside
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab") as out:
-                out.write(data.as_buffer())
-
-
-def safe_parts(name: str) -> tuple[str, ...]:
-    """Split a relative path, refusing one that leads out of its directory."""
-    path = PurePosixPath(name)
-    parts = path.parts
-    if not parts or path.is_absolute() or ".." in parts:
-        raise ValueError(f"expected a path below the run directory, got {name!r}")
-    return parts
-
-
-def _file_batches(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with file.open("rb") as stream:
-        while data := stream.read(FILE_CHUNK_BYTES):
-            yield pa.record_batch([[data]], schema=schema)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.preflight import is_on, jvm_context
-from tfspark.cluster.registry import Registry
+from tfspark.cluster.state.registry import Registry
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -7,23 +7,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.direct import DirectRows
 from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
-from tfspark.cluster.registry import REPLACEMENT_S
-from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
-from tfspark.cluster.wire import Secret
+from tfspark.cluster.state.checkpoint_store import Checkpoint
+from tfspark.cluster.state.registry import REPLACEMENT_S
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
-from tfspark.feed.reader import StreamSpec
 from tfspark.feed.scan import ScanTask
-from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, SAMPLE_DDL, FeedTask, first_row
+from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
 from tfspark.feed.spark_names import map_in_arrow
+from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.wire import Secret
 
 if TYPE_CHECKING:
     from pyspark import RDD

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pyspark.errors import PySparkException
 
-from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.sparkjob import without_java_stack
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.numpy_rows import rdd_to_dataframe

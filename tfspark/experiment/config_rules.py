@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.roles import local_batch_size
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import option_problems
+from tfspark.protocol.roles import local_batch_size
 
 if TYPE_CHECKING:
     from tfspark.experiment.config_schema import Cluster, Data, Source, Train

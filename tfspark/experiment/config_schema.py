@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from tfspark.cluster.roles import local_batch_size
 from tfspark.experiment.config_rules import BrokenRulesError, broken_rules
+from tfspark.protocol.roles import local_batch_size
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from tfspark.cluster.context import Hooks
+from tfspark.cluster.incarnation import warming_up
 from tfspark.cluster.inputs import FeedOptions, InputMode
 from tfspark.cluster.layout import parallelism_of
-from tfspark.cluster.life import warming_up
 from tfspark.cluster.preflight import check_settings
-from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
@@ -46,6 +44,8 @@ from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.files import TFRecordFiles
 from tfspark.inference.described import MODULE, Described
+from tfspark.protocol.roles import local_batch_size
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

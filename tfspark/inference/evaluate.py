@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.inputs import select_columns
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.columns import Columns

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tfspark.cluster.environment import use_own_python
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.spark_names import map_in_arrow

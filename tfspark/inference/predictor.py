@@ -153,8 +153,8 @@ class Predictor:
         """
         import tensorflow as tf
 
-        from tfspark.feed.elements import flattened, joined, signature, to_element
         from tfspark.feed.reader import WEIGHT
+        from tfspark.training.input.elements import flattened, joined, signature, to_element
 
         columns, hook = self.columns, self._features_hook()
         parse = _parser(columns, sample)
@@ -183,7 +183,7 @@ class Predictor:
 def _parser(columns: Columns, sample: Mapping[str, Array]) -> Callable[[Any], Any]:
     if columns.examples is None:
         return lambda batch: batch
-    from tfspark.feed.examples import features_of_record, parse_examples
+    from tfspark.training.input.examples import features_of_record, parse_examples
 
     name = columns.examples
     features = features_of_record(sample[name][0], columns)

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tfspark.errors import ConfigError
+from tfspark.feed.stream import check_qname, stream_of
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.migrate.context import TFContext
 
 
 class Places(Protocol):
@@ -54,7 +55,7 @@ class DataFeed:
         if not hasattr(mgr, "row_feed"):
             raise ConfigError(f"expected DataFeed(ctx.mgr, ...) in a map function, got {type(mgr).__name__}")
         for qname in (qname_in, qname_out):
-            check_qname(qname, mgr.settings["queues"])
+            check_qname(qname, mgr.settings.queues)
         self.train_mode = train_mode
         self.input_tensors = (
             None if input_mapping is None else [tensor for _, tensor in sorted(input_mapping.items())]
@@ -90,24 +91,6 @@ class DataFeed:
     def terminate(self) -> None:
         """Take no further rows. The other workers get them; when all have ended, ``train`` returns."""
         self._feed.leave()
-
-
-def stream_of(qname: str) -> str:
-    """Return the name of the stream that feeds a queue."""
-    return "train" if qname == "input" else qname
-
-
-def check_qname(qname: str, queues: Sequence[str]) -> None:
-    """Refuse a queue the cluster does not have.
-
-    Raises:
-        ConfigError: its name is not among `queues`, or is kept for errors.
-    """
-    known = [name for name in queues if name != "error"]
-    if qname not in known:
-        raise ConfigError(
-            f"expected qname to be one of {known}, got {qname!r}; name further queues in TFCluster.run(queues=[...])"
-        )
 
 
 def hdfs_path(ctx: Places, path: str) -> str:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
 from tfspark.inference.described import Signature, read_signature
 from tfspark.ml.rows import FitRows
 from tfspark.ml.slots import FITS
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.cluster.wire import Json
 from tfspark.feed.ledger import Used, num_rows
-from tfspark.feed.reader import Start
+from tfspark.feed.stream import Start
+from tfspark.protocol.wire import Json
 from tfspark.training import state
 from tfspark.training.evaluation import plain
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
-    from tfspark.training.loop import TrainingSession
+    from tfspark.training.node_context import NodeContext
+    from tfspark.training.session import TrainingSession
 
 UPLOAD_TIMEOUT_S = 600.0
 KEPT_EPOCHS = 10_000
@@ -100,8 +100,8 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._others = others
         self._feed = feed
         settings = session.context.settings
-        self._every = int(settings["checkpoint_every_steps"]) if feed is not None else 0
-        self._meets = feed is not None and bool(self._every or settings["checkpoint_every_seconds"])
+        self._every = settings.checkpoint_every_steps if feed is not None else 0
+        self._meets = feed is not None and bool(self._every or settings.checkpoint_every_seconds)
         self._epoch = self._steps = self._meetings = 0
         self._next_meeting = 1
 
@@ -180,7 +180,7 @@ class PartSender:
         rank: which of them this one is.
     """
 
-    def __init__(self, context: TFContext, num_nodes: int, rank: int):
+    def __init__(self, context: NodeContext, num_nodes: int, rank: int):
         self._context = context
         self._num_nodes = num_nodes
         self._rank = rank
@@ -227,7 +227,7 @@ class PartSender:
             os.unlink(name)
 
 
-def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
+def fetch(context: NodeContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
     """Fetch what a checkpoint has for this node; the chief takes over what nodes had that are there no more.
 
     Args:
@@ -259,7 +259,7 @@ def start_of(job: Json, rank: int) -> Start:
     return Start(job["steps"], 0 if job["replays"] else job["rows"][rank], job["replays"])
 
 
-def _fetched(context: TFContext, name: str) -> tuple[state.Arrays, Json]:
+def _fetched(context: NodeContext, name: str) -> tuple[state.Arrays, Json]:
     path = Path(context.scratch_dir, "checkpoint.npz")
     context.download(name, path, "part")
     try:

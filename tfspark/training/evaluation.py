@@ -11,13 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
-from tfspark.feed.dataset import Feed, local_dataset
 from tfspark.feed.reader import PADDING
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
+from tfspark.training.input.dataset import Feed, local_dataset
 from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 
 SHOWN_ROWS = 1000
@@ -35,7 +35,7 @@ class LocalEvaluator:
         num_ranks: how many ranks evaluate together.
     """
 
-    def __init__(self, model: keras.Model, context: TFContext, num_ranks: int):
+    def __init__(self, model: keras.Model, context: NodeContext, num_ranks: int):
         self._model = model
         self._context = context
         self._num_ranks = num_ranks
@@ -164,10 +164,10 @@ def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
 
 
 def sum_over_ranks(
-    context: TFContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
+    context: NodeContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
 ) -> list[Any]:
     """Add up arrays of all ranks through the driver."""
-    timeout_s = float(context.settings["feed_timeout_s"])
+    timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     parts: list[Any] | None = [value.tolist() for value in values]
     while time.monotonic() < until:

@@ -39,7 +39,7 @@ from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.summed_gradients import sum_gradients_first
 
 FEED_ATTRIBUTE = "_tfspark_feed"
-"""Attribute of a distributed dataset that holds its feed (`tfspark.feed.dataset.Feed`).
+"""Attribute of a distributed dataset that holds its feed (`tfspark.training.input.dataset.Feed`).
 
 ``open_pass()`` begins an epoch and returns what answers ``has_step(n)``; ``iterator()`` is the one iterator over the
 batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off; ``weighs_rows`` tells whether rows
