@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from pyspark.sql import Row, SparkSession
+from support.errors import raises
 
 import tfspark
 from tfspark import TFCluster, TFNode, compat, dfutil, gpu_info, pipeline, util
