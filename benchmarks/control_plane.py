@@ -112,7 +112,7 @@ def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str,
                 clients[node].call("heartbeat", node=node, attempt=1, log=[])
                 delays.append(time.monotonic() - due)
                 if second % 2:
-                    clients[node].call("trainer_alive", node=node, steps=second, state="busy")
+                    clients[node].call("trainer_alive", node=node, steps=second, activity="busy")
 
     threads = [
         threading.Thread(target=beats_of, args=(number,)) for number in range(min(CLIENT_THREADS, num_nodes))

@@ -102,7 +102,7 @@ def _say_alive(control: ActionClient, context: TFContext) -> None:
             with contextlib.suppress(
                 flight.FlightError
             ):  # The node task finds out whether the driver is gone.
-                control.call("trainer_alive", node=context.node.index, **context.pulse.to_json())
+                control.call("trainer_alive", node=context.node.index, **context.activity.to_json())
             time.sleep(ALIVE_S)
 
     threading.Thread(target=beat, name="tfspark-alive", daemon=True).start()

@@ -138,9 +138,7 @@ def test_training_that_is_told_to_end_saves_its_state_by_the_clock_and_before_it
     observer = Strike(terminate, "state", epoch=2, step=0)
     assert train(spark, observer, epochs, checkpoint_every_seconds=3600) == undisturbed
     (told,) = observer.of("restarting")
-    assert told["cause"] == (
-        "worker 1 on 127.0.0.1 failed: its Spark worker process was told to end (SIGTERM)"
-    )
+    assert told["cause"] == ("worker 1 on 127.0.0.1 failed: its Spark worker process received SIGTERM")
     names = [event for event, _ in observer.all if event in ("restarting", "state", "resumed")]
     assert names[names.index("restarting") - 1] == "state"
     assert names[names.index("restarting") + 1] == "resumed"
@@ -355,7 +353,9 @@ def test_cluster_that_is_lost_again_and_again_gives_up_with_the_cause(spark: Spa
     ):
         cluster.train(df_with_partitions(spark, ROWS), 1, features=["features"])
     assert "exited with code 1 without reporting an error" in caught.value.cause
-    assert "max_restarts=1 within 3600 s are used up" in caught.value.__notes__[0]
+    assert (
+        "restart budget exhausted: max_restarts=1 within restart_window=3600 s" in caught.value.__notes__[0]
+    )
     assert len(events.of("reserved")) == 2
 
 

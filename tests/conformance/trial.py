@@ -177,7 +177,7 @@ class MirroredContext(SimpleNamespace):
 
 
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
-    from tfspark.protocol.activity import Pulse
+    from tfspark.protocol.activity import Activity
     from tfspark.protocol.settings import Hooks, TrainerSettings
     from tfspark.training import evaluation
     from tfspark.training import session as sessions
@@ -206,7 +206,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         settings = TrainerSettings(runs_main_fun=False, feed_timeout_s=100.0)
         folder = tempfile.mkdtemp()
         context = MirroredContext(
-            strategy=strategy, num_workers=num_workers, seed=1, settings=settings, pulse=Pulse(), add=add,
+            strategy=strategy, num_workers=num_workers, seed=1, settings=settings, activity=Activity(), add=add,
             hooks=Hooks(callbacks=lambda params: feature.callbacks(folder)), is_chief=rank == 0,
             scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker",
         )  # fmt: skip

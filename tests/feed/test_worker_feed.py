@@ -18,7 +18,7 @@ from support.rows import df_with_partitions
 from tfspark import Column, Columns, TFRecordFiles, tfrecord
 from tfspark.errors import DataError
 from tfspark.feed.stream import encode_sample
-from tfspark.protocol.activity import Pulse
+from tfspark.protocol.activity import Activity
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import Hooks, TrainerSettings
 from tfspark.protocol.wire import ActionClient
@@ -39,7 +39,7 @@ def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
     return Worker(
         control=control, secret=loop.secret, host=HOST, task_index=rank, hooks=Hooks(),
         node=NodeSpec(rank, "worker", rank), reader=rank,
-        settings=TrainerSettings(runs_main_fun=False, feed_timeout_s=PATIENCE_S), told=[], pulse=Pulse(),
+        settings=TrainerSettings(runs_main_fun=False, feed_timeout_s=PATIENCE_S), told=[], activity=Activity(),
     )  # fmt: skip
 
 

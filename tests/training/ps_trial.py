@@ -21,7 +21,7 @@ import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
 from tfspark.feed.reader import WEIGHT
-from tfspark.protocol.activity import Pulse
+from tfspark.protocol.activity import Activity
 from tfspark.protocol.settings import Hooks, TrainerSettings
 from tfspark.training.ps import session as parameter_server
 from tfspark.training.ps.sharding import look_up_on_servers, whole_values
@@ -226,7 +226,7 @@ class FakeContext(SimpleNamespace):
         settings = TrainerSettings(runs_main_fun=False)
         return cls(
             strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
-            reports=[], pulse=Pulse(), control=FakeDriver(),
+            reports=[], activity=Activity(), control=FakeDriver(),
             scratch_dir="/nowhere",
         )  # fmt: skip
 

@@ -28,11 +28,14 @@ from tfspark.cluster.uploads import file_batches, read_to_the_end, receive_files
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
+from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec, reader_number, tf_config
 from tfspark.protocol.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
 
 EXTRAS = ("checkpoints", "pictures")
 """Folders of the run directory without whose files a training goes on, and can still be exported."""
+CHECK_S = 0.2
+"""How often a wait looks for nodes that have fallen silent, which wakes nobody."""
 KEPT_SUMS = 4
 KEPT_RESULTS = 64
 """Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
@@ -107,16 +110,14 @@ class ControlPlane(ActionServer):
             DeadlineError: `timeout_s` passed; the message names `what`.
             TfsparkError: a node failed meanwhile.
         """
-        waited = 0.0
+        until = time.monotonic() + timeout_s
         try:
             with self._changed:
                 while not reached():
                     self._raise_failure()
-                    if waited >= timeout_s and not self.registry.failed:
+                    if time.monotonic() >= until and not self.registry.failed:
                         raise DeadlineError(f"waited {timeout_s:g} s for {what}")
-                    step = 0.2
-                    self._changed.wait_for(reached, step)
-                    waited += step
+                    self._changed.wait_for(reached, CHECK_S)
         except KeyboardInterrupt:
             self._save_last()
             raise
@@ -134,6 +135,13 @@ class ControlPlane(ActionServer):
         with self._changed:
             self._raise_failure()
 
+    def wait_for_failure(self, timeout_s: float) -> None:
+        """Wait until a node has failed, or for so long."""
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while not (self.registry.failed or self.registry.check()) and time.monotonic() < until:
+                self._changed.wait_for(lambda: self.registry.failed, CHECK_S)
+
     def _raise_failure(self) -> None:
         if self.registry.check():
             raise self.registry.error()
@@ -144,6 +152,11 @@ class ControlPlane(ActionServer):
             value = change()
             self._changed.notify_all()
             return value
+
+    def end_feeding(self) -> None:
+        """Note that no rows come any more; call it under the lock."""
+        self.feeding_over = True
+        self.registry.may_replace_workers = False
 
     def post_job(self, kind: str, **fields: Any) -> int:
         """Give the trainers their next job; return its number."""
@@ -244,19 +257,19 @@ class ControlPlane(ActionServer):
         spec = self.registry.nodes[node].spec
         return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
 
-    def leave(self, node: int, cause: str) -> None:
-        """Note that a node will be lost soon: the state is saved, and then it is let go."""
+    def mark_preempted(self, node: int, cause: str) -> None:
+        """Note that a node will be lost soon: the state is saved, and then it counts as lost."""
 
         def note() -> None:
-            self.registry.leave(node, cause)
+            self.registry.mark_preempted(node, cause)
             self._meetings.save_soon()
 
         self.update(note)
 
     def on_heartbeat(self, request: Json) -> Json:
         """Hear a node, take its new log lines, tell it whether to stop, or to show its trainer's stacks."""
-        if request.get("leaving"):
-            self.leave(request["node"], request["leaving"])
+        if request.get("preempted"):
+            self.mark_preempted(request["node"], request["preempted"])
         # Nobody waits for a heartbeat, so nobody is woken: there may be a thousand a second.
         with self._changed:
             stop = self.registry.heartbeat(request["node"], request["attempt"])
@@ -286,7 +299,7 @@ class ControlPlane(ActionServer):
     def on_trainer_alive(self, request: Json) -> Json:
         """Hear a trainer."""
         with self._changed:
-            self.registry.trainer_alive(request["node"], request["steps"], request["state"])
+            self.registry.trainer_alive(request["node"], request["steps"], request["activity"])
         return {}
 
     def on_trainer_ended(self, request: Json) -> Json:
@@ -305,7 +318,7 @@ class ControlPlane(ActionServer):
         """Take the exception that ended a trainer."""
         self.update(
             lambda: self.registry.trainer_failed(
-                request["node"], request["cause"], request["traceback"], request["kind"]
+                request["node"], request["cause"], request["traceback"], FailureKind(request["kind"])
             )
         )
         return {}
@@ -315,9 +328,10 @@ class ControlPlane(ActionServer):
         if self.registry.stopping:
             return {}  # A feed that is broken off looks like the end of an epoch to a trainer; it is none.
         node = self.registry.nodes[request["node"]]
-        if request["event"] == "tensorflow" and node.replaced_at:
-            seconds = self.update(lambda: self.registry.is_replaced(request["node"]))
-            self._observer("replaced", {"node": node.spec.name, "seconds": seconds})
+        if request["event"] == "tensorflow":
+            seconds = self.update(lambda: self.registry.replacement_up(request["node"]))
+            if seconds is not None:
+                self._observer("replaced", {"node": node.spec.name, "seconds": seconds})
         self._observer(request["event"], {"node": node.spec.name, **request["fields"]})
         return {}
 
@@ -434,7 +448,7 @@ class ControlPlane(ActionServer):
         kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1
-            self.registry.let_go()
+            self.registry.release_preempted()
         return kept
 
     def _cannot_keep(self, name: str, error: OSError) -> None:

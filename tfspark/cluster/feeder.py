@@ -279,7 +279,7 @@ class Feeder:
         directory = self._directory
 
         def close() -> None:
-            self._control.feeding_over = True
+            self._control.end_feeding()
             for name in directory.stream_names:
                 directory.close_stream(name)
 

@@ -22,6 +22,7 @@ from tfspark.cluster.preflight import driver_addresses
 from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.registry import Registry
+from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
@@ -76,6 +77,7 @@ class Incarnation:
         code: the user's function and its arguments, pickled.
         observer: called with (event, fields).
         store: where checkpoints of the state are kept.
+        budget: restarts that are left; None: there are none.
         ended: tells whether all of some nodes have ended a job.
     """
 
@@ -88,6 +90,7 @@ class Incarnation:
         code: bytes,
         observer: Observer,
         store: CheckpointStore | None,
+        budget: RestartBudget | None,
         ended: Callable[[int, Sequence[NodeSpec]], bool],
     ):
         self._spark = spark
@@ -103,7 +106,7 @@ class Incarnation:
         trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
         clock = AwakeClock()
         self.registry = Registry(
-            nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s, clock
+            nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s, clock, budget=budget
         )
         self.control = ControlPlane(
             driver_addresses(spark),
@@ -119,7 +122,7 @@ class Incarnation:
             options.checkpoint_every_seconds,
             clock,
         )
-        self._decommissions = DecommissionWatch(spark, self.registry, self.control.leave)
+        self._decommissions = DecommissionWatch(spark, self.registry, self.control.mark_preempted)
         size, num_workers = options.size, self.control.num_workers
         self.feeder = Feeder(
             spark, self.control, self.secret, ended, lambda spec: size.fitted(spec, num_workers)
@@ -174,11 +177,7 @@ class Incarnation:
 
         When an executor goes, the Spark job that feeds may fail before the nodes' end is known.
         """
-        wait_s = 0.0 if isinstance(error, TfsparkError) else EXPLAIN_S
-        until = time.monotonic() + wait_s
-        while not self.registry.failed and time.monotonic() < until:
-            time.sleep(0.1)
-            self.registry.check()
+        self.control.wait_for_failure(0.0 if isinstance(error, TfsparkError) else EXPLAIN_S)
         return self.registry.error() if self.registry.failed else None
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:

@@ -1,8 +1,12 @@
-"""The lives of a cluster, one after the other: brought up, and up again when a node is lost. Runs on the driver."""
+"""The incarnations of a cluster, one after the other: brought up, and again after a loss. Runs on the driver.
+
+What follows a loss is decided in `tfspark.cluster.state.policy`.
+"""
 
 from __future__ import annotations
 
 import atexit
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -13,6 +17,7 @@ from tfspark.cluster.feeder import Feeder
 from tfspark.cluster.incarnation import Incarnation
 from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import room_for
+from tfspark.cluster.state.policy import Means, Raise, Restart, decide, decide_growth
 from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.state.registry import Registry
 from tfspark.errors import ReservationError
@@ -43,12 +48,12 @@ class Work(Protocol):
         """Go on with the work of an earlier incarnation in the current one."""
 
 
-class _TooSmallError(Exception):
-    """The cluster is smaller than it should be, and Spark has room for more of it."""
+class _ResizeError(Exception):
+    """Leaves the work, to do the rest of it with more workers."""
 
 
 class Supervisor:
-    """See the module's docstring; `now` is the life that is, of which the other properties speak.
+    """Keeps a cluster up while work is done with it.
 
     Args:
         spark: the session.
@@ -84,13 +89,13 @@ class Supervisor:
         self._observer = observer
         self._recovery = recovery
         self._is_up = False
-        self.stopped = False
+        self._stopped = threading.Event()
         self._begin_with(num_nodes)
         # A program may end without `shutdown`, or stop Spark before: what it has started ends with it all the same.
         atexit.register(self.stop)
 
     def surviving(self, work: Callable[[], T]) -> T:
-        """Do some work with the cluster; when a node is lost, do it again in a new life from the newest checkpoint.
+        """Do some work with the cluster; after a loss do it again, in a new incarnation, from the newest checkpoint.
 
         Raises:
             TfsparkError: a node failed for good, or too often.
@@ -99,44 +104,50 @@ class Supervisor:
             try:
                 self._bring_up()
                 return work()
-            except _TooSmallError:
+            except _ResizeError:
                 self._end()
             except Exception as error:
-                self._pause_after(error)
+                self._recover_from(error)
 
     def check_for_good(self) -> None:
-        """Raise if the cluster has failed, and no new life may follow, which the work under way or the next begins."""
-        life = self.current
+        """Raise if the cluster has failed, and the work under way or the next begins no other incarnation."""
+        failed = self.current
         try:
-            life.control.check()
+            failed.control.check()
         except Exception:
-            if self._recovery is None or not life.registry.is_transient:
+            if isinstance(decide(failed.registry.kinds, None, self._means), Raise):
                 raise
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
 
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
         if self.stopped:
             return
-        self.stopped = True
+        self._stopped.set()
         atexit.unregister(self.stop)
         self.current.stop()
         if self._recovery is not None:
             self._recovery.close()
 
-    def can_grow(self) -> bool:
-        """Whether there are fewer nodes than wanted, and Spark has room for more by now."""
-        if self.num_slots == self._size.wanted - self._size.on_driver:
-            return False
-        return (preflight.count_slots(self._spark) or 0) - self.work.feed_slots > self.num_slots
+    def resize_if_possible(self, ready: Callable[[], bool]) -> None:
+        """Leave the work, to do the rest of it with more workers, if some are missing and Spark has room for them.
 
-    def grow(self) -> None:
-        """Leave the work, to do it again in a larger life."""
-        raise _TooSmallError
+        Args:
+            ready: waits until the work can be left; returns whether any is left then.
+        """
+        slots = preflight.count_slots(self._spark)
+        room = None if slots is None else slots - self.work.feed_slots
+        if decide_growth(self._size, self.num_slots, room) is not None and ready():
+            raise _ResizeError
 
     # --- from one to the next ----------------------------------------------------------------------
 
     def _begin_with(self, num_nodes: int) -> None:
-        """Begin a new life with so many nodes."""
+        """Make a new incarnation of so many nodes."""
         self.nodes = self._size.nodes(num_nodes)
         self.current = Incarnation(
             self._spark,
@@ -146,6 +157,7 @@ class Supervisor:
             self._code,
             self._observer,
             None if self._recovery is None else self._recovery.store,
+            None if self._recovery is None else self._recovery.budget,
             self.have_ended,
         )
 
@@ -153,27 +165,35 @@ class Supervisor:
         self._is_up = False
         self.current.stop()
 
-    def _pause_after(self, error: Exception) -> None:
-        """Wait a little before the new life; raise the error if there shall be none."""
+    @property
+    def _means(self) -> Means:
+        recovery = self._recovery
+        return Means(False) if recovery is None else Means(True, recovery.budget.next_pause_s)
+
+    def _recover_from(self, error: Exception) -> None:
+        """End an incarnation that has failed and wait for the next; raise the error if none follows."""
         if self._recovery is None or self.stopped:
             raise error
         cause = self.current.failure_behind(error)
-        if cause is None or not self.registry.is_transient:
+        if cause is None:
             raise error
-        budget = self._recovery.budget
-        pause_s = budget.spend()
-        if pause_s is None:
+        decision, budget = decide(self.registry.kinds, None, self._means), self._recovery.budget
+        if isinstance(decision, Raise) and decision.is_exhausted:
             cause.add_note(
-                f"max_restarts={budget.most} within {budget.window_s:g} s are used up; raise max_restarts, or resume "
-                "from the run directory"
+                f"restart budget exhausted: max_restarts={budget.most} within restart_window={budget.window_s:g} s; "
+                "raise max_restarts, or resume from the run directory"
             )
             raise cause
-        self._observer("restarting", {"cause": str(cause).splitlines()[0], "pause_s": pause_s})
+        if not isinstance(decision, Restart):
+            raise error
+        budget.spend()
+        self._observer("restarting", {"cause": str(cause).splitlines()[0], "pause_s": decision.pause_s})
         self._end()
-        time.sleep(pause_s)
+        if self._stopped.wait(decision.pause_s):
+            raise cause
 
     def _bring_up(self) -> None:
-        """Launch the cluster if it is not up; after a failure a new life takes over from the one before."""
+        """Launch the cluster if it is not up; after a loss the work takes over what the earlier incarnation did."""
         if self._is_up:
             return
         earlier = self.current
@@ -188,11 +208,11 @@ class Supervisor:
             self.control.wait(lambda: self.have_trained(job), timeout_s, "the chief to build the model")
         if earlier.is_over:
             self.work.take_over(earlier)
-        self.registry.replaces = self._replaces
+        self.control.update(self._permit_replacements)
         self._is_up = True
 
     def _launch(self) -> None:
-        """Start this life's nodes; if some do not come, with fewer of them, as far as that is allowed."""
+        """Start the nodes; if some do not come, fewer of them, as far as that is allowed."""
         until = time.monotonic() + self._options.reservation_timeout
         while True:
             left_s = until - time.monotonic()
@@ -214,17 +234,10 @@ class Supervisor:
         longest = self._options.reservation_timeout
         return min(longest, self._size.replacement_timeout_s) if self._size.is_elastic else longest
 
-    def _replaces(self, node: NodeSpec) -> bool:
-        """Whether a node that was lost is replaced while the others go on; takes one restart of the budget.
+    def _permit_replacements(self) -> None:
+        self.registry.may_replace_workers = self.chief is not None and self.work.may_replace_workers
 
-        A worker of parameter servers is: its steps are taken again by others. Worker 0 shares its task with the chief.
-        """
-        is_such = self.chief is not None and node.role == "worker" and node.task_index > 0
-        if not is_such or self._recovery is None or self.control.feeding_over:
-            return False
-        return self.work.may_replace_workers and self._recovery.budget.spend() is not None
-
-    # --- the life that is --------------------------------------------------------------------------
+    # --- the incarnation that is up ----------------------------------------------------------------
 
     @property
     def control(self) -> ControlPlane:
@@ -238,7 +251,7 @@ class Supervisor:
 
     @property
     def registry(self) -> Registry:
-        """The book of nodes."""
+        """What is known of the nodes."""
         return self.current.registry
 
     @property

@@ -295,17 +295,19 @@ class Trainings:
 
     def _grow(self, job: int, passes: int) -> None:
         """After so many passes, start again with more workers if Spark has room for them by now."""
-        if not self._supervisor.can_grow():
-            return
         recovery = self._recovery
-        assert recovery is not None
-        self._supervisor.control.wait(
-            lambda: recovery.store.has(passes) or self._supervisor.have_trained(job),
-            self.feed_timeout_s,
-            f"the checkpoint of epoch {passes}",
-        )
-        if not self._supervisor.have_trained(job):
-            self._supervisor.grow()
+        if recovery is None:
+            return
+
+        def saved() -> bool:
+            self._supervisor.control.wait(
+                lambda: recovery.store.has(passes) or self._supervisor.have_trained(job),
+                self.feed_timeout_s,
+                f"the checkpoint of epoch {passes}",
+            )
+            return not self._supervisor.have_trained(job)
+
+        self._supervisor.resize_if_possible(saved)
 
     def train_on_stream(
         self,

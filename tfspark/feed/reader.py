@@ -29,7 +29,7 @@ from tfspark.feed.shared import open_shared, shared_place
 from tfspark.feed.source import CHUNK
 from tfspark.feed.stream import Start, StreamSpec
 from tfspark.feed.structs import is_vector
-from tfspark.protocol.activity import Pulse
+from tfspark.protocol.activity import Activity
 from tfspark.protocol.wire import ActionClient, Json, Secret
 
 logger = logging.getLogger("tfspark")
@@ -90,7 +90,7 @@ class PassReader:
         filler: rows to pad with when the pass brings this reader none of its own.
         cache: where this reader keeps its rows when the driver asks for it.
         start: where within the pass to begin.
-        pulse: is told of waits for rows.
+        activity: notes waits for rows.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class PassReader:
         filler: Rows,
         cache: NodeCache | None = None,
         start: Start | None = None,
-        pulse: Pulse | None = None,
+        activity: Activity | None = None,
     ):
         start = start or Start()
-        self._pulse = pulse or Pulse()
+        self._activity = activity or Activity()
         self._control = control
         self._secret = secret
         self._spec = spec
@@ -144,7 +144,7 @@ class PassReader:
     def has_step(self, step: int) -> bool:
         """Wait until it is known whether there is a batch number `step`, from 0 where this reader began; tell it."""
         wanted = self._first_step + step
-        with self._pulse.waiting(), self._changed:
+        with self._activity.waiting(), self._changed:
             self._changed.wait_for(lambda: self._formed > wanted or self._ended)
             self._raise_error()
             return self._formed > wanted
@@ -152,7 +152,7 @@ class PassReader:
     def __iter__(self) -> Iterator[Rows]:
         """Yield batches until the pass ends."""
         while True:
-            with self._pulse.waiting(), self._changed:
+            with self._activity.waiting(), self._changed:
                 self._changed.wait_for(lambda: bool(self._queue) or self._ended)
                 if not self._queue:
                     self._raise_error()

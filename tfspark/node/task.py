@@ -41,7 +41,7 @@ DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
 LAST_WORDS_S = 3.0
 """How long a node that has ended tries to reach its driver, which may have gone before it."""
-TOLD_TO_END = "its Spark worker process was told to end (SIGTERM)"
+RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
 
@@ -251,7 +251,7 @@ class _Node:
             node=self._spec.index,
             attempt=self._attempt,
             log=self._log.take(),
-            leaving=TOLD_TO_END if _told.is_set() else "",
+            preempted=RECEIVED_SIGTERM if _told.is_set() else "",
         )
 
     def _say_ended(self, cause: str) -> None:

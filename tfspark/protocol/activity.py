@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 from tfspark.protocol.wire import Json
 
-BUSY, WAITS, IDLE = "busy", "waits", "idle"
+BUSY, WAITING, IDLE = "busy", "waiting", "idle"
 
 
-class Pulse:
-    """What a trainer says of itself every few seconds; thread-safe.
+class Activity:
+    """What a trainer reports of itself every few seconds; thread-safe.
 
     A trainer is idle until it works on something that is made of steps. A wait for rows or for the driver, which have
     deadlines of their own, is not taken for a step that does not end.
@@ -24,17 +24,17 @@ class Pulse:
         self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def beat(self) -> None:
+    def step_done(self) -> None:
         """Note that a step was done."""
         self._steps += 1
 
-    def working(self) -> AbstractContextManager[None]:
+    def busy(self) -> AbstractContextManager[None]:
         """Steps are done within the block."""
         return self._in(BUSY)
 
     def waiting(self) -> AbstractContextManager[None]:
-        """The block waits for something that is not of this trainer."""
-        return self._in(WAITS)
+        """The block waits for rows or for another process."""
+        return self._in(WAITING)
 
     @contextmanager
     def _in(self, state: str) -> Iterator[None]:
@@ -47,7 +47,7 @@ class Pulse:
                 self._under_way[state] -= 1
 
     def to_json(self) -> Json:
-        """Return the steps so far and the state."""
+        """Return the steps so far and what it does: ``busy``, ``waiting`` or ``idle``."""
         with self._lock:
-            state = next((state for state in (WAITS, BUSY) if self._under_way[state]), IDLE)
-            return {"steps": self._steps, "state": state}
+            state = next((state for state in (WAITING, BUSY) if self._under_way[state]), IDLE)
+            return {"steps": self._steps, "activity": state}

@@ -210,7 +210,7 @@ class PartSender:
         """Wait until what is on its way has arrived."""
         sending, self._sending = self._sending, None
         if sending is not None:
-            with self._context.pulse.waiting():
+            with self._context.activity.waiting():
                 sending.result()
 
     def _send(self, arrays: state.Arrays, facts: Json, header: Json) -> None:

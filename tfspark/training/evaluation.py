@@ -67,7 +67,7 @@ class LocalEvaluator:
         step = self._step.get_concrete_function(dataset.element_spec)
         for element in dataset:
             step(element)
-            self._context.pulse.beat()
+            self._context.activity.step_done()
             if sum(len(weights) for *_, weights in first) < SHOWN_ROWS:
                 first.append(element)
             if kind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 from tfspark.errors import ConfigError, DataError
+from tfspark.protocol.failures import FailureKind
 
 COLLECTIVE_ERRORS = (
     "UnavailableError",
@@ -30,15 +31,15 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def _kind(error: BaseException) -> str:
+def _kind(error: BaseException) -> FailureKind:
     """Tell bad data, wrong settings and lost peers from errors of the user's code."""
     if isinstance(error, DataError):
-        return "data"
+        return FailureKind.DATA
     if isinstance(error, ConfigError):
-        return "config"
+        return FailureKind.CONFIG
     chain = f"{type(error).__name__} {error}"
     if type(error).__name__ in COLLECTIVE_ERRORS:
-        return "collective"
+        return FailureKind.COLLECTIVE
     if any(name in chain for name in NETWORK_ERRORS):
-        return "lost"
-    return "data" if "tfspark.errors.DataError" in chain else "exception"
+        return FailureKind.LOST
+    return FailureKind.DATA if "tfspark.errors.DataError" in chain else FailureKind.EXCEPTION

@@ -41,10 +41,10 @@ def do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
             session.resume(job)
             job_done(context, job, {})
         elif job["kind"] == "train":
-            with context.pulse.working():
+            with context.activity.busy():
                 job_done(context, job, session.train(job))
         elif job["kind"] == "evaluate":
-            with context.pulse.working():
+            with context.activity.busy():
                 job_done(context, job, session.test(job))
         elif job["kind"] == "close":
             summary = session.close(job)

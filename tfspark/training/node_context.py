@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from tfspark.protocol.activity import Pulse
+from tfspark.protocol.activity import Activity
 from tfspark.protocol.roles import NodeSpec, reader_number, task_of
 from tfspark.protocol.settings import Hooks, TrainerSettings
 from tfspark.protocol.wire import ActionClient, Json, Secret
@@ -27,7 +27,7 @@ class NodeContext:
         secret: the cluster's.
         settings: what the driver told all trainers.
         hooks: functions of the model module.
-        pulse: what the driver is told of how it gets on.
+        activity: what this trainer does, reported to the driver.
         scratch_dir: for temporary files; removed when the trainer has ended.
         text_columns: columns that are fed as text, for messages.
         attempt: 1, or more for a trainer that takes the place of one that was lost.
@@ -52,7 +52,7 @@ class NodeContext:
         self.secret = secret
         self.settings = settings
         self.hooks = Hooks()
-        self.pulse = Pulse()
+        self.activity = Activity()
         self.tmp_socket = None if port_fd is None else socket.socket(fileno=port_fd)
         self.text_columns: list[str] = []
         self._began = time.monotonic()

@@ -16,7 +16,7 @@ STEP_INTERVAL_S = 0.5
 
 
 class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
-    """Report steps (twice a second) and epochs, the chief only; and every step to the pulse.
+    """Report steps (twice a second) and epochs, the chief only; and note every step in the node's `Activity`.
 
     Args:
         context: the node.
@@ -41,7 +41,7 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Report where the epoch is."""
         self._steps += 1
-        self._context.pulse.beat()
+        self._context.activity.step_done()
         now = time.monotonic()
         if self._context.is_chief and now - self._reported >= STEP_INTERVAL_S:
             self._reported = now

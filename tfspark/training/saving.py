@@ -114,7 +114,7 @@ def upload_model(context: NodeContext, model: keras.Model, name: str, formats: t
 
 def upload(context: NodeContext, path: Path, name: str) -> None:
     """Send a file or a folder to the driver's run directory."""
-    with context.pulse.waiting():
+    with context.activity.waiting():
         context.control.put({"name": name}, UPLOAD_SCHEMA, lambda: chunks_of(path), UPLOAD_TIMEOUT_S)
 
 

@@ -26,14 +26,19 @@ class RestartBudget:
         self._clock = clock
         self._spent: deque[float] = deque()
 
-    def spend(self) -> float | None:
-        """Take one restart; return the pause before it in seconds, None when there is none left."""
-        now = self._clock()
-        while self._spent and now - self._spent[0] > self.window_s:
+    @property
+    def next_pause_s(self) -> float | None:
+        """Seconds to wait before the next restart; None when there is none left."""
+        while self._spent and self._clock() - self._spent[0] > self.window_s:
             self._spent.popleft()
-        if len(self._spent) >= self.most:
+        used = len(self._spent)
+        if used >= self.most:
             return None
-        self._spent.append(now)
-        if len(self._spent) == 1:
-            return 0.0
-        return float(min(SECOND_PAUSE_S * 2 ** (len(self._spent) - 2), LONGEST_PAUSE_S))
+        return float(min(SECOND_PAUSE_S * 2 ** (used - 1), LONGEST_PAUSE_S)) if used else 0.0
+
+    def spend(self) -> float | None:
+        """Use up one restart; return the pause before it in seconds, None when there was none left."""
+        pause_s = self.next_pause_s
+        if pause_s is not None:
+            self._spent.append(self._clock())
+        return pause_s

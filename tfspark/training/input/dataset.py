@@ -103,7 +103,7 @@ class Feed:
             self.sample,
             self._cache,
             start if index == self.next_index else None,
-            self._context.pulse,
+            self._context.activity,
         )
         self._last = reading
         self._opened.put(reading)
@@ -194,7 +194,7 @@ def describe_stream(context: NodeContext, stream: str) -> Json:
     timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
-        with context.pulse.waiting():
+        with context.activity.waiting():
             reply = context.control.call("describe", stream=stream)
         if reply["status"] == "ok":
             return reply

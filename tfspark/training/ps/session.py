@@ -135,7 +135,7 @@ class ParameterServerSession(TrainingSession):
         total = Total()
         parts: list[list[np.ndarray[Any, Any]]] = []
         for result in self._results(step, opened.name, index, lambda: True, total):
-            self.context.pulse.beat()
+            self.context.activity.step_done()
             parts.append(result.shown)
             self._num_shown = max(self._num_shown - result.rows, 0)
         rows = [np.concatenate(part)[:SHOWN_ROWS] for part in zip(*parts, strict=True)]
