@@ -71,7 +71,7 @@ def _kill_executor() -> None:
 
 def _stat(pid: int) -> tuple[str, int]:
     """Return a process's name and its parent; see proc(5)."""
-    head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    head, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
     return head.partition("(")[2], int(rest.split()[1])
 
 

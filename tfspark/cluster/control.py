@@ -12,6 +12,7 @@ import json
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ CHECK_S = 0.2
 KEPT_SUMS = 4
 KEPT_RESULTS = 64
 """Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
+KEPT_JOBS = 1024
+"""So many jobs are kept; of those before, one that asks for the next after them is given the oldest that is left."""
 SAVE_LAST_S = 5.0
 """How long a program that was interrupted waits for a checkpoint before it ends."""
 
@@ -59,6 +62,7 @@ class ControlPlane(ActionServer):
         all_at_once: no node begins before all have registered.
         store: where checkpoints of the state are kept; None refuses them.
         save_every_s: seconds between two checkpoints in the middle of an epoch; 0: as often as the workers say.
+        clock: seconds, by which others count as silent.
     """
 
     def __init__(
@@ -74,10 +78,11 @@ class ControlPlane(ActionServer):
         all_at_once: bool = True,
         store: CheckpointStore | None = None,
         save_every_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.registry = registry
-        self.directory = FeedDirectory()
-        self.offers = Offers()
+        self.directory = FeedDirectory(clock)
+        self.offers = Offers(clock)
         self.feeding_over = False
         self.train_stream = "train"
         self._nodes = nodes
@@ -90,7 +95,8 @@ class ControlPlane(ActionServer):
         self._master_node = master_node
         self._independent = independent
         self._all_at_once = all_at_once
-        self._jobs: list[Json] = []
+        self._jobs: deque[Json] = deque(maxlen=KEPT_JOBS)
+        self._num_jobs = 0
         self._done: dict[tuple[int, int], Json] = {}
         self._sums: dict[str, dict[int, Any]] = {}
         self._changed = threading.Condition()
@@ -157,7 +163,8 @@ class ControlPlane(ActionServer):
         """Give the trainers their next job; return its number."""
 
         def post() -> int:
-            job = {"job": len(self._jobs) + 1, "kind": kind, **fields}
+            self._num_jobs += 1
+            job = {"job": self._num_jobs, "kind": kind, **fields}
             self._jobs.append(job)
             for key in [key for key in self._done if key[0] < job["job"] - KEPT_RESULTS]:
                 del self._done[key]
@@ -179,7 +186,7 @@ class ControlPlane(ActionServer):
         """Tell the observer; a mistake in it ends the run, and is not taken for the caller's, which only reports."""
         try:
             self._told(event, fields)
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: this is one of the server's threads.
             failure = error if isinstance(error, TfsparkError) else observer_failed(event, error)
             self.update(lambda: self.registry.fail_cluster(failure))
 
@@ -333,8 +340,10 @@ class ControlPlane(ActionServer):
         """Give a trainer the job after the one it has done."""
         after = request["after"]
         with self._changed:
-            self._changed.wait_for(lambda: len(self._jobs) > after or self._stopping(), LONG_POLL_S)
-            return self._jobs[after] if len(self._jobs) > after else {"kind": "wait"}
+            self._changed.wait_for(lambda: self._num_jobs > after or self._stopping(), LONG_POLL_S)
+            if self._num_jobs <= after:
+                return {"kind": "wait"}
+            return self._jobs[max(0, after - (self._num_jobs - len(self._jobs)))]
 
     def on_job_done(self, request: Json) -> Json:
         """Take a trainer's result of a job."""
@@ -617,7 +626,7 @@ class ControlPlane(ActionServer):
             return reply
 
 
-def observer_failed(event: str, error: Exception) -> TfsparkError:
+def observer_failed(event: str, error: BaseException) -> TfsparkError:
     """Return the error that says what an observer raised."""
     failure = TfsparkError(
         f"expected the observer to return when it is told of {event!r}, it raised {type(error).__name__}: {error}; "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from tfspark.cluster.awake import AwakeClock
 from tfspark.cluster.control import ControlPlane, Observer
 from tfspark.cluster.decommission import DecommissionWatch
 from tfspark.cluster.feeder import Feeder
@@ -103,8 +104,9 @@ class Incarnation:
         self.is_over = False
         # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
         trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
+        clock = AwakeClock()
         self.registry = Registry(
-            nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s, budget=budget
+            nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s, clock, budget=budget
         )
         self.control = ControlPlane(
             driver_addresses(spark),
@@ -118,6 +120,7 @@ class Incarnation:
             options.all_at_once,
             store,
             options.checkpoint_every_seconds,
+            clock,
         )
         self._decommissions = DecommissionWatch(spark, self.registry, self.control.mark_preempted)
         size, num_workers = options.size, self.control.num_workers

@@ -740,7 +740,7 @@ class TFCluster:
         folder = self._log_dir / "logs"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{node.replace(' ', '-')}.log").open("a") as log:
+            with (folder / f"{node.replace(' ', '-')}.log").open("a", encoding="utf-8") as log:
                 log.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             if not self._lacks_logs:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tfspark")
 
+KEPT_EPOCHS = 10_000
+"""Of a stream, which may have no end, the history has so many values of each metric."""
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
 
@@ -333,7 +335,7 @@ class Trainings:
 
         def train(batch: DataFrame) -> None:
             for name, values in self.train_on_rows(stream, batch, num_epochs, checked).items():
-                history.setdefault(name, []).extend(values)
+                history[name] = [*history.get(name, ()), *values][-KEPT_EPOCHS:]
 
         self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
         try:

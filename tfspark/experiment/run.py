@@ -226,7 +226,7 @@ def run_experiment(
     with log:
         shown = RunConsole(console, log, experiment.train.epochs, show_worker_logs)
         try:
-            return _run(experiment, module, directory, shown, console, earlier)
+            return _run(experiment, module, directory, shown, earlier)
         except (TfsparkError, KeyboardInterrupt) as error:
             shown.note(f"error: {in_words(error)}" if isinstance(error, TfsparkError) else "interrupted")
             raise
@@ -263,7 +263,6 @@ def _run(
     module: ModelModule,
     directory: RunDirectory,
     shown: RunConsole,
-    console: Console,
     earlier: Earlier | None,
 ) -> Outcome:
     watch = _Watch(shown, directory, experiment.checkpoint.keep)
@@ -280,7 +279,7 @@ def _run(
             fetch_known_data(experiment, spark, shown)
             results = _train(experiment, module, directory, shown, watch, spark, earlier)
     outcome = _outcome(directory, results, watch)
-    console.print(final_table(outcome.train, outcome.validation, outcome.test))
+    shown.table(final_table(outcome.train, outcome.validation, outcome.test))
     _report(experiment, directory, results, outcome, watch, earlier)
     shown.line(f"results in {directory.path}")
     return outcome
@@ -335,7 +334,10 @@ def _train(
         nodes = cluster.shutdown(export=experiment.export.formats)
         watch.seconds["export and stop"] = time.monotonic() - began
         shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
-    keep_with_export(directory.path / "export", module, rows, names)
+    try:
+        keep_with_export(directory.path / "export", module, rows, names)
+    except OSError as error:
+        raise _cannot_write(directory.path, error) from None
     return _Results(history, test, confusion, curves, names, nodes)
 
 

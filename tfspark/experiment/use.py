@@ -180,7 +180,7 @@ def write_results(place: Path, metrics: Mapping[str, Any], classes: Sequence[str
         numbers.setdefault("auc_macro" if len(curves) > 1 else "auc", mean_area(named.values()))
         draw_roc(place / "roc.png", named)
     results = {"test": numbers, "confusion_matrix": confusion, "classes": scores}
-    (place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (place / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return numbers
 
 

@@ -61,7 +61,8 @@ def _schema_of(element: Any) -> StructType:
     if isinstance(element, dict):
         named = {str(name): value for name, value in element.items()}
     elif isinstance(element, tuple | list):
-        names = getattr(element, "__fields__", [f"_{place + 1}" for place in range(len(element))])
+        of_row, of_namedtuple = getattr(element, "__fields__", None), getattr(element, "_fields", None)
+        names = of_row or of_namedtuple or [f"_{place + 1}" for place in range(len(element))]
         named = dict(zip(names, element, strict=True))
     else:
         named = {"value": element}

@@ -99,14 +99,14 @@ class Described:
             "classes": list(self.classes),
             "is_multi_label": self.is_multi_label,
         }
-        (folder / PREDICTION).write_text(json.dumps(data, indent=2) + "\n")
+        (folder / PREDICTION).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Described | None:
         """Read it; None: there is none."""
         if not (folder / PREDICTION).is_file():
             return None
-        data = json.loads((folder / PREDICTION).read_text())
+        data = json.loads((folder / PREDICTION).read_text(encoding="utf-8"))
         check_format(data, folder / PREDICTION)
         return cls(Columns.from_json(data["columns"]), tuple(data["classes"]), data["is_multi_label"])
 
@@ -128,12 +128,14 @@ def check_format(data: Mapping[str, Any], what: object, key: str = "format") -> 
 def read_signature(folder: Path) -> Signature | None:
     """Read the signature beside an exported model; None: there is none."""
     place = folder / SIGNATURE
-    return Signature.from_json(json.loads(place.read_text())) if place.is_file() else None
+    return Signature.from_json(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
 
 
 def write_signature(model: Any, folder: Path) -> None:
     """Write the signature of a Keras model beside it; runs in the trainer."""
-    (folder / SIGNATURE).write_text(json.dumps(signature_of_keras(model).to_json(), indent=2) + "\n")
+    (folder / SIGNATURE).write_text(
+        json.dumps(signature_of_keras(model).to_json(), indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def signature_of_keras(model: Any) -> Signature:

@@ -172,7 +172,7 @@ def _of_run(run: Path) -> TrainedModel:
             "run it with export.formats=[keras], or name a checkpoint (checkpoints/epoch-....keras)"
         )
     module = export / MODULE
-    modules = ((str(module), module.read_text()),) if module.is_file() else ()
+    modules = ((str(module), module.read_text(encoding="utf-8")),) if module.is_file() else ()
     described = Described.read(export)
     return TrainedModel(of_keras(file.read_bytes(), modules), read_signature(export), described)
 

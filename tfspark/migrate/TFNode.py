@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -107,10 +108,25 @@ def hdfs_path(ctx: Places, path: str) -> str:
     if path.startswith("/"):
         return root + path
     if root.startswith(("hdfs://", "viewfs://")):
-        return f"{root}/user/{getpass.getuser()}/{path}"
+        return f"{root}/user/{_hadoop_user()}/{path}"
     if root.startswith("file:"):
         return f"{root}/{ctx.working_dir.strip('/')}/{path}"
     return f"{root}/{path}"
+
+
+def _hadoop_user() -> str:
+    """Return whom Hadoop takes this process for, in whose home relative paths are.
+
+    Raises:
+        ConfigError: nobody knows, as in a container whose user has no name.
+    """
+    try:
+        return os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError(
+            f"expected the user {os.getuid()} to have a name, for the home directory on HDFS; set HADOOP_USER_NAME, or "
+            "give a path that begins with a slash"
+        ) from None
 
 
 def export_saved_model(model: Any, export_dir: str, *gone: Any) -> None:

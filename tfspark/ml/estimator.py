@@ -657,5 +657,5 @@ def module_network(
     os.environ["KERAS_BACKEND"] = "tensorflow"  # The module imports Keras.
     module = load_model_module(path)
     own = dict(params) if module.adapt is None else module.adapt(dict(params), df)
-    source = ((path, module.path.read_text()),)
+    source = ((path, module.path.read_text(encoding="utf-8")),)
     return Network(module.build_model, own, module.callbacks, source, dict(custom_objects or {}))

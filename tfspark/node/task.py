@@ -39,6 +39,8 @@ HEARTBEAT_S = 1.0
 POLL_S = 0.1
 DRIVER_SILENCE_S = 60.0
 """A driver that does not answer for this long is gone; the node ends."""
+LAST_WORDS_S = 3.0
+"""How long a node that has ended tries to reach its driver, which may have gone before it."""
 RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
@@ -256,11 +258,17 @@ class _Node:
         try:
             while lines := self._log.take():
                 self._control.call(
-                    "heartbeat", timeout_s=5.0, node=self._spec.index, attempt=self._attempt, log=lines
+                    "heartbeat",
+                    timeout_s=5.0,
+                    unreached_s=LAST_WORDS_S,
+                    node=self._spec.index,
+                    attempt=self._attempt,
+                    log=lines,
                 )
             self._control.call(
                 "node_ended",
                 timeout_s=5.0,
+                unreached_s=LAST_WORDS_S,
                 node=self._spec.index,
                 attempt=self._attempt,
                 cause=cause,
@@ -302,8 +310,8 @@ def executor_id() -> str:
     process = os.getpid()
     while process > 1:
         try:
-            command = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
-            status = Path(f"/proc/{process}/status").read_text()
+            command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""  # Not Linux.
         if "--executor-id" in command:

@@ -72,7 +72,7 @@ def trainer_command(name: str, port: int, node_task: int) -> list[str]:
 def node_task_of_this_trainer() -> int:
     """Return the number of the node task's process, of which a fork is no child: from this trainer's command line."""
     try:
-        line = Path("/proc/self/cmdline").read_text().split("\0")
+        line = Path("/proc/self/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:  # Not Linux: then it was not forked.
         return os.getppid()
     return int(next(word for word in line if word.startswith("node-task=")).partition("=")[2])
@@ -141,7 +141,9 @@ def started_at(pid: int) -> str:
     Raises:
         OSError: there is no such process.
     """
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return (
+        Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    )
 
 
 def _client(name: str) -> socket.socket | None:

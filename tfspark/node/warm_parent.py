@@ -101,7 +101,7 @@ def strange_threads() -> list[str]:
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # It has just ended.
             if int(task.name) != os.getpid():
-                names.append((task / "comm").read_text().strip())
+                names.append((task / "comm").read_text(encoding="utf-8", errors="replace").strip())
     return sorted(name for name in names if name not in HARMLESS_THREADS)
 
 
@@ -261,9 +261,9 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
 
 def show_as(command_line: list[str]) -> None:
     """Let ``ps`` show a command line for this process, as long as it fits in the place of the present one."""
-    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     start, end = int(stat[45]), int(stat[46])  # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5)
-    text = "\0".join(command_line).encode()[: end - start - 1]
+    text = os.fsencode("\0".join(command_line))[: end - start - 1]
     ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
 
 

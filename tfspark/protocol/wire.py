@@ -193,9 +193,21 @@ class ActionClient:
         self._client = flight.connect(location, generic_options=_CHANNEL, **tls)
 
     def call(
-        self, action: str, timeout_s: float = CALL_TIMEOUT_S, attempts: int = CALL_ATTEMPTS, **request: Any
+        self,
+        action: str,
+        timeout_s: float = CALL_TIMEOUT_S,
+        attempts: int = CALL_ATTEMPTS,
+        unreached_s: float | None = None,
+        **request: Any,
     ) -> Json:
         """Send one action and return its reply.
+
+        Args:
+            action: its name.
+            timeout_s: for one attempt.
+            attempts: how often to send it if that time runs out.
+            unreached_s: instead of the client's own.
+            request: its fields.
 
         Raises:
             ValueError: the request is larger than `MAX_MESSAGE_BYTES`.
@@ -207,7 +219,7 @@ class ActionClient:
         def call() -> list[Any]:
             return list(self._client.do_action(flight.Action(action, body), self._options(timeout_s)))
 
-        reply: Json = json.loads(self._repeated(call, attempts)[0].body.to_pybytes())
+        reply: Json = json.loads(self._repeated(call, attempts, unreached_s)[0].body.to_pybytes())
         return reply
 
     def get(self, ticket: Json, timeout_s: float = CALL_TIMEOUT_S) -> pa.Table:
@@ -256,9 +268,10 @@ class ActionClient:
     ) -> None:
         self.close()
 
-    def _repeated(self, call: Callable[[], Any], attempts: int) -> Any:
+    def _repeated(self, call: Callable[[], Any], attempts: int, unreached_s: float | None = None) -> Any:
         """Make a call, again if its time ran out, and for a while if the server is not reached."""
-        until, pause_s = time.monotonic() + self._unreached_s, FIRST_PAUSE_S
+        until = time.monotonic() + (self._unreached_s if unreached_s is None else unreached_s)
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return call()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tfspark.training.session import TrainingSession
 
 UPLOAD_TIMEOUT_S = 600.0
+KEPT_EPOCHS = 10_000
+"""Of earlier trainings so many epochs are kept. Each micro-batch of a stream is a training."""
 
 
 @dataclass
@@ -34,7 +36,8 @@ class Progress:
     """What a node has done so far, over all lives of its cluster.
 
     Attributes:
-        epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics.
+        epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics. All of the training under
+            way, and the last `KEPT_EPOCHS` before it.
         rows: this node's rows of each epoch.
         call: number of the first pass of the ``train()`` under way.
         epochs_before: epochs before it.
@@ -50,6 +53,7 @@ class Progress:
     def begin(self, call: int) -> None:
         """Begin a training, or go on with it if it was begun before."""
         if call != self.call:
+            del self.epochs[:-KEPT_EPOCHS], self.rows[:-KEPT_EPOCHS]
             self.call, self.epochs_before, self.finished = call, len(self.epochs), False
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
@@ -197,7 +201,8 @@ class PartSender:
             "of": self._num_nodes,
             "used": used,
             "rows": num_rows(used),
-            "facts": facts,
+            # What only nodes need is in the part itself.
+            "facts": {**facts, "progress": {key: facts["progress"][key] for key in ("call", "finished")}},
         }
         self._sending = self._pool.submit(self._send, arrays, facts, header)
 

@@ -133,7 +133,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
                     os.replace(path, before)
         aside = os.path.join(backup.backup_dir, "next.weights.h5")
         backup.model.save_weights(aside, overwrite=True)
-        with open(f"{facts}.next", "w") as file:
+        with open(f"{facts}.next", "w", encoding="utf-8") as file:
             json.dump({"epoch": backup._current_epoch, "batch": backup._last_batch_seen}, file)
         os.replace(aside, weights)
         os.replace(f"{facts}.next", facts)

@@ -81,7 +81,7 @@ class Checkpoint:
             ValueError: it is not what a checkpoint must be; the message says in what.
         """
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
+            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
             if (number := manifest.pop("format")) != FORMAT:
                 raise ValueError(f"expected format {FORMAT}, got {number} of another version of tfspark")
             used, sizes = (
@@ -272,7 +272,7 @@ class CheckpointStore:
             model=chief["facts"]["model"],
             files=draft.files,
         )
-        (draft.path / "manifest.json").write_text(json.dumps(found.to_json()))
+        (draft.path / "manifest.json").write_text(json.dumps(found.to_json()), encoding="utf-8")
         draft.path.rename(found.path)
         self._kept.append(found)
         self._drop_old()
