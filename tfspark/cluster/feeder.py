@@ -13,7 +13,6 @@ from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.state.checkpoint_store import Checkpoint
-from tfspark.cluster.state.registry import REPLACEMENT_S
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
@@ -23,6 +22,7 @@ from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
 from tfspark.feed.spark_names import map_in_arrow
 from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
 from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.timing import REPLACEMENT_S
 from tfspark.protocol.wire import Secret
 
 if TYPE_CHECKING:

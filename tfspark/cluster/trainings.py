@@ -38,7 +38,7 @@ from tfspark.feed.columns import Columns
 from tfspark.feed.stream import StreamSpec, check_qname
 from tfspark.protocol.roles import local_batch_size, stream_name
 from tfspark.protocol.settings import TrainerSettings
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD

@@ -18,7 +18,7 @@ import keras
 
 from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.stream import Start
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training import state
 from tfspark.training.evaluation import plain
 

@@ -18,7 +18,7 @@ import keras
 from tfspark.feed.ledger import Used
 from tfspark.feed.stream import Start
 from tfspark.protocol.settings import TrainerSettings
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training import state
 from tfspark.training.build import (
     BuildModel,

@@ -16,15 +16,13 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from tfspark.cluster.state.size import dealt
 from tfspark.errors import ConfigError
 from tfspark.feed.ledger import Intervals, merged
-
-Json = dict[str, Any]
+from tfspark.protocol.values import Json
 
 logger = logging.getLogger("tfspark")
 

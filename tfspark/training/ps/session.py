@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
