@@ -25,7 +25,7 @@ from tfspark.tfrecord import register
 
 NUM_ROWS = 3000
 BATCH = 32
-FORMATS = ("parquet", "csv", "json", "tfrecord")
+FORMATS = ("parquet", "csv", "json", "tfrecord", "orc")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def files(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The same rows in each format, in two files of different sizes."""
     register(spark)
     place = tmp_path_factory.mktemp("cuts")
+    spark.sparkContext.setCheckpointDir(str(place / "checkpoints"))
     first = spark.range(0, 2 * NUM_ROWS // 3, 1, 1)
     for number, ids in enumerate((first, spark.range(2 * NUM_ROWS // 3, NUM_ROWS, 1, 1))):
         rows = ids.withColumn("pad", sf.sha2(sf.col("id").cast("string"), 512))
@@ -83,6 +84,18 @@ KINDS = [
         id="a join by a sort, which is Spark's own and leaves rows of the same key in order of arrival",
     ),
     pytest.param("parquet", lambda rows: rows.limit(9).select("id"), (False, False), id="a limit"),
+    pytest.param("orc", lambda rows: rows.sample(False, 0.5, 3), (True, True), id="a sample with a seed"),
+    pytest.param("parquet", lambda rows: rows.sample(0.5), (True, False), id="a sample without a seed"),
+    pytest.param("parquet", lambda rows: rows.where("rand(5) < 0.5"), (True, True), id="drawn with a seed"),
+    pytest.param(
+        "parquet", lambda rows: rows.where("rand() < 0.5"), (True, False), id="drawn without a seed"
+    ),
+    pytest.param(
+        "parquet",
+        lambda rows: rows.repartition(4).checkpoint(),
+        (True, False),
+        id="checkpointed by Spark, anew in each program",
+    ),
 ]
 
 
