@@ -1,9 +1,14 @@
 """Choose the parameters of a shipped experiment by validation rows, which are neither trained on nor tested.
 
-    python benchmarks/choose.py diamonds model.params.dropout=0,0.1 train.epochs=5,10
+    python benchmarks/choose.py diamonds model.params.dropout=0,0.1 model.params.hidden=[64],[128,64]
 
 Plain Keras trains with every combination, on the same rows and with the same seed, and is measured on the validation
-rows: those of the experiment, or a tenth of the training rows. The best one alone is measured on the test rows.
+rows after each epoch: how many epochs, up to those of the experiment, is chosen as well. Validation rows are those of
+the experiment, or, where it has none, a tenth of the training rows. Of sunspots they are the last months before those
+of the test; of breast cancer, where malignant rows are for the test alone, half of the test rows; the other half tests.
+
+The chosen parameters alone meet the test rows: plain Keras trains with them as the experiment says, which is on all of
+the training rows if it has no validation rows.
 
 Needs the experiment's data set below data/: ``scripts/prepare_data NAME``.
 """
@@ -13,46 +18,84 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import statistics
+import zlib
 from typing import Any
 
+import yaml
 from prepared import ROOT
 
-from models import JOBS, measured, read, trained_by_plain_keras
+from models import JOBS, Job, measured, read, trained_by_plain_keras
 
 LESS_IS_BETTER = ("mae", "mse", "rmse", "loss")
+OF_MODELS = sorted(name for name, job in JOBS.items() if job.metric != "confidence")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("job", choices=OF_MODELS)
     parser.add_argument("grid", nargs="*", help="KEY=VALUE,VALUE...: keys as those of tfspark run --set")
     parser.add_argument("--set", nargs="+", default=[], help="further options of all")
     options = parser.parse_args()
     job = JOBS[options.job]
-    _, module, found, train, validation, test = read(job, tuple(options.set))
-    if validation is None:
-        _, module, found, train, validation, test = read(job, (*options.set, "data.validation=0.1"))
-    results = []
+    runs = [(*run, *options.set) for run in job.runs or [()]]
+    rows = [rows_to_choose_by(job, run) for run in runs]
+    found = []
     for values in itertools.product(*(choices(part) for part in options.grid)):
-        changed = changed_by(job.config, (*options.set, *values))
-        params = {**found, **changed.model.params}
-        model = trained_by_plain_keras(changed, module, params, train)
-        results.append((measured(model, validation, job.metric), values, model))
-        print(f"validation {job.metric} {results[-1][0]:.4f}  {' '.join(values)}", flush=True)
-    _, values, model = (min if job.metric in LESS_IS_BETTER else max)(results, key=lambda result: result[0])
-    print(f"chosen: {' '.join(values)}; test {job.metric} {measured(model, test, job.metric):.4f}")
+        by_run = [each_epoch(job, (*run, *values), *of_run) for run, of_run in zip(runs, rows, strict=True)]
+        by_epoch = [statistics.mean(figures) for figures in zip(*by_run, strict=True)]
+        figure = (min if job.metric in LESS_IS_BETTER else max)(by_epoch)
+        found.append((figure, (*values, f"train.epochs={by_epoch.index(figure) + 1}")))
+        print(f"validation {job.metric} {figure:.4f}  {' '.join(found[-1][1])}", flush=True)
+    _, values = (min if job.metric in LESS_IS_BETTER else max)(found)
+    tested = [test_figure(job, (*run, *values)) for run in runs]
+    each = f" ({', '.join(f'{figure:.4f}' for figure in tested)})" if len(tested) > 1 else ""
+    print(f"chosen: {' '.join(values)}; test {job.metric} {statistics.mean(tested):.4f}{each}")
 
 
 def choices(part: str) -> list[str]:
+    """Return the options of one part of the grid: ``a=1,2`` -> ``a=1``, ``a=2``."""
     key, _, values = part.partition("=")
-    return [f"{key}={value}" for value in values.split(",")]
+    return [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+            for value in yaml.safe_load(f"[{values}]")]  # fmt: skip
 
 
-def changed_by(config: str, changes: tuple[str, ...]) -> Any:
+def rows_to_choose_by(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the module, what `adapt` found, and rows to train on and to choose by."""
+    _, module, params, train, validation, test = read(job, changes)
+    if job.halves_test:
+        return module, params, train, halves(test)[0]
+    if validation is None:
+        _, module, params, train, validation, _ = read(job, (*changes, *job.choosing))
+    return module, params, train, validation
+
+
+def each_epoch(
+    job: Job, changes: tuple[str, ...], module: Any, found: dict[str, Any], train: Any, validation: Any
+) -> list[float]:
+    """Train; return what the validation rows say after each epoch."""
     from tfspark.experiment.config import load_config
 
     with contextlib.chdir(ROOT):
-        return load_config(f"configs/{config}.yaml", changes)
+        experiment = load_config(f"configs/{job.config}.yaml", changes)
+    params = {**found, **experiment.model.params}
+    model = trained_by_plain_keras(experiment, module, params, train, validation)
+    return [float(figure) for figure in model.history.history[f"val_{job.metric}"]]
+
+
+def test_figure(job: Job, changes: tuple[str, ...]) -> float:
+    experiment, module, params, train, _, test = read(job, changes)
+    model = trained_by_plain_keras(experiment, module, params, train)
+    return measured(model, halves(test)[1] if job.halves_test else test, job.metric)
+
+
+def halves(rows: tuple[Any, Any]) -> list[tuple[Any, Any]]:
+    """Divide rows by what they hold: a row that is in several tests is in the same half of each."""
+    x, y = rows
+    is_second = [zlib.crc32(row.tobytes()) % 2 == 1 for row in x]
+    return [
+        tuple(part[[second == half for second in is_second]] for part in (x, y)) for half in (False, True)
+    ]
 
 
 if __name__ == "__main__":

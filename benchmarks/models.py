@@ -38,11 +38,15 @@ class Job:
         config: the experiment.
         metric: of the test rows; "confidence": of a classifier of real digits in 10,000 made ones, see `judged`.
         runs: options of each of its runs; empty: one for each seed.
+        choosing: options of `choose.py` alone: where the rows to choose by are, if the experiment has none.
+        halves_test: `choose.py` takes half of the test rows to choose by and the other half to test.
     """
 
     config: str
     metric: str
     runs: tuple[tuple[str, ...], ...] = ()
+    choosing: tuple[str, ...] = ("data.validation=0.1",)
+    halves_test: bool = False
 
 
 def folds() -> tuple[tuple[str, ...], ...]:
@@ -59,8 +63,12 @@ JOBS = {
     "mnist": Job("mnist_full", "accuracy"),
     "rotten_tomatoes": Job("rnn_rotten_tomatoes", "accuracy"),
     "imdb": Job("rnn_imdb", "accuracy"),
-    "sunspots": Job("rnn_sunspots", "rmse"),
-    "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds()),
+    "sunspots": Job(
+        "rnn_sunspots",
+        "rmse",
+        choosing=("data.path=data/sunspots/early", "data.validation={path: data/sunspots/late}"),
+    ),
+    "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds(), choosing=(), halves_test=True),
     "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
     "gan_mnist": Job("gan_mnist", "confidence"),
     "diamonds": Job("mlp_diamonds", "mae"),
@@ -128,20 +136,26 @@ def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
 
     with contextlib.chdir(ROOT):
         experiment = load_config(f"configs/{job.config}.yaml", changes)
-        for source in (experiment.data, experiment.data.test_source):
+        for source in (experiment.data, experiment.data.validation_source, experiment.data.test_source):
             prepared(str(Path((source or experiment.data).path).relative_to("data")))
         module = load_model_module(experiment.model.module)
         return experiment, module, *rows_of(experiment, module)
 
 
-def trained_by_plain_keras(experiment: Any, module: Any, params: dict[str, Any], train: Any) -> Any:
+def trained_by_plain_keras(
+    experiment: Any, module: Any, params: dict[str, Any], train: Any, validation: Any = None
+) -> Any:
+    """Return the model, whose `history` says what each epoch brought."""
     import keras
 
     keras.utils.set_random_seed(experiment.seed)
     model = module.build_model(params)
     callbacks = module.callbacks(params) if module.callbacks else []
     size, epochs = experiment.data.batch_size, experiment.train.epochs
-    model.fit(*train, batch_size=size, epochs=epochs, callbacks=callbacks, verbose=0)
+    model.fit(
+        *train, batch_size=size, epochs=epochs, callbacks=callbacks, verbose=0,
+        validation_data=validation, validation_batch_size=256,
+    )  # fmt: skip
     return model
 
 

@@ -1,9 +1,8 @@
 """Autoencoders: dense, convolutional, denoising, variational.
 
-They learn to reproduce their input through a narrow code: to find anomalies by the error, or to reduce dimensions by
-the encoder, which is exported by itself. A model module: tfspark calls `adapt(params, df)` on the driver and
-`build_model(params)` in every trainer. It needs neither Spark nor tfspark, so it also runs alone, from the top of the
-repository:
+They learn to reproduce their input through a narrow code: to find anomalies by the error, or to reduce dimensions
+by the encoder, which is exported by itself. A model module: tfspark calls `adapt(params, df)` on the driver and
+`build_model(params)` in every trainer. It needs no Spark, so it also runs alone, from the top of the repository:
 
     python -m models.autoencoder                # anomalies: malignant tumours, having seen benign ones only
     python -m models.autoencoder --images       # 16 numbers for a handwritten digit
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,88 +21,27 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfspark.parameters import (
+    above_0,
+    are,
+    at_least_0,
+    choice,
+    flag,
+    fraction,
+    is_above_0,
+    is_number,
+    is_size,
+    param,
+    read_params,
+    several,
+    whole,
+)
+
 Tensor = keras.KerasTensor
 
 # What `main` trains on.
 TUMOURS = Path("data/breast_cancer")
 DIGITS = Path("data/mnist_5k/images")
-
-
-# Parameters: the value by default, what is expected, and whether a value is that.
-
-
-def param(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
-    """Declare a parameter: a field of `Params` that knows its range."""
-    return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
-
-
-def whole(default: int | None, least: int) -> Any:
-    """Declare a whole number with a least value; None only if it is the default."""
-    return param(
-        default,
-        f"a whole number, {least} or more",
-        lambda value: _is_whole(value, least) or (value is None and default is None),
-    )
-
-
-def at_least_0(default: float) -> Any:
-    """Declare a number that is 0 or more."""
-    return param(default, "a number, 0 or more", lambda value: _is_number(value) and value >= 0)
-
-
-def above_0(default: float) -> Any:
-    """Declare a number above 0."""
-    return param(default, "a number above 0", lambda value: _is_number(value) and value > 0)
-
-
-def fraction(default: float) -> Any:
-    """Declare a number in [0, 1)."""
-    return param(default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
-
-
-def choice(default: str, options: Sequence[str]) -> Any:
-    """Declare one of some words."""
-    return param(default, f"one of {', '.join(options)}", lambda value: value in list(options))
-
-
-def flag(default: bool) -> Any:
-    """Declare a yes or no."""
-    return param(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def read_params(known: type, params: Mapping[str, Any]) -> Any:
-    """Check `params` and fill in the defaults.
-
-    Raises:
-        ValueError: an unknown name, with the nearest known one; or a value outside its range.
-    """
-    fields = {field.name: field for field in dataclasses.fields(known)}
-    if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
-        raise ValueError("; ".join(unknown))
-    for name, value in params.items():
-        if not fields[name].metadata["holds"](value):
-            raise ValueError(
-                f"{name} must be {fields[name].metadata['expected']}. Received: {name}={value!r}"
-            )
-    return known(**{name: tuple(v) if isinstance(v, list) else v for name, v in params.items()})
-
-
-def _unknown(name: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"unknown model parameter {name!r}: {hint}"
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _are(values: object, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list | tuple) and all(map(holds, values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,21 +73,17 @@ class Params:
     input_shape: tuple[int, ...] = param(
         (28, 28, 1),
         "a list of whole numbers above 0",
-        lambda value: _are(value, lambda size: _is_whole(size, 1)) and len(value) > 0,
+        lambda value: are(value, is_size) and len(value) > 0,
     )
     code: int = whole(16, 1)
-    hidden: tuple[int, ...] = param(
-        (128,), "a list of whole numbers above 0", lambda value: _are(value, lambda size: _is_whole(size, 1))
-    )
+    hidden: tuple[int, ...] = several((128,), "a list of whole numbers above 0", is_size)
     filters: int = whole(16, 1)
     noise: float = at_least_0(0.0)
     variational: bool = flag(False)
     kl_weight: float = at_least_0(1.0)
     standardise: bool = flag(False)
-    mean: tuple[float, ...] = param((), "a list of numbers", lambda value: _are(value, _is_number))
-    std: tuple[float, ...] = param(
-        (), "a list of numbers above 0", lambda value: _are(value, lambda v: _is_number(v) and v > 0)
-    )
+    mean: tuple[float, ...] = several((), "a list of numbers", is_number)
+    std: tuple[float, ...] = several((), "a list of numbers above 0", is_above_0)
     labels: bool = flag(False)
     dropout: float = fraction(0.0)
     weight_decay: float = at_least_0(0.0)
@@ -204,7 +137,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> Autoencoder:
     Raises:
         ValueError: a parameter is unknown or outside its range, or does not go with another.
     """
-    p: Params = read_params(Params, params or {})
+    p = read_params(Params, params or {})
     make = {"dense": dense, "convolutional": convolutional}[p.architecture]
     encoder, decoder = make(p)
     model = Autoencoder(

@@ -1,8 +1,7 @@
 """Generative adversarial networks for images: DCGAN, plain and conditional.
 
 Two networks learn against each other, each with an optimizer of its own. A model module: tfspark calls
-`build_model(params)` in every trainer. It needs neither Spark nor tfspark, so it also runs alone, from the top of the
-repository:
+`build_model(params)` in every trainer. It needs no Spark, so it also runs alone, from the top of the repository:
 
     python -m models.gan
 """
@@ -11,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,94 +19,12 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from tfspark.parameters import above_0, at_least_0, flag, fraction, read_params, shape, whole
+
 Tensor = keras.KerasTensor
 
 # What `main` trains on.
 DIGITS = Path("data/digits/images")
-
-
-# Parameters: the value by default, what is expected, and whether a value is that.
-
-
-def param(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
-    """Declare a parameter: a field of `Params` that knows its range."""
-    return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
-
-
-def whole(default: int | None, least: int) -> Any:
-    """Declare a whole number with a least value; None only if it is the default."""
-    return param(
-        default,
-        f"a whole number, {least} or more",
-        lambda value: _is_whole(value, least) or (value is None and default is None),
-    )
-
-
-def at_least_0(default: float) -> Any:
-    """Declare a number that is 0 or more."""
-    return param(default, "a number, 0 or more", lambda value: _is_number(value) and value >= 0)
-
-
-def above_0(default: float) -> Any:
-    """Declare a number above 0."""
-    return param(default, "a number above 0", lambda value: _is_number(value) and value > 0)
-
-
-def fraction(default: float) -> Any:
-    """Declare a number in [0, 1)."""
-    return param(default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
-
-
-def flag(default: bool) -> Any:
-    """Declare a yes or no."""
-    return param(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def shape(default: tuple[int, ...] | None, expected: str, length: int) -> Any:
-    """Declare sizes, as many as `length`; None only if it is the default."""
-    return param(
-        default,
-        expected,
-        lambda value: (
-            (value is None and default is None)
-            or (
-                isinstance(value, list | tuple)
-                and len(value) == length
-                and all(_is_whole(size, 1) for size in value)
-            )
-        ),
-    )
-
-
-def read_params(known: type, params: Mapping[str, Any]) -> Any:
-    """Check `params` and fill in the defaults.
-
-    Raises:
-        ValueError: an unknown name, with the nearest known one; or a value outside its range.
-    """
-    fields = {field.name: field for field in dataclasses.fields(known)}
-    if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
-        raise ValueError("; ".join(unknown))
-    for name, value in params.items():
-        if not fields[name].metadata["holds"](value):
-            raise ValueError(
-                f"{name} must be {fields[name].metadata['expected']}. Received: {name}={value!r}"
-            )
-    return known(**{name: tuple(v) if isinstance(v, list) else v for name, v in params.items()})
-
-
-def _unknown(name: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"unknown model parameter {name!r}: {hint}"
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +87,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> GAN:
     Raises:
         ValueError: a parameter is unknown or outside its range, or the size cannot be halved twice.
     """
-    p: Params = read_params(Params, params or {})
+    p = read_params(Params, params or {})
     # Steps of Adam as in Radford et al. (2015): less momentum than usual.
     optimizer = keras.optimizers.Adam(p.discriminator_learning_rate, beta_1=0.5)
     model = GAN(

@@ -1,8 +1,8 @@
 """Networks for tables: columns of numbers and of categories, and one label or several.
 
 A label is a number, a yes or no, or one of some classes. A model module: tfspark calls `adapt(params, df)` on the
-driver and `build_model(params)` in every trainer. It needs neither Spark nor tfspark, so it also runs alone, from the
-top of the repository:
+driver and `build_model(params)` in every trainer. It needs no Spark, so it also runs alone, from the top of the
+repository:
 
     python -m models.mlp                    # the price of a diamond
     python -m models.mlp --cut              # how well it is cut: one of five classes
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,104 +21,29 @@ import keras
 import numpy as np
 from keras import layers
 
+from tfspark.parameters import (
+    above_0,
+    are,
+    choice,
+    flag,
+    fraction,
+    is_above_0,
+    is_number,
+    is_size,
+    is_text,
+    is_whole,
+    named,
+    read_params,
+    several,
+    whole,
+)
+
 Tensor = keras.KerasTensor
 
 # What `main` trains on.
 DIAMONDS = Path("data/diamonds/stones")
 
 ENCODINGS = ("embedding", "one_hot", "hashing")
-
-
-# Parameters: the value by default, what is expected, and whether a value is that.
-
-
-def param(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
-    """Declare a parameter: a field of `Params` that knows its range."""
-    return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
-
-
-def whole(default: int | None, least: int) -> Any:
-    """Declare a whole number with a least value; None only if it is the default."""
-    return param(
-        default,
-        f"a whole number, {least} or more",
-        lambda value: _is_whole(value, least) or (value is None and default is None),
-    )
-
-
-def at_least_0(default: float) -> Any:
-    """Declare a number that is 0 or more."""
-    return param(default, "a number, 0 or more", lambda value: _is_number(value) and value >= 0)
-
-
-def above_0(default: float) -> Any:
-    """Declare a number above 0."""
-    return param(default, "a number above 0", lambda value: _is_number(value) and value > 0)
-
-
-def fraction(default: float) -> Any:
-    """Declare a number in [0, 1)."""
-    return param(default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
-
-
-def choice(default: str, options: Sequence[str]) -> Any:
-    """Declare one of some words."""
-    return param(default, f"one of {', '.join(options)}", lambda value: value in list(options))
-
-
-def flag(default: bool) -> Any:
-    """Declare a yes or no."""
-    return param(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def named(expected: str, holds: Callable[[Any], bool]) -> Any:
-    """Declare something for each of some columns; none by default."""
-    return dataclasses.field(
-        default_factory=dict, metadata={"expected": expected, "holds": lambda value: _is_named(value, holds)}
-    )
-
-
-def read_params(known: type, params: Mapping[str, Any]) -> Any:
-    """Check `params` and fill in the defaults.
-
-    Raises:
-        ValueError: an unknown name, with the nearest known one; or a value outside its range.
-    """
-    fields = {field.name: field for field in dataclasses.fields(known)}
-    if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
-        raise ValueError("; ".join(unknown))
-    for name, value in params.items():
-        if not fields[name].metadata["holds"](value):
-            raise ValueError(
-                f"{name} must be {fields[name].metadata['expected']}. Received: {name}={value!r}"
-            )
-    return known(**{name: tuple(v) if isinstance(v, list) else v for name, v in params.items()})
-
-
-def _unknown(name: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"unknown model parameter {name!r}: {hint}"
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _are(values: object, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list | tuple) and all(map(holds, values))
-
-
-def _is_named(values: object, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(values, Mapping) and all(map(_is_text, values)) and all(map(holds, values.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,31 +72,25 @@ class Params:
         decay: the step size is multiplied by this after each epoch, above 0.
     """
 
-    numbers: tuple[str, ...] = param((), "a list of columns", lambda value: _are(value, _is_text))
+    numbers: tuple[str, ...] = several((), "a list of columns", is_text)
     categories: Mapping[str, str] = named(
         f"columns, each with one of {', '.join(ENCODINGS)}", lambda encoding: encoding in ENCODINGS
     )
     labels: Mapping[str, Any] = named(
         "columns, each with number, yes or a number of classes, 2 or more",
-        lambda kind: kind in ("number", "yes") or _is_whole(kind, 2),
+        lambda kind: kind in ("number", "yes") or is_whole(kind, 2),
     )
     num_classes: int = whole(2, 2)
-    mean: Mapping[str, float] = named("columns, each with a number", _is_number)
-    std: Mapping[str, float] = named(
-        "columns, each with a number above 0", lambda value: _is_number(value) and value > 0
-    )
+    mean: Mapping[str, float] = named("columns, each with a number", is_number)
+    std: Mapping[str, float] = named("columns, each with a number above 0", is_above_0)
     vocabulary: Mapping[str, Sequence[Any]] = named(
         "columns, each with a list of texts or of whole numbers",
-        lambda known: _are(known, _is_text) or _are(known, lambda value: _is_whole(value, -(2**63))),
+        lambda known: are(known, is_text) or are(known, lambda value: is_whole(value, -(2**63))),
     )
     vocabulary_size: int = whole(1000, 1)
     bins: int = whole(1000, 2)
     embedding: int = whole(8, 1)
-    hidden: tuple[int, ...] = param(
-        (128, 64),
-        "a list of whole numbers above 0",
-        lambda value: _are(value, lambda units: _is_whole(units, 1)),
-    )
+    hidden: tuple[int, ...] = several((128, 64), "a list of whole numbers above 0", is_size)
     skip: bool = flag(True)
     loss: str = choice("squared", ["squared", "absolute"])
     dropout: float = fraction(0.1)
@@ -262,7 +180,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     Raises:
         ValueError: a parameter is unknown or outside its range, or does not go with another.
     """
-    p: Params = read_params(Params, params or {})
+    p = read_params(Params, params or {})
     inputs, x = columns(p)  # (batch, width of all columns)
     hidden = x
     for units in p.hidden:
@@ -300,8 +218,8 @@ def columns(p: Params) -> tuple[Any, Tensor]:
         variance = [p.std.get(name, 1.0) ** 2 for name in p.numbers]
         parts.append(layers.Normalization(mean=mean, variance=variance)(x))
     for name, encoding in p.categories.items():
-        is_text = encoding == "hashing" or _are(p.vocabulary[name], _is_text)
-        inputs[name] = keras.Input((), dtype="string" if is_text else "int64", name=name)
+        has_texts = encoding == "hashing" or are(p.vocabulary[name], is_text)
+        inputs[name] = keras.Input((), dtype="string" if has_texts else "int64", name=name)
         parts.append(encoded(inputs[name], name, encoding, p))
     x = layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
     return (inputs if len(inputs) > 1 else next(iter(inputs.values()))), x
@@ -312,7 +230,7 @@ def encoded(x: Tensor, name: str, encoding: str, p: Params) -> Tensor:
     if encoding == "hashing":
         return layers.Embedding(p.bins, p.embedding)(layers.Hashing(p.bins)(x))
     known = list(p.vocabulary[name])[: p.vocabulary_size]
-    lookup = layers.StringLookup if _are(known, _is_text) else layers.IntegerLookup
+    lookup = layers.StringLookup if are(known, is_text) else layers.IntegerLookup
     if encoding == "one_hot":
         return lookup(vocabulary=known, output_mode="one_hot")(x)
     return layers.Embedding(len(known) + 1, p.embedding)(lookup(vocabulary=known)(x))
@@ -320,7 +238,7 @@ def encoded(x: Tensor, name: str, encoding: str, p: Params) -> Tensor:
 
 def output(name: str, kind: Any, hidden: Tensor, linear: Tensor, p: Params) -> Tensor:
     """Give what is said of a label."""
-    units = kind if _is_whole(kind, 3) else 1
+    units = kind if is_whole(kind, 3) else 1
     scores = layers.Dense(units)(hidden)
     if p.skip:
         scores = layers.Add()([scores, layers.Dense(units, use_bias=False)(linear)])
@@ -335,7 +253,7 @@ def loss_of(kind: Any, p: Params) -> str:
     """Return the loss of a label."""
     if kind == "number":
         return "mean_squared_error" if p.loss == "squared" else "mean_absolute_error"
-    return "sparse_categorical_crossentropy" if _is_whole(kind, 3) else "binary_crossentropy"
+    return "sparse_categorical_crossentropy" if is_whole(kind, 3) else "binary_crossentropy"
 
 
 def weight_of(name: str, kind: Any, p: Params) -> float:
@@ -353,7 +271,7 @@ def metrics_of(kind: Any) -> list[Any]:
             keras.metrics.RootMeanSquaredError(name="rmse"),
             keras.metrics.R2Score(name="r2"),
         ]
-    return ["accuracy"] if _is_whole(kind, 3) else ["accuracy", keras.metrics.AUC(name="auc")]
+    return ["accuracy"] if is_whole(kind, 3) else ["accuracy", keras.metrics.AUC(name="auc")]
 
 
 def importance(model: keras.Model, x: Any, y: Any, seed: int = 0) -> dict[str, float]:

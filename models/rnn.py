@@ -1,8 +1,8 @@
 """Recurrent networks that classify texts and series, and that forecast series.
 
-LSTM and GRU, in one direction or both, stacked; one answer per row (many to one) or one per step (many to many).
-A model module: tfspark calls `adapt(params, df)` on the driver and `build_model(params)` in every trainer. It needs
-neither Spark nor tfspark, so it also runs alone, from the top of the repository:
+LSTM and GRU, in one direction or both, stacked; one answer per row (many to one) or one per step (many to many). A
+model module: tfspark calls `adapt(params, df)` on the driver and `build_model(params)` in every trainer. It needs
+no Spark, so it also runs alone, from the top of the repository:
 
     python -m models.rnn                    # the tone of a sentence
     python -m models.rnn --series           # next month's sunspots
@@ -12,15 +12,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
+
+from tfspark.parameters import (
+    above_0,
+    are,
+    at_least_0,
+    choice,
+    flag,
+    fraction,
+    is_above_0,
+    is_number,
+    is_size,
+    is_text,
+    param,
+    read_params,
+    several,
+    whole,
+)
 
 Tensor = keras.KerasTensor
 
@@ -31,87 +47,6 @@ SUNSPOTS = Path("data/sunspots")
 # What separates words, for TensorFlow (RE2) and for Spark (Java) alike: tags of HTML, punctuation and symbols.
 # Apostrophes vanish: "don't" is one word.
 SEPARATORS = r"<[^>]*>|[\p{P}\p{S}]+"
-
-
-# Parameters: the value by default, what is expected, and whether a value is that.
-
-
-def param(default: Any, expected: str, holds: Callable[[Any], bool]) -> Any:
-    """Declare a parameter: a field of `Params` that knows its range."""
-    return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
-
-
-def whole(default: int | None, least: int) -> Any:
-    """Declare a whole number with a least value; None only if it is the default."""
-    return param(
-        default,
-        f"a whole number, {least} or more",
-        lambda value: _is_whole(value, least) or (value is None and default is None),
-    )
-
-
-def at_least_0(default: float) -> Any:
-    """Declare a number that is 0 or more."""
-    return param(default, "a number, 0 or more", lambda value: _is_number(value) and value >= 0)
-
-
-def above_0(default: float) -> Any:
-    """Declare a number above 0."""
-    return param(default, "a number above 0", lambda value: _is_number(value) and value > 0)
-
-
-def fraction(default: float) -> Any:
-    """Declare a number in [0, 1)."""
-    return param(default, "a number in [0, 1)", lambda value: _is_number(value) and 0 <= value < 1)
-
-
-def choice(default: str, options: Sequence[str]) -> Any:
-    """Declare one of some words."""
-    return param(default, f"one of {', '.join(options)}", lambda value: value in list(options))
-
-
-def flag(default: bool) -> Any:
-    """Declare a yes or no."""
-    return param(default, "true or false", lambda value: isinstance(value, bool))
-
-
-def read_params(known: type, params: Mapping[str, Any]) -> Any:
-    """Check `params` and fill in the defaults.
-
-    Raises:
-        ValueError: an unknown name, with the nearest known one; or a value outside its range.
-    """
-    fields = {field.name: field for field in dataclasses.fields(known)}
-    if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
-        raise ValueError("; ".join(unknown))
-    for name, value in params.items():
-        if not fields[name].metadata["holds"](value):
-            raise ValueError(
-                f"{name} must be {fields[name].metadata['expected']}. Received: {name}={value!r}"
-            )
-    return known(**{name: tuple(v) if isinstance(v, list) else v for name, v in params.items()})
-
-
-def _unknown(name: object, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"unknown model parameter {name!r}: {hint}"
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _are(values: object, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(values, list | tuple) and all(map(holds, values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,23 +92,17 @@ class Params:
     pooling: str = choice("mean", ["last", "mean", "max"])
     per_step: bool = flag(False)
     skip: bool = flag(True)
-    vocabulary: tuple[str, ...] = param(
-        (), "a list of words", lambda value: isinstance(value, list | tuple) and all(map(_is_text, value))
-    )
+    vocabulary: tuple[str, ...] = several((), "a list of words", is_text)
     vocabulary_size: int = whole(20_000, 3)
     length: int = whole(256, 1)
     embedding: int = whole(64, 1)
     input_shape: tuple[int, ...] | None = param(
         None,
         "whole numbers above 0: steps; or steps and variables",
-        lambda value: (
-            value is None or (_are(value, lambda size: _is_whole(size, 1)) and len(value) in (1, 2))
-        ),
+        lambda value: value is None or (are(value, is_size) and len(value) in (1, 2)),
     )
-    mean: tuple[float, ...] = param((), "a list of numbers", lambda value: _are(value, _is_number))
-    std: tuple[float, ...] = param(
-        (), "a list of numbers above 0", lambda value: _are(value, lambda v: _is_number(v) and v > 0)
-    )
+    mean: tuple[float, ...] = several((), "a list of numbers", is_number)
+    std: tuple[float, ...] = several((), "a list of numbers above 0", is_above_0)
     per_window: bool = flag(False)
     num_classes: int = whole(2, 2)
     horizon: int = whole(1, 1)
@@ -259,7 +188,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     Raises:
         ValueError: a parameter is unknown or outside its range, or does not go with another.
     """
-    p: Params = read_params(Params, params or {})
+    p = read_params(Params, params or {})
     inputs, x, linear = series_inputs(p) if p.inputs == "series" else word_inputs(p)
     x = recurrent(x, p)  # (batch, steps, units), or without steps if the last state is asked for
     if not p.per_step:
@@ -273,7 +202,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
 
 def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.Callback]:
     """Return what makes the steps smaller from epoch to epoch."""
-    p: Params = read_params(Params, params or {})
+    p = read_params(Params, params or {})
     if p.decay == 1:
         return []
     return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * p.decay if epoch else rate)]

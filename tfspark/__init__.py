@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfspark import ml, tfrecord
+    from tfspark import ml, parameters, tfrecord
     from tfspark.cluster.inputs import Feeding, FeedOptions, InputMode
     from tfspark.cluster.tfcluster import TFCluster
     from tfspark.errors import (
@@ -49,6 +49,7 @@ __all__ = [
     "dfutil",
     "gpu_info",
     "ml",
+    "parameters",
     "pipeline",
     "predict",
     "tfrecord",
@@ -81,7 +82,7 @@ _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline",
 def __getattr__(name: str) -> Any:
     if name in _MIGRATED:
         return import_module(f"tfspark.migrate.{name}")
-    if name in ("ml", "tfrecord"):
+    if name in ("ml", "parameters", "tfrecord"):
         return import_module(f"tfspark.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tfspark' has no attribute {name!r}")

@@ -130,8 +130,8 @@ def test_wrong_sizes_are_refused_before_anything_starts(
 
 def test_size_of_a_step_when_workers_are_fewer() -> None:
     spec = StreamSpec("train", Columns((Column("x"),)), 32, 3, True, False, 0, 0, 1, 1.0)
-    kept = [Size(3, 1).fitted(spec, workers) for workers in (3, 2, 1)]
+    kept = [Size(3, 1).for_workers(spec, workers) for workers in (3, 2, 1)]
     assert [(one.num_readers, one.batch_size) for one in kept] == [(3, 32), (2, 48), (1, 96)]
-    scaled = [Size(3, 1, keeps="worker_batch").fitted(spec, workers) for workers in (3, 2, 1)]
+    scaled = [Size(3, 1, preserves="worker_batch").for_workers(spec, workers) for workers in (3, 2, 1)]
     assert [(one.num_readers, one.batch_size) for one in scaled] == [(3, 32), (2, 32), (1, 32)]
-    assert Size(5, 1).fitted(spec, 3).batch_size == round(32 * 5 / 3)
+    assert Size(5, 1).for_workers(spec, 3).batch_size == round(32 * 5 / 3)

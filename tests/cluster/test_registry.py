@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tfspark.cluster.state.registry import (
-    LOST_PEER_SETTLE_S,
-    MOVES,
-    REPLACEMENT_S,
-    NodeState,
-    Registry,
-    count_roles,
-    describe_mismatch,
-)
+from tfspark.cluster.state.registry import MOVES, NodeState, Registry, count_roles, describe_mismatch
 from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.errors import DataError, NodeFailedError, ReservationError, in_words
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.timing import LOST_PEER_SETTLE_S, REPLACEMENT_S
 
 VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
 TRAINER_TIMEOUT_S = 40.0

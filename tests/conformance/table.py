@@ -236,6 +236,63 @@ CLIPPING = [
 ]
 
 
+def own_optimizer() -> Any:
+    """An optimizer of one's own: each value's step is the sign of its gradient."""
+    import keras
+
+    class Signs(keras.optimizers.Optimizer):
+        def build(self, variables: Any) -> None:
+            if not self.built:
+                super().build(variables)
+                self.before = self.add_optimizer_variables(variables, "before")
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            before = self.before[self._get_variable_index(variable)]
+            rate = keras.ops.cast(learning_rate, variable.dtype)
+            step = keras.ops.tanh(keras.ops.cast(gradient, variable.dtype) + 0.5 * before)
+            self.assign(before, gradient)
+            self.assign_sub(variable, rate * step)
+
+    return Signs(0.05, clipnorm=0.5)
+
+
+BY_WORKERS = {
+    "servers": "refused: workers would add to each other's gradients",
+    "refused": ("servers",),
+}
+TOGETHER = [
+    regression(
+        "Adam(use_ema, global_clipnorm)", optimizer_of("Adam", use_ema=True, global_clipnorm=0.3), slow=True
+    ),
+    regression(
+        "AdamW(gradient_accumulation_steps, use_ema, clipvalue)",
+        optimizer_of("AdamW", gradient_accumulation_steps=2, use_ema=True, ema_momentum=0.8, clipvalue=0.1),
+        slow=True,
+        **BY_WORKERS,
+    ),
+    regression(
+        "SGD(momentum, gradient_accumulation_steps, ema_overwrite_frequency)",
+        sgd(momentum=0.9, gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2),
+        slow=True,
+        **BY_WORKERS,
+    ),
+    regression(
+        "RMSprop(centered, momentum)", optimizer_of("RMSprop", centered=True, momentum=0.5), slow=True
+    ),
+    regression("Adam(amsgrad, clipvalue)", optimizer_of("Adam", amsgrad=True, clipvalue=0.1), slow=True),
+    regression("an optimizer of one's own", own_optimizer),
+    regression(
+        "LossScaleOptimizer around gradient accumulation",
+        lambda: __import__("keras").optimizers.LossScaleOptimizer(
+            sgd(gradient_accumulation_steps=2, clipnorm=0.5)(), initial_scale=64.0
+        ),
+        servers="refused: workers would change the scale under each other",
+        refused=("servers",),
+        slow=True,
+    ),
+]
+
+
 # --- losses ----------------------------------------------------------------------------------------
 
 
@@ -409,7 +466,79 @@ LOSSES += [
     ),
 ]
 LOSSES.append(of_table("a function made of other losses", "yes", 1, "sigmoid", lambda: mean_and_dice))
+
+
+def squares(truth: Any, guess: Any) -> Any:
+    """A value for each value of the output, not for each row."""
+    return (truth - guess) ** 2
+
+
+class Halves:
+    """Makes a loss whose `__call__` is its own: it takes weights in its own way."""
+
+    def __call__(self) -> Any:
+        import keras
+
+        class Own(keras.losses.Loss):
+            def call(self, truth: Any, guess: Any) -> Any:
+                return keras.ops.mean(keras.ops.abs(truth - guess), axis=-1) / 2
+
+        return Own()
+
+
+LOSSES += [
+    of_table("a function of each value, with weights", "numbers", 3, None, lambda: squares, weighs=True),
+    of_table("a Loss of one's own, with weights", "numbers", 3, None, Halves(), weighs=True, slow=True),
+    of_table("Dice of each row", "several", 3, "sigmoid", loss_of("Dice", axis=(1,)), slow=True),
+    of_table(
+        "label_smoothing, from_logits",
+        "one hot",
+        3,
+        None,
+        loss_of("CategoricalCrossentropy", from_logits=True, label_smoothing=0.2),
+        slow=True,
+    ),
+]
+
+
+def without_class(index: int) -> Callable[[], Any]:
+    return loss_of("SparseCategoricalCrossentropy", ignore_class=index)
+
+
+def transcribed() -> Any:
+    """Steps of time to a shorter text, whose places nobody knows: CTC."""
+    import keras
+
+    layers = [keras.Input((5, 2)), keras.layers.Dense(4, "softmax", kernel_initializer=initial())]
+    model = keras.Sequential(layers)
+    model.compile(sgd(0.1)(), keras.losses.CTC())
+    return model
+
+
+def texts_of_series() -> Any:
+    x, y, weights = series(weights=True)
+    return x, y[:, :2] + 1, weights
+
+
 OUTPUTS = [
+    of_pixels(
+        "segmentation, ignore_class",
+        "classes",
+        without_class(0),
+        made(metric_of("MeanIoU", 2, ignore_class=0, sparse_y_pred=False)),
+        of_batches=True,
+    ),
+    of_pixels(
+        "segmentation, ignore_class, weighted",
+        "classes",
+        without_class(1),
+        made(metric_of("MeanIoU", 2, ignore_class=1, sparse_y_pred=False)),
+        weighs=True,
+        of_batches=True,
+        slow=True,
+    ),
+    of_pixels("pixels, none", "same", loss_of("MeanSquaredError", reduction="none"), weighs=True, slow=True),
+    Feature("outputs of several values", "CTC, weighted", transcribed, texts_of_series, slow=True),
     of_pixels(
         "segmentation, classes",
         "classes",
@@ -648,6 +777,39 @@ WEIGHTS = [
         compiled={"weighted_metrics": ["mae"], "metrics": ["mae"]},
     ),
 ]
+WEIGHTS += [
+    of_table(
+        "class_weight and sample_weight, with validation",
+        "classes",
+        3,
+        "softmax",
+        "sparse_categorical_crossentropy",
+        weighs=True,
+        group="weights",
+        class_weights={0: 0.5, 1: 2.0},
+        compiled={"weighted_metrics": ["accuracy"], "metrics": ["accuracy"]},
+        validates=True,
+        epochs=2,
+    ),
+    of_table(
+        "class_weight of yes and no, accumulated and clipped",
+        "yes",
+        1,
+        "sigmoid",
+        "binary_crossentropy",
+        group="weights",
+        class_weights={0: 1.0, 1: 3.0},
+        slow=True,
+    ),
+    Feature(
+        "weights",
+        "sample_weight of strings",
+        lambda: of_strings(),
+        lambda: (*words()[:2], table_rows(weights=True)[2]),
+        needs_graph=True,
+        slow=True,
+    ),
+]
 # --- all optimizers, schedules ----------------------------------------------------------------------
 
 OPTIMIZERS = [
@@ -822,6 +984,194 @@ def own_loss() -> Any:
     return model
 
 
+def guided_step(data: str = "weights") -> Callable[[], Any]:
+    """Make a model whose step is that of Keras's guides.
+
+    Args:
+        data: whether the step passes on the weights of rows, or knows none; or takes the mean by itself, for which it
+            has a metric of its own.
+    """
+
+    def build() -> Any:
+        import keras
+        import tensorflow as tf
+
+        class Guided(keras.Model):
+            def __init__(self, **options: Any) -> None:
+                super().__init__(**options)
+                self.measured = keras.metrics.Mean(name="measured")
+                self.error = keras.metrics.MeanAbsoluteError(name="error")
+
+            @property
+            def metrics(self) -> Any:
+                return [self.measured, self.error] if data == "own mean" else super().metrics
+
+            def train_step(self, batch: Any) -> Any:
+                x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+                weight = weight if data == "weights" else None
+                with tf.GradientTape() as tape:
+                    guess = self(x, training=True)
+                    if data == "own mean":
+                        squared = keras.losses.mean_squared_error(y, guess)
+                        loss = keras.ops.mean(squared) + 0.01 * keras.ops.mean(keras.ops.abs(guess))
+                    else:
+                        loss = self.compute_loss(y=y, y_pred=guess, sample_weight=weight)
+                weights = self.trainable_weights
+                self.optimizer.apply(tape.gradient(loss, weights), weights)
+                if data == "own mean":
+                    self.measured.update_state(loss)
+                    self.error.update_state(y, guess)
+                    return {metric.name: metric.result() for metric in self.metrics}
+                for metric in self.metrics:
+                    if metric.name == "loss":
+                        metric.update_state(loss)
+                    else:
+                        metric.update_state(y, guess, sample_weight=weight)
+                return {metric.name: metric.result() for metric in self.metrics}
+
+            def test_step(self, batch: Any) -> Any:
+                if data != "own mean":
+                    return super().test_step(batch)
+                x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+                self.error.update_state(y, self(x, training=False))
+                return {"error": self.error.result()}
+
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dense(5, "tanh", kernel_regularizer="l2", kernel_initializer=initial(1))(inputs)
+        outputs = keras.layers.Dense(1, kernel_initializer=initial(2))(hidden)
+        model = Guided(inputs=inputs, outputs=outputs)
+        model.compile(sgd(0.1, clipnorm=0.5)(), "mse", metrics=["mae"])
+        return model
+
+    return build
+
+
+def two_optimizers() -> Any:
+    """Two networks against each other, with losses of Keras called by the step itself, as in Keras's GANs."""
+    import keras
+    import tensorflow as tf
+
+    class Rivals(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker = keras.layers.Dense(1, kernel_initializer=initial(1))
+            self.judge = keras.layers.Dense(1, kernel_initializer=initial(2))
+            self.of_maker = keras.metrics.Mean(name="of_maker")
+            self.of_judge = keras.metrics.Mean(name="of_judge")
+
+        def compile(self, optimizer: Any, judge_optimizer: Any, loss_fn: Any) -> None:
+            super().compile(optimizer)
+            self.judge_optimizer, self.loss_fn = judge_optimizer, loss_fn
+
+        @property
+        def metrics(self) -> Any:
+            return [self.of_maker, self.of_judge]
+
+        def call(self, x: Any) -> Any:
+            return self.judge(self.maker(x))
+
+        def train_step(self, batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with tf.GradientTape() as tape:
+                said = self.judge(keras.ops.concatenate([self.maker(x), y], axis=0))
+                truth = keras.ops.concatenate([keras.ops.ones_like(y), keras.ops.zeros_like(y)], axis=0)
+                of_judge = self.loss_fn(truth, said)
+            weights = self.judge.trainable_weights
+            self.judge_optimizer.apply(tape.gradient(of_judge, weights), weights)
+            with tf.GradientTape() as tape:
+                of_maker = self.loss_fn(keras.ops.zeros_like(y), self.judge(self.maker(x)))
+            weights = self.maker.trainable_weights
+            self.optimizer.apply(tape.gradient(of_maker, weights), weights)
+            self.of_maker.update_state(of_maker)
+            self.of_judge.update_state(of_judge)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+        def test_step(self, batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            self.of_maker.update_state(self.loss_fn(keras.ops.zeros_like(y), self(x)))
+            return {"of_maker": self.of_maker.result()}
+
+    model = Rivals()
+    model.build((None, 4))
+    model.compile(
+        sgd(0.1)(), optimizer_of("Adam", clipnorm=0.5)(), keras.losses.BinaryCrossentropy(from_logits=True)
+    )
+    return model
+
+
+def mean_of_ones_own(beside: bool) -> Callable[[], Any]:
+    """Make a model whose `compute_loss` takes means by itself, beside Keras's loss or alone."""
+
+    def build() -> Any:
+        import keras
+
+        class Own(keras.Model):
+            def compute_loss(
+                self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **more: Any
+            ) -> Any:
+                own = keras.ops.mean(keras.ops.abs(y_pred)) + keras.ops.mean(keras.ops.square(y - y_pred))
+                if not beside:
+                    return own
+                return own + super().compute_loss(x, y, y_pred, sample_weight, **more)
+
+        inputs = keras.Input((4,))
+        model = Own(
+            inputs, keras.layers.Dense(1, kernel_regularizer="l2", kernel_initializer=initial(1))(inputs)
+        )
+        model.compile(sgd(0.1)(), "mse" if beside else None, metrics=["mae"] if beside else None)
+        return model
+
+    return build
+
+
+def shared_layers() -> Any:
+    """A model within a model, one layer used twice, one output without a loss."""
+    import keras
+
+    encoder = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(3, "tanh", kernel_initializer=initial(3))]
+    )
+    left, right = keras.Input((2,), name="left"), keras.Input((2,), name="right")
+    hidden = keras.layers.Add()([encoder(left), encoder(right)])
+    kind = keras.layers.Dense(3, "softmax", name="kind", kernel_initializer=initial(1))(hidden)
+    size = keras.layers.Dense(1, name="size", kernel_initializer=initial(2))(hidden)
+    model = keras.Model({"left": left, "right": right}, {"kind": kind, "size": size})
+    model.compile(sgd(clipnorm=0.5)(), {"kind": "sparse_categorical_crossentropy", "size": None})
+    return model
+
+
+def spectral() -> Any:
+    """A layer whose state follows its weights."""
+    import keras
+
+    keras.utils.set_random_seed(5)  # The state begins with random numbers.
+    inner = keras.layers.Dense(3, kernel_initializer=initial(1))
+    layers = [
+        keras.Input((4,)),
+        keras.layers.SpectralNormalization(inner),
+        keras.layers.Dense(1, kernel_initializer=initial(2)),
+    ]
+    model = keras.Sequential(layers)
+    model.compile(sgd(clipnorm=0.5)(), "mse")
+    return model
+
+
+def added_alone() -> Any:
+    """All of the loss is what a layer adds."""
+    import keras
+
+    class Apart(keras.layers.Layer):
+        def call(self, x: Any, y: Any) -> Any:
+            self.add_loss(keras.ops.mean(keras.ops.square(x - y)))
+            return x
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(4, "tanh", kernel_initializer=initial(1))(inputs)
+    model = keras.Model(inputs, Apart()(hidden, inputs))
+    model.compile(sgd(0.1)(), None)
+    return model
+
+
 def embedded(optimizer: Callable[[], Any]) -> Any:
     import keras
 
@@ -903,6 +1253,27 @@ MODELS = [
     of_model("frozen layers", frozen),
     of_model("train_step", own_step),
     of_model("compute_loss", own_loss),
+    of_model("train_step of Keras's guide", guided_step(), lambda: table_rows(weights=True)),
+    of_model(
+        "train_step that knows no weights",
+        guided_step("none"),
+        slow=True,
+    ),
+    of_model("train_step with a mean of its own", guided_step("own mean")),
+    of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("yes"), of_batches=True),
+    of_model(
+        "compute_loss with a mean of its own",
+        mean_of_ones_own(beside=False),
+        of_batches=True,
+    ),
+    of_model(
+        "compute_loss with a mean beside Keras's loss",
+        mean_of_ones_own(beside=True),
+        of_batches=True,
+        slow=True,
+    ),
+    of_model("shared layers, an output without a loss", shared_layers, two_columns, slow=True),
+    of_model("SpectralNormalization", spectral, slow=True),
     of_model("Embedding with clipnorm", lambda: embedded(sgd(0.5, clipnorm=0.05)), lambda: tokens("rows")),
     of_model(
         "Embedding with Adam(global_clipnorm)",
@@ -1012,6 +1383,28 @@ BATCHES = [
     ),
 ]
 
+
+def without_weight(value: float) -> Callable[[], Any]:
+    """The label that is no number has no weight."""
+
+    def rows() -> Any:
+        x, y, _ = with_infinity(value)()
+        weights = np.ones(ROWS, np.float32)
+        weights[21] = 0.0
+        return x, y, weights
+
+    return rows
+
+
+BATCHES.append(
+    Feature(
+        "batches",
+        "a label that is nan, of weight 0",
+        lambda: dense(1, None, sgd(), "mse", weighted_metrics=["mae"]),
+        without_weight(np.nan),
+        slow=True,
+    )
+)
 # --- kinds of inputs and outputs ----------------------------------------------------------------------
 
 WORDS = ("red", "green", "blue", "gray")
@@ -1295,6 +1688,46 @@ def of_validation(folder: str) -> Any:
     return Evaluations()
 
 
+def noted_logs(folder: str) -> Any:
+    """A callback that writes down what it is told after each step, and changes the rate."""
+    import keras
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            self.model.optimizer.learning_rate = 0.1 / (1 + batch)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            with open(f"{folder}/steps.csv", "a") as file:
+                file.write(f"{batch},{float(logs['loss'])},{float(logs['mae'])}\n")
+
+    return Steps()
+
+
+def predicting(folder: str) -> Any:
+    """A callback that looks at predictions after each epoch."""
+    import keras
+
+    class Predictions(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            said = self.model.predict(table_rows()[0][:5], verbose=0)
+            with open(f"{folder}/said.csv", "a") as file:
+                file.write(",".join(str(float(value)) for value in said.ravel()) + "\n")
+
+    return Predictions()
+
+
+def stopping(folder: str) -> Any:
+    """A callback that ends the training within an epoch."""
+    import keras
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 1 and self.model.optimizer.iterations >= 5:
+                self.model.stop_training = True
+
+    return Stop()
+
+
 def backed_up(folder: str) -> Any:
     import json
 
@@ -1388,6 +1821,30 @@ CALLBACKS = [
         "LambdaCallback", noted, epochs=2, written=lambda folder: Path(folder, "calls.txt").read_text()
     ),
     fitted_with(
+        "logs of each step, a rate for each step", noted_logs, written=lines_of("steps.csv"), epochs=2
+    ),
+    fitted_with("callbacks that predict", predicting, written=lines_of("said.csv"), epochs=2),
+    fitted_with(
+        "a callback that stops within an epoch",
+        stopping,
+        not_compared=("servers",),
+        servers="stops after the steps under way",
+        slow=True,
+    ),
+    fitted_with(
+        "ModelCheckpoint(save_freq)",
+        callback("ModelCheckpoint", filepath="{folder}/at-{{batch}}.keras", save_freq=3),
+        written=saved_model,
+        chief_alone=True,
+        slow=True,
+    ),
+    fitted_with(
+        "EarlyStopping(baseline, start_from_epoch)",
+        callback("EarlyStopping", monitor="mae", baseline=0.01, patience=1, start_from_epoch=1),
+        epochs=5,
+        slow=True,
+    ),
+    fitted_with(
         "callbacks that look at evaluations", of_validation, written=lines_of("tests.csv"), validates=True
     ),
 ]
@@ -1464,6 +1921,12 @@ CHANGED = [
         some_rows(32),
         synchronous="equal on whole batches; in a short one, rows that fill it up count as well",
     ),
+    of_model(
+        "add_loss without a compiled loss",
+        added_alone,
+        lambda: (some_rows(32)()[0], some_rows(32)()[1], None),
+        synchronous="equal on whole batches; in a short one, rows that fill it up count as well",
+    ),
     of_model("loaded compiled", loaded),
     of_model(
         "trainable changed between two trainings, compiled again",
@@ -1484,6 +1947,7 @@ CHANGED = [
 ]
 ALL = [
     *CLIPPING,
+    *TOGETHER,
     *OPTIMIZERS,
     *SCHEDULES,
     *LOSSES,

@@ -27,6 +27,9 @@ from conformance.table import FEATURES, Feature
 
 SCRIPT = Path(__file__).with_name("trial.py")
 DEADLINE_S = 590.0
+WHOLE_DEADLINE_S = 1500.0
+PARTS = 6
+"""So many runs the whole table takes: each ends in minutes, and what fails shows soon."""
 QUICK = tuple(feature.name for feature in FEATURES if not feature.slow)
 SLOW = tuple(feature.name for feature in FEATURES if feature.slow)
 ON_SERVERS = tuple(feature.name for feature in FEATURES if feature.quick_on_servers)
@@ -50,13 +53,13 @@ Wanted = dict[str, tuple[str, ...]]
 """Kind of cluster -> the features to train."""
 
 
-def trained(wanted: Wanted) -> dict[str, list[Results]]:
+def trained(wanted: Wanted, deadline_s: float = DEADLINE_S) -> dict[str, list[Results]]:
     """Train features in all kinds of clusters at a time; return what each of their processes said."""
     orders = {kind: commands(kind, names) for kind, names in wanted.items()}
     environment = {
         **os.environ, "PYTHONPATH": f"{python_path()}{os.pathsep}{TESTS}", "TF_CPP_MIN_LOG_LEVEL": "3"
     }  # fmt: skip
-    until = time.monotonic() + DEADLINE_S
+    until = time.monotonic() + deadline_s
     with contextlib.ExitStack() as stack:
         # Files, not pipes: nobody reads the second while the first is waited for.
         logs = {
@@ -150,19 +153,31 @@ def test_a_worker_of_parameter_servers_trains_what_plain_keras_trains(feature: F
     check(feature, "parameter servers", results["plain"][0][feature.name], found[feature.name])
 
 
+def names_of(part: int) -> tuple[str, ...]:
+    """Return the features of a part of the table: each has some of every group."""
+    return tuple(feature.name for feature in FEATURES[part::PARTS])
+
+
+@functools.cache
+def plain(part: int) -> Results:
+    """Train a part of the table by plain Keras, once for all kinds of clusters."""
+    return trained({"plain": names_of(part)}, WHOLE_DEADLINE_S)["plain"][0]
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(2 * WHOLE_DEADLINE_S + 60)
 @pytest.mark.parametrize("kind", ["two workers", "one worker", "parameter servers"])
-def test_the_whole_table_holds(kind: str) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_whole_table_holds(part: int, kind: str) -> None:
     failed = {}
-    half = len(FEATURES) // 2
-    for names in (tuple(f.name for f in FEATURES[:half]), tuple(f.name for f in FEATURES[half:])):
-        results = trained({"plain": names, kind: names})
-        for feature in FEATURES:
-            for rank, found in enumerate(results[kind] if feature.name in names else ()):
-                try:
-                    check(feature, kind, results["plain"][0][feature.name], found[feature.name], rank)
-                except AssertionError as error:
-                    failed[feature.name] = str(error)[:600]
+    names = names_of(part)
+    results = trained({kind: names}, WHOLE_DEADLINE_S)[kind]
+    for feature in FEATURES[part::PARTS]:
+        for rank, found in enumerate(results):
+            try:
+                check(feature, kind, plain(part)[feature.name], found[feature.name], rank)
+            except AssertionError as error:
+                failed[feature.name] = str(error)[:600]
     assert failed == {}
 
 

@@ -90,7 +90,12 @@ def test_programs_of_ml_and_predictions_run(tmp_path: Path) -> None:
     assert "['id', 'point', 'prediction']" in finished.stdout
 
 
-QUICK = [("docs/data-types.md", (1, 2, 3)), ("docs/tfrecord.md", (1, 2)), ("docs/migrating.md", (1,))]
+QUICK = [
+    ("docs/data-types.md", (1, 2, 3)),
+    ("docs/tfrecord.md", (1, 2)),
+    ("docs/migrating.md", (1,)),
+    ("docs/models.md", (2,)),
+]
 QUICK_BEFORE = """
 from pathlib import Path
 
@@ -115,7 +120,7 @@ assert found["age"].shape == (1, 1) and found["words"].shape == (1, 2), found
 
 @pytest.mark.slow
 def test_snippets_without_a_cluster_run(tmp_path: Path) -> None:
-    (_, types), (_, records), (_, migrating) = QUICK
+    (_, types), (_, records), (_, migrating), (_, models) = QUICK
     first, second, third = (snippet("docs/data-types.md", number) for number in types)
     code = [
         SESSION,
@@ -128,6 +133,8 @@ def test_snippets_without_a_cluster_run(tmp_path: Path) -> None:
         *(snippet("docs/tfrecord.md", number) for number in records),
         "assert df.count() == 20 and schema.names == ['image', 'label']",
         *(snippet("docs/migrating.md", number) for number in migrating),
+        *(snippet("docs/models.md", number) for number in models),
+        "assert (p.units, p.sizes, p.dropout) == (64, (8, 8), 0.5)",
         "spark.stop()",
     ]
     run_program("\n".join(code), tmp_path)

@@ -17,8 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tfspark.feed.directory import SOURCE_SILENCE_S, FeedDirectory
+from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.ranges import Ranges
+from tfspark.protocol.timing import SOURCE_SILENCE_S
 
 STREAM = "train"
 BATCH = 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tfspark.feed.directory import FeedDirectory
-from tfspark.feed.offers import OFFER_SILENCE_S, Offers
+from tfspark.feed.offers import Offers
+from tfspark.protocol.timing import SOURCE_SILENCE_S
 
 
 class Clock:
@@ -31,10 +32,10 @@ def test_take_when_an_offer_went_silent_does_not_give_it() -> None:
     clock = Clock()
     offers = Offers(clock)
     silent = offers.offer("train", "grpc://a:1", "a")["offer"]
-    clock.now += OFFER_SILENCE_S
+    clock.now += SOURCE_SILENCE_S
 
     assert offers.take("train", 0, "a") is None
-    assert offers.alive(silent)["idle_s"] == OFFER_SILENCE_S
+    assert offers.alive(silent)["idle_s"] == SOURCE_SILENCE_S
     assert (offers.take("train", 0, "a") or {})["offer"] == silent, "it spoke again"
 
 

@@ -23,14 +23,16 @@ import pyarrow.flight as flight
 
 from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, write_part
 from tfspark.cluster.state.registry import TASK_AGAIN, Registry, count_roles
-from tfspark.cluster.state.save_schedule import Meetings
+from tfspark.cluster.state.save_schedule import SaveSchedule
 from tfspark.cluster.uploads import file_batches, read_to_the_end, receive_files, remove, safe_parts
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec, reader_number, tf_config
-from tfspark.protocol.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
+from tfspark.protocol.timing import LONG_POLL_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionServer, Secret, uploaded
 
 EXTRAS = ("checkpoints", "pictures")
 """Folders of the run directory without whose files a training goes on, and can still be exported."""
@@ -84,11 +86,12 @@ class ControlPlane(ActionServer):
         self.directory = FeedDirectory(clock)
         self.offers = Offers(clock)
         self.feeding_over = False
+        self.train_stream = "train"
         self._nodes = nodes
         self._told = observer
         self._artifact_dir = artifact_dir
         self._store = store
-        self._meetings = Meetings(save_every_s)
+        self._save_schedule = SaveSchedule(save_every_s)
         self._num_saved = 0
         self.num_workers = count_roles(nodes)["worker"]
         self._master_node = master_node
@@ -125,8 +128,8 @@ class ControlPlane(ActionServer):
     def _save_last(self) -> None:
         """Let a training that is interrupted save its state, while rows still come: it may be gone on with."""
         with self._changed:
-            if self._meetings.in_use:
-                self._meetings.save_soon()
+            if self._save_schedule.in_use:
+                self._save_schedule.save_soon()
                 saved = self._num_saved
                 self._changed.wait_for(lambda: self._num_saved > saved or self._stopping(), SAVE_LAST_S)
 
@@ -262,7 +265,7 @@ class ControlPlane(ActionServer):
 
         def note() -> None:
             self.registry.mark_preempted(node, cause)
-            self._meetings.save_soon()
+            self._save_schedule.save_soon()
 
         self.update(note)
 
@@ -375,15 +378,15 @@ class ControlPlane(ActionServer):
             ]
             return {"status": "ok", "values": total}
 
-    def on_meet(self, request: Json) -> Json:
-        """See `Meetings.meet`; a worker waits here for the others."""
+    def on_arrive(self, request: Json) -> Json:
+        """See `SaveSchedule.arrive`; a worker waits here for the others."""
 
-        def meet() -> Json | None:
-            return self._meetings.meet(request["number"], request["rank"], self.num_workers)
+        def arrive() -> Json | None:
+            return self._save_schedule.arrive(request["number"], request["rank"], self.num_workers)
 
-        self.update(meet)
+        self.update(arrive)
         with self._changed:
-            decision = self._changed.wait_for(meet, LONG_POLL_S)
+            decision = self._changed.wait_for(arrive, LONG_POLL_S)
         return {"status": "ok", **decision} if decision else {"status": "wait"}
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
@@ -443,8 +446,8 @@ class ControlPlane(ActionServer):
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
             return None  # It may be of an epoch whose feed was broken off: see `on_report`.
-        passes = header["passes"]
-        sizes, layout = self.directory.sizes("train", passes), self.directory.layout("train", passes)
+        passes, name = header["passes"], self.train_stream
+        sizes, layout = self.directory.sizes(name, passes), self.directory.layout(name, passes)
         kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1

@@ -13,7 +13,6 @@ from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.state.checkpoint_store import Checkpoint
-from tfspark.cluster.state.registry import REPLACEMENT_S
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
@@ -23,6 +22,7 @@ from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
 from tfspark.feed.spark_names import map_in_arrow
 from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
 from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.timing import REPLACEMENT_S
 from tfspark.protocol.wire import Secret
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Feeder:
         control: the control plane.
         secret: the cluster's.
         ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
-        fitted: makes of a stream of the whole cluster one of as many workers as there are.
+        for_workers: makes of a stream of the whole cluster one of as many workers as there are.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Feeder:
         control: ControlPlane,
         secret: Secret,
         ended: Callable[[int, Sequence[NodeSpec]], bool],
-        fitted: Callable[[StreamSpec], StreamSpec],
+        for_workers: Callable[[StreamSpec], StreamSpec],
     ):
         self._spark = spark
         self._control = control
         self._secret = secret
         self._ended = ended
-        self._fitted = fitted
+        self._for_workers = for_workers
         self._whole: dict[str, StreamSpec] = {}
         self._readers: dict[str, Sequence[NodeSpec]] = {}
         self._specs: dict[str, StreamSpec] = {}
@@ -98,7 +98,7 @@ class Feeder:
         if spec.name in self._specs:
             return
         self._whole[spec.name] = spec
-        self._specs[spec.name] = replace(self._fitted(spec), num_readers=len(readers))
+        self._specs[spec.name] = replace(self._for_workers(spec), num_readers=len(readers))
         self._readers[spec.name] = readers
         self._buffer_bytes[spec.name] = buffer_bytes
         self._layouts[spec.name] = layout or {}

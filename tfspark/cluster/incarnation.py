@@ -29,19 +29,11 @@ from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
 from tfspark.node.warm import installed_versions
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TRAINER_SILENCE_S
 from tfspark.protocol.wire import new_secret
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-STOP_TIMEOUT_S = 15.0
-"""How long nodes that are told to stop may take to end in order: a second until they hear it, their trainer's grace,
-and more on a busy machine. Spark kills those that are left, which then cannot remove their files."""
-TRAINER_SILENCE_S = 10.0
-"""How long a trainer may be silent, whatever `feed_timeout` is: on a busy machine the import of TensorFlow keeps all of
-its threads waiting for seconds."""
-EXPLAIN_S = 2.0
-"""How long after an error of Spark's a node may take to tell what was behind it."""
 
 
 class DriverNode:
@@ -125,7 +117,7 @@ class Incarnation:
         self._decommissions = DecommissionWatch(spark, self.registry, self.control.mark_preempted)
         size, num_workers = options.size, self.control.num_workers
         self.feeder = Feeder(
-            spark, self.control, self.secret, ended, lambda spec: size.fitted(spec, num_workers)
+            spark, self.control, self.secret, ended, lambda spec: size.for_workers(spec, num_workers)
         )
 
     def launch(self, timeout_s: float) -> None:

@@ -21,7 +21,7 @@ from tfspark.cluster.state.policy import Means, Raise, Restart, decide, decide_g
 from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.state.registry import Registry
 from tfspark.errors import ReservationError
-from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.roles import NodeSpec, stream_name
 from tfspark.protocol.settings import TrainerSettings
 
 if TYPE_CHECKING:
@@ -133,6 +133,16 @@ class Supervisor:
         if self._recovery is not None:
             self._recovery.close()
 
+    def begin_anew(self, code: bytes, settings: TrainerSettings) -> None:
+        """Let the current incarnation and those after it train another model."""
+        self._code, self._settings = code, settings
+        self._name_streams()
+        if self._recovery is not None:
+            self.control.update(self._recovery.begin_anew)
+
+    def _name_streams(self) -> None:
+        self.control.train_stream = stream_name("train", self._settings.generation)
+
     def resize_if_possible(self, ready: Callable[[], bool]) -> None:
         """Leave the work, to do the rest of it with more workers, if some are missing and Spark has room for them.
 
@@ -160,6 +170,7 @@ class Supervisor:
             None if self._recovery is None else self._recovery.budget,
             self.have_ended,
         )
+        self._name_streams()
 
     def _end(self) -> None:
         self._is_up = False

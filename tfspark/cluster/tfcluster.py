@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.control import Observer, observer_failed
-from tfspark.cluster.incarnation import STOP_TIMEOUT_S, warming_up
+from tfspark.cluster.incarnation import warming_up
 from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
@@ -22,7 +25,7 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.options import HEARTBEAT_TIMEOUT_S, ClusterOptions
+from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
     check_encryption,
@@ -41,8 +44,11 @@ from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
 from tfspark.feed.stream import stream_of
-from tfspark.protocol.settings import Hooks, Precision, TrainerSettings
-from tfspark.protocol.wire import Json
+from tfspark.history import History
+from tfspark.progress import TrainingProgress, Verbose, where_to_show
+from tfspark.protocol.settings import Hooks, Precision, TrainerSettings, as_plain
+from tfspark.protocol.timing import HEARTBEAT_TIMEOUT_S, STOP_TIMEOUT_S
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -76,8 +82,12 @@ class TFCluster:
         num_nodes: int,
         code: bytes,
         observer: Observer | None,
+        map_fun: Callable[..., Any],
     ):
         self._spark = spark
+        self._settings = settings
+        self._map_fun = map_fun
+        self._progress: TrainingProgress | None = None
         self._options = options
         self._observer = observer
         self._log_dir = options.run_directory
@@ -269,7 +279,8 @@ class TFCluster:
             else:
                 check_slots(spark, 1, 0, wait_s)
                 num_nodes = options.num_executors
-            return cls(spark, options, settings, num_nodes, code, observer)._launched()
+            cluster = cls(spark, options, settings, num_nodes, code, observer, map_fun)
+            return cluster._launched()
 
     def _launched(self) -> TFCluster:
         stop_progress_bar(self._spark)
@@ -325,7 +336,9 @@ class TFCluster:
             self._trainers_done, timeout_s, "the trainers to return after the last row"
         )
         self._await_evaluator(grace_s)
-        self._check_identical_weights()
+        if not self._options.runs_main_fun:
+            nodes = self._supervisor.registry.nodes.values()
+            check_identical_weights({node.spec.name: node.result for node in nodes})
         try:
             self._supervisor.control.wait(
                 lambda: self._supervisor.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
@@ -360,6 +373,75 @@ class TFCluster:
         except DeadlineError:
             self._supervisor.control.update(lambda: setattr(self._supervisor.registry, "stopping", True))
 
+    def begin_anew(
+        self,
+        tf_args: Any = None,
+        *,
+        seed: int = 0,
+        optimizer: Mapping[str, Any] | None = None,
+        learning_rate: float | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        callbacks: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Train another model on the same nodes: what `build_model` returns for other arguments.
+
+        The model before is gone with its optimizer, history and checkpoints; `export` it first. What follows is as
+        after `run` with these arguments, and takes none of the time of starting nodes.
+
+        Args:
+            tf_args: argument of `build_model`, plain data as JSON has it.
+            seed: as those of `run`, as are the others.
+            optimizer: see there.
+            learning_rate: see there.
+            schedule: see there.
+            callbacks: see there.
+
+        Raises:
+            ConfigError: the cluster runs a `main_fun`, or has parameter servers or an evaluator; or an argument is not
+                plain.
+        """
+        has_others = any(node.role != "worker" for node in self._supervisor.nodes)
+        if self._options.runs_main_fun or has_others:
+            raise ConfigError(
+                "expected a cluster of workers that train what build_model returns to begin anew, this one has "
+                "a main_fun, parameter servers or an evaluator; shut it down and run another"
+            )
+        self._options = replace(
+            self._options,
+            seed=seed,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            callbacks=callbacks,
+        )
+        params = as_plain("tf_args", tf_args)
+        settings = self._options.trainer_settings(self._spark)
+        self._settings = replace(settings, generation=self._settings.generation + 1)
+        self._supervisor.begin_anew(pickled(self._map_fun, params, self._options.hooks), self._settings)
+        self._trainings = self._trainings.renewed(self._options, self._settings, params)
+        self._supervisor.work = self._trainings
+
+    def export(self, *formats: str) -> dict[str, Any]:
+        """Export the model to ``log_dir/export``, as `shutdown` does, and go on.
+
+        Args:
+            formats: ``keras``, ``saved_model``.
+
+        Returns:
+            As `shutdown` does.
+
+        Raises:
+            TfsparkError: the workers' weights differ.
+        """
+        if self._options.runs_main_fun or self._trainings.spec is None or self._log_dir is None:
+            raise ConfigError(
+                "expected a cluster with log_dir that has trained what build_model returns, to export it; call "
+                "train() before, and give log_dir to TFCluster.run"
+            )
+        results = self._trainings.export(formats)
+        check_identical_weights(results)
+        return results
+
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
         self._supervisor.stop()
@@ -374,6 +456,23 @@ class TFCluster:
             self.shutdown()
         else:
             self.stop()
+
+    def _repr_html_(self) -> str:
+        """Show the nodes in a notebook."""
+        nodes = self._supervisor.registry.nodes.values()
+        state = "ended" if self._supervisor.stopped else "running"
+        rows = "".join(
+            f"<tr><td>{node.spec.name}</td><td>{html.escape(node.host or 'not there')}</td></tr>"
+            for node in nodes
+        )
+        places = {"TensorBoard": self._tensorboard_url, "log_dir": self._log_dir}
+        more = "".join(
+            f"<div>{name}: {html.escape(str(place))}</div>" for name, place in places.items() if place
+        )
+        return (
+            f"<div><b>TFCluster</b> {state}, {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+            f"<table><tr><th>node</th><th>host</th></tr>{rows}</table>{more}</div>"
+        )
 
     # --- feeding -----------------------------------------------------------------------------------
 
@@ -395,6 +494,7 @@ class TFCluster:
         trigger: Mapping[str, Any] | None = None,
         checkpoint_location: str | None = None,
         weight: str | Column | None = None,
+        verbose: Verbose = "auto",
     ) -> dict[str, list[float]]:
         """Feed a DataFrame `num_epochs` times and wait until it is trained.
 
@@ -425,28 +525,71 @@ class TFCluster:
                 run goes on from there.
             weight: column of one number for each row, by which its loss and weighted metrics are multiplied; the rows
                 of `validation` and of `evaluate` must have it, too. As Keras's ``sample_weight``.
+            verbose: with `build_model`, how far the training is: ``"auto"``: a bar in a Jupyter notebook, a line for
+                each epoch on a terminal, else nothing; 1: lines where there is no notebook; 0: nothing.
 
         Returns:
-            With `build_model`, metric name -> value per epoch; empty for a `main_fun`.
+            With `build_model`, metric name -> value per epoch, whose curves a notebook draws; empty for a `main_fun`.
 
         Raises:
             DataError: a row is not what was declared; the message names partition and row.
             NodeFailedError: a node failed.
         """
         num_epochs = self._passes(num_epochs, data)
+        is_endless = is_dstream(data) or bool(getattr(data, "isStreaming", False))
+        shown = where_to_show(0 if is_endless or self._options.runs_main_fun else verbose)
+        with self._showing(TrainingProgress(shown, num_epochs)) as progress:
+            progress.history = History(
+                self._trained(
+                    data,
+                    num_epochs,
+                    feed_timeout,
+                    qname,
+                    Selection(features, label, num_classes, class_weights, columns, weight),
+                    batch_size,
+                    validation,
+                    feeding,
+                    trigger,
+                    checkpoint_location,
+                )
+            )
+        return progress.history
+
+    @contextmanager
+    def _showing(self, progress: TrainingProgress) -> Iterator[TrainingProgress]:
+        """Show how far a training is within the block."""
+        self._progress = progress
+        try:
+            yield progress
+        finally:
+            self._progress = None
+            progress.end()
+
+    def _trained(
+        self,
+        data: Any,
+        num_epochs: int,
+        feed_timeout: float | None,
+        qname: str,
+        chosen: Selection,
+        batch_size: int | None,
+        validation: DataFrame | None,
+        feeding: FeedOptions | None,
+        trigger: Mapping[str, Any] | None,
+        checkpoint_location: str | None,
+    ) -> dict[str, list[float]]:
         if self._trainings.use_for("train", data, qname) is InputMode.TENSORFLOW:
             given = {
-                "features": features,
-                "columns": columns,
+                "features": chosen.features,
+                "columns": chosen.columns,
                 "feeding": feeding,
                 "trigger": trigger,
                 "checkpoint_location": checkpoint_location,
-                "weight": weight,
+                "weight": chosen.weight,
             }
             return self._trainings.train_on_files(data, num_epochs, batch_size, validation, given)
-        stream = stream_of(qname)
+        stream = self._trainings.named(stream_of(qname))
         timeout_s = feed_timeout or self._trainings.feed_timeout_s
-        chosen = Selection(features, label, num_classes, class_weights, columns, weight)
         if is_dstream(data):
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._options.runs_main_fun)
@@ -571,19 +714,6 @@ class TFCluster:
         roles = ("worker",) if self._options.runs_main_fun else everyone
         return all(self._supervisor.registry.all_succeeded(role) for role in roles)
 
-    def _check_identical_weights(self) -> None:
-        """Synchronous training keeps all workers' weights equal; anything else is an error."""
-        digests = {
-            node.spec.name: node.result["weights_sha256"]
-            for node in self._supervisor.registry.nodes.values()
-            if isinstance(node.result, dict) and "weights_sha256" in node.result
-        }
-        if len(set(digests.values())) > 1 and not self._options.runs_main_fun:
-            raise TfsparkError(
-                f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
-                "that is not synchronised (see docs/troubleshooting.md)"
-            )
-
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":
             self._keep_log(fields["node"], fields["lines"])
@@ -596,6 +726,9 @@ class TFCluster:
         if event == "weights":
             self._trainings.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
+        if self._progress is not None:
+            with suppress(Exception):  # A notebook that is closed ends no training.
+                self._progress(event, fields)
         if self._observer is not None:
             try:
                 self._observer(event, fields)
@@ -614,3 +747,24 @@ class TFCluster:
             if not self._lacks_logs:
                 logger.warning("lines of %s could not be kept in %s: %s", node, folder, error.strerror)
             self._lacks_logs = True
+
+
+def check_identical_weights(results: Mapping[str, Any]) -> None:
+    """Synchronous training keeps all workers' weights equal.
+
+    Args:
+        results: name of a node -> what its trainer says of its model.
+
+    Raises:
+        TfsparkError: they are not.
+    """
+    digests = {
+        name: result["weights_sha256"]
+        for name, result in results.items()
+        if isinstance(result, dict) and "weights_sha256" in result
+    }
+    if len(set(digests.values())) > 1:
+        raise TfsparkError(
+            f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
+            "that is not synchronised (see docs/troubleshooting.md)"
+        )

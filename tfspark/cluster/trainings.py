@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,9 @@ from tfspark.cluster.supervisor import Supervisor
 from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.stream import StreamSpec, check_qname
-from tfspark.protocol.roles import local_batch_size
-from tfspark.protocol.wire import Json
+from tfspark.protocol.roles import local_batch_size, stream_name
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -61,6 +63,7 @@ class Trainings:
         observe: called with (event, fields).
         supervisor: keeps the cluster up.
         recovery: where checkpoints are; None: there are none.
+        generation: how many models were trained on the cluster before.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Trainings:
         observe: Callable[[str, Json], None],
         supervisor: Supervisor,
         recovery: Recovery | None,
+        generation: int = 0,
     ):
         self._spark = spark
         self._options = options
@@ -93,8 +97,14 @@ class Trainings:
         self._stream: MicroBatches | None = None
         self._side_car: SideCar | None = None
         self._num_side_car = 0
+        self._generation = generation
+        self._train, self._validation = self.named("train"), self.named("validation")
 
     # --- what others ask -----------------------------------------------------------------------------
+
+    def named(self, stream: str) -> str:
+        """Return the name of a stream of this model's; see `stream_name`."""
+        return stream_name(stream, self._generation)
 
     @property
     def streams(self) -> list[str]:
@@ -104,7 +114,7 @@ class Trainings:
     @property
     def spec(self) -> StreamSpec | None:
         """The stream that is trained on; None: nothing was."""
-        return self._opened.get("train")
+        return self._opened.get(self._train)
 
     @property
     def buffer_bytes(self) -> int:
@@ -159,7 +169,7 @@ class Trainings:
         """Rows all workers together had in an epoch, padding not counted."""
         if self._input_mode is InputMode.TENSORFLOW:
             return self._rows_in_files
-        return sum(self._supervisor.control.directory.rows_received("train", epoch - 1).values())
+        return sum(self._supervisor.control.directory.rows_received(self._train, epoch - 1).values())
 
     # --- training on what Spark feeds ----------------------------------------------------------------
 
@@ -198,11 +208,13 @@ class Trainings:
         if validation and self._options.runs_main_fun:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             columns = replace(spec.columns, class_weights=())
-            in_step = replace(spec, name="validation", columns=columns, shuffle_rows=0, cache_bytes=0)
+            in_step = replace(spec, name=self._validation, columns=columns, shuffle_rows=0, cache_bytes=0)
             self._supervisor.feeder.open(in_step, self._supervisor.workers, feeding.buffer_bytes)
         elif validation:
             readers = self._supervisor.evaluators or self._supervisor.workers
-            self._supervisor.feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
+            self._supervisor.feeder.open(
+                for_evaluation(spec, self._validation), readers, feeding.buffer_bytes
+            )
 
     def train_on_rows(
         self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
@@ -251,7 +263,7 @@ class Trainings:
             if checked is not None and self._options.runs_main_fun:
                 self._validate_if_asked(stream, checked, job)
             elif checked is not None and self._side_car is None and not self._supervisor.have_trained(job):
-                self._feed("validation", checked, job)
+                self._feed(self._validation, checked, job)
             if self._supervisor.have_trained(job):
                 break
             if index + 1 < left.stop:
@@ -261,13 +273,13 @@ class Trainings:
     def _show_validation(self, checked: DataFrame) -> None:
         """Let a `main_fun` make its dataset of the rows to evaluate before it trains."""
         directory = self._supervisor.control.directory
-        self._supervisor.feeder.show_first_row("validation", checked)
-        if not directory.has_sample("validation"):
+        self._supervisor.feeder.show_first_row(self._validation, checked)
+        if not directory.has_sample(self._validation):
             raise DataError(
                 "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its "
                 "filters leave"
             )
-        self._supervisor.control.update(lambda: directory.forget_asking("validation"))
+        self._supervisor.control.update(lambda: directory.forget_asking(self._validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
         """Feed the rows to evaluate if the `main_fun` asks for them before it trains on, or returns."""
@@ -275,14 +287,14 @@ class Trainings:
 
         def asked_or_on() -> bool:
             goes_on = directory.is_awaited(stream) or directory.all_left(stream)
-            return directory.is_awaited("validation") or goes_on or self._supervisor.have_trained(job)
+            return directory.is_awaited(self._validation) or goes_on or self._supervisor.have_trained(job)
 
         with contextlib.suppress(DeadlineError):  # It is busy; what it does next is seen then.
             self._supervisor.control.wait(
                 asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on"
             )
-        if directory.is_awaited("validation"):
-            self._feed("validation", checked, job)
+        if directory.is_awaited(self._validation):
+            self._feed(self._validation, checked, job)
         elif not self._told_unread:
             self._told_unread = True
             logger.warning(
@@ -383,7 +395,7 @@ class Trainings:
             )
         spec = self._stream_spec(data.columns, batch_size, FeedOptions(shuffle_rows=data.shuffle_rows))
         checked = None if validation is None else self._open_validation(spec, validation)
-        self._opened["train"] = spec
+        self._opened[self._train] = spec
         call = range(self._num_passes, self._num_passes + num_epochs)
         self._num_passes = call.stop
         return self._supervisor.surviving(lambda: self._train_on_shares(data, spec, call, checked))
@@ -404,7 +416,9 @@ class Trainings:
         check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         self._validated = spec.columns
         readers = self._supervisor.evaluators or self._supervisor.workers
-        self._supervisor.feeder.open(for_evaluation(spec, "validation"), readers, self._feeding.buffer_bytes)
+        self._supervisor.feeder.open(
+            for_evaluation(spec, self._validation), readers, self._feeding.buffer_bytes
+        )
         return rows
 
     def _train_on_shares(
@@ -428,36 +442,36 @@ class Trainings:
         directory = self._supervisor.control.directory
 
         def asked_or_done() -> bool:
-            return directory.is_awaited("validation") or self._supervisor.have_trained(job)
+            return directory.is_awaited(self._validation) or self._supervisor.have_trained(job)
 
         while True:
             self._supervisor.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
             if self._supervisor.have_trained(job):
                 return
-            self._feed("validation", checked, job)
+            self._feed(self._validation, checked, job)
 
     def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
         """Tell each worker what its share of the files is."""
         num_workers = len(self._supervisor.workers)
-        plan = data.plan(num_workers, self._size.fitted(spec, num_workers).batch_size)
+        plan = data.plan(num_workers, self._size.for_workers(spec, num_workers).batch_size)
         self._files = data
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._options.seed}
         directory = self._supervisor.control.directory
-        self._supervisor.control.update(lambda: directory.open_stream("train", description, num_workers))
+        self._supervisor.control.update(lambda: directory.open_stream(self._train, description, num_workers))
 
     # --- evaluation ----------------------------------------------------------------------------------
 
     def evaluate(self, df: DataFrame, num_classes: int | None) -> dict[str, Any]:
         """Evaluate rows; see `TFCluster.evaluate`."""
-        spec = self._opened["train"]
+        spec = self._opened[self._train]
         if self._input_mode is InputMode.TENSORFLOW:
             check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         rows = select_columns(as_dataframe(self._spark, df), spec.columns)
         return self._supervisor.surviving(lambda: self._evaluated(spec, rows, num_classes))
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
-        name = f"evaluate-{next(self._evaluations)}"
+        name = self.named(f"evaluate-{next(self._evaluations)}")
         self._supervisor.feeder.open(
             for_evaluation(spec, name), self._supervisor.workers, self._feeding.buffer_bytes
         )
@@ -478,7 +492,7 @@ class Trainings:
     def _end_empty(self, name: str, job: int) -> None:
         """Let the workers end the evaluation of no rows, whose first row they wait for: others may follow."""
         directory = self._supervisor.control.directory
-        like = directory.sample("train")  # Of the same columns.
+        like = directory.sample(self._train)  # Of the same columns.
         if not directory.has_sample(name) and like is not None:
             self._supervisor.control.update(lambda: directory.offer_sample(name, like))
             what = f"the workers to end the evaluation of no rows {name!r}"
@@ -492,13 +506,38 @@ class Trainings:
             "side_car", epoch=epoch, weights=weights, index=self._num_side_car
         )
         self._num_side_car += 1
-        self._feed("validation", validation, job)
+        self._feed(self._validation, validation, job)
         self._supervisor.control.wait(
             lambda: self._supervisor.have_ended(job, self._supervisor.evaluators),
             self.feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
         self._supervisor.control.remove_artifact(weights)
+
+    def renewed(self, options: ClusterOptions, settings: TrainerSettings, params: Any) -> Trainings:
+        """Let the trainers build another model; return its trainings.
+
+        Of the streams of this model no more will come.
+        """
+        control = self._supervisor.control
+        for name in control.directory.stream_names:
+            control.update(functools.partial(control.directory.close_stream, name))
+        control.post_job("begin_anew", params=params, settings=settings.to_json())
+        return Trainings(
+            self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation
+        )
+
+    def export(self, formats: Sequence[str]) -> dict[str, Any]:
+        """Let the chief send the model; return what each worker says of it."""
+        return self._supervisor.surviving(lambda: self._exported(formats))
+
+    def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
+        job = self._supervisor.control.post_job("export", formats=list(formats))
+        self._supervisor.control.wait(
+            lambda: self._supervisor.have_trained(job), self.feed_timeout_s, "the chief to send the model"
+        )
+        results = self._supervisor.control.job_results(job)
+        return {self._supervisor.nodes[index].name: result for index, result in results.items()}
 
     # --- new lives -----------------------------------------------------------------------------------
 
@@ -511,10 +550,10 @@ class Trainings:
             self._supervisor.control.remove_artifact("side-car")  # Weights that were not evaluated.
         self._side_car, self._num_side_car = None, 0
         self._supervisor.feeder.take_over(
-            earlier.feeder, [*self._opened, "validation"], self._supervisor.nodes
+            earlier.feeder, [*self._opened, self._validation], self._supervisor.nodes
         )
         if self._files is not None:
-            self._deal_files(self._files, self._opened["train"])
+            self._deal_files(self._files, self._opened[self._train])
         recovery.point = recovery.store.newest()
         self._go_back()
 
@@ -614,11 +653,11 @@ class Trainings:
     # --- all of them ---------------------------------------------------------------------------------
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: FeedOptions) -> StreamSpec:
-        """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
+        """Return a stream as the whole cluster reads it; with fewer workers see `Size.for_workers`."""
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers
         spec = StreamSpec(
-            name="train",
+            name=self._train,
             columns=columns,
             batch_size=local_batch_size(size, num_workers),
             num_readers=num_workers,

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +40,7 @@ from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.files import TFRecordFiles
+from tfspark.greetings import without_greetings
 from tfspark.inference.described import MODULE, Described
 from tfspark.protocol.roles import local_batch_size
 from tfspark.protocol.settings import Hooks
@@ -214,7 +212,7 @@ def run_experiment(
     """
     console = console or Console()
     earlier = None if resume is None else find_earlier(resume, experiment)
-    with _quiet_stderr():
+    with without_greetings():  # The module may import TensorFlow.
         module = load_model_module(experiment.model.module)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
     try:
@@ -239,28 +237,6 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
         f"expected to write into the run directory {path}, the system said: {error.strerror}; make room there, or set "
         "output.dir to a directory on another disk"
     )
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep what is written to standard error, also by C++, and show it only if something fails.
-
-    A model module may import TensorFlow on the driver, whose greetings no setting silences; they would drown
-    the lines of the run.
-    """
-    with tempfile.TemporaryFile() as kept:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            kept.seek(0)
-            os.write(saved, kept.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:
@@ -338,7 +314,7 @@ def _train(
     began = time.monotonic()
     _cut_alike(spark, earlier)
     rows = load_rows(spark, experiment)
-    params = model_params(experiment, rows)
+    params = model_params(experiment, rows, module.parameters)
     if module.adapt is not None:
         params = module.adapt(params, rows.train)
     watch.seconds["data"] = time.monotonic() - began
@@ -411,8 +387,15 @@ def _settings(
     }
 
 
-def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
-    """Return ``model.params`` with ``input_shape`` and ``num_classes`` as the data section has them.
+def model_params(
+    experiment: Experiment, rows: Rows, understood: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return ``model.params`` with ``input_shape``, ``num_classes`` and so on as the data section has them.
+
+    Args:
+        experiment: what is run.
+        rows: its rows.
+        understood: the parameters that the module names; None: it does not say.
 
     Raises:
         ConfigError: the params say otherwise.
@@ -424,6 +407,10 @@ def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
         known["input_shape"] = list(features[0].shape)
     if rows.columns.num_classes is not None:
         known["num_classes"] = rows.columns.num_classes
+    windows = experiment.data.windows
+    if windows is not None and understood is not None:
+        of_series = {"horizon": windows.horizon, "targets": windows.num_targets}
+        known |= {key: value for key, value in of_series.items() if key in understood}
     for key, value in known.items():
         if params.setdefault(key, value) != value:
             raise ConfigError(
@@ -437,7 +424,9 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
     window = SHUFFLE_BATCHES * local_batch_size(data.batch_size, experiment.cluster.num_workers)
     if experiment.cluster.input_mode == "tensorflow":
         files = TFRecordFiles(str(data.path), rows.columns, window if data.shuffle else 0)
-        return cluster.train(files, train.epochs, batch_size=data.batch_size, validation=rows.validation)
+        return cluster.train(
+            files, train.epochs, batch_size=data.batch_size, validation=rows.validation, verbose=0
+        )
     return cluster.train(
         rows.train,
         train.epochs,
@@ -450,6 +439,7 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
             cache_bytes=data.cache_bytes,
             scan=data.scan,
         ),
+        verbose=0,
     )
 
 

@@ -16,16 +16,11 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tfspark.feed.ledger import union
 from tfspark.feed.ranges import Ranges
-
-Json = dict[str, Any]
-
-SOURCE_SILENCE_S = 5.0
-"""A source that has not been heard of for this long is taken for dead; before, it is there, though a reader may not
-reach it. It beats once a second, on a loaded machine seconds late, and a beat whose connection is reset comes again."""
+from tfspark.protocol.timing import SOURCE_SILENCE_S
+from tfspark.protocol.values import Json
 
 
 @dataclass

@@ -27,20 +27,17 @@ import pyarrow.flight as flight
 
 from tfspark.node import warm
 from tfspark.node.environment import trainer_environment
-from tfspark.node.launch import STOP_GRACE_S, Orders, Trainer
+from tfspark.node.launch import Orders, Trainer
 from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
 from tfspark.node.warm import ColdError, installed_versions
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
-from tfspark.protocol.wire import ActionClient, Json, Secret, local_address_towards
+from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret, local_address_towards
 
-HEARTBEAT_S = 1.0
 POLL_S = 0.1
-DRIVER_SILENCE_S = 60.0
-"""A driver that does not answer for this long is gone; the node ends."""
-LAST_WORDS_S = 3.0
-"""How long a node that has ended tries to reach its driver, which may have gone before it."""
 RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""

@@ -32,6 +32,14 @@ class NodeSpec:
         return f"{self.role} {self.task_index}"
 
 
+def stream_name(name: str, generation: int) -> str:
+    """Return what a stream of a cluster is called when so many models were trained there before.
+
+    What is left of a feed of an earlier model cannot be taken for one of this.
+    """
+    return f"{name}@{generation}" if generation else name
+
+
 def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> tuple[NodeSpec, ...]:
     """Divide `num_executors` nodes into roles: `num_ps` ps, at most one evaluator, the rest workers.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tfspark.errors import ConfigError
-from tfspark.protocol.wire import Json, plain
+from tfspark.protocol.values import Json, plain
 
 Precision = Literal["float16", "bfloat16"]
 
@@ -46,6 +46,7 @@ class TrainerSettings:
         queues: names of the queues that a `main_fun` reads.
         default_fs: Hadoop's default file system, as Spark's driver has it.
         working_dir: of Spark's driver.
+        generation: how many models were trained on the cluster before this one.
     """
 
     runs_main_fun: bool
@@ -66,6 +67,7 @@ class TrainerSettings:
     queues: Sequence[str] = ()
     default_fs: str = ""
     working_dir: str = ""
+    generation: int = 0
 
     @property
     def saves_within_epochs(self) -> bool:
@@ -78,15 +80,10 @@ class TrainerSettings:
         Raises:
             ConfigError: one cannot travel; the message names it.
         """
-        values: Json = {}
-        for setting in dataclasses.fields(self):
-            value = getattr(self, setting.name)
-            try:
-                values[setting.name] = json.loads(json.dumps(value, default=plain))
-            except (TypeError, ValueError) as error:
-                name = setting.name.removesuffix("_s")
-                raise ConfigError(f"{name}: {error}; give plain values: trainers get them as JSON") from None
-        return TrainerSettings(**values)
+        names = [setting.name for setting in dataclasses.fields(self)]
+        return TrainerSettings(
+            **{name: as_plain(name.removesuffix("_s"), getattr(self, name)) for name in names}
+        )
 
     def to_json(self) -> Json:
         """Return a form that survives JSON."""
@@ -96,3 +93,15 @@ class TrainerSettings:
     def from_json(cls, data: Json) -> TrainerSettings:
         """Rebuild what `to_json` gave."""
         return cls(**data)
+
+
+def as_plain(name: str, value: Any) -> Any:
+    """Return a value as JSON has it: NumPy's numbers become Python's.
+
+    Raises:
+        ConfigError: it cannot travel; the message has its name.
+    """
+    try:
+        return json.loads(json.dumps(value, default=plain))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}; give plain values: trainers get them as JSON") from None

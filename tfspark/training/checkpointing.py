@@ -18,7 +18,7 @@ import keras
 
 from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.stream import Start
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training import state
 from tfspark.training.evaluation import plain_logs
 
@@ -138,7 +138,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         context, decision = self._session.context, {"status": "wait"}
         # No deadline of its own: a worker that does not come ends no step, and the driver sees to that.
         while decision["status"] == "wait":
-            decision = context.control.call("meet", number=self._meetings, rank=context.node.task_index)
+            decision = context.control.call("arrive", number=self._meetings, rank=context.node.task_index)
         self._meetings += 1
         self._next_meeting += int(decision["steps"])
         return bool(decision["save"])

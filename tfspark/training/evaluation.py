@@ -15,6 +15,7 @@ from tfspark.errors import DeadlineError
 from tfspark.feed.reader import PADDING
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
 from tfspark.training.input.dataset import Feed, local_dataset
+from tfspark.training.own_code import fixed_batch_size
 from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
@@ -134,13 +135,6 @@ def plain(value: Any) -> float | list[Any]:
     """Return a metric's result as JSON has it: a number, or a list for a metric of several."""
     array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
     return float(array) if array.ndim == 0 else list(array.tolist())
-
-
-def fixed_batch_size(model: keras.Model) -> int | None:
-    """Return the number of rows that a model takes, if it takes no other."""
-    inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
-    sizes = {part.shape[0] for part in inputs if part is not None}
-    return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def roc_of(model: keras.Model) -> list[list[list[float]]] | None:

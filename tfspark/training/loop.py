@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
@@ -46,6 +46,12 @@ def do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
         elif job["kind"] == "evaluate":
             with context.activity.busy():
                 job_done(context, job, session.test(job))
+        elif job["kind"] == "begin_anew":
+            session = session.renewed(job)
+            job_done(context, job, {})
+        elif job["kind"] == "export":
+            with context.activity.busy():
+                job_done(context, job, session.export(job["formats"]))
         elif job["kind"] == "close":
             summary = session.close(job)
     return summary

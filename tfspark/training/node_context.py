@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from tfspark.protocol.activity import Activity
-from tfspark.protocol.roles import NodeSpec, reader_number, task_of
+from tfspark.protocol.roles import NodeSpec, reader_number, stream_name, task_of
 from tfspark.protocol.settings import Hooks, TrainerSettings
-from tfspark.protocol.wire import ActionClient, Json, Secret
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret
 from tfspark.training.failing import describe
 from tfspark.training.input.graph_errors import as_text_error
 
@@ -80,6 +81,10 @@ class NodeContext:
     def role(self) -> str:
         """What the node does: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
         return self.node.role
+
+    def stream(self, name: str) -> str:
+        """Return what a stream of the model under way is called, see `stream_name`."""
+        return stream_name(name, self.settings.generation)
 
     @property
     def job_name(self) -> str:

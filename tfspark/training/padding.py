@@ -21,7 +21,14 @@ import tensorflow as tf
 from keras.src import backend, tree
 from keras.src.losses import loss as loss_module
 
-from tfspark.training.summed_gradients import MIRRORED
+from tfspark.training.own_code import (
+    MIRRORED,
+    as_in_one_process,
+    is_own,
+    real_parts,
+    share,
+    watch_steps,
+)
 
 MEANS = ("sum_over_batch_size", "mean")
 _keras_reduction = loss_module.reduce_weighted_values
@@ -37,8 +44,8 @@ def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
     """
     loss_module.reduce_weighted_values = _reduced
     loss_module.scale_loss_for_distribution = _scaled
-    own_step = type(model).train_step is not keras.Model.train_step
-    step = _Step(model, weights_given or own_step)
+    step = _Step(model, weights_given or is_own(model, "train_step"))
+    watch_steps(model, _share_of, real_rows)
     if not hasattr(model._loss_tracker, "_tfspark_step"):
         step.watch_total()
     if model._compile_loss is not None and not hasattr(model._compile_loss, "_tfspark_step"):
@@ -131,8 +138,14 @@ def _reduced(
 
 
 def _scaled(value: Any) -> Any:
-    """Divide by the replicas as Keras does, but for what is of all replicas' rows."""
-    return value if _whole else _keras_scaling(value)
+    """Divide by the replicas as Keras does, but for what is of all replicas' rows, and in a model's own code."""
+    return value if _whole or share() is not None else _keras_scaling(value)
+
+
+def _share_of(real: tf.Tensor) -> tf.Tensor:
+    """Return the share of all replicas' real rows that this one has."""
+    rows = tf.reduce_sum(tf.cast(real, tf.float32))
+    return rows / tf.maximum(over_replicas(rows), 1.0)
 
 
 def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -196,7 +209,10 @@ class _LossOfRows:
             value = self._of_whole_batch(rows, y_true, y_pred)
             rows.tracked = value * tf.cast(rows.in_step(), value.dtype)
         elif rows.tracked is None:  # It has a way of its own to take the weights.
-            rows.tracked = value * num_replicas() * tf.cast(rows.count(), value.dtype)
+            of_rows = share()
+            value = value * num_replicas() if of_rows is None else value
+            rows.tracked = value * tf.cast(rows.count(), value.dtype)
+            value = value / num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
         return value
 
     def _of_whole_batch(self, rows: _Rows, y_true: Any, y_pred: Any) -> Any:
@@ -247,10 +263,21 @@ class _Step:
         def computed(
             x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
         ) -> Any:
-            if _is_row_weight(sample_weight):
-                self._rows = _Rows(real_rows(sample_weight), sample_weight, self._weights_given)
-                self._data_loss = self._tracked = None
-            return compute_loss(x, y, y_pred, sample_weight, training)
+            if not _is_row_weight(sample_weight):
+                return compute_loss(x, y, y_pred, sample_weight, training)
+            real = real_rows(sample_weight)
+            self._rows = _Rows(real, sample_weight, self._weights_given)
+            self._data_loss = self._tracked = None
+            is_fed = isinstance(tf.distribute.get_strategy(), MIRRORED)
+            if share() is not None or not is_fed or not is_own(model, "compute_loss"):
+                return compute_loss(x, y, y_pred, sample_weight, training)
+            parts = real_parts(model, (x, y, y_pred, sample_weight), real)
+            if _replicas() is None:
+                return compute_loss(*parts, training)
+            of_rows = _share_of(real)
+            with as_in_one_process(of_rows):
+                loss = compute_loss(*parts, training)
+            return tf.where(of_rows > 0, loss, tf.zeros_like(loss)) * tf.cast(of_rows, loss.dtype)
 
         model._compute_loss = computed
 
@@ -275,7 +302,7 @@ class _Step:
                 self._data_loss = call(y_true, y_pred, sample_weight)
             finally:
                 _current.pop()
-            return self._data_loss
+            return _of_own_rows(self._data_loss)
 
         losses.build, losses.call = built, called
         if losses.built:
@@ -303,7 +330,8 @@ class _Step:
 
         def update_state(value: Any, sample_weight: Any = None) -> None:
             if self._rows is None:
-                original(value, sample_weight=sample_weight)
+                of_rows = share() if sample_weight is None else None
+                original(value, sample_weight=sample_weight if of_rows is None else of_rows)
                 return
             rows = self._rows.count()
             if tracked is None:
@@ -320,17 +348,20 @@ class _Step:
 
     def _total(self, value: Any, rows: tf.Tensor) -> tf.Tensor:
         """Return what a step's loss adds: that of the rows, and for each row that of regularisation."""
+        assert self._rows is not None
         loss = tf.reduce_mean(tf.cast(value, tf.float32))
+        is_own_step = share() is not None
         if self._data_loss is None:  # It has no compiled loss, or leaves it out.
-            has_own = type(self._model).compute_loss is not keras.Model.compute_loss
-            assert self._rows is not None
-            return loss * (tf.cast(tf.size(self._rows.real), tf.float32) if has_own else rows)
+            if is_own_step or not is_own(self._model, "compute_loss"):
+                return loss * rows
+            return loss / num_replicas() * self._rows.in_step()
+        if is_own_step:
+            return self._tracked + (loss - tf.reduce_mean(_of_own_rows(self._data_loss))) * rows
         of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * num_replicas()
         # Each replica has its share of what comes beside: of regularisation, or of a loss that is changed.
-        assert self._rows is not None
         is_shared = tf.convert_to_tensor(self._data_loss).shape.rank == 0
-        share = self._rows.in_step() if is_shared else tf.size(self._rows.real)
-        return self._tracked + (loss - of_rows) / num_replicas() * tf.cast(share, tf.float32)
+        in_step = self._rows.in_step() if is_shared else tf.cast(tf.size(self._rows.real), tf.float32)
+        return self._tracked + (loss - of_rows) / num_replicas() * in_step
 
     # --- metrics -----------------------------------------------------------------------------------
 
@@ -340,17 +371,24 @@ class _Step:
         update_state = metrics.update_state
 
         def updated(y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-            if not _is_row_weight(sample_weight):
+            is_of_rows = _is_row_weight(sample_weight)
+            of_rows = None if is_of_rows else share()
+            if not is_of_rows and of_rows is None:
                 update_state(y_true, y_pred, sample_weight=sample_weight)
                 return
             if not metrics.built:
                 metrics.build(y_true, y_pred)
-            for metric in metrics._flat_weighted_metrics:
-                for each in getattr(metric, "metrics", []):
-                    _stretch_weights_of(each)
-            real = real_rows(sample_weight)
-            chosen = tree.map_structure(lambda part: _chosen(part, real), (y_true, y_pred))
-            weights = tf.boolean_mask(sample_weight, real) if self._weights_given else None
+            if is_of_rows:
+                for metric in metrics._flat_weighted_metrics:
+                    for each in getattr(metric, "metrics", []):
+                        _stretch_weights_of(each)
+                real = real_rows(sample_weight)
+                has_rows = tf.reduce_any(real)
+                chosen = tree.map_structure(lambda part: _chosen(part, real), (y_true, y_pred))
+                weights = tf.boolean_mask(sample_weight, real) if self._weights_given else None
+            else:  # A step of one's own that passes no weights on.
+                has_rows = tf.greater(of_rows, 0)
+                chosen, weights = (y_true, y_pred), sample_weight
 
             def count() -> tf.Tensor:
                 update_state(*chosen, sample_weight=weights)
@@ -359,9 +397,15 @@ class _Step:
             if _replicas() is None:
                 count()
             else:  # Of several workers one may have no row any more.
-                tf.cond(tf.reduce_any(real), count, lambda: tf.constant(False))
+                tf.cond(has_rows, count, lambda: tf.constant(False))
 
         metrics.update_state = updated
+
+
+def _of_own_rows(loss: Any) -> Any:
+    """Make of a share in all replicas' loss, in a model's own code, a mean over this replica's rows."""
+    of_rows = share()
+    return loss if of_rows is None else tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
 
 
 def _is_row_weight(weight: Any) -> bool:

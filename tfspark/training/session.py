@@ -17,7 +17,8 @@ import keras
 
 from tfspark.feed.ledger import Used
 from tfspark.feed.stream import Start
-from tfspark.protocol.wire import Json
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.values import Json
 from tfspark.training import state
 from tfspark.training.build import (
     BuildModel,
@@ -55,6 +56,7 @@ class TrainingSession:
     def __init__(self, build_model: BuildModel, params: Any, context: TrainingContext):
         self.context = context
         self.params = params
+        self._build_model = build_model
         keras.utils.set_random_seed(context.seed)
         set_precision(context.settings)
         with context.strategy.scope(), named_as_alone():
@@ -158,10 +160,10 @@ class TrainingSession:
 
     def _training_feed(self) -> Any:
         """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
-        described = describe_stream(self.context, "train")["description"]
+        described = describe_stream(self.context, self.context.stream("train"))["description"]
         if self._dataset is None or described != self._described:
             self._dataset, self._described = (
-                distributed_dataset(self.context, "train", self.context.strategy),
+                distributed_dataset(self.context, self.context.stream("train"), self.context.strategy),
                 described,
             )
         feed = self._dataset._tfspark_feed
@@ -222,7 +224,7 @@ class TrainingSession:
     def validate(self) -> dict[str, Any]:
         """Evaluate the next pass of the stream ``validation``."""
         self._validations += 1
-        return self.evaluate("validation", self._validations - 1)
+        return self.evaluate(self.context.stream("validation"), self._validations - 1)
 
     def copy_weights(self) -> None:
         """Bring the copy outside of the strategy up to date."""
@@ -240,10 +242,22 @@ class TrainingSession:
         copy_optimizer(self.local_model, self.model)
         return self.local_model
 
+    def renewed(self, job: Json) -> TrainingSession:
+        """Forget this model, and return a session of another in the same process."""
+        if self._dataset is not None:
+            self._dataset._tfspark_feed.end()
+        self.context.settings = TrainerSettings.from_json(job["settings"])
+        keras.utils.clear_session()
+        return type(self)(self._build_model, job["params"], self.context)
+
     def close(self, job: Json) -> Json:
         """Export if asked to, and say what became of the model."""
-        if job["export"] and self.context.is_chief:
-            upload_model(self.context, self.to_export(), "export", tuple(job["export"]))
+        return self.export(job["export"])
+
+    def export(self, formats: Sequence[str]) -> Json:
+        """Export if asked to, and say what became of the model."""
+        if formats and self.context.is_chief:
+            upload_model(self.context, self.to_export(), "export", tuple(formats))
         return {
             "history": self.progress.history,
             "rows": self.progress.rows,

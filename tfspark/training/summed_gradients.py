@@ -19,15 +19,14 @@ from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from tensorflow.python.distribute import distribute_lib, distribute_utils
 
+from tfspark.training.own_code import MIRRORED, by_share
+
 ALONE = (
     "_apply_weight_decay",
     "_overwrite_model_variables_with_average_value",
     "_backend_increment_gradient_accumulators",
 )
 """Methods whose plain versions, those of `BaseOptimizer`, do on one device."""
-
-MIRRORED = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.MirroredStrategy)
-"""Strategies whose replicas take each step together; a single worker has one of them, too."""
 
 _summed = threading.local()
 
@@ -86,7 +85,7 @@ def _of_sums(original: Any) -> Any:
         if not self.built:
             self.build(variables)
         adding = getattr(self, "inner_optimizer", self)
-        pairs = adding._all_reduce_sum_gradients(zip(grads, variables, strict=True))
+        pairs = adding._all_reduce_sum_gradients(zip(by_share(grads), variables, strict=True))
         summed = [gradient for gradient, _ in pairs]
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             return _applied_in_place(original, self, summed, variables)

@@ -16,15 +16,13 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from tfspark.cluster.state.size import dealt
 from tfspark.errors import ConfigError
 from tfspark.feed.ledger import Intervals, merged
-
-Json = dict[str, Any]
+from tfspark.protocol.values import Json
 
 logger = logging.getLogger("tfspark")
 
@@ -195,6 +193,14 @@ class CheckpointStore:
         for draft in self._drafts.values():
             shutil.rmtree(draft.path, ignore_errors=True)
         self._drafts.clear()
+
+    def forget_all(self) -> None:
+        """Remove the checkpoints of this run; what it was resumed from stays, and is not gone back to."""
+        for kept in self._kept:
+            if kept.path.parent == self.directory:
+                shutil.rmtree(kept.path, ignore_errors=True)
+        self._kept, self._base = [], None
+        self._forget_drafts()
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""

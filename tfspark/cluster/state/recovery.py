@@ -45,6 +45,11 @@ class Recovery:
         self.point = None if self.point is None else self.store.begin_at(self.point.dealt_to(num_parts))
         return self.point
 
+    def begin_anew(self) -> None:
+        """Forget the checkpoints: another model is trained from now on."""
+        self.point = None
+        self.store.forget_all()
+
     def close(self) -> None:
         """Remove what was for this life of the program only."""
         self.store.drop_drafts()

@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-Json = dict[str, Any]
+from tfspark.protocol.values import Json
 
 APART_S = 2.0
 """Seconds between two meetings, about: each costs a call of every worker."""
@@ -28,8 +27,8 @@ class Meeting:
     decision: Json | None = None
 
 
-class Meetings:
-    """The meetings of one life of a cluster. Methods are called under the control plane's lock.
+class SaveSchedule:
+    """The meetings of one incarnation of a cluster. Methods are called under the control plane's lock.
 
     Args:
         every_s: how often to save; 0: only when `save_soon` says so.
@@ -54,7 +53,7 @@ class Meetings:
         """Let the next meeting save."""
         self._save_soon = True
 
-    def meet(self, number: int, rank: int, of: int) -> Json | None:
+    def arrive(self, number: int, rank: int, of: int) -> Json | None:
         """Note that a worker has come to a meeting; return what was decided, None until all of them are there.
 
         Args:

@@ -77,7 +77,7 @@ class Size:
         """Return the plan of a cluster of `count` nodes; it is the workers that are fewer."""
         return plan_nodes(count, self.num_ps, self.eval_node)
 
-    def fitted(self, spec: StreamSpec, num_workers: int) -> StreamSpec:
+    def for_workers(self, spec: StreamSpec, num_workers: int) -> StreamSpec:
         """Return a stream of the whole cluster as so many workers read it.
 
         A global batch that does not divide among them is rounded to the nearest that does.

@@ -19,7 +19,7 @@ from tfspark.feed.cache import NodeCache
 from tfspark.feed.ledger import Used
 from tfspark.feed.reader import WEIGHT, PassReader
 from tfspark.feed.stream import Start, StreamSpec, decode_sample
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.input.distribute import distribute_from_function
 from tfspark.training.input.elements import flattened, joined, signature, to_element
 from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples
@@ -44,7 +44,7 @@ class Feed:
         self.start: tuple[int, Start] = (0, Start())
         self.features_hook = context.hooks.features
         self._context = context
-        self._opened: queue.SimpleQueue[PassReader] = queue.SimpleQueue()
+        self._opened: queue.SimpleQueue[PassReader | None] = queue.SimpleQueue()
         self._last: PassReader | None = None
         self._iterator: Any = None
         self._cache = NodeCache(_cache_file(context), spec.cache_bytes) if spec.cache_bytes else None
@@ -114,13 +114,15 @@ class Feed:
         """Yield the batches of the pass that was opened, or of the next."""
         if self._opened.empty():
             self.open_pass()
-        yield from self._batches_of(self._opened.get())
+        reading = self._opened.get()
+        if reading is not None:
+            yield from self._batches_of(reading)
 
     def all_batches(self) -> Iterator[Rows]:
-        """Yield the batches of every pass that is opened, one pass after the other; never ends."""
+        """Yield the batches of every pass that is opened, one pass after the other, until `end`."""
         opened = self._opened
-        while True:
-            yield from self._batches_of(opened.get())
+        while (reading := opened.get()) is not None:
+            yield from self._batches_of(reading)
 
     def iterator(self) -> Any:
         """Return the distributed iterator over `all_batches`, made once.
@@ -137,6 +139,13 @@ class Feed:
         self._reading.close()
         self._opened = queue.SimpleQueue()
         self._iterator = None
+
+    def end(self) -> None:
+        """Say that no further pass will be opened: another model is trained on another stream."""
+        self.close()
+        self._opened.put(None)
+        if self._cache is not None:
+            self._cache.drop()
 
     def close(self) -> None:
         """Stop reading the last pass, if any was opened."""

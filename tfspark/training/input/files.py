@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext

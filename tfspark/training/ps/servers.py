@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.jobs import posted_jobs
 from tfspark.training.ps.sharding import look_up_on_servers
 from tfspark.training.ps.worker_feed import WorkerFeed
@@ -33,10 +33,10 @@ def serve(context: NodeContext) -> Json:
     context.report("tensorflow", seconds=context.age_s)
     # Later ones take their place in a cluster that is up: the coordinator finds them.
     if context.attempt == 1:
-        meet(context, SERVERS_UP, context.settings.feed_timeout_s)
+        barrier(context, SERVERS_UP, context.settings.feed_timeout_s)
     for job in posted_jobs(context):
         del job  # The chief does them.
-    meet(context, CHIEF_DONE, float("inf"))  # The driver's shutdown has the deadline.
+    barrier(context, CHIEF_DONE, float("inf"))  # The driver's shutdown has the deadline.
     del server
     if feed is None:
         return {}
@@ -64,7 +64,7 @@ def connect(context: NodeContext) -> tf.distribute.Strategy:
         DeadlineError: one did not start within ``feed_timeout_s``.
         RuntimeError: the workers have several GPUs.
     """
-    meet(context, SERVERS_UP, context.settings.feed_timeout_s)
+    barrier(context, SERVERS_UP, context.settings.feed_timeout_s)
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     make_additions_atomic()
     find_tables_from_branches()
@@ -78,7 +78,7 @@ def connect(context: NodeContext) -> tf.distribute.Strategy:
     return strategy
 
 
-def meet(context: NodeContext, place: str, timeout_s: float) -> None:
+def barrier(context: NodeContext, place: str, timeout_s: float) -> None:
     """Wait until chief, workers and parameter servers have all come to this place.
 
     Raises:

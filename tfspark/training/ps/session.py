@@ -20,13 +20,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
 from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain_logs
 from tfspark.training.padding import count_real_rows_alone
-from tfspark.training.ps.servers import CHIEF_DONE, meet
+from tfspark.training.ps.servers import CHIEF_DONE, barrier
 from tfspark.training.ps.sharding import whole_values
 from tfspark.training.ps.worker_feed import WorkerStream, open_stream
 from tfspark.training.ps.worker_steps import StepResult, WorkerStep
@@ -192,7 +192,7 @@ class ParameterServerSession(TrainingSession):
     def close(self, job: Json) -> Json:
         """Export if asked to, say what became of the model, and let the servers go."""
         summary = super().close(job)
-        meet(self.context, CHIEF_DONE, CLOSE_TIMEOUT_S)
+        barrier(self.context, CHIEF_DONE, CLOSE_TIMEOUT_S)
         return summary
 
     # --- steps -------------------------------------------------------------------------------------

@@ -1,0 +1,187 @@
+"""Steps and losses that a model has of its own, computed as in one process. Runs in the trainer.
+
+A `train_step`, `test_step` or `compute_loss` of a model's own takes means over the rows it is given, as Keras's guides
+do. Under several replicas these are means over each replica's rows, padding included, and gradients that are added up
+would be so many times too large. Here
+
+- it is given real rows alone; a replica that has none gets one row, which counts for nothing;
+- within it, losses of Keras and `tf.nn.compute_average_loss` are means over the replica's rows, too;
+- what comes out, its loss or the gradients it hands to optimizers, is multiplied by the replica's share of the rows of
+  all: the sum over replicas is then that of the mean over all rows;
+- a number that a `Mean` among the model's metrics is given counts by this share, so that each batch counts once.
+
+What is a sum over rows is not made one over all rows: a sum is the replica's own, and the mean of the sums is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src import backend, tree
+
+MIRRORED = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.MirroredStrategy)
+"""Strategies whose replicas take each step together; a single worker has one of them, too."""
+
+_shares: list[tf.Tensor] = []
+"""Share of the rows of all replicas that this one has, while a model's own code runs."""
+
+
+def is_own(model: keras.Model, name: str) -> bool:
+    """Tell whether a model has a method of its own in the place of Keras's."""
+    return getattr(type(model), name) is not getattr(keras.Model, name)
+
+
+def share() -> tf.Tensor | None:
+    """Return this replica's share of all rows; None: no code of a model's own runs."""
+    return _shares[-1] if _shares else None
+
+
+@contextmanager
+def as_in_one_process(of_rows: tf.Tensor) -> Iterator[None]:
+    """Let losses be means over this replica's rows, of which it has a share.
+
+    Args:
+        of_rows: share of the rows of all replicas, in [0, 1].
+    """
+    _shares.append(of_rows)
+    try:
+        yield
+    finally:
+        _shares.pop()
+
+
+def watch_steps(model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], is_real: Any) -> None:
+    """Let steps of a model's own see real rows; harmless when done before.
+
+    Args:
+        model: a compiled model.
+        share_of: which rows are real -> this replica's share of all replicas' real rows.
+        is_real: weights of rows -> which rows are real.
+    """
+    for name in ("train_step", "test_step"):
+        step = getattr(model, name)
+        if is_own(model, name) and not hasattr(step, "_tfspark_watched"):
+            watched = _on_real_rows(model, step, share_of, is_real)
+            watched._tfspark_watched = True
+            setattr(model, name, watched)
+    tf.nn.compute_average_loss = _of_these_rows(tf.nn.compute_average_loss)
+
+
+def _on_real_rows(model: keras.Model, step: Any, share_of: Any, is_real: Any) -> Any:
+    @functools.wraps(step)
+    def own_step(data: Any) -> Any:
+        strategy = tf.distribute.get_strategy()
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if not isinstance(strategy, MIRRORED) or not (tf.is_tensor(weights) and weights.shape.rank == 1):
+            return step(data)  # There is no padding.
+        real = is_real(weights)
+        if strategy.num_replicas_in_sync == 1:
+            return step(real_parts(model, (x, y, weights), real))
+        for metric in model.metrics:
+            _count_by_share(metric)
+        with as_in_one_process(share_of(real)):
+            return step(real_parts(model, (x, y, weights), real))
+
+    return own_step
+
+
+def real_parts(model: keras.Model, parts: Any, real: tf.Tensor) -> Any:
+    """Return the real rows of all parts; the first row, if none is real, whose weight says so.
+
+    A model that takes batches of one size alone gets all rows, and so does one whose rows are sparse.
+    """
+    is_sparse = any(isinstance(part, tf.SparseTensor) for part in tree.flatten(parts))
+    if is_sparse or fixed_batch_size(model) is not None:
+        return parts
+    size = tf.shape(real)[0]
+    kept = tf.boolean_mask(tf.range(size), real)
+    kept = tf.cond(tf.size(kept) > 0, lambda: kept, lambda: tf.zeros([1], tf.int32))
+    kept.set_shape([None])
+
+    def chosen(part: Any) -> Any:
+        if part is None:
+            return None
+        rows = tf.gather(part, kept)
+        mask = backend.get_keras_mask(part)
+        if mask is not None:
+            backend.set_keras_mask(rows, tf.gather(mask, kept))
+        return rows
+
+    return tree.map_structure(chosen, parts)
+
+
+def fixed_batch_size(model: keras.Model) -> int | None:
+    """Return the number of rows that a model takes, if it takes no other."""
+    inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
+    sizes = {part.shape[0] for part in inputs if part is not None}
+    return next(iter(sizes)) if len(sizes) == 1 else None
+
+
+def _count_by_share(metric: Any) -> None:
+    """Let a metric count nothing of a replica without rows, and a number by the replica's share of the batch."""
+    if hasattr(metric, "_tfspark_step") or hasattr(metric, "_tfspark_by_share"):
+        return  # What Keras compiles is watched where losses are.
+    metric._tfspark_by_share = True
+    original = metric.update_state
+
+    def update_state(*args: Any, **kwargs: Any) -> Any:
+        of_rows = share()
+        if of_rows is None:
+            return original(*args, **kwargs)
+        is_number = len(args) == 1 and not kwargs and tf.convert_to_tensor(args[0]).shape.rank == 0
+        if type(metric) is keras.metrics.Mean and is_number:
+            return original(*args, sample_weight=of_rows)
+        if not metric.variables:  # It makes them now, which no branch may.
+            return original(*args, **kwargs)
+
+        def count() -> tf.Tensor:
+            original(*args, **kwargs)
+            return tf.constant(True)
+
+        return tf.cond(of_rows > 0, count, lambda: tf.constant(False))
+
+    metric.update_state = update_state
+
+
+def _of_these_rows(original: Any) -> Any:
+    """Return `compute_average_loss` that, within a model's own code, takes the mean over this replica's rows."""
+    if hasattr(original, "_tfspark_original"):
+        return original
+
+    @functools.wraps(original)
+    def compute_average_loss(
+        per_example_loss: Any, sample_weight: Any = None, global_batch_size: Any = None
+    ) -> Any:
+        loss = original(per_example_loss, sample_weight, global_batch_size)
+        of_rows = share()
+        if of_rows is None:
+            return loss
+        if global_batch_size is None:
+            return loss * tf.distribute.get_strategy().num_replicas_in_sync
+        return tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
+
+    compute_average_loss._tfspark_original = original  # type: ignore[attr-defined]
+    return compute_average_loss
+
+
+def by_share(gradients: Any) -> Any:
+    """Multiply gradients by this replica's share of the rows, if a model's own code made them."""
+    of_rows = share()
+    if of_rows is None:
+        return gradients
+
+    def scaled(gradient: Any) -> Any:
+        if gradient is None:
+            return None
+        if isinstance(gradient, tf.IndexedSlices):
+            return tf.IndexedSlices(scaled(gradient.values), gradient.indices, gradient.dense_shape)
+        factor = tf.cast(of_rows, gradient.dtype)
+        # Without rows the gradient may be no number: what is 0 / 0.
+        return tf.where(of_rows > 0, gradient * factor, tf.zeros_like(gradient))
+
+    return [scaled(gradient) for gradient in gradients]
