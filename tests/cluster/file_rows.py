@@ -14,7 +14,7 @@ from tfspark.tfrecord import register
 NUM_ROWS = 3000
 
 
-FORMATS = ("parquet", "csv", "json", "tfrecord")
+FORMATS = ("parquet", "csv", "json", "tfrecord", "orc")
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,7 @@ def files(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The same rows in each format, in two files of different sizes."""
     register(spark)
     place = tmp_path_factory.mktemp("cuts")
+    spark.sparkContext.setCheckpointDir(str(place / "checkpoints"))
     first = spark.range(0, 2 * NUM_ROWS // 3, 1, 1)
     for number, ids in enumerate((first, spark.range(2 * NUM_ROWS // 3, NUM_ROWS, 1, 1))):
         rows = ids.withColumn("pad", sf.sha2(sf.col("id").cast("string"), 512))

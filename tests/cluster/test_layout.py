@@ -63,6 +63,18 @@ KINDS = [
         id="a join by a sort, which is Spark's own and leaves rows of the same key in order of arrival",
     ),
     pytest.param("parquet", lambda rows: rows.limit(9).select("id"), (False, False), id="a limit"),
+    pytest.param("orc", lambda rows: rows.sample(False, 0.5, 3), (True, True), id="a sample with a seed"),
+    pytest.param("parquet", lambda rows: rows.sample(0.5), (True, False), id="a sample without a seed"),
+    pytest.param("parquet", lambda rows: rows.where("rand(5) < 0.5"), (True, True), id="drawn with a seed"),
+    pytest.param(
+        "parquet", lambda rows: rows.where("rand() < 0.5"), (True, False), id="drawn without a seed"
+    ),
+    pytest.param(
+        "parquet",
+        lambda rows: rows.repartition(4).checkpoint(),
+        (True, False),
+        id="checkpointed by Spark, anew in each program",
+    ),
 ]
 
 

@@ -277,6 +277,9 @@ class _Plan:
         if name in ("FileSourceScanExec", "BatchScanExec"):
             self._scans.append(node.inputRDD())
         self._note_seeds(node, name)
+        if name == "RowDataSourceScanExec":
+            self.is_comparable = False
+            return False  # A database's rows: what they are, and in what order, it says anew each time.
         if name == "AQEShuffleReadExec":
             self.is_comparable = False  # It has joined partitions by the bytes they happened to have.
         below = keeps_order and any(kind in name for kind in _KEEPS_ORDER)
@@ -315,6 +318,8 @@ class _Plan:
         for leaf in self._leaves([rdd, *self._scans]):
             name = leaf.getClass().getSimpleName()
             found.update(f"{name} {leaf.getNumPartitions()} ".encode())
+            if name == "ReliableCheckpointRDD":  # What it has was computed by the program that wrote it.
+                found.update(str(leaf.checkpointPath()).encode())
             if name not in _NUMBERED:
                 found.update(self._serialized(leaf.partitions()))
             elif "Hadoop" in name:

@@ -20,7 +20,7 @@ from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.stream import Start
 from tfspark.protocol.values import Json
 from tfspark.training import state
-from tfspark.training.evaluation import plain
+from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext
@@ -58,7 +58,7 @@ class Progress:
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
         """Add an epoch."""
-        self.epochs.append({name: plain(value) for name, value in logs.items()})
+        self.epochs.append(plain_logs(logs))
         self.rows.append(rows)
 
     @property

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.training.evaluation import plain
+from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext
@@ -60,5 +60,5 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             "rows": (before + self._steps) * self._batch_size,
             "rows_before": before * self._batch_size,
             "seconds": time.monotonic() - self._began,
-            "metrics": {name: plain(value) for name, value in (logs or {}).items()},
+            "metrics": plain_logs(logs or {}),
         }
