@@ -1,7 +1,7 @@
-"""One life of a cluster: its servers on the driver, its nodes on the executors, its secret.
+"""One incarnation of a cluster: its servers on the driver, its nodes on the executors, its secret.
 
-After a failure a cluster begins a new life. It has nothing in common with the one before but what the driver knows:
-the secret and the addresses are new, so whatever is left of the old life cannot be heard any more.
+After a failure a cluster begins a new incarnation. It shares nothing with the one before but what the driver knows. Its
+secret and addresses are new, so calls of processes that are left of the old one are refused.
 """
 
 from __future__ import annotations

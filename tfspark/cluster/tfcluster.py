@@ -98,7 +98,7 @@ class TFCluster:
         self._trainings = Trainings(spark, options, self._observe, self._supervisor, recovery)
         self._supervisor.work = self._trainings
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- begin and end --------------------------------------------------------------------------------------
 
     @classmethod
     def run(
