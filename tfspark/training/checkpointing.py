@@ -23,6 +23,7 @@ from tfspark.training import state
 from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
+    from tfspark.training.input.dataset import Feed
     from tfspark.training.node_context import NodeContext
     from tfspark.training.session import TrainingSession
 
@@ -94,7 +95,9 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on, if its steps are counted; None: only whole epochs are saved.
     """
 
-    def __init__(self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Any = None):
+    def __init__(
+        self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Feed | None = None
+    ):
         super().__init__()
         self._session = session
         self._others = others
@@ -121,7 +124,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save if it is time to."""
-        if not self._meets:
+        if self._feed is None or not self._meets:
             return
         steps = self._feed.first_step_of_pass + batch + 1
         due = bool(self._every) and steps % self._every == 0

@@ -46,6 +46,15 @@ class FilesFeed:
         self._iterator = None
 
     @property
+    def is_over(self) -> bool:
+        """Never: files can be read again."""
+        return False
+
+    def end(self) -> None:
+        """Forget the iterator."""
+        self._iterator = None
+
+    @property
     def steps_of_pass(self) -> int:
         """Batches of an epoch."""
         return self.num_steps
