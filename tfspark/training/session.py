@@ -249,8 +249,8 @@ class TrainingSession:
 
     def renewed(self, job: Json) -> TrainingSession:
         """Forget this model, and return a session of another in the same process."""
-        if self._dataset is not None:
-            self._training_feed().end()
+        if (feed := feed_of_dataset(self._dataset)) is not None:
+            feed.end()
         self.context.settings = TrainerSettings.from_json(job["settings"])
         keras.utils.clear_session()
         return type(self)(self._build_model, job["params"], self.context)
