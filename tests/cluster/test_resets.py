@@ -1,4 +1,4 @@
-"""Connections to the driver are reset again and again, as by a firewall: in training, evaluations, checkpoints, exports."""
+"""Connections to the driver are reset again and again, as by a firewall, whatever is done over them."""
 
 from __future__ import annotations
 
@@ -64,11 +64,13 @@ def test_training_whose_connections_are_reset_again_and_again_goes_on_as_if_they
     model = dense if num_ps else wide
     every = {} if num_ps else {"checkpoint_every_steps": 2}
     options: dict[str, Any] = {"num_ps": num_ps, "log_dir": str(tmp_path), "observer": events, **every}
-    with TFCluster.run(spark, model, {}, 2 + num_ps, **options) as cluster:
-        with resetting_connections_to(cluster._supervisor.control.port) as counts:
-            cluster.train(rows, EPOCHS, features=["features"], batch_size=64, validation=rows)
-            metrics = cluster.evaluate(rows)
-            nodes = cluster.shutdown(export=["keras"])
+    with (
+        TFCluster.run(spark, model, {}, 2 + num_ps, **options) as cluster,
+        resetting_connections_to(cluster._supervisor.control.port) as counts,
+    ):
+        cluster.train(rows, EPOCHS, features=["features"], batch_size=64, validation=rows)
+        metrics = cluster.evaluate(rows)
+        nodes = cluster.shutdown(export=["keras"])
     if not sum(counts):
         pytest.skip("needs root, and a kernel that lets ss(8) reset connections")
     assert events.of("restarting") == [], json.dumps(events.of("restarting"))
