@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from cluster.test_registry import TIMEOUT_S, VERSIONS, Clock, register
+from cluster.registered import TIMEOUT_S, VERSIONS, register
+from support.clock import Clock
 
 from tfspark.cluster.awake import AwakeClock
 from tfspark.cluster.state.registry import Registry

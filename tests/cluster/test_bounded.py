@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.flight as flight
 import pytest
-from cluster.test_uploads import plane_of
+from cluster.planes import plane_of
 
 from tfspark.cluster.control import KEPT_JOBS, KEPT_RESULTS
 from tfspark.cluster.state.checkpoint_store import CheckpointStore

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+from support.clock import Clock
+
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 from tfspark.protocol.timing import SOURCE_SILENCE_S
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_take_when_partitions_wait_gives_each_to_one_reader_its_host_first() -> None:

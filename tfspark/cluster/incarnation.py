@@ -1,7 +1,7 @@
-"""One life of a cluster: its servers on the driver, its nodes on the executors, its secret.
+"""One incarnation of a cluster: its servers on the driver, its nodes on the executors, its secret.
 
-After a failure a cluster begins a new life. It has nothing in common with the one before but what the driver knows:
-the secret and the addresses are new, so whatever is left of the old life cannot be heard any more.
+After a failure a cluster begins a new incarnation. It shares nothing with the one before but what the driver knows. Its
+secret and addresses are new, so calls of processes that are left of the old one are refused.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tfspark.cluster.awake import AwakeClock
@@ -25,7 +24,7 @@ from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
-from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
+from tfspark.node.task import NODE_RESULT_DDL, NodeTask
 from tfspark.node.warm import installed_versions
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
@@ -212,25 +211,3 @@ class Incarnation:
             self.registry.fail_cluster(failure)
 
         self.control.update(note)
-
-
-@contextmanager
-def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
-    """Start warm parents on the executors that are there, while the driver prepares what the nodes need in the block.
-
-    Args:
-        spark: the session.
-        num_nodes: how many nodes will come; 0: none that is forked.
-    """
-    if not num_nodes:
-        yield
-        return
-    job = SparkJob(
-        spark,
-        lambda: spark.range(0, num_nodes, 1, num_nodes).mapInArrow(WarmUp(), NODE_RESULT_DDL),
-        "tfspark warm-up",
-    )
-    try:
-        yield
-    finally:
-        job.cancel()  # Ended by now, unless something failed at once.

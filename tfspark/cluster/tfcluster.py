@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.control import Observer, observer_failed
-from tfspark.cluster.incarnation import warming_up
 from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
@@ -39,6 +38,7 @@ from tfspark.cluster.state.recovery import RESTART_WINDOW_S
 from tfspark.cluster.state.size import REPLACEMENT_TIMEOUT_S, Preserved
 from tfspark.cluster.supervisor import Supervisor
 from tfspark.cluster.trainings import ROWS_PER_WORKER, Trainings
+from tfspark.cluster.warm_up import warming_up
 from tfspark.driver_python import stop_progress_bar
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
@@ -98,7 +98,7 @@ class TFCluster:
         self._trainings = Trainings(spark, options, self._observe, self._supervisor, recovery)
         self._supervisor.work = self._trainings
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- begin and end --------------------------------------------------------------------------------------
 
     @classmethod
     def run(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from tfspark.cluster.incarnation import warming_up
 from tfspark.cluster.inputs import FeedOptions, InputMode
 from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.preflight import check_settings
 from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
+from tfspark.cluster.warm_up import warming_up
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
@@ -39,9 +39,9 @@ from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
+from tfspark.feed.described import MODULE, Described
 from tfspark.feed.files import TFRecordFiles
 from tfspark.greetings import without_greetings
-from tfspark.inference.described import MODULE, Described
 from tfspark.protocol.roles import local_batch_size
 from tfspark.protocol.settings import Hooks
 

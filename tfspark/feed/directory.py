@@ -54,8 +54,8 @@ class FeedPass:
         kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
         kept: readers that have kept all they received.
         layout: how Spark has cut its rows, for its checkpoints.
-        used: rows that need not be served, as an earlier life of the cluster has trained on them: the partition's own
-            number -> intervals.
+        used: rows that need not be served, as an earlier incarnation of the cluster has trained on them: the
+            partition's own number -> intervals.
         delivered: partition -> reader -> rows it said it received.
         lacks_rows: a reader was lost; what it had received must be served again.
         over: the coordinator of the readers' steps has taken every step of the pass.
@@ -135,7 +135,7 @@ class FeedDirectory:
         return list(self._streams)
 
     def skip_passes(self, stream: str, count: int) -> None:
-        """Let the next pass have at least number `count`: an earlier life of the cluster had those before it."""
+        """Let the next pass have at least number `count`: an earlier incarnation of the cluster had those before it."""
         book = self._streams[stream]
         while len(book.passes) < count:
             book.passes.append(FeedPass(over=True, ended=dict.fromkeys(range(book.num_readers), 0)))
@@ -189,7 +189,7 @@ class FeedDirectory:
         return self._streams[stream].passes[index].layout if self.has_pass(stream, index) else {}
 
     def leave_out(self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]) -> None:
-        """Take partitions for served, as an earlier life of the cluster has trained on them whole.
+        """Take partitions for served, as an earlier incarnation of the cluster has trained on them whole.
 
         Args:
             stream: name of the stream.

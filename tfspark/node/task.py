@@ -107,7 +107,7 @@ class NodeTask:
 
 
 class _Node:
-    """One life of a node."""
+    """One attempt of a node."""
 
     def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient):
         self._task = task

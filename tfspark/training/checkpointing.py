@@ -33,7 +33,7 @@ KEPT_EPOCHS = 10_000
 
 @dataclass
 class Progress:
-    """What a node has done so far, over all lives of its cluster.
+    """What a node has done so far, over all incarnations of its cluster.
 
     Attributes:
         epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics. All of the training under

@@ -82,7 +82,7 @@ class TrainingSession:
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
-        """Fit for the job's epochs; return the history of this job, earlier lives of the cluster included."""
+        """Fit for the job's epochs; return the history of this job, earlier incarnations of the cluster included."""
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
         feed.start = self._start
@@ -140,7 +140,7 @@ class TrainingSession:
         self._sender.send(arrays, facts, used)
 
     def resume(self, job: Json) -> None:
-        """Go back to a checkpoint, in a new life of the cluster."""
+        """Go back to a checkpoint, in a new incarnation of the cluster."""
         rank = self.context.node.task_index
         begun = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-fetch") as beside:
