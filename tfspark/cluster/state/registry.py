@@ -216,8 +216,7 @@ class Registry:
 
         A registration by another `task` means that Spark started the node's task anew: its first attempt was lost.
         If the node is replaced, its TensorFlow server must have the address that the others know: the reply has its
-        port. The
-        same task may register again, since its answer was lost: it gets the same.
+        port. The same task may register again, since its answer was lost: it gets the same.
         """
         node = self.nodes[index]
         if self.stopping:
