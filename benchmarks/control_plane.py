@@ -45,9 +45,9 @@ def main() -> None:
 
 def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
     from tfspark.cluster.control import ControlPlane
-    from tfspark.cluster.registry import Registry
-    from tfspark.cluster.roles import plan_nodes
-    from tfspark.cluster.wire import new_secret
+    from tfspark.cluster.state.registry import Registry
+    from tfspark.protocol.roles import plan_nodes
+    from tfspark.protocol.wire import new_secret
 
     secret, nodes = new_secret(), plan_nodes(num_nodes)
     registry = Registry(nodes, 30.0, {})
@@ -89,7 +89,7 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
 
 def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str, Any]:
     """Be all nodes: register each, then let each beat once a second, spread over the second."""
-    from tfspark.cluster.wire import ActionClient, Secret
+    from tfspark.protocol.wire import ActionClient, Secret
 
     began = time.monotonic()
     clients = [ActionClient(location, Secret(token)) for _ in range(num_nodes)]
@@ -112,7 +112,7 @@ def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str,
                 clients[node].call("heartbeat", node=node, attempt=1, log=[])
                 delays.append(time.monotonic() - due)
                 if second % 2:
-                    clients[node].call("trainer_alive", node=node, steps=second, state="busy")
+                    clients[node].call("trainer_alive", node=node, steps=second, activity="busy")
 
     threads = [
         threading.Thread(target=beats_of, args=(number,)) for number in range(min(CLIENT_THREADS, num_nodes))

@@ -195,7 +195,7 @@ def limit_b(dataset: Any) -> float:
 
 def drain(args: dict[str, int], ctx: Any) -> int:
     """Take every batch of every pass and throw it away."""
-    from tfspark.feed.dataset import open_feed
+    from tfspark.training.input.dataset import open_feed
 
     feed = open_feed(ctx, "train")
     return sum(1 for _ in range(args["passes"]) for _ in feed.batches())

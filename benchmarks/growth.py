@@ -77,7 +77,7 @@ def count_rows(batches: Iterator[Any]) -> Iterator[Any]:
 
 def drain(args: dict[str, int], ctx: Any) -> int:
     """Take every batch of every pass and throw it away."""
-    from tfspark.feed.dataset import open_feed
+    from tfspark.training.input.dataset import open_feed
 
     feed = open_feed(ctx, "train")
     return sum(1 for _ in range(args["passes"]) for _ in feed.batches())

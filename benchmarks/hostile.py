@@ -27,9 +27,9 @@ FORMS = [b"[1]", b"7", b'{"node": "x"}', b'{"node": 99, "attempt": 1, "log": []}
 
 def main() -> None:
     from tfspark.cluster.control import ControlPlane
-    from tfspark.cluster.registry import Registry
-    from tfspark.cluster.roles import plan_nodes
-    from tfspark.cluster.wire import ActionClient, new_secret
+    from tfspark.cluster.state.registry import Registry
+    from tfspark.protocol.roles import plan_nodes
+    from tfspark.protocol.wire import ActionClient, new_secret
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=100_000)

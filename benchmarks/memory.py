@@ -54,7 +54,7 @@ def local_session() -> Any:
 
 def drain(args: Any, ctx: Any) -> int:
     """Take every batch of one pass and throw it away."""
-    from tfspark.feed.dataset import open_feed
+    from tfspark.training.input.dataset import open_feed
 
     ctx.report("ready")
     return sum(1 for _ in open_feed(ctx, "train").batches())

@@ -6,8 +6,8 @@ import contextlib
 
 import psutil
 
-TRAINER = "tfspark.cluster.trainer"
-WARM_PARENT = "tfspark.cluster.warm_parent"
+TRAINER = "tfspark.trainer"
+WARM_PARENT = "tfspark.node.warm_parent"
 
 
 def trainers() -> dict[str, psutil.Process]:

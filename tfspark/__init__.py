@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfspark import ml, parameters, tfrecord
-    from tfspark.cluster.context import Hooks, TFContext
     from tfspark.cluster.inputs import Feeding, FeedOptions, InputMode
     from tfspark.cluster.tfcluster import TFCluster
     from tfspark.errors import (
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from tfspark.feed.files import TFRecordFiles
     from tfspark.inference.predict import predict
     from tfspark.migrate import TFNode, TFParallel, compat, dfutil, gpu_info, pipeline, util
+    from tfspark.migrate.context import TFContext
+    from tfspark.protocol.settings import Hooks
 
 __all__ = [
     "Column",
@@ -63,12 +64,12 @@ _HOMES = {
     "DeadlineError": "tfspark.errors",
     "FeedOptions": "tfspark.cluster.inputs",
     "Feeding": "tfspark.cluster.inputs",
-    "Hooks": "tfspark.cluster.context",
+    "Hooks": "tfspark.protocol.settings",
     "InputMode": "tfspark.cluster.inputs",
     "NodeFailedError": "tfspark.errors",
     "ReservationError": "tfspark.errors",
     "TFCluster": "tfspark.cluster.tfcluster",
-    "TFContext": "tfspark.cluster.context",
+    "TFContext": "tfspark.migrate.context",
     "TFRecordFiles": "tfspark.feed.files",
     "TfsparkError": "tfspark.errors",
     "predict": "tfspark.inference.predict",

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.tfcluster import TFCluster
-from tfspark.cluster.warm import node_task_of_this_trainer
 from tfspark.errors import ConfigError, TfsparkError
+from tfspark.node.warm import node_task_of_this_trainer
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -71,7 +71,7 @@ def _kill_executor() -> None:
 
 def _stat(pid: int) -> tuple[str, int]:
     """Return a process's name and its parent; see proc(5)."""
-    head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    head, _, rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
     return head.partition("(")[2], int(rest.split()[1])
 
 
@@ -151,7 +151,7 @@ def build_model(params: Any) -> Any:
 
 
 def callbacks(params: Mapping[str, Any]) -> list[Any]:
-    """Return what strikes once: on the faulty worker, in the first life of its cluster."""
+    """Return what strikes once: on the faulty worker, in the first incarnation of its cluster."""
     import keras
 
     task = json.loads(os.environ["TF_CONFIG"])["task"]

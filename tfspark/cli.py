@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import signal
@@ -28,6 +30,7 @@ app = typer.Typer(
 
 SIGNALLED = 128
 """Added to a signal's number it is the exit code, as shells have it."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 ENDING_S = 10.0
 AGAIN_S = 0.05
 
@@ -243,6 +246,9 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done; 1 the run failed; 2 the configuration or the command line is wrong; 130 ended by SIGINT
     (Ctrl-C), 143 by SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Names may have letters that the locale has not.
+            stream.reconfigure(errors="backslashreplace")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # Model modules may import Keras on the driver, too.
     interrupt = _Interrupt()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -259,6 +265,13 @@ def _in_words() -> Iterator[None]:
     except TfsparkError as error:
         Console(stderr=True).print(f"error: {in_words(error)}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        failure = f"error: expected to write {error.filename or 'a file'}, the system said: {error.strerror}"
+        advice = "make room there, or choose another place"
+        Console(stderr=True).print(f"{failure}; {advice}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt as interrupt:
         Console(stderr=True).print("interrupted: all processes of the run were ended")
         sys.exit(SIGNALLED + (interrupt.args[0] if interrupt.args else signal.SIGINT))

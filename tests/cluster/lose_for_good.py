@@ -4,6 +4,7 @@ lose_for_good.py DIRECTORY FORMAT LOSS CELL...    prints what came of each cell,
 
 LOSS: ``executor``, by Spark's own means, or ``daemon``: the worker daemon of a standalone cluster above it.
 CELL: a training of its own that loses one executor, ``PLAN:ORDER:WORKERS:LEAST``, such as ``files:ordered:3:2``.
+    PLAN: ``files`` as they are, ``ranges`` of their rows, or ``numbers`` of ``spark.range``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def train_and_lose(
 ) -> dict[str, Any]:
     """Train two epochs, and lose the last worker's executor in the first."""
     plan, order, workers, least = cell.split(":")
-    total, before = rows.count(), cuts(rows)
+    total = rows.count()
+    rows = spark.range(total) if plan == "numbers" else rows
+    before = cuts(rows)
     fed = rows.repartitionByRange(5, "id").sortWithinPartitions("id") if plan == "ranges" else rows
     lose = {"executor": lose_executor, "daemon": lose_daemon}[loss]
     observer = Strike(lambda: lose(spark, clusters[0]), "state", epoch=1, step=15)
@@ -75,13 +78,14 @@ def train_and_lose(
     }
 
 
-def cuts(rows: DataFrame) -> int:
-    return rows.select("*").rdd.getNumPartitions()
+def cuts(rows: DataFrame) -> list[int]:
+    """Return how many rows each partition has, as Spark cuts them just now."""
+    return rows.select("*").rdd.mapPartitions(lambda part: [sum(1 for _ in part)]).collect()
 
 
 def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
     """Take away the executor of the last worker; Spark starts no other."""
-    nodes: Any = cluster._lives.registry.nodes
+    nodes: Any = cluster._supervisor.registry.nodes
     context = spark.sparkContext._jsc.sc()
     threading.Thread(target=lambda: context.killExecutor(nodes[max(nodes)].executor)).start()
 

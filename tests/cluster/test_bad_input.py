@@ -18,9 +18,9 @@ from support.errors import raises
 from support.rows import df_with_partitions
 
 from tfspark import InputMode, TFCluster
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.node import installed_versions
 from tfspark.errors import ConfigError, DataError, NodeFailedError, ReservationError
+from tfspark.node.task import installed_versions
+from tfspark.protocol.settings import Hooks
 
 RAISED_S = 5.0
 """From an exception in user code to the driver's; the project's own promise."""

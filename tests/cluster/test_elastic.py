@@ -19,10 +19,10 @@ from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
 from tfspark.cluster import preflight
-from tfspark.cluster.elastic import Size, dealt
+from tfspark.cluster.state.size import Size, redistribute
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.reader import StreamSpec
+from tfspark.feed.stream import StreamSpec
 
 ROWS = [320, 160, 0, 160]
 BATCH = 64
@@ -41,7 +41,7 @@ class Slots:
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=9), st.integers(1, 9))
 def test_dealt_keeps_the_sum_and_what_the_nodes_that_stay_had(rows: list[int], num_nodes: int) -> None:
-    found = dealt(rows, num_nodes)
+    found = redistribute(rows, num_nodes)
     assert len(found) == num_nodes
     assert sum(found) == sum(rows)
     assert list(found[1 : len(rows)]) == rows[1:num_nodes]
@@ -130,8 +130,8 @@ def test_wrong_sizes_are_refused_before_anything_starts(
 
 def test_size_of_a_step_when_workers_are_fewer() -> None:
     spec = StreamSpec("train", Columns((Column("x"),)), 32, 3, True, False, 0, 0, 1, 1.0)
-    kept = [Size(3, 1).fitted(spec, workers) for workers in (3, 2, 1)]
+    kept = [Size(3, 1).for_workers(spec, workers) for workers in (3, 2, 1)]
     assert [(one.num_readers, one.batch_size) for one in kept] == [(3, 32), (2, 48), (1, 96)]
-    scaled = [Size(3, 1, keeps="worker_batch").fitted(spec, workers) for workers in (3, 2, 1)]
+    scaled = [Size(3, 1, preserves="worker_batch").for_workers(spec, workers) for workers in (3, 2, 1)]
     assert [(one.num_readers, one.batch_size) for one in scaled] == [(3, 32), (2, 32), (1, 32)]
-    assert Size(5, 1).fitted(spec, 3).batch_size == round(32 * 5 / 3)
+    assert Size(5, 1).for_workers(spec, 3).batch_size == round(32 * 5 / 3)

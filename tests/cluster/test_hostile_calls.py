@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tfspark.cluster.control import ControlPlane
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import MAX_MESSAGE_BYTES, ActionClient, new_secret
-from tfspark.feed.source import ChunkBuffer, SourceServer
+from tfspark.cluster.state.registry import Registry
+from tfspark.feed.buffer import ChunkBuffer
+from tfspark.feed.source import SourceServer
+from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.wire import MAX_MESSAGE_BYTES, ActionClient, new_secret
 
 SECRET = new_secret()
 TOKEN = SECRET.token

@@ -18,8 +18,8 @@ from support.environment import TESTS
 from support.leaks import Owned
 
 from tfspark import Feeding, TFCluster
-from tfspark.cluster.context import Hooks
 from tfspark.errors import ConfigError
+from tfspark.protocol.settings import Hooks
 
 ROWS, BATCH, EPOCHS = 48, 16, 2
 OF_CLASSES = {0: 1.0, 2: 3.0}

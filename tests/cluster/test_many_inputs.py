@@ -12,9 +12,9 @@ from pyspark.sql import DataFrame, SparkSession
 from support.pictures import png
 
 from tfspark import TFCluster
-from tfspark.cluster.context import Hooks
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns
+from tfspark.protocol.settings import Hooks
 
 NUM_ROWS = 43
 COLUMNS = Columns(

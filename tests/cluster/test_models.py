@@ -12,8 +12,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as sf
 
 from tfspark import Column, Columns, TFCluster
-from tfspark.cluster.context import Hooks
 from tfspark.experiment.modules import load_model_module
+from tfspark.protocol.settings import Hooks
 
 CASES: dict[str, dict[str, Any]] = {
     "gan": {

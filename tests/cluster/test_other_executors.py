@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster.test_layout import FORMATS, NUM_ROWS, files
-from cluster.test_lost_hosts import ALL_EXECUTORS_FIRST
+from cluster.file_rows import FORMATS, NUM_ROWS, files
+from cluster.programs import ALL_EXECUTORS_FIRST
 from support.driver import run_driver
 from support.standalone import StandaloneCluster
 
@@ -52,25 +52,32 @@ def test_each_row_is_trained_on_once_per_epoch_when_an_executor_does_not_come_ba
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", [*FORMATS, "ranges"])
+@pytest.mark.parametrize("kind", [*FORMATS, "ranges", "numbers"])
 def test_each_row_is_trained_on_once_per_epoch_when_executors_are_lost_one_after_the_other(
     files: Path, tmp_path: Path, kind: str
 ) -> None:
-    cells = ("ranges:as-they-come:2:2",) if kind == "ranges" else CELLS
-    kind = "parquet" if kind == "ranges" else kind
+    kind, cells = kind_and_cells(kind)
     (tmp_path / kind).symlink_to(files / kind)
-    lose_on_local_cluster(tmp_path, kind, 2 + len(cells) if len(cells) > 1 else 4, cells)
+    lose_on_local_cluster(tmp_path, kind, 6, cells)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", ["parquet", "csv", "tfrecord"])
+@pytest.mark.parametrize("kind", [*FORMATS, "ranges", "numbers"])
 def test_each_row_is_trained_on_once_per_epoch_when_worker_daemons_are_lost_one_after_the_other(
     files: Path, tmp_path: Path, kind: str
 ) -> None:
+    kind, cells = kind_and_cells(kind)
     (tmp_path / kind).symlink_to(files / kind)
     with StandaloneCluster(tmp_path / "cluster", num_workers=6, cores=1, memory="1g") as cluster:
-        words = (str(tmp_path), kind, "daemon", *CELLS)
+        words = (str(tmp_path), kind, "daemon", *cells)
         conf = CONF | ALL_EXECUTORS_FIRST
         result = cluster.submit(PROGRAM, *words, timeout_s=DEADLINE_S, conf=conf).check()
-    check(result.stdout, kind, CELLS)
+    check(result.stdout, kind, cells)
+
+
+def kind_and_cells(rows: str) -> tuple[str, tuple[str, ...]]:
+    """Return the format of the files, and the cells: of these files, or of what Spark makes of their rows."""
+    if rows in FORMATS:
+        return rows, CELLS
+    return "parquet", tuple(cell.replace("files", rows) for cell in CELLS)

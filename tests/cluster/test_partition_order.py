@@ -73,7 +73,7 @@ def test_error_in_a_mixed_pass_names_the_partition_as_the_dataframe_has_it(spark
     rows = df_with_partitions(spark, [5, 5, 5, 5, 5, 5], num_classes=30).where("label <= 22")
 
     def main_fun(args: object, ctx: object) -> None:
-        from tfspark.feed.dataset import open_feed
+        from tfspark.training.input.dataset import open_feed
 
         for _ in open_feed(ctx, "train").batches():  # type: ignore[arg-type]
             pass

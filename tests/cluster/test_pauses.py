@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 from cluster.strikes import Strike
-from cluster.test_recovery import Trained, train, uninterrupted
+from cluster.trained import Trained, train, uninterrupted
 from pyspark.sql import SparkSession
+from support.driver import run_driver
 from support.trainers import node_task_of, trainers
 
 __all__ = ["uninterrupted"]
+
+PROGRAM = Path(__file__).with_name("pause_and_tell.py")
 
 
 @contextlib.contextmanager
@@ -71,3 +76,28 @@ def test_training_whose_processes_pause_ends_as_if_they_had_not(
     assert len(told) == bool(cause), told
     assert all(cause in event["cause"] for event in told), told
     assert trained == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("what", "pause_s", "cause"),
+    [
+        pytest.param("executor", 40, "", id="executor's JVM, 40 s"),
+        pytest.param("driver", 40, "", id="driver, 40 s"),
+        pytest.param("trainer", 400, "its trainer process was not heard of for ", id="trainer, 400 s"),
+        pytest.param("node-task", 400, "no heartbeat for 30 s", id="node task, 400 s"),
+        pytest.param("executor", 400, "", id="executor's JVM, 400 s"),
+        pytest.param("driver", 400, "", id="driver, 400 s"),
+    ],
+)
+def test_training_on_executors_of_their_own_ends_as_if_nothing_had_paused(
+    what: str, pause_s: int, cause: str
+) -> None:
+    """Whatever pauses, and however long: the same weights, with a new start or without one."""
+    result = run_driver("local-cluster[4,1,1024]", PROGRAM, what, str(pause_s), timeout_s=1200).check()
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["struck"] == 1
+    assert len(told["causes"]) <= 1 if pause_s == 400 else told["causes"] == [], told["causes"]
+    assert all(cause in found for found in told["causes"]), told["causes"]
+    assert told["trained"] == told["undisturbed"]

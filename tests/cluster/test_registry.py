@@ -1,33 +1,21 @@
-"""The driver's book of nodes, under a clock of the test's own."""
+"""What the driver knows of its nodes, under a clock of the test's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
+from cluster.registered import TIMEOUT_S, VERSIONS, register
+from support.clock import Clock
 
-from tfspark.cluster.registry import (
-    LOST_PEER_SETTLE_S,
-    REPLACEMENT_S,
-    Registry,
-    count_roles,
-    describe_mismatch,
-)
-from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.state.registry import MOVES, NodeState, Registry, count_roles, describe_mismatch
+from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.errors import DataError, NodeFailedError, ReservationError, in_words
+from tfspark.protocol.failures import FailureKind
+from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.timing import LOST_PEER_SETTLE_S, REPLACEMENT_S
 
-VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
 TRAINER_TIMEOUT_S = 40.0
-TIMEOUT_S = 10.0
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -45,11 +33,9 @@ def registry(clock: Clock) -> Registry:
 
 
 def new_registry(clock: Clock) -> Registry:
-    return Registry(plan_nodes(2), TIMEOUT_S, VERSIONS, TRAINER_TIMEOUT_S, clock)
-
-
-def register(registry: Registry, index: int, **versions: str | None) -> dict[str, object]:
-    return registry.register(index, f"host-{index}", 7000 + index, {**VERSIONS, **versions})
+    return Registry(
+        plan_nodes(2), TIMEOUT_S, VERSIONS, TRAINER_TIMEOUT_S, clock, RestartBudget(5, 1000.0, clock)
+    )
 
 
 def test_missing_when_one_has_registered_names_the_other(clock: Clock) -> None:
@@ -107,7 +93,7 @@ def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Regist
 
 def test_register_by_the_same_task_again_gets_the_same_answer(registry: Registry, clock: Clock) -> None:
     """The first was lost on its way."""
-    registry.replaces = lambda node: node.name == "worker 1"
+    registry.may_replace_workers = True
     first = registry.register(1, "host-1", 7100, VERSIONS, "2", "task b")
     assert first == {"action": "go", "attempt": 2, "port": 7001}
     clock.now += 1
@@ -120,26 +106,26 @@ def test_register_by_the_same_task_again_gets_the_same_answer(registry: Registry
 def test_register_of_a_node_that_is_replaced_has_the_port_that_others_know(
     registry: Registry, clock: Clock
 ) -> None:
-    registry.replaces = lambda node: node.name == "worker 1"
+    registry.may_replace_workers = True
     clock.now += 5
 
     assert register(registry, 1) == {"action": "go", "attempt": 2, "port": 7001}
     assert registry.heartbeat(1, 1), "the one before shall stop"
     assert not registry.heartbeat(1, 2)
     clock.now += 3
-    assert registry.is_replaced(1) == 3
+    assert registry.replacement_up(1) == 3
     assert not registry.check()
 
 
 def test_register_of_a_replacement_on_another_host_is_a_loss(registry: Registry) -> None:
-    registry.replaces = lambda node: True
+    registry.may_replace_workers = True
 
     assert registry.register(1, "host-2", 7005, VERSIONS) == {"action": "stop"}
     assert registry.failed
 
 
 def test_replacement_that_does_not_come_up_is_a_loss(registry: Registry, clock: Clock) -> None:
-    registry.replaces = lambda node: True
+    registry.may_replace_workers = True
     assert registry.replace(1, 1) == 2
     for _ in range(round(REPLACEMENT_S / 5)):
         assert not registry.check()
@@ -157,17 +143,21 @@ def test_replacement_that_does_not_come_up_is_a_loss(registry: Registry, clock: 
 @pytest.mark.parametrize(
     "before",
     [
-        pytest.param(lambda r: r.trainer_failed(1, "ValueError", "", "exception"), id="it told an exception"),
-        pytest.param(lambda r: r.trainer_failed(0, "ValueError", "", "exception"), id="another failed"),
+        pytest.param(
+            lambda r: r.trainer_failed(1, "ValueError", "", FailureKind.EXCEPTION), id="it told an exception"
+        ),
+        pytest.param(
+            lambda r: r.trainer_failed(0, "ValueError", "", FailureKind.EXCEPTION), id="another failed"
+        ),
         pytest.param(lambda r: r.trainer_ended(1, None), id="it had returned"),
         pytest.param(lambda r: setattr(r, "stopping", True), id="the cluster stops"),
-        pytest.param(lambda r: setattr(r, "replaces", lambda node: False), id="no restarts are left"),
+        pytest.param(lambda r: setattr(r, "_budget", RestartBudget(0, 1.0)), id="no restarts are left"),
     ],
 )
 def test_trainer_that_ends_is_not_replaced_when(
     registry: Registry, before: Callable[[Registry], None]
 ) -> None:
-    registry.replaces = lambda node: True
+    registry.may_replace_workers = True
     before(registry)
     assert registry.replace(1, 1) == 0
 
@@ -207,7 +197,7 @@ def test_check_when_a_node_has_ended_does_not_wait_for_its_heartbeat(
 
 
 def test_heartbeat_when_a_peer_has_failed_tells_to_stop(registry: Registry) -> None:
-    registry.trainer_failed(0, "ValueError: no", "Traceback ...", "exception")
+    registry.trainer_failed(0, "ValueError: no", "Traceback ...", FailureKind.EXCEPTION)
 
     assert registry.heartbeat(1, 1) is True
 
@@ -231,7 +221,7 @@ def test_node_ended_when_stopping_is_no_failure(registry: Registry) -> None:
 
 
 def test_error_when_the_failed_node_has_ended_is_told_at_once_with_its_log(registry: Registry) -> None:
-    registry.trainer_failed(1, "ValueError: no", "Traceback: the user's code", "exception")
+    registry.trainer_failed(1, "ValueError: no", "Traceback: the user's code", FailureKind.EXCEPTION)
     registry.node_ended(1, 1, "its trainer process exited with code 1", ["line 1", "line 2"])
 
     assert registry.check()
@@ -245,7 +235,7 @@ def test_error_when_the_failed_node_has_ended_is_told_at_once_with_its_log(regis
 def test_error_when_peers_fail_first_in_a_collective_is_the_killed_node(
     registry: Registry, clock: Clock
 ) -> None:
-    registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", "collective")
+    registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", FailureKind.COLLECTIVE)
     registry.node_ended(0, 1, "its trainer process exited with code 1", [])
     assert not registry.check(), "a lost peer explains it and may still be reported"
     clock.now += 0.5
@@ -259,21 +249,21 @@ def test_error_when_peers_fail_first_in_a_collective_is_the_killed_node(
 
 
 def test_error_when_nothing_else_explains_a_collective_error_is_that(registry: Registry) -> None:
-    registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", "collective")
+    registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", FailureKind.COLLECTIVE)
 
     assert "UnavailableError" in str(after_settling(registry))
 
 
 def test_error_when_two_fail_of_themselves_is_the_first(registry: Registry, clock: Clock) -> None:
-    registry.trainer_failed(1, "ValueError: first", "Traceback", "exception")
+    registry.trainer_failed(1, "ValueError: first", "Traceback", FailureKind.EXCEPTION)
     clock.now += 0.1
-    registry.trainer_failed(0, "ValueError: second", "Traceback", "exception")
+    registry.trainer_failed(0, "ValueError: second", "Traceback", FailureKind.EXCEPTION)
 
     assert "ValueError: first" in str(after_settling(registry))
 
 
 def test_error_when_rows_are_not_as_declared_is_a_data_error(registry: Registry) -> None:
-    registry.trainer_failed(0, "partition 2, row 7: column 'x' is null", "Traceback", "data")
+    registry.trainer_failed(0, "partition 2, row 7: column 'x' is null", "Traceback", FailureKind.DATA)
 
     error = after_settling(registry)
     assert isinstance(error, DataError)
@@ -294,8 +284,25 @@ def test_error_when_the_cluster_failed_for_what_may_pass_is_transient_unless_a_n
     registry.fail_cluster(ReservationError("rows have moved"), transient=True)
     assert registry.check()
     assert registry.is_transient
-    registry.trainer_failed(0, "ValueError: wrong", "Traceback", "exception")
+    registry.trainer_failed(0, "ValueError: wrong", "Traceback", FailureKind.EXCEPTION)
     assert not registry.is_transient
+
+
+def test_late_messages_change_nothing(registry: Registry) -> None:
+    registry.trainer_failed(0, "ValueError: no", "Traceback", FailureKind.EXCEPTION)
+    registry.trainer_ended(0, {"loss": 0.5})
+    assert registry.nodes[0].state is NodeState.FAILED
+    assert not registry.all_succeeded("worker")
+
+    registry.node_ended(0, 1, "its trainer process exited with code 1", [])
+    registry.trainer_failed(0, "KeyError: late", "Traceback", FailureKind.EXCEPTION)
+    assert registry.nodes[0].state is NodeState.ENDED
+    assert "ValueError: no" in str(registry.error())
+
+
+def test_every_state_but_the_last_leads_to_the_end() -> None:
+    assert {state for state, following in MOVES.items() if not following} == {NodeState.ENDED}
+    assert all(NodeState.ENDED in MOVES[state] for state in NodeState if state is not NodeState.ENDED)
 
 
 def test_count_roles_when_mixed_counts_each() -> None:
@@ -318,7 +325,7 @@ def after_settling(registry: Registry) -> Exception:
 def test_node_that_is_silent_when_another_misses_a_peer_is_the_one(registry: Registry, clock: Clock) -> None:
     """Its host is gone: nobody says so, and its heartbeats would be waited for much longer."""
     registry.heartbeat(1, 1)
-    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
+    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", FailureKind.COLLECTIVE)
     for _ in range(4):
         assert not registry.check()
         clock.now += 1.0
@@ -333,7 +340,7 @@ def test_node_that_is_silent_when_another_misses_a_peer_is_the_one(registry: Reg
 def test_node_that_is_silent_since_it_was_told_to_stop_is_not_the_one(
     registry: Registry, clock: Clock
 ) -> None:
-    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
+    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", FailureKind.COLLECTIVE)
     assert registry.heartbeat(1, 1), "told to stop"
     clock.now += 4.5
     assert registry.check()
@@ -364,7 +371,7 @@ def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
         registry.trainer_alive(index, 0, "idle")
     clock.now += 8.0
     registry.trainer_alive(0, 0, "idle")
-    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", "collective")
+    registry.trainer_failed(0, "UnavailableError: a peer is gone", "", FailureKind.COLLECTIVE)
     registry.check()
 
     error = registry.error()
@@ -375,7 +382,7 @@ def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
 def test_failure_is_transient_only_if_no_program_was_wrong(registry: Registry) -> None:
     registry.task_failed(0, "its executor was lost")
     assert registry.is_transient
-    registry.trainer_failed(1, "ValueError: no", "", "exception")
+    registry.trainer_failed(1, "ValueError: no", "", FailureKind.EXCEPTION)
     assert not registry.is_transient
 
 
@@ -393,7 +400,7 @@ def beat_for(registry: Registry, clock: Clock, seconds: float, *pulses: tuple[in
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        pytest.param((3, "busy"), (3, "waits"), id="one waits for rows"),
+        pytest.param((3, "busy"), (3, "waiting"), id="one waits for rows"),
         pytest.param((3, "idle"), (3, "idle"), id="nothing to do"),
     ],
 )

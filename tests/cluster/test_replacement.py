@@ -174,5 +174,7 @@ def test_worker_that_is_lost_more_often_than_restarts_are_allowed_ends_the_run(s
     ):
         cluster.train(slowly(spark, 6.0), 5, **COLUMNS)
     assert caught.value.node == "worker 1"
-    assert "max_restarts=1 within 3600 s are used up" in caught.value.__notes__[0]
+    assert (
+        "restart budget exhausted: max_restarts=1 within restart_window=3600 s" in caught.value.__notes__[0]
+    )
     assert len(observer.of("replacing")) == 1

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.program import pickled, wants_context
-from tfspark.cluster.roles import NodeSpec, local_batch_size, plan_nodes, reader_number, tf_config
+from tfspark.cluster.program import is_main_fun, pickled
 from tfspark.errors import ConfigError
+from tfspark.protocol.roles import NodeSpec, local_batch_size, plan_nodes, reader_number, tf_config
+from tfspark.protocol.settings import Hooks
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,8 @@ class Trainer:
         pytest.param(Trainer(), False, id="an object that can be called"),
     ],
 )
-def test_wants_context_when_called_counts_required_arguments(function: object, expected: bool) -> None:
-    assert wants_context(function) is expected  # type: ignore[arg-type]
+def test_is_main_fun_when_called_counts_required_arguments(function: object, expected: bool) -> None:
+    assert is_main_fun(function) is expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_wants_context_when_called_counts_required_arguments(function: object, e
         pytest.param("build_model", "got str", id="a name instead of a function"),
     ],
 )
-def test_wants_context_when_not_callable_so_says_what_is_expected(function: object, found: str) -> None:
+def test_is_main_fun_when_not_callable_so_says_what_is_expected(function: object, found: str) -> None:
     with pytest.raises(ConfigError, match=rf"main_fun\(args, ctx\).*build_model\(params\).*{found}"):
-        wants_context(function)  # type: ignore[arg-type]
+        is_main_fun(function)  # type: ignore[arg-type]
 
 
 def test_pickled_when_arguments_cannot_be_pickled_says_what_to_do() -> None:

@@ -36,7 +36,7 @@ def seeing_ids() -> Callable[[Any, Any], Any]:
     """Return a ``main_fun`` that reads micro-batches until the stream ends and returns the ids of each."""
 
     def main_fun(args: Any, ctx: Any) -> list[list[int]]:
-        from tfspark.feed.dataset import open_feed
+        from tfspark.training.input.dataset import open_feed
 
         ctx.report("ready")
         feed = open_feed(ctx, "train")

@@ -37,13 +37,13 @@ from support.rows import df_with_partitions
 from support.trainers import node_task_of, trainers, warm_parents
 
 from tfspark import InputMode, TFCluster
-from tfspark.cluster import launch, warm
-from tfspark.cluster import warm_parent as cluster_warm_parent
-from tfspark.cluster.environment import shared_environment, trainer_environment
-from tfspark.cluster.launch import Orders, Trainer
-from tfspark.cluster.warm import ColdError
-from tfspark.cluster.warm_parent import WarmParent
 from tfspark.errors import NodeFailedError
+from tfspark.node import launch, warm
+from tfspark.node import warm_parent as cluster_warm_parent
+from tfspark.node.environment import shared_environment, trainer_environment
+from tfspark.node.launch import Orders, Trainer
+from tfspark.node.warm import ColdError
+from tfspark.node.warm_parent import WarmParent
 
 GONE_S = 20.0
 """Until a process that is killed is gone, on a loaded machine."""
@@ -83,7 +83,7 @@ def test_trainers_of_all_clusters_are_forks_of_one_warm_parent_with_a_life_of_th
     assert [told["parent"] for told in seen] == [parent.pid] * 4
     assert len({told["pid"] for told in seen}) == 4
     assert [told["command"] for told in seen][:2] == [
-        ["-m", "tfspark.cluster.trainer", f"worker {i}"] for i in (0, 1)
+        ["-m", "tfspark.trainer", f"worker {i}"] for i in (0, 1)
     ]
     assert [told["name"] for told in seen] == ["worker 0", "worker 1"] * 2
     assert [json.loads(told["task"])["task"]["index"] for told in seen] == [0, 1] * 2
@@ -309,7 +309,7 @@ def test_node_where_the_interpreter_starts_with_threads_says_so_and_starts_its_t
     tmp_path: Path,
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nif sys.orig_argv[2:3] == ['tfspark.cluster.warm_parent']:\n    " + THREADS_AT_THE_START
+        "import sys\nif sys.orig_argv[2:3] == ['tfspark.node.warm_parent']:\n    " + THREADS_AT_THE_START
     )
     program = """
         from pyspark.sql import SparkSession
@@ -343,7 +343,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def test_warm_parent_needs_no_room_on_any_disk(full_disk: Path, tmp_path: Path) -> None:
     program = """
         from pathlib import Path
-        from tfspark.cluster import warm
+        from tfspark.node import warm
 
         connection = warm.connect()
         warm.send(connection, "not a request")

@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from conformance.table import BATCH, Feature
-from tfspark.feed.elements import as_tuples
+from tfspark.training.input.elements import as_tuples
 
 Arrays = Any
 
@@ -181,10 +181,11 @@ class MirroredContext(SimpleNamespace):
 
 
 def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], dict[str, Any]]:
-    from tfspark.cluster.context import Hooks
-    from tfspark.cluster.pulse import Pulse
-    from tfspark.feed.dataset import distribute_from_function
-    from tfspark.training import evaluation, loop
+    from tfspark.protocol.activity import Activity
+    from tfspark.protocol.settings import Hooks, TrainerSettings
+    from tfspark.training import evaluation
+    from tfspark.training import session as sessions
+    from tfspark.training.input.distribute import distribute_from_function
 
     def local_dataset(shard: Shard, batches: Any = None) -> tf.data.Dataset:
         rows = shard.real if batches is None else shard.sample
@@ -203,22 +204,19 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
         shard = Shard(feature, rank, num_workers)
         shard.dataset = distribute_from_function(strategy, lambda _: shard.of_training(), shard)
         evaluation.local_dataset = local_dataset
-        loop.distributed_dataset = lambda context, stream: shard.dataset
-        loop.describe_stream = lambda context, stream: {"description": {}}
-        loop.open_feed = lambda context, stream: shard
-        settings = {
-            "keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0,
-            "feed_timeout_s": 100.0, "checkpoint_every_epochs": 0,
-        }  # fmt: skip
+        sessions.distributed_dataset = lambda context, stream, strategy: shard.dataset
+        sessions.describe_stream = lambda context, stream: {"description": {}}
+        sessions.open_feed = lambda context, stream: shard
+        settings = TrainerSettings(runs_main_fun=False, feed_timeout_s=100.0)
         folder = tempfile.mkdtemp()
         context = MirroredContext(
-            strategy=strategy, num_workers=num_workers, seed=1, settings=settings, pulse=Pulse(), add=add,
+            strategy=strategy, num_workers=num_workers, seed=1, settings=settings, activity=Activity(), add=add,
             hooks=Hooks(callbacks=lambda params: feature.callbacks(folder)), is_chief=rank == 0,
             scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker",
         )  # fmt: skip
         context.control = context
         # Evaluation has no weights of classes.
-        session = loop.TrainingSession(lambda: feature.build(), None, context)
+        session = sessions.TrainingSession(lambda: feature.build(), None, context)
         job = {
             "first_pass": 0, "epochs": feature.epochs, "call": 0, "validation": feature.validates,
             "side_car": False,
@@ -247,11 +245,11 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from tensorflow.python.ops import script_ops
     from training.ps_trial import FakeContext
 
-    from tfspark.cluster.context import Hooks
     from tfspark.feed.reader import WEIGHT
-    from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
-    from tfspark.training import parameter_server
-    from tfspark.training.sharding import whole_values
+    from tfspark.protocol.settings import Hooks
+    from tfspark.training.ps import session as parameter_server
+    from tfspark.training.ps.sharding import whole_values
+    from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream
 
     def flat_parts(x: Any, y: Any) -> list[Any]:
         """Return arrays; of rows of unequal lengths their values and their lengths."""
@@ -348,8 +346,8 @@ def trainer_of(kind: str, arguments: list[str]) -> tuple[Callable[[Feature], dic
         return mirrored(strategy, rank, len(ports)), arguments[end + 1 :]
     from training.ps_trial import servers
 
-    from tfspark.training.sharding import look_up_on_servers
-    from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
+    from tfspark.training.ps.sharding import look_up_on_servers
+    from tfspark.training.ps.worker_steps import find_tables_from_branches, make_additions_atomic
 
     strategy = servers(int(arguments[0]), 1)
     make_additions_atomic()

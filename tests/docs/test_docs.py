@@ -150,18 +150,6 @@ def test_quote_that_no_message_has_is_noticed() -> None:
     assert not is_said("expected ... task slots (... nodes hold two each", messages)
 
 
-def test_actions_of_both_servers_are_all_in_the_table_of_the_architecture() -> None:
-    source = "".join(
-        (REPOSITORY / "tfspark" / name).read_text(encoding="utf-8")
-        for name in ("cluster/control.py", "feed/source.py")
-    )
-    actions = set(re.findall(r"def on_(\w+)\(", source))
-    page = page_called("architecture.md")
-    documented = set(re.findall(r"`(\w+)`", " ".join(page.first_cells("action") + page.first_cells("call"))))
-
-    assert documented - {"DoGet", "DoPut"} == actions
-
-
 @EACH_PAGE
 def test_fences_when_opened_are_closed(page: Page) -> None:
     assert len(re.findall(r"^```", page.text, re.MULTILINE)) % 2 == 0

@@ -138,6 +138,7 @@ def test_predict_and_evaluate_of_a_run_say_what_keras_says(
     ]
     done = tfspark(tmp_path, *arguments).check()
     assert f"120 rows in {output}" in done.stdout
+    assert "oneDNN" not in done.stderr  # TensorFlow's greetings.
     rows = spark.read.schema("image BINARY, label LONG, prediction LONG, probability ARRAY<DOUBLE>").json(
         str(output)
     )
@@ -170,6 +171,7 @@ def test_predict_and_evaluate_of_a_run_say_what_keras_says(
     assert results["test"]["accuracy"] == pytest.approx(accuracy)
     assert np.sum(results["confusion_matrix"]) == 120
     assert {"confusion_matrix.png", "roc.png"} <= {path.name for path in (tmp_path / "results").iterdir()}
+    assert (tmp_path / "results" / "pictures" / "saliency.png").read_bytes().startswith(PNG)
     assert re.search(r"^accuracy +\d\.\d{4}$", done.stdout, re.MULTILINE)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from experiment.runs import has_checkpoint, interrupt_run, logged, run_directory, spark_starts
 
-from tfspark.cluster.checkpoints import Checkpoint
+from tfspark.cluster.state.checkpoint_store import Checkpoint
 from tfspark.experiment.config import load_config
 
 GONE_S = 10.0

@@ -30,14 +30,14 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
     import tensorflow as tf
 
     from tfspark import Column, TFRecordFiles
-    from tfspark.cluster.context import Hooks
     from tfspark.feed.columns import Columns
-    from tfspark.feed.files import files_dataset
+    from tfspark.protocol.settings import Hooks
+    from tfspark.training.input.files import files_dataset
 
     strategy = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(devices)])
     plan = TFRecordFiles(folder, Columns((Column("x"),), Column("label"))).plan(1, FILES_BATCH)
     context: Any = SimpleNamespace(node=SimpleNamespace(task_index=0), hooks=Hooks(), strategy=strategy)
-    feed = files_dataset(context, plan)._tfspark_feed
+    feed = files_dataset(context, plan, context.strategy)._tfspark_feed
     feed.open_pass()
     iterator, steps = feed.iterator(), list[list[int]]()
     while feed.has_step(len(steps)):
@@ -49,7 +49,7 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
     """Return the elements, or the error as it would be told on the driver."""
-    from tfspark.feed.graph_errors import as_data_error
+    from tfspark.training.input.graph_errors import as_data_error
 
     try:
         return {"elements": elements(case)}
@@ -61,9 +61,9 @@ def outcome(case: dict[str, Any]) -> dict[str, Any]:
 def elements(case: dict[str, Any]) -> list[dict[str, Any]]:
     from tfspark.feed.arrays import row_weights, to_numpy
     from tfspark.feed.columns import Columns
-    from tfspark.feed.dataset import local_dataset
     from tfspark.feed.reader import WEIGHT
-    from tfspark.feed.source import decode_sample
+    from tfspark.feed.stream import decode_sample
+    from tfspark.training.input.dataset import local_dataset
 
     columns = Columns.from_json(case["columns"])
     batches = []

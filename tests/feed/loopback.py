@@ -13,15 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from tfspark.cluster.control import ControlPlane
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import ActionClient, new_secret
+from tfspark.cluster.state.registry import Registry
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.reader import WEIGHT, PassReader, StreamSpec
+from tfspark.feed.reader import WEIGHT, PassReader
 from tfspark.feed.source import FeedTask
+from tfspark.feed.stream import StreamSpec
+from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.wire import ActionClient, new_secret
 
 HOST = "127.0.0.1"
 PATIENCE_S = 20.0

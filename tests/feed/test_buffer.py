@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from tfspark.errors import DeadlineError
-from tfspark.feed.source import ChunkBuffer, Piece, stripes
+from tfspark.feed.buffer import ChunkBuffer, Piece, stripes
 
 LIMIT_BYTES = 400
 STRIPE_ROWS = 3

@@ -137,7 +137,7 @@ def reading_ids() -> Any:
 
     # A nested function travels by value: the trainers cannot import this module.
     def main_fun(args: Any, ctx: Any) -> list[list[int]]:
-        from tfspark.feed.dataset import open_feed
+        from tfspark.training.input.dataset import open_feed
 
         feed = open_feed(ctx, "train")
         passes = []

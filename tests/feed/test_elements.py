@@ -16,10 +16,10 @@ from support.pictures import picture, png
 
 from tfspark.errors import DataError
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.graph_errors import as_data_error, image_scope
-from tfspark.feed.source import encode_sample
+from tfspark.feed.stream import encode_sample
 from tfspark.tfrecord.encode import encode_batch
 from tfspark.tfrecord.framing import HEADER
+from tfspark.training.input.graph_errors import as_data_error, image_scope
 
 DONE_S = 120.0
 

@@ -24,12 +24,13 @@ import pytest
 from feed.faults import FaultyCalls, Proxy
 from feed.loopback import HOST, SPEC, Loopback, Taken, in_step, partitions_of
 
-from tfspark.cluster import control, wire
-from tfspark.cluster.checkpoints import CheckpointStore
+from tfspark.cluster import control
 from tfspark.cluster.control import ControlPlane
-from tfspark.cluster.registry import Registry
-from tfspark.cluster.roles import plan_nodes
-from tfspark.cluster.wire import ActionClient, new_secret
+from tfspark.cluster.state.checkpoint_store import CheckpointStore
+from tfspark.cluster.state.registry import Registry
+from tfspark.protocol import wire
+from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.wire import ActionClient, new_secret
 
 SECRET = new_secret()
 SCHEDULES = {"calls": 30, "bytes": 5}

@@ -33,15 +33,17 @@ from loopback import (
 )
 from support.processes import poll_until
 
-from tfspark.cluster.wire import ActionClient, Secret, new_secret
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed import reader, source
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
+from tfspark.feed.buffer import ChunkBuffer
 from tfspark.feed.columns import Column, Columns
-from tfspark.feed.reader import WEIGHT, StreamSpec
+from tfspark.feed.reader import WEIGHT
 from tfspark.feed.shared import SharedChunk, open_shared
-from tfspark.feed.source import ChunkBuffer, SourceServer
+from tfspark.feed.source import SourceServer
+from tfspark.feed.stream import StreamSpec
+from tfspark.protocol.wire import ActionClient, Secret, new_secret
 
 
 def check_pass(taken: list[Taken], rows: int, spec: StreamSpec) -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
-from tfspark.cluster.wire import CALL_TIMEOUT_S
+from tfspark.protocol.timing import CALL_TIMEOUT_S
 
 PAUSE_S = CALL_TIMEOUT_S + 5
 
@@ -23,7 +23,7 @@ def reading_ids() -> Callable[[Any, Any], Any]:
     """Return a ``main_fun`` that returns the ids it saw, and tells its process id with the tenth batch."""
 
     def main_fun(args: Any, ctx: Any) -> list[int]:
-        from tfspark.feed.dataset import open_feed
+        from tfspark.training.input.dataset import open_feed
 
         ids: list[int] = []
         for number, batch in enumerate(open_feed(ctx, "train").batches()):

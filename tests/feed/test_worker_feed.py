@@ -16,14 +16,14 @@ from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
 from tfspark import Column, Columns, TFRecordFiles, tfrecord
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.roles import NodeSpec
-from tfspark.cluster.wire import ActionClient
 from tfspark.errors import DataError
-from tfspark.feed.files import element_of_records, records_of_share
-from tfspark.feed.source import encode_sample
-from tfspark.feed.worker_feed import WorkerFeed
+from tfspark.feed.stream import encode_sample
+from tfspark.protocol.activity import Activity
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.settings import Hooks, TrainerSettings
+from tfspark.protocol.wire import ActionClient
+from tfspark.training.input.files import element_of_records, records_of_share
+from tfspark.training.ps.worker_feed import WorkerFeed
 
 ASYNCHRONOUS = replace(SPEC, synchronous=False)
 
@@ -39,7 +39,7 @@ def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
     return Worker(
         control=control, secret=loop.secret, host=HOST, task_index=rank, hooks=Hooks(),
         node=NodeSpec(rank, "worker", rank), reader=rank,
-        settings={"feed_timeout_s": PATIENCE_S}, told=[], pulse=Pulse(),
+        settings=TrainerSettings(runs_main_fun=False, feed_timeout_s=PATIENCE_S), told=[], activity=Activity(),
     )  # fmt: skip
 
 

@@ -236,9 +236,9 @@ def test_train_when_an_element_cannot_be_fed_names_it(spark: SparkSession) -> No
 
 def test_dataset_when_the_label_is_not_known_says_how_to_name_it(spark: SparkSession) -> None:
     def fits(args: Any, ctx: Any) -> None:
-        from tfspark.feed.dataset import distributed_dataset
+        from tfspark.training.input.dataset import distributed_dataset
 
-        distributed_dataset(ctx, "train")
+        distributed_dataset(ctx, "train", ctx.strategy)
 
     rows = spark.sparkContext.parallelize([([1.0], 2)], 1)
     with (

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from pyspark.sql import Row, SparkSession
+from support.errors import raises
 
 import tfspark
 from tfspark import TFCluster, TFNode, compat, dfutil, gpu_info, pipeline, util
@@ -57,6 +58,21 @@ def test_hdfs_path_when_resolved_is_as_hadoop_does(
     monkeypatch.setenv("LOGNAME", "me")
     context = SimpleNamespace(defaultFS=default_fs, working_dir="/home/me")
     assert TFNode.hdfs_path(context, path) == expected
+
+
+def test_hdfs_path_of_a_user_without_a_name_takes_hadoops_or_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr("getpass.getuser", unknown)
+    monkeypatch.delenv("HADOOP_USER_NAME", raising=False)
+    context = SimpleNamespace(defaultFS="hdfs://nn", working_dir="/")
+    with raises(ConfigError, "to have a name", "set HADOOP_USER_NAME"):
+        TFNode.hdfs_path(context, "a")
+    monkeypatch.setenv("HADOOP_USER_NAME", "me")
+    assert TFNode.hdfs_path(context, "a") == "hdfs://nn/user/me/a"
 
 
 # --- pipeline --------------------------------------------------------------------------------------

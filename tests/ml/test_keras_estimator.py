@@ -13,7 +13,7 @@ from pyspark.ml.linalg import Vectors
 from support.driver import run_driver
 
 from tfspark.errors import ConfigError, DataError
-from tfspark.ml import KerasEstimator, KerasModel
+from tfspark.ml import DenseClassifier, KerasEstimator, KerasModel
 
 
 def flowers(params: dict[str, Any]) -> Any:
@@ -186,3 +186,55 @@ def test_fit_when_rows_are_not_as_declared_says_so_before_it_starts(spark: Any) 
     wide = spark.createDataFrame([(Vectors.sparse(262_144, {3: 1.0}), 1.0)], ["features", "half"])
     with pytest.raises(ConfigError, match="expected vectors of at most 65,536 dimensions"):
         estimator.copy().setLabelCol("half").fit(wide)
+
+
+def houses(params: dict[str, Any]) -> Any:
+    """Two inputs of their own: numbers by name."""
+    import keras
+
+    size, place = keras.Input((1,), name="size"), keras.Input((2,), name="place")
+    both = keras.layers.Concatenate()([size, place])
+    model = keras.Model({"size": size, "place": place}, keras.layers.Dense(1)(both))
+    model.compile(keras.optimizers.Adam(params["rate"]), "mse")
+    return model
+
+
+def test_several_columns_enter_the_inputs_of_their_names(spark: Any, tmp_path: Path) -> None:
+    rows = [
+        (float(i % 7), [float(i % 3), float(i % 5)], 2.0 * (i % 7) - (i % 3) + (i % 5)) for i in range(210)
+    ]
+    df = spark.createDataFrame(rows, "size double, place array<float>, price double").coalesce(1)
+    estimator = KerasEstimator(
+        build_model=houses,
+        modelParams={"rate": 0.05},
+        inputCols=["size", "place"],
+        labelCol="price",
+        maxIter=30,
+        batchSize=30,
+    )
+    model = estimator.fit(df)
+    made = model.transform(df)
+    assert made.columns == ["size", "place", "price", "prediction"]
+    assert max(abs(row["price"] - row["prediction"]) for row in made.collect()) < 0.5
+    model.write().overwrite().save(str(tmp_path / "model"))
+    assert KerasModel.load(str(tmp_path / "model")).transform(df).collect() == made.collect()
+    with pytest.raises(ConfigError, match="expected the features column 'place'"):
+        model.transform(df.drop("place"))
+
+
+def test_columns_of_numbers_make_a_table(iris: Any, tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    network = DenseClassifier(inputCols=names, labelCol="kind", maxIter=12, batchSize=15, stepSize=0.02)
+    model = network.fit(iris)
+    holey = iris.selectExpr("a", "if(held, null, b) AS b", "c", "d", "kind")
+    made = model.transform(iris)
+    assert made.columns == [*iris.columns, "prediction", "probability", "rawPrediction"]
+    assert made.where("prediction = kind").count() > 135
+    kept = model.copy({model.handleInvalid: "keep"}).transform(holey)
+    assert kept.where("prediction IS NULL").count() == holey.where("b IS NULL").count() == 30
+    model.write().overwrite().save(str(tmp_path / "model"))
+    assert KerasModel.load(str(tmp_path / "model")).transform(iris).collect() == made.collect()
+    with pytest.raises(ConfigError, match="expected either inputCols or featuresCol"):
+        network.copy().setFeaturesCol("x")
+    with pytest.raises(ConfigError, match="column 'kind' is string"):
+        DenseClassifier(inputCols=["a", "kind"], labelCol="kind").fit(iris)

@@ -49,3 +49,30 @@ def test_estimator_takes_arrays_pandas_and_dataframes(spark: Any, tmp_path: Path
         loaded.fit((x, y))
     with pytest.raises(ConfigError, match="expected feature_cols and label_cols"):
         estimator.evaluate(table)
+
+
+def numbers(config: dict[str, Any], batch_size: int) -> Any:
+    """Make a dataset of which all that a worker needs is within the function."""
+    import tensorflow as tf
+
+    x = tf.random.stateless_uniform([config["rows"], 2], seed=[1, 2], minval=-1.0)
+    return tf.data.Dataset.from_tensor_slices((x, tf.cast(x[:, 0] > x[:, 1], tf.int64))).batch(batch_size)
+
+
+def test_estimator_takes_functions_that_make_datasets(spark: Any, tmp_path: Path) -> None:
+    estimator = Estimator.from_keras(creator, {"rate": 0.05, "rows": 200}, num_workers=2, spark=spark)
+    history = estimator.fit(numbers, epochs=6, batch_size=20, validation_data=numbers)
+    assert len(history["loss"]) == len(history["val_loss"]) == 6
+    assert history["accuracy"][-1] > 0.9
+
+    x = np.array([[0.9, -0.9], [-0.9, 0.9]], np.float32)
+    chances = estimator.predict(x)
+    assert chances.argmax(axis=1).tolist() == [1, 0]
+    metrics = estimator.evaluate((x, np.array([1, 1])))
+    assert metrics["accuracy"] == 0.5
+    estimator.save(str(tmp_path / "saved"))
+    np.testing.assert_array_equal(Estimator.load(str(tmp_path / "saved"), spark).predict(x), chances)
+    with pytest.raises(ConfigError, match=r"those that make a dataset are for fit\(\)"):
+        estimator.predict(numbers)
+    with pytest.raises(ConfigError, match=r"validation_data to be a function"):
+        estimator.fit(numbers, validation_data=(x, x))

@@ -9,8 +9,8 @@ import psutil
 from support.environment import TEST_ID
 from support.processes import command_line, marked_processes
 
-TRAINER = "tfspark.cluster.trainer"
-WARM_PARENT = "tfspark.cluster.warm_parent"
+TRAINER = "tfspark.trainer"
+WARM_PARENT = "tfspark.node.warm_parent"
 
 
 def trainers() -> dict[str, psutil.Process]:

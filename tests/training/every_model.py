@@ -24,14 +24,14 @@ import tensorflow as tf
 from training.ps_trial import FakeContext, FakeFeed, servers
 
 from models import autoencoder, cnn, gan, mlp, rnn, unet
-from tfspark.feed.dataset import distribute_from_function
 from tfspark.feed.reader import WEIGHT
-from tfspark.feed.worker_feed import WorkerStream
-from tfspark.training import parameter_server
 from tfspark.training.build import copy_optimizer
+from tfspark.training.input.distribute import distribute_from_function
 from tfspark.training.keras_corrections import apply_corrections
-from tfspark.training.sharding import look_up_on_servers, whole_values
-from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
+from tfspark.training.ps import session as parameter_server
+from tfspark.training.ps.sharding import look_up_on_servers, whole_values
+from tfspark.training.ps.worker_feed import WorkerStream
+from tfspark.training.ps.worker_steps import find_tables_from_branches, make_additions_atomic
 
 STEPS, BATCH, CLASSES = 2, 4, 3
 NUMBERS = np.random.default_rng(0)

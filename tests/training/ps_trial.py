@@ -20,13 +20,13 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.pulse import Pulse
 from tfspark.feed.reader import WEIGHT
-from tfspark.feed.worker_feed import NEXT_BATCH, WorkerStream
-from tfspark.training import parameter_server
-from tfspark.training.sharding import look_up_on_servers, whole_values
-from tfspark.training.worker_steps import find_tables_from_branches, make_additions_atomic
+from tfspark.protocol.activity import Activity
+from tfspark.protocol.settings import Hooks, TrainerSettings
+from tfspark.training.ps import session as parameter_server
+from tfspark.training.ps.sharding import look_up_on_servers, whole_values
+from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream
+from tfspark.training.ps.worker_steps import find_tables_from_branches, make_additions_atomic
 
 EPOCHS, BATCH, ROWS = 3, 16, 200
 VOCABULARY, CLASSES = 9000, 3
@@ -223,10 +223,10 @@ class FakeContext(SimpleNamespace):
     @classmethod
     def of(cls, strategy: tf.distribute.Strategy, num_workers: int) -> FakeContext:
         """A chief of so many workers."""
-        settings = {"keeps_state": False, "checkpoint_every_steps": 0, "checkpoint_every_seconds": 0.0}
+        settings = TrainerSettings(runs_main_fun=False)
         return cls(
             strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
-            reports=[], pulse=Pulse(), control=FakeDriver(),
+            reports=[], activity=Activity(), control=FakeDriver(),
             scratch_dir="/nowhere",
         )  # fmt: skip
 

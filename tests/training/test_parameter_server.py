@@ -12,7 +12,7 @@ import keras
 import pytest
 
 from tfspark.errors import ConfigError
-from tfspark.training.parameter_server import refuse_unsupported
+from tfspark.training.ps.session import refuse_unsupported
 
 TRIAL = Path(__file__).with_name("ps_trial.py")
 TRIAL_S = 300.0

@@ -22,7 +22,7 @@ def main() -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfspark.feed.dataset import distribute_from_function
+    from tfspark.training.input.distribute import distribute_from_function
     from tfspark.training.keras_corrections import apply_corrections
 
     apply_corrections(leave_out=left_out)

@@ -9,33 +9,40 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.checkpoints import Checkpoint, CheckpointStore, write_part
-from tfspark.cluster.meetings import Meetings
-from tfspark.cluster.registry import TASK_AGAIN, Registry, count_roles
-from tfspark.cluster.roles import NodeSpec, reader_number, tf_config
-from tfspark.cluster.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
+from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, write_part
+from tfspark.cluster.state.registry import TASK_AGAIN, Registry, count_roles
+from tfspark.cluster.state.save_schedule import SaveSchedule
+from tfspark.cluster.uploads import file_batches, read_to_the_end, receive_files, remove, safe_parts
 from tfspark.errors import DeadlineError, TfsparkError
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
+from tfspark.protocol.failures import FailureKind
+from tfspark.protocol.roles import NodeSpec, reader_number, tf_config
+from tfspark.protocol.timing import LONG_POLL_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionServer, Secret, uploaded
 
-FILE_CHUNK_BYTES = 4 << 20
 EXTRAS = ("checkpoints", "pictures")
 """Folders of the run directory without whose files a training goes on, and can still be exported."""
+CHECK_S = 0.2
+"""How often a wait looks for nodes that have fallen silent, which wakes nobody."""
 KEPT_SUMS = 4
 KEPT_RESULTS = 64
 """Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
+KEPT_JOBS = 1024
+"""So many jobs are kept; of those before, one that asks for the next after them is given the oldest that is left."""
 SAVE_LAST_S = 5.0
 """How long a program that was interrupted waits for a checkpoint before it ends."""
 
@@ -57,6 +64,7 @@ class ControlPlane(ActionServer):
         all_at_once: no node begins before all have registered.
         store: where checkpoints of the state are kept; None refuses them.
         save_every_s: seconds between two checkpoints in the middle of an epoch; 0: as often as the workers say.
+        clock: seconds, by which others count as silent.
     """
 
     def __init__(
@@ -72,22 +80,25 @@ class ControlPlane(ActionServer):
         all_at_once: bool = True,
         store: CheckpointStore | None = None,
         save_every_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.registry = registry
-        self.directory = FeedDirectory()
-        self.offers = Offers()
+        self.directory = FeedDirectory(clock)
+        self.offers = Offers(clock)
         self.feeding_over = False
+        self.train_stream = "train"
         self._nodes = nodes
         self._told = observer
         self._artifact_dir = artifact_dir
         self._store = store
-        self._meetings = Meetings(save_every_s)
+        self._save_schedule = SaveSchedule(save_every_s)
         self._num_saved = 0
         self.num_workers = count_roles(nodes)["worker"]
         self._master_node = master_node
         self._independent = independent
         self._all_at_once = all_at_once
-        self._jobs: list[Json] = []
+        self._jobs: deque[Json] = deque(maxlen=KEPT_JOBS)
+        self._num_jobs = 0
         self._done: dict[tuple[int, int], Json] = {}
         self._sums: dict[str, dict[int, Any]] = {}
         self._changed = threading.Condition()
@@ -102,16 +113,14 @@ class ControlPlane(ActionServer):
             DeadlineError: `timeout_s` passed; the message names `what`.
             TfsparkError: a node failed meanwhile.
         """
-        waited = 0.0
+        until = time.monotonic() + timeout_s
         try:
             with self._changed:
                 while not reached():
                     self._raise_failure()
-                    if waited >= timeout_s and not self.registry.failed:
+                    if time.monotonic() >= until and not self.registry.failed:
                         raise DeadlineError(f"waited {timeout_s:g} s for {what}")
-                    step = 0.2
-                    self._changed.wait_for(reached, step)
-                    waited += step
+                    self._changed.wait_for(reached, CHECK_S)
         except KeyboardInterrupt:
             self._save_last()
             raise
@@ -119,8 +128,8 @@ class ControlPlane(ActionServer):
     def _save_last(self) -> None:
         """Let a training that is interrupted save its state, while rows still come: it may be gone on with."""
         with self._changed:
-            if self._meetings.in_use:
-                self._meetings.save_soon()
+            if self._save_schedule.in_use:
+                self._save_schedule.save_soon()
                 saved = self._num_saved
                 self._changed.wait_for(lambda: self._num_saved > saved or self._stopping(), SAVE_LAST_S)
 
@@ -128,6 +137,13 @@ class ControlPlane(ActionServer):
         """Raise if the cluster has failed."""
         with self._changed:
             self._raise_failure()
+
+    def wait_for_failure(self, timeout_s: float) -> None:
+        """Wait until a node has failed, or for so long."""
+        until = time.monotonic() + timeout_s
+        with self._changed:
+            while not (self.registry.failed or self.registry.check()) and time.monotonic() < until:
+                self._changed.wait_for(lambda: self.registry.failed, CHECK_S)
 
     def _raise_failure(self) -> None:
         if self.registry.check():
@@ -140,11 +156,17 @@ class ControlPlane(ActionServer):
             self._changed.notify_all()
             return value
 
+    def end_feeding(self) -> None:
+        """Note that no rows come any more; call it under the lock."""
+        self.feeding_over = True
+        self.registry.may_replace_workers = False
+
     def post_job(self, kind: str, **fields: Any) -> int:
         """Give the trainers their next job; return its number."""
 
         def post() -> int:
-            job = {"job": len(self._jobs) + 1, "kind": kind, **fields}
+            self._num_jobs += 1
+            job = {"job": self._num_jobs, "kind": kind, **fields}
             self._jobs.append(job)
             for key in [key for key in self._done if key[0] < job["job"] - KEPT_RESULTS]:
                 del self._done[key]
@@ -166,7 +188,7 @@ class ControlPlane(ActionServer):
         """Tell the observer; a mistake in it ends the run, and is not taken for the caller's, which only reports."""
         try:
             self._told(event, fields)
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too: this is one of the server's threads.
             failure = error if isinstance(error, TfsparkError) else observer_failed(event, error)
             self.update(lambda: self.registry.fail_cluster(failure))
 
@@ -238,19 +260,19 @@ class ControlPlane(ActionServer):
         spec = self.registry.nodes[node].spec
         return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
 
-    def leave(self, node: int, cause: str) -> None:
-        """Note that a node will be lost soon: the state is saved, and then it is let go."""
+    def mark_preempted(self, node: int, cause: str) -> None:
+        """Note that a node will be lost soon: the state is saved, and then it counts as lost."""
 
         def note() -> None:
-            self.registry.leave(node, cause)
-            self._meetings.save_soon()
+            self.registry.mark_preempted(node, cause)
+            self._save_schedule.save_soon()
 
         self.update(note)
 
     def on_heartbeat(self, request: Json) -> Json:
         """Hear a node, take its new log lines, tell it whether to stop, or to show its trainer's stacks."""
-        if request.get("leaving"):
-            self.leave(request["node"], request["leaving"])
+        if request.get("preempted"):
+            self.mark_preempted(request["node"], request["preempted"])
         # Nobody waits for a heartbeat, so nobody is woken: there may be a thousand a second.
         with self._changed:
             stop = self.registry.heartbeat(request["node"], request["attempt"])
@@ -280,7 +302,7 @@ class ControlPlane(ActionServer):
     def on_trainer_alive(self, request: Json) -> Json:
         """Hear a trainer."""
         with self._changed:
-            self.registry.trainer_alive(request["node"], request["steps"], request["state"])
+            self.registry.trainer_alive(request["node"], request["steps"], request["activity"])
         return {}
 
     def on_trainer_ended(self, request: Json) -> Json:
@@ -299,7 +321,7 @@ class ControlPlane(ActionServer):
         """Take the exception that ended a trainer."""
         self.update(
             lambda: self.registry.trainer_failed(
-                request["node"], request["cause"], request["traceback"], request["kind"]
+                request["node"], request["cause"], request["traceback"], FailureKind(request["kind"])
             )
         )
         return {}
@@ -309,9 +331,10 @@ class ControlPlane(ActionServer):
         if self.registry.stopping:
             return {}  # A feed that is broken off looks like the end of an epoch to a trainer; it is none.
         node = self.registry.nodes[request["node"]]
-        if request["event"] == "tensorflow" and node.replaced_at:
-            seconds = self.update(lambda: self.registry.is_replaced(request["node"]))
-            self._observer("replaced", {"node": node.spec.name, "seconds": seconds})
+        if request["event"] == "tensorflow":
+            seconds = self.update(lambda: self.registry.replacement_up(request["node"]))
+            if seconds is not None:
+                self._observer("replaced", {"node": node.spec.name, "seconds": seconds})
         self._observer(request["event"], {"node": node.spec.name, **request["fields"]})
         return {}
 
@@ -319,8 +342,10 @@ class ControlPlane(ActionServer):
         """Give a trainer the job after the one it has done."""
         after = request["after"]
         with self._changed:
-            self._changed.wait_for(lambda: len(self._jobs) > after or self._stopping(), LONG_POLL_S)
-            return self._jobs[after] if len(self._jobs) > after else {"kind": "wait"}
+            self._changed.wait_for(lambda: self._num_jobs > after or self._stopping(), LONG_POLL_S)
+            if self._num_jobs <= after:
+                return {"kind": "wait"}
+            return self._jobs[max(0, after - (self._num_jobs - len(self._jobs)))]
 
     def on_job_done(self, request: Json) -> Json:
         """Take a trainer's result of a job."""
@@ -353,15 +378,15 @@ class ControlPlane(ActionServer):
             ]
             return {"status": "ok", "values": total}
 
-    def on_meet(self, request: Json) -> Json:
-        """See `Meetings.meet`; a worker waits here for the others."""
+    def on_arrive(self, request: Json) -> Json:
+        """See `SaveSchedule.arrive`; a worker waits here for the others."""
 
-        def meet() -> Json | None:
-            return self._meetings.meet(request["number"], request["rank"], self.num_workers)
+        def arrive() -> Json | None:
+            return self._save_schedule.arrive(request["number"], request["rank"], self.num_workers)
 
-        self.update(meet)
+        self.update(arrive)
         with self._changed:
-            decision = self._changed.wait_for(meet, LONG_POLL_S)
+            decision = self._changed.wait_for(arrive, LONG_POLL_S)
         return {"status": "ok", **decision} if decision else {"status": "wait"}
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
@@ -381,7 +406,7 @@ class ControlPlane(ActionServer):
             if error.errno is None or safe_parts(name)[0] not in EXTRAS:
                 self._cannot_keep(name, error)
                 raise
-            _read_to_the_end(batches)
+            read_to_the_end(batches)
             self._observer("not_kept", {"name": name, "why": f"{error.strerror}: {self._artifact_dir}"})
         self.update(lambda: None)
 
@@ -390,7 +415,7 @@ class ControlPlane(ActionServer):
         if self._artifact_dir is not None:
             with contextlib.suppress(OSError):
                 path = self._artifact_dir.joinpath(*safe_parts(name))
-                _remove(path)
+                remove(path)
                 path.parent.rmdir()
 
     def _take_part(self, header: Json, reader: Any) -> None:
@@ -413,20 +438,20 @@ class ControlPlane(ActionServer):
             if error.errno is None:
                 raise  # The trainer is gone, which is found out elsewhere.
             if self.registry.stopping:
-                return  # What was on its way was removed by the life that follows.
+                return  # What was on its way was removed by the incarnation that follows.
             self.update(lambda: store.drop(header))
-            _read_to_the_end(batches)
+            read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
             return None  # It may be of an epoch whose feed was broken off: see `on_report`.
-        passes = header["passes"]
-        sizes, layout = self.directory.sizes("train", passes), self.directory.layout("train", passes)
+        passes, name = header["passes"], self.train_stream
+        sizes, layout = self.directory.sizes(name, passes), self.directory.layout(name, passes)
         kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1
-            self.registry.let_go()
+            self.registry.release_preempted()
         return kept
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
@@ -444,9 +469,7 @@ class ControlPlane(ActionServer):
         del context
         file = self._uploaded(json.loads(ticket.ticket))
         schema = pa.schema([("data", pa.binary())])
-        return flight.RecordBatchStream(
-            pa.RecordBatchReader.from_batches(schema, _file_batches(file, schema))
-        )
+        return flight.RecordBatchStream(pa.RecordBatchReader.from_batches(schema, file_batches(file, schema)))
 
     def _uploaded(self, ticket: Json) -> Path:
         if "part" in ticket and self._store is not None:
@@ -605,7 +628,7 @@ class ControlPlane(ActionServer):
             return reply
 
 
-def observer_failed(event: str, error: Exception) -> TfsparkError:
+def observer_failed(event: str, error: BaseException) -> TfsparkError:
     """Return the error that says what an observer raised."""
     failure = TfsparkError(
         f"expected the observer to return when it is told of {event!r}, it raised {type(error).__name__}: {error}; "
@@ -622,58 +645,3 @@ def rows_moved(partition: int, stream: str) -> TfsparkError:
         "a part of it was trained on before its task was lost; after a shuffle they are in the order in which they "
         "arrive: add sortWithinPartitions(...) by a unique column, or write the rows to files first"
     )
-
-
-def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:
-    """Write an uploaded artifact below `directory`, aside first and renamed when whole.
-
-    Raises:
-        ValueError: a path of the upload leads out of the directory.
-    """
-    target = directory.joinpath(*safe_parts(name))
-    # A name of its own: an upload whose connection was reset comes again, perhaps before that is known here.
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        _write_files(batches, aside)
-        _remove(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.rename(target)
-    finally:
-        _remove(aside)
-
-
-def _read_to_the_end(batches: Iterable[pa.RecordBatch]) -> None:
-    """Take what is still sent: else the trainer would take its broken stream for an error."""
-    for _ in batches:
-        pass
-
-
-def _write_files(batches: Iterable[pa.RecordBatch], aside: Path) -> None:
-    for batch in batches:
-        for path, data in zip(batch.column(0).to_pylist(), batch.column(1), strict=True):
-            file = aside.joinpath(*safe_parts(path)) if path else aside
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab") as out:
-                out.write(data.as_buffer())
-
-
-def safe_parts(name: str) -> tuple[str, ...]:
-    """Split a relative path, refusing one that leads out of its directory."""
-    path = PurePosixPath(name)
-    parts = path.parts
-    if not parts or path.is_absolute() or ".." in parts:
-        raise ValueError(f"expected a path below the run directory, got {name!r}")
-    return parts
-
-
-def _file_batches(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    with file.open("rb") as stream:
-        while data := stream.read(FILE_CHUNK_BYTES):
-            yield pa.record_batch([[data]], schema=schema)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.preflight import is_on, jvm_context
-from tfspark.cluster.registry import Registry
+from tfspark.cluster.state.registry import Registry
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -25,13 +25,13 @@ class DecommissionWatch:
     Args:
         spark: the session.
         registry: the nodes, and the executors they are on.
-        leave: called with a node that will be lost and why; more than once.
+        mark_preempted: called with a node that will be lost and why; more than once.
     """
 
-    def __init__(self, spark: SparkSession, registry: Registry, leave: Callable[[int, str], None]):
+    def __init__(self, spark: SparkSession, registry: Registry, mark_preempted: Callable[[int, str], None]):
         self._spark = spark
         self._registry = registry
-        self._leave = leave
+        self._mark_preempted = mark_preempted
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -55,4 +55,4 @@ class DecommissionWatch:
         while not self._over.wait(POLL_S):
             for node in list(self._registry.nodes.values()):
                 if node.executor and scheduler.getExecutorDecommissionState(node.executor).isDefined():
-                    self._leave(node.spec.index, f"Spark decommissions its executor {node.executor}")
+                    self._mark_preempted(node.spec.index, f"Spark decommissions its executor {node.executor}")

@@ -7,23 +7,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.checkpoints import Checkpoint
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.direct import DirectRows
 from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
-from tfspark.cluster.registry import REPLACEMENT_S
-from tfspark.cluster.roles import NodeSpec
 from tfspark.cluster.sparkjob import SparkJob
-from tfspark.cluster.wire import Secret
+from tfspark.cluster.state.checkpoint_store import Checkpoint
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
 from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
-from tfspark.feed.reader import StreamSpec
 from tfspark.feed.scan import ScanTask
-from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, SAMPLE_DDL, FeedTask, first_row
+from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
 from tfspark.feed.spark_names import map_in_arrow
+from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.timing import REPLACEMENT_S
+from tfspark.protocol.wire import Secret
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -57,7 +57,7 @@ class Feeder:
         control: the control plane.
         secret: the cluster's.
         ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
-        fitted: makes of a stream of the whole cluster one of as many workers as there are.
+        for_workers: makes of a stream of the whole cluster one of as many workers as there are.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Feeder:
         control: ControlPlane,
         secret: Secret,
         ended: Callable[[int, Sequence[NodeSpec]], bool],
-        fitted: Callable[[StreamSpec], StreamSpec],
+        for_workers: Callable[[StreamSpec], StreamSpec],
     ):
         self._spark = spark
         self._control = control
         self._secret = secret
         self._ended = ended
-        self._fitted = fitted
+        self._for_workers = for_workers
         self._whole: dict[str, StreamSpec] = {}
         self._readers: dict[str, Sequence[NodeSpec]] = {}
         self._specs: dict[str, StreamSpec] = {}
@@ -93,12 +93,12 @@ class Feeder:
             spec: the stream, as the whole cluster reads it.
             readers: the nodes that read it.
             buffer_bytes: bound of the rows waiting in a feed task.
-            layout: more of its description, for readers of elements; see `Fed.layout`.
+            layout: more of its description, for readers of elements; see `TrainingRows.layout`.
         """
         if spec.name in self._specs:
             return
         self._whole[spec.name] = spec
-        self._specs[spec.name] = replace(self._fitted(spec), num_readers=len(readers))
+        self._specs[spec.name] = replace(self._for_workers(spec), num_readers=len(readers))
         self._readers[spec.name] = readers
         self._buffer_bytes[spec.name] = buffer_bytes
         self._layouts[spec.name] = layout or {}
@@ -116,7 +116,7 @@ class Feeder:
         )
 
     def take_over(self, earlier: Feeder, names: Collection[str], nodes: Sequence[NodeSpec]) -> None:
-        """Open streams of an earlier life of the cluster, whose first rows are known, to the nodes of this."""
+        """Open streams of an earlier incarnation of the cluster, whose first rows are known, to the nodes of this."""
         for name in names:
             if name in earlier._whole:
                 readers = [node for node in nodes if node.role == earlier._readers[name][0].role]
@@ -178,7 +178,7 @@ class Feeder:
         )
         self._last_from_spark[stream] = index
         timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
-        whole = {} if begun is None else begun.whole
+        whole = {} if begun is None else begun.fully_trained
         if whole and not directory.has_sample(stream):
             whole.popitem()  # The task of this one shows the nodes a row.
         while self._serve(stream, index, rows, job, whole):
@@ -279,7 +279,7 @@ class Feeder:
         directory = self._directory
 
         def close() -> None:
-            self._control.feeding_over = True
+            self._control.end_feeding()
             for name in directory.stream_names:
                 directory.close_stream(name)
 

@@ -2,15 +2,17 @@
 
 A ledger knows rows by partition and position. Spark cuts a DataFrame anew whenever it is planned: files by the cores
 there are just then (``FilePartition.maxSplitBytes``), ranges by a sample that the RDD's number seeds. So a pass is
-planned once, and what is served of it later, in another life of the cluster, too, comes of the same RDD. A pass that
-is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
-digest of their splits, which have each file's name, offset, length, size and modification time.
+planned once, and what is served of it later, in another incarnation of the cluster, too, comes of the same RDD. A pass
+that is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
+digest of their splits, which have each file's name, offset, length, size and modification time, and of the seeds by
+which Spark draws rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +47,7 @@ _KEEPS_ORDER = (
 leaves rows of the same key, as of a join, in the order in which they came."""
 _NUMBERED = ("ParallelCollectionRDD", "HadoopRDD", "NewHadoopRDD")
 """Their partitions have the number of the RDD, which is another in every program."""
+_NUMBER_OF_EXPRESSION = re.compile(r"#\d+L?")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Layout:
 
     Attributes:
         partitions: how many there are.
-        digest: of their splits; empty: it cannot be known, so it is like no other.
+        digest: of their splits and seeds; empty: it cannot be known, so it is like no other.
         repeatable: whether a partition that is computed again has its rows in the same places.
         parallelism: settings of Spark by which they were cut.
         plan: of this one plan.
@@ -80,7 +83,10 @@ class Layout:
         if not self.digest:
             return "Spark cuts the rows by a sample of them, or does not say how"
         if kept["digest"] != self.digest:
-            return "the files, their sizes, times or order, or Spark's cuts through them, are not those of before"
+            return (
+                "the files, their sizes, times or order, Spark's cuts through them, or seeds by which it draws rows, "
+                "are not those of before"
+            )
         return "" if self.repeatable else _NOT_REPEATABLE
 
 
@@ -261,6 +267,7 @@ class _Plan:
     def __init__(self, spark: SparkSession, root: Any):
         self._jvm: Any = spark.sparkContext._jvm
         self._scans: list[Any] = []
+        self._drawn: list[str] = []
         self.is_comparable = True
         self.is_repeatable = self._look_at(root, True)
 
@@ -269,6 +276,10 @@ class _Plan:
         name = node.getClass().getSimpleName()
         if name in ("FileSourceScanExec", "BatchScanExec"):
             self._scans.append(node.inputRDD())
+        self._note_seeds(node, name)
+        if name == "RowDataSourceScanExec":
+            self.is_comparable = False
+            return False  # A database's rows: what they are, and in what order, it says anew each time.
         if name == "AQEShuffleReadExec":
             self.is_comparable = False  # It has joined partitions by the bytes they happened to have.
         below = keeps_order and any(kind in name for kind in _KEEPS_ORDER)
@@ -283,6 +294,14 @@ class _Plan:
             return True
         return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)
 
+    def _note_seeds(self, node: Any, name: str) -> None:
+        """Note what is drawn at random, which rows there are of it: with another seed there are others."""
+        if name == "SampleExec":
+            self._drawn.append(str(node.seed()))
+        if not node.deterministic():
+            drawn = [str(each) for each in self._list(node.expressions()) if not each.deterministic()]
+            self._drawn.extend(_NUMBER_OF_EXPRESSION.sub("", each) for each in drawn)
+
     def _below(self, node: Any, name: str) -> list[Any]:
         if name == "AdaptiveSparkPlanExec":
             return [node.executedPlan()]
@@ -295,9 +314,12 @@ class _Plan:
     def digest(self, rdd: Any) -> str:
         """Return a digest of all splits that the partitions are computed of."""
         found = hashlib.sha256(str(rdd.getNumPartitions()).encode())
+        found.update("\n".join(self._drawn).encode())
         for leaf in self._leaves([rdd, *self._scans]):
             name = leaf.getClass().getSimpleName()
             found.update(f"{name} {leaf.getNumPartitions()} ".encode())
+            if name == "ReliableCheckpointRDD":  # What it has was computed by the program that wrote it.
+                found.update(str(leaf.checkpointPath()).encode())
             if name not in _NUMBERED:
                 found.update(self._serialized(leaf.partitions()))
             elif "Hadoop" in name:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.elastic import Size
+from tfspark.cluster.state.size import Size
 from tfspark.errors import ConfigError, ReservationError
 
 if TYPE_CHECKING:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from pyspark import cloudpickle
 
-from tfspark.cluster.context import Hooks
-from tfspark.cluster.wire import Json, plain
 from tfspark.errors import ConfigError
+from tfspark.protocol.settings import Hooks
 
 
-def wants_context(main_fun: Callable[..., Any]) -> bool:
+def is_main_fun(main_fun: Callable[..., Any]) -> bool:
     """Tell ``main_fun(args, ctx)`` from ``build_model(args)`` and ``build_model()``.
 
     Raises:
@@ -47,21 +45,6 @@ def registered_beside(main_fun: Callable[..., Any]) -> dict[str, Any]:
     known = sys.modules["keras"].saving.get_custom_objects()
     module = getattr(main_fun, "__module__", None)
     return {name: value for name, value in known.items() if getattr(value, "__module__", None) == module}
-
-
-def plain_settings(settings: Json) -> Json:
-    """Return the trainers' settings as JSON has them: NumPy's numbers become Python's.
-
-    Raises:
-        ConfigError: one cannot travel; the message names it.
-    """
-    for name, value in settings.items():
-        try:
-            json.dumps(value, default=plain)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name}: {error}; give plain values: trainers get them as JSON") from None
-    plain_values: Json = json.loads(json.dumps(settings, default=plain))
-    return plain_values
 
 
 def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from operator import index
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.control import Observer, observer_failed
-from tfspark.cluster.elastic import REPLACEMENT_TIMEOUT_S, Kept, Size, sized
-from tfspark.cluster.environment import module_paths, stop_progress_bar
 from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
     Selection,
     as_dataframe,
-    default_fs,
     is_dstream,
     is_rdd,
     select_columns,
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.life import STOP_TIMEOUT_S, warming_up
-from tfspark.cluster.lives import Lives
+from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
     check_encryption,
@@ -36,16 +33,22 @@ from tfspark.cluster.preflight import (
     is_local,
     room_for,
 )
-from tfspark.cluster.program import pickled, plain_settings, wants_context
-from tfspark.cluster.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery, check_recovery
-from tfspark.cluster.restarts import RestartBudget
-from tfspark.cluster.roles import plan_nodes
+from tfspark.cluster.program import is_main_fun, pickled
+from tfspark.cluster.state.recovery import RESTART_WINDOW_S
+from tfspark.cluster.state.size import REPLACEMENT_TIMEOUT_S, Preserved
+from tfspark.cluster.supervisor import Supervisor
 from tfspark.cluster.trainings import ROWS_PER_WORKER, Trainings
-from tfspark.cluster.wire import Json
+from tfspark.cluster.warm_up import warming_up
+from tfspark.driver_python import stop_progress_bar
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.exchange import InferenceTask
-from tfspark.migrate.TFNode import stream_of
+from tfspark.feed.stream import stream_of
+from tfspark.history import History
+from tfspark.progress import TrainingProgress, Verbose, where_to_show
+from tfspark.protocol.settings import Hooks, Precision, TrainerSettings, as_plain
+from tfspark.protocol.timing import HEARTBEAT_TIMEOUT_S, STOP_TIMEOUT_S
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -55,12 +58,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tfspark")
 
-HEARTBEAT_TIMEOUT_S = 30.0
-INDEPENDENT_TIMEOUT_S = 600.0
 MOST_COUNTED_CLASSES = 2000
 """The square of this is about what one call may have."""
-INDEPENDENT_SILENCE_S = 600.0
-"""Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
 """As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
 EVALUATOR_GRACE_S = 30.0
@@ -78,39 +77,28 @@ class TFCluster:
     def __init__(
         self,
         spark: SparkSession,
-        size: Size,
+        options: ClusterOptions,
+        settings: TrainerSettings,
         num_nodes: int,
         code: bytes,
-        settings: Json,
-        input_mode: Mode | None,
         observer: Observer | None,
-        log_dir: str | None,
-        timeouts: tuple[float, float],
-        recovery: Recovery | None = None,
+        map_fun: Callable[..., Any],
     ):
         self._spark = spark
         self._settings = settings
+        self._map_fun = map_fun
+        self._progress: TrainingProgress | None = None
+        self._options = options
         self._observer = observer
-        self._log_dir = None if log_dir is None else Path(log_dir).absolute()
+        self._log_dir = options.run_directory
         self._tensorboard_url: str | None = None
         self._lacks_logs = False
-        self._lives = Lives(
-            spark,
-            size,
-            num_nodes,
-            code,
-            settings,
-            self._observe,
-            self._log_dir,
-            timeouts,
-            recovery,
-            lambda earlier: self._trainings.take_over(earlier),
-            feed_slots=lambda: self._trainings.feed_slots,
-            replaces_workers=lambda: self._trainings.replaces_workers,
-        )
-        self._trainings = Trainings(spark, size, settings, input_mode, recovery, self._observe, self._lives)
+        recovery = options.recovery()
+        self._supervisor = Supervisor(spark, options, settings, num_nodes, code, self._observe, recovery)
+        self._trainings = Trainings(spark, options, self._observe, self._supervisor, recovery)
+        self._supervisor.work = self._trainings
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- begin and end --------------------------------------------------------------------------------------
 
     @classmethod
     def run(
@@ -136,7 +124,7 @@ class TFCluster:
         optimizer: Mapping[str, Any] | None = None,
         learning_rate: float | None = None,
         schedule: Mapping[str, Any] | None = None,
-        mixed_precision: Literal["float16", "bfloat16"] | None = None,
+        mixed_precision: Precision | None = None,
         callbacks: Mapping[str, Any] | None = None,
         checkpoint_dir: str | None = None,
         checkpoint_every_epochs: int = 0,
@@ -145,7 +133,7 @@ class TFCluster:
         max_restarts: int | None = None,
         restart_window: float = RESTART_WINDOW_S,
         min_executors: int | None = None,
-        resize_keeps: Kept = "global_batch",
+        resize_keeps: Preserved = "global_batch",
         replacement_timeout: float = REPLACEMENT_TIMEOUT_S,
         resume: str | None = None,
         tls: bool = False,
@@ -221,120 +209,83 @@ class TFCluster:
         """
         del release_port
         session = session_of(sc)
-        num_executors, num_ps = index(num_executors), index(num_ps)  # NumPy's, too.
-        plan_nodes(num_executors, num_ps, eval_node)
-        is_main_fun = wants_context(map_fun)
-        if num_ps and is_main_fun:
-            raise ConfigError(
-                f"expected build_model(params) with num_ps={num_ps}, got a main_fun(args, ctx): with parameter servers "
-                "tfspark trains the model that build_model returns; give such a function, or leave num_ps out"
-            )
-        if hooks is not None and (hooks.draw or hooks.draw_epoch) and log_dir is None:
-            raise ConfigError("expected log_dir with hooks that draw: pictures go to log_dir/pictures")
-        if eval_node and log_dir is None and not is_main_fun:
-            raise ConfigError("expected log_dir with eval_node=True: the weights to evaluate pass through it")
-        if max_restarts is None:
-            max_restarts = 0 if is_main_fun else MAX_RESTARTS
-        mode = None if input_mode is None else InputMode(input_mode)
-        check_recovery(
-            is_main_fun,
-            mode is InputMode.TENSORFLOW,
-            max_restarts,
-            checkpoint_every_steps,
-            checkpoint_every_seconds,
-            resume,
+        options = ClusterOptions(
+            runs_main_fun=is_main_fun(map_fun),
+            num_executors=index(num_executors),  # NumPy's, too.
+            num_ps=index(num_ps),
+            tensorboard=tensorboard,
+            input_mode=None if input_mode is None else InputMode(input_mode),
+            log_dir=log_dir,
+            driver_ps_nodes=driver_ps_nodes,
+            master_node=master_node,
+            reservation_timeout=reservation_timeout,
+            queues=queues,
+            eval_node=eval_node,
+            seed=seed,
+            feed_timeout=feed_timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            mixed_precision=mixed_precision,
+            callbacks=callbacks,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every_epochs=checkpoint_every_epochs,
+            checkpoint_every_steps=checkpoint_every_steps,
+            checkpoint_every_seconds=checkpoint_every_seconds,
+            max_restarts=max_restarts,
+            restart_window=restart_window,
+            min_executors=min_executors,
+            resize_keeps=resize_keeps,
+            replacement_timeout=replacement_timeout,
+            resume=resume,
+            tls=tls,
+            allow_plaintext=allow_plaintext,
+            warm=warm,
+            hooks=hooks or Hooks(),
         )
-        size = sized(
-            num_executors,
-            min_executors,
-            num_ps,
-            eval_node,
-            resize_keeps,
-            replacement_timeout,
-            max_restarts,
-            driver_ps_nodes,
-        )
-        may_begin_anew = bool(max_restarts or checkpoint_every_steps or checkpoint_every_seconds or resume)
-        keeps_state = may_begin_anew and not is_main_fun
-        settings = {
-            **migrated_settings(session, tensorboard, log_dir, master_node, queues),
-            "wants_context": is_main_fun,
-            "keeps_state": keeps_state,
-            "driver_ps_nodes": driver_ps_nodes,
-            "tls": tls,
-            "checkpoint_every_steps": checkpoint_every_steps,
-            "checkpoint_every_seconds": checkpoint_every_seconds,
-            "seed": seed,
-            "feed_timeout_s": feed_timeout,
-            "heartbeat_timeout_s": heartbeat_timeout,
-            "optimizer": None if optimizer is None else dict(optimizer),
-            "learning_rate": learning_rate,
-            "schedule": None if schedule is None else dict(schedule),
-            "mixed_precision": mixed_precision,
-            "callbacks": dict(callbacks or {}),
-            "checkpoint_dir": checkpoint_dir,
-            "checkpoint_every_epochs": checkpoint_every_epochs,
-            "warm": warm,
-        }
-        settings = plain_settings(settings)
-        check_settings(session)
-        check_encryption(session, allow_plaintext)
-        if "TF_CONFIG" in os.environ:
-            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
-        # On a local master the nodes start at once: another Spark job would only take time from theirs.
-        with warming_up(session, num_executors if warm and not is_local(session) else 0):
-            code = pickled(map_fun, tf_args, hooks or Hooks())
-            feeds = mode is InputMode.SPARK or (mode is None and not is_main_fun)
-            wait_s = min(reservation_timeout, SLOTS_WAIT_S)
-            num_nodes = room_for(session, size, int(feeds), wait_s)
-            recovery = None
-            if may_begin_anew:
-                recovery = Recovery(
-                    RestartBudget(max_restarts, restart_window),
-                    None if log_dir is None else Path(log_dir).absolute(),
-                    None if resume is None else Path(resume).absolute(),
-                )
-            timeouts = (reservation_timeout, heartbeat_timeout)
-            cluster = cls(
-                session, size, num_nodes, code, settings, mode, observer, log_dir, timeouts, recovery
-            )
-            return cluster._launched()
+        return cls._started(session, options, map_fun, tf_args, observer)
 
     @classmethod
     def run_independently(
         cls, spark: SparkSession, map_fun: Callable[..., Any], tf_args: Any, num_nodes: int, all_at_once: bool
     ) -> TFCluster:
         """Start nodes that know nothing of each other; see `TFParallel.run`."""
-        size = Size(num_nodes, num_nodes)
-        settings = {
-            **migrated_settings(spark, False, None, None, ()),
-            "independent": True,
-            "all_at_once": all_at_once,
-            "wants_context": True,
-            "keeps_state": False,
-            "driver_ps_nodes": False,
-            "tls": False,
-            "checkpoint_every_steps": 0,
-            "checkpoint_every_seconds": 0.0,
-            "seed": 0,
-            "feed_timeout_s": INDEPENDENT_SILENCE_S,
-            "heartbeat_timeout_s": HEARTBEAT_TIMEOUT_S,
-            "checkpoint_dir": None,
-            "warm": True,
-        }
+        options = ClusterOptions.for_independent(num_nodes, all_at_once)
+        return cls._started(spark, options, map_fun, tf_args, None)
+
+    @classmethod
+    def _started(
+        cls,
+        spark: SparkSession,
+        options: ClusterOptions,
+        map_fun: Callable[..., Any],
+        tf_args: Any,
+        observer: Observer | None,
+    ) -> TFCluster:
+        """Check what only Spark knows, and launch."""
+        settings = options.trainer_settings(spark)
         check_settings(spark)
-        with warming_up(spark, 0 if is_local(spark) else num_nodes):
-            check_slots(spark, num_nodes if all_at_once else 1, 0, SLOTS_WAIT_S)
-            code = pickled(map_fun, tf_args, Hooks())
-            mode = InputMode.TENSORFLOW
-            timeouts = (INDEPENDENT_TIMEOUT_S, HEARTBEAT_TIMEOUT_S)
-            cluster = cls(spark, size, num_nodes, code, settings, mode, None, None, timeouts)
+        if not options.independent:  # Such nodes say nothing to each other.
+            check_encryption(spark, options.allow_plaintext)
+        if "TF_CONFIG" in os.environ:
+            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
+        # On a local master the nodes start at once: another Spark job would only take time from theirs.
+        with warming_up(spark, options.num_executors if options.warm and not is_local(spark) else 0):
+            code = pickled(map_fun, tf_args, options.hooks)
+            wait_s = min(options.reservation_timeout, SLOTS_WAIT_S)
+            if options.all_at_once:
+                num_nodes = room_for(spark, options.size, int(options.feeds), wait_s)
+            else:
+                check_slots(spark, 1, 0, wait_s)
+                num_nodes = options.num_executors
+            cluster = cls(spark, options, settings, num_nodes, code, observer, map_fun)
             return cluster._launched()
 
     def _launched(self) -> TFCluster:
         stop_progress_bar(self._spark)
         try:
-            self._lives.surviving(lambda: None)
+            self._supervisor.surviving(lambda: None)
         except BaseException:
             self.stop()
             raise
@@ -365,7 +316,7 @@ class TFCluster:
             NodeFailedError: a node failed; the cluster is torn down all the same.
             DeadlineError: a trainer did not return in time.
         """
-        if export and self._settings["wants_context"]:
+        if export and self._options.runs_main_fun:
             raise ConfigError("expected no export with a main_fun; call ctx.export(model) in it instead")
         if export and self._log_dir is None:
             raise ConfigError("expected log_dir to be set, to hold the export; pass it to TFCluster.run")
@@ -373,54 +324,127 @@ class TFCluster:
             if ssc is not None:
                 self._await_streaming(ssc)
             timeout_s = timeout if timeout >= 0 else float("inf")
-            return self._lives.surviving(lambda: self._closed(grace_secs, timeout_s, export))
+            return self._supervisor.surviving(lambda: self._closed(grace_secs, timeout_s, export))
         finally:
             self.stop()
 
     def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, Any]:
         """Let the trainers finish; return what they returned."""
-        self._lives.feeder.close_all()
-        self._lives.control.post_job("close", export=list(export))
-        self._lives.control.wait(self._trainers_done, timeout_s, "the trainers to return after the last row")
+        self._supervisor.feeder.close_all()
+        self._supervisor.control.post_job("close", export=list(export))
+        self._supervisor.control.wait(
+            self._trainers_done, timeout_s, "the trainers to return after the last row"
+        )
         self._await_evaluator(grace_s)
-        self._check_identical_weights()
+        if not self._options.runs_main_fun:
+            nodes = self._supervisor.registry.nodes.values()
+            check_identical_weights({node.spec.name: node.result for node in nodes})
         try:
-            self._lives.control.wait(
-                lambda: self._lives.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
+            self._supervisor.control.wait(
+                lambda: self._supervisor.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
             )
         except DeadlineError:  # Their trainers have returned all there is; `stop` ends what pauses.
             logger.warning("not all nodes ended within %g s, they are ended now", STOP_TIMEOUT_S)
-        return {n.spec.name: n.result for n in self._lives.registry.nodes.values()}
+        return {n.spec.name: n.result for n in self._supervisor.registry.nodes.values()}
 
     def _await_streaming(self, ssc: Any) -> None:
         """Wait for the end of a StreamingContext; end it when a node fails or no worker reads any more."""
-        directory = self._lives.control.directory
+        directory = self._supervisor.control.directory
         try:
             while not ssc.awaitTerminationOrTimeout(1):
                 if any(directory.all_left(name) for name in self._trainings.streams):
                     ssc.stop(stopSparkContext=False, stopGraceFully=True)
                     return
-                self._lives.control.check()
+                self._supervisor.control.check()
         except TfsparkError:
             ssc.stop(stopSparkContext=False, stopGraceFully=False)
             raise
 
     def _await_evaluator(self, grace_s: float) -> None:
         """Let an evaluator's `main_fun` return; one that evaluates for ever is told to stop, which is no failure."""
-        if not (self._lives.evaluators and self._settings["wants_context"]):
+        if not (self._supervisor.evaluators and self._options.runs_main_fun):
             return
         try:
-            self._lives.control.wait(
-                lambda: self._lives.registry.all_succeeded("evaluator"),
+            self._supervisor.control.wait(
+                lambda: self._supervisor.registry.all_succeeded("evaluator"),
                 max(grace_s, EVALUATOR_GRACE_S),
                 "the evaluator to return",
             )
         except DeadlineError:
-            self._lives.control.update(lambda: setattr(self._lives.registry, "stopping", True))
+            self._supervisor.control.update(lambda: setattr(self._supervisor.registry, "stopping", True))
+
+    def begin_anew(
+        self,
+        tf_args: Any = None,
+        *,
+        seed: int = 0,
+        optimizer: Mapping[str, Any] | None = None,
+        learning_rate: float | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        callbacks: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Train another model on the same nodes: what `build_model` returns for other arguments.
+
+        The model before is gone with its optimizer, history and checkpoints; `export` it first. What follows is as
+        after `run` with these arguments, and takes none of the time of starting nodes.
+
+        Args:
+            tf_args: argument of `build_model`, plain data as JSON has it.
+            seed: as those of `run`, as are the others.
+            optimizer: see there.
+            learning_rate: see there.
+            schedule: see there.
+            callbacks: see there.
+
+        Raises:
+            ConfigError: the cluster runs a `main_fun`, or has parameter servers or an evaluator; or an argument is not
+                plain.
+        """
+        has_others = any(node.role != "worker" for node in self._supervisor.nodes)
+        if self._options.runs_main_fun or has_others:
+            raise ConfigError(
+                "expected a cluster of workers that train what build_model returns to begin anew, this one has "
+                "a main_fun, parameter servers or an evaluator; shut it down and run another"
+            )
+        self._options = replace(
+            self._options,
+            seed=seed,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            callbacks=callbacks,
+        )
+        params = as_plain("tf_args", tf_args)
+        settings = self._options.trainer_settings(self._spark)
+        self._settings = replace(settings, generation=self._settings.generation + 1)
+        self._supervisor.begin_anew(pickled(self._map_fun, params, self._options.hooks), self._settings)
+        self._trainings = self._trainings.renewed(self._options, self._settings, params)
+        self._supervisor.work = self._trainings
+
+    def export(self, *formats: str) -> dict[str, Any]:
+        """Export the model to ``log_dir/export``, as `shutdown` does, and go on.
+
+        Args:
+            formats: ``keras``, ``saved_model``.
+
+        Returns:
+            As `shutdown` does.
+
+        Raises:
+            TfsparkError: the workers' weights differ.
+        """
+        if self._options.runs_main_fun or self._trainings.spec is None or self._log_dir is None:
+            raise ConfigError(
+                "expected a cluster with log_dir that has trained what build_model returns, to export it; call "
+                "train() before, and give log_dir to TFCluster.run"
+            )
+        results = self._trainings.export(formats)
+        check_identical_weights(results)
+        return results
 
     def stop(self) -> None:
         """End the cluster now, in whatever state it is; harmless when it has ended."""
-        self._lives.stop()
+        self._supervisor.stop()
 
     def __enter__(self) -> TFCluster:
         return self
@@ -428,10 +452,27 @@ class TFCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self._lives.stopped:
+        if kind is None and not self._supervisor.stopped:
             self.shutdown()
         else:
             self.stop()
+
+    def _repr_html_(self) -> str:
+        """Show the nodes in a notebook."""
+        nodes = self._supervisor.registry.nodes.values()
+        state = "ended" if self._supervisor.stopped else "running"
+        rows = "".join(
+            f"<tr><td>{node.spec.name}</td><td>{html.escape(node.host or 'not there')}</td></tr>"
+            for node in nodes
+        )
+        places = {"TensorBoard": self._tensorboard_url, "log_dir": self._log_dir}
+        more = "".join(
+            f"<div>{name}: {html.escape(str(place))}</div>" for name, place in places.items() if place
+        )
+        return (
+            f"<div><b>TFCluster</b> {state}, {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+            f"<table><tr><th>node</th><th>host</th></tr>{rows}</table>{more}</div>"
+        )
 
     # --- feeding -----------------------------------------------------------------------------------
 
@@ -453,6 +494,7 @@ class TFCluster:
         trigger: Mapping[str, Any] | None = None,
         checkpoint_location: str | None = None,
         weight: str | Column | None = None,
+        verbose: Verbose = "auto",
     ) -> dict[str, list[float]]:
         """Feed a DataFrame `num_epochs` times and wait until it is trained.
 
@@ -483,31 +525,74 @@ class TFCluster:
                 run goes on from there.
             weight: column of one number for each row, by which its loss and weighted metrics are multiplied; the rows
                 of `validation` and of `evaluate` must have it, too. As Keras's ``sample_weight``.
+            verbose: with `build_model`, how far the training is: ``"auto"``: a bar in a Jupyter notebook, a line for
+                each epoch on a terminal, else nothing; 1: lines where there is no notebook; 0: nothing.
 
         Returns:
-            With `build_model`, metric name -> value per epoch; empty for a `main_fun`.
+            With `build_model`, metric name -> value per epoch, whose curves a notebook draws; empty for a `main_fun`.
 
         Raises:
             DataError: a row is not what was declared; the message names partition and row.
             NodeFailedError: a node failed.
         """
         num_epochs = self._passes(num_epochs, data)
+        is_endless = is_dstream(data) or bool(getattr(data, "isStreaming", False))
+        shown = where_to_show(0 if is_endless or self._options.runs_main_fun else verbose)
+        with self._showing(TrainingProgress(shown, num_epochs)) as progress:
+            progress.history = History(
+                self._trained(
+                    data,
+                    num_epochs,
+                    feed_timeout,
+                    qname,
+                    Selection(features, label, num_classes, class_weights, columns, weight),
+                    batch_size,
+                    validation,
+                    feeding,
+                    trigger,
+                    checkpoint_location,
+                )
+            )
+        return progress.history
+
+    @contextmanager
+    def _showing(self, progress: TrainingProgress) -> Iterator[TrainingProgress]:
+        """Show how far a training is within the block."""
+        self._progress = progress
+        try:
+            yield progress
+        finally:
+            self._progress = None
+            progress.end()
+
+    def _trained(
+        self,
+        data: Any,
+        num_epochs: int,
+        feed_timeout: float | None,
+        qname: str,
+        chosen: Selection,
+        batch_size: int | None,
+        validation: DataFrame | None,
+        feeding: FeedOptions | None,
+        trigger: Mapping[str, Any] | None,
+        checkpoint_location: str | None,
+    ) -> dict[str, list[float]]:
         if self._trainings.use_for("train", data, qname) is InputMode.TENSORFLOW:
             given = {
-                "features": features,
-                "columns": columns,
+                "features": chosen.features,
+                "columns": chosen.columns,
                 "feeding": feeding,
                 "trigger": trigger,
                 "checkpoint_location": checkpoint_location,
-                "weight": weight,
+                "weight": chosen.weight,
             }
             return self._trainings.train_on_files(data, num_epochs, batch_size, validation, given)
-        stream = stream_of(qname)
+        stream = self._trainings.named(stream_of(qname))
         timeout_s = feed_timeout or self._trainings.feed_timeout_s
-        chosen = Selection(features, label, num_classes, class_weights, columns, weight)
         if is_dstream(data):
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
-        fed = what_to_feed(self._spark, data, chosen, self._settings["wants_context"])
+        fed = what_to_feed(self._spark, data, chosen, self._options.runs_main_fun)
         checked = (
             None if validation is None else select_columns(as_dataframe(self._spark, validation), fed.columns)
         )
@@ -551,7 +636,7 @@ class TFCluster:
             predicted.
         """
         spec = self._trainings.spec
-        if self._settings["wants_context"] or spec is None:
+        if self._options.runs_main_fun or spec is None:
             raise ConfigError(
                 "expected a cluster started with build_model and trained before evaluate(), this one "
                 "runs a main_fun or was not trained; evaluate in main_fun instead"
@@ -588,7 +673,7 @@ class TFCluster:
         Raises:
             ConfigError: the cluster was started with `build_model`, or trains, or reads files itself.
         """
-        if not self._settings["wants_context"]:
+        if not self._options.runs_main_fun:
             raise ConfigError(
                 "expected a cluster started with main_fun(args, ctx) for inference(), this one trains what build_model "
                 "returns; export the model and apply it with tfspark.predict"
@@ -598,8 +683,8 @@ class TFCluster:
             raise ConfigError(f"expected an RDD or a DataFrame to infer, got {type(data).__name__}")
         self._trainings.use_for("inference", data, qname)
         task = InferenceTask(
-            self._lives.control.location,
-            self._lives.now.secret,
+            self._supervisor.control.location,
+            self._supervisor.current.secret,
             stream_of(qname),
             ROWS_PER_WORKER,
             self._trainings.buffer_bytes,
@@ -614,7 +699,7 @@ class TFCluster:
 
     def _passes(self, num_epochs: int | None, data: Any) -> int:
         """Return how often to feed."""
-        as_elements = self._settings["wants_context"] and is_rdd(data)
+        as_elements = self._options.runs_main_fun and is_rdd(data)
         passes = (0 if as_elements else 1) if num_epochs is None else num_epochs
         if passes == 0 and as_elements:
             return DEFAULT_PASSES
@@ -626,21 +711,8 @@ class TFCluster:
 
     def _trainers_done(self) -> bool:
         everyone = ("worker", "ps", "evaluator", "chief")
-        roles = ("worker",) if self._settings["wants_context"] else everyone
-        return all(self._lives.registry.all_succeeded(role) for role in roles)
-
-    def _check_identical_weights(self) -> None:
-        """Synchronous training keeps all workers' weights equal; anything else is an error."""
-        digests = {
-            node.spec.name: node.result["weights_sha256"]
-            for node in self._lives.registry.nodes.values()
-            if isinstance(node.result, dict) and "weights_sha256" in node.result
-        }
-        if len(set(digests.values())) > 1 and not self._settings["wants_context"]:
-            raise TfsparkError(
-                f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
-                "that is not synchronised (see docs/troubleshooting.md)"
-            )
+        roles = ("worker",) if self._options.runs_main_fun else everyone
+        return all(self._supervisor.registry.all_succeeded(role) for role in roles)
 
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":
@@ -654,6 +726,9 @@ class TFCluster:
         if event == "weights":
             self._trainings.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
+        if self._progress is not None:
+            with suppress(Exception):  # A notebook that is closed ends no training.
+                self._progress(event, fields)
         if self._observer is not None:
             try:
                 self._observer(event, fields)
@@ -666,7 +741,7 @@ class TFCluster:
         folder = self._log_dir / "logs"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"{node.replace(' ', '-')}.log").open("a") as log:
+            with (folder / f"{node.replace(' ', '-')}.log").open("a", encoding="utf-8") as log:
                 log.writelines(f"{line}\n" for line in lines)
         except OSError as error:
             if not self._lacks_logs:
@@ -674,27 +749,22 @@ class TFCluster:
             self._lacks_logs = True
 
 
-def migrated_settings(
-    spark: SparkSession,
-    tensorboard: bool,
-    log_dir: str | None,
-    master_node: str | None,
-    queues: Sequence[str],
-) -> Json:
-    """Return the trainers' settings that TensorFlowOnSpark's arguments and context attributes are made of.
+def check_identical_weights(results: Mapping[str, Any]) -> None:
+    """Synchronous training keeps all workers' weights equal.
+
+    Args:
+        results: name of a node -> what its trainer says of its model.
 
     Raises:
-        ConfigError: `master_node` is no name TensorFlow knows.
+        TfsparkError: they are not.
     """
-    if master_node not in (None, "chief", "master"):
-        raise ConfigError(f"expected master_node='chief', 'master' or None, got {master_node!r}")
-    return {
-        "independent": False,
-        "all_at_once": True,
-        "tensorboard_dir": os.path.abspath(log_dir or "tensorboard") if tensorboard else None,
-        "master_node": master_node,
-        "queues": list(queues),
-        "default_fs": default_fs(spark),
-        "working_dir": os.getcwd(),
-        "module_paths": module_paths(),
+    digests = {
+        name: result["weights_sha256"]
+        for name, result in results.items()
+        if isinstance(result, dict) and "weights_sha256" in result
     }
+    if len(set(digests.values())) > 1:
+        raise TfsparkError(
+            f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
+            "that is not synchronised (see docs/troubleshooting.md)"
+        )

@@ -1,43 +1,44 @@
 """What a cluster is trained on, call by call, and how far it is. Runs on the driver.
 
-`TFCluster` checks what it is given and hands it on to this; a new life of the cluster goes on with it.
+`TFCluster` checks what it is given and hands it on to this; a new incarnation of the cluster goes on with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run
-from tfspark.cluster.elastic import Size
 from tfspark.cluster.feeder import for_evaluation
+from tfspark.cluster.incarnation import Incarnation
 from tfspark.cluster.inputs import (
-    Fed,
     FeedOptions,
     InputMode,
+    TrainingRows,
     as_dataframe,
     elements_to_feed,
     is_rdd,
     select_columns,
 )
 from tfspark.cluster.layout import Parallelism, PlannedRows, refuse_direct
-from tfspark.cluster.life import Life
-from tfspark.cluster.lives import Lives
+from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import check_slots
-from tfspark.cluster.recovery import Recovery
-from tfspark.cluster.roles import local_batch_size
-from tfspark.cluster.sidecar import SideCar
+from tfspark.cluster.sidecar import SidecarEvaluator
+from tfspark.cluster.state.checkpoint_store import RESIZED, Checkpoint, check_same_run
+from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.streaming import MicroBatches
-from tfspark.cluster.wire import Json
+from tfspark.cluster.supervisor import Supervisor
 from tfspark.errors import ConfigError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
-from tfspark.feed.reader import StreamSpec
-from tfspark.migrate.TFNode import check_qname
+from tfspark.feed.stream import StreamSpec, check_qname
+from tfspark.protocol.roles import local_batch_size, stream_name
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tfspark")
 
+KEPT_EPOCHS = 10_000
+"""Of a stream, which may have no end, the history has so many values of each metric."""
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
 
@@ -56,31 +59,29 @@ class Trainings:
 
     Args:
         spark: the session.
-        size: of the whole cluster.
-        settings: plain values for the trainers.
-        input_mode: who reads the data; None: the first call tells.
+        options: of the cluster.
+        observe: called with (event, fields).
+        supervisor: keeps the cluster up.
         recovery: where checkpoints are; None: there are none.
-        observe: is told (event, fields).
-        lives: the cluster as it is now, and what it takes to bring up the next.
+        generation: how many models were trained on the cluster before.
     """
 
     def __init__(
         self,
         spark: SparkSession,
-        size: Size,
-        settings: Json,
-        input_mode: InputMode | None,
-        recovery: Recovery | None,
+        options: ClusterOptions,
         observe: Callable[[str, Json], None],
-        lives: Lives,
+        supervisor: Supervisor,
+        recovery: Recovery | None,
+        generation: int = 0,
     ):
         self._spark = spark
-        self._size = size
-        self._settings = settings
-        self._input_mode = input_mode
+        self._options = options
+        self._size = options.size
+        self._input_mode = options.input_mode
         self._recovery = recovery
         self._observe = observe
-        self._lives = lives
+        self._supervisor = supervisor
         self._purpose = ""
         self._feeding = FeedOptions()
         self._opened: dict[str, StreamSpec] = {}
@@ -94,10 +95,16 @@ class Trainings:
         self._validated: Columns | None = None
         self._evaluations = itertools.count(1)
         self._stream: MicroBatches | None = None
-        self._side_car: SideCar | None = None
-        self._num_side_car = 0
+        self._sidecar: SidecarEvaluator | None = None
+        self._num_sidecar = 0
+        self._generation = generation
+        self._train, self._validation = self.named("train"), self.named("validation")
 
     # --- what others ask -----------------------------------------------------------------------------
+
+    def named(self, stream: str) -> str:
+        """Return the name of a stream of this model's; see `stream_name`."""
+        return stream_name(stream, self._generation)
 
     @property
     def streams(self) -> list[str]:
@@ -107,7 +114,7 @@ class Trainings:
     @property
     def spec(self) -> StreamSpec | None:
         """The stream that is trained on; None: nothing was."""
-        return self._opened.get("train")
+        return self._opened.get(self._train)
 
     @property
     def buffer_bytes(self) -> int:
@@ -120,31 +127,31 @@ class Trainings:
         return int(self._input_mode is not InputMode.TENSORFLOW or self._validated is not None)
 
     @property
-    def replaces_workers(self) -> bool:
+    def may_replace_workers(self) -> bool:
         """Whether a worker of parameter servers may be replaced alone: its rows can be served again."""
         return self._feeding.cache == "none"
 
     @property
     def feed_timeout_s(self) -> float:
         """Seconds the feed may stand still."""
-        return float(self._settings["feed_timeout_s"])
+        return self._options.feed_timeout
 
     def weights_arrived(self, epoch: int, name: str) -> None:
         """Note that the chief has sent the weights of an epoch."""
-        if self._side_car is not None:
-            self._side_car.weights_arrived(epoch, name)
+        if self._sidecar is not None:
+            self._sidecar.weights_arrived(epoch, name)
 
     def use_for(self, purpose: str, data: Any, qname: str) -> InputMode:
         """Check that this call fits the cluster and those before it; return who reads the data."""
         from tfspark.feed.files import TFRecordFiles
 
-        check_qname(qname, self._settings["queues"])
+        check_qname(qname, self._options.queues)
         reads_files = isinstance(data, TFRecordFiles)
         mode = self._input_mode
         if mode is None:
             mode = InputMode.TENSORFLOW if reads_files else InputMode.SPARK
-            if mode is InputMode.SPARK and self._settings["wants_context"]:
-                check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+            if mode is InputMode.SPARK and self._options.runs_main_fun:
+                check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         if purpose == "inference" and mode is InputMode.TENSORFLOW:
             raise ConfigError(
                 "expected InputMode.SPARK for inference(), this cluster has InputMode.TENSORFLOW, whose workers read "
@@ -162,14 +169,14 @@ class Trainings:
         """Rows all workers together had in an epoch, padding not counted."""
         if self._input_mode is InputMode.TENSORFLOW:
             return self._rows_in_files
-        return sum(self._lives.control.directory.rows_received("train", epoch - 1).values())
+        return sum(self._supervisor.control.directory.rows_received(self._train, epoch - 1).values())
 
     # --- training on what Spark feeds ----------------------------------------------------------------
 
     def open(
         self,
         stream: str,
-        fed: Fed,
+        fed: TrainingRows,
         batch_size: int | None,
         feeding: FeedOptions,
         timeout_s: float,
@@ -177,7 +184,7 @@ class Trainings:
         open_ended: bool = False,
     ) -> None:
         """Open the streams at the first call; later calls must not differ."""
-        if feeding.ordered and self._lives.chief is not None:
+        if feeding.ordered and self._supervisor.chief is not None:
             raise ConfigError(
                 "expected FeedOptions(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
                 "order; leave it out, or leave num_ps out"
@@ -194,18 +201,20 @@ class Trainings:
                 "cluster down and run a new one"
             )
         self._feeding = feeding
-        self._lives.feeder.open(spec, self._lives.workers, feeding.buffer_bytes, fed.layout)
+        self._supervisor.feeder.open(spec, self._supervisor.workers, feeding.buffer_bytes, fed.layout)
         self._call = self._num_passes
         self._planned = None if fed.is_streaming else self._plan(fed.rows)
         self._check_resumed(spec)
-        if validation and self._settings["wants_context"]:
+        if validation and self._options.runs_main_fun:
             # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
             columns = replace(spec.columns, class_weights=())
-            in_step = replace(spec, name="validation", columns=columns, shuffle_rows=0, cache_bytes=0)
-            self._lives.feeder.open(in_step, self._lives.workers, feeding.buffer_bytes)
+            in_step = replace(spec, name=self._validation, columns=columns, shuffle_rows=0, cache_bytes=0)
+            self._supervisor.feeder.open(in_step, self._supervisor.workers, feeding.buffer_bytes)
         elif validation:
-            readers = self._lives.evaluators or self._lives.workers
-            self._lives.feeder.open(for_evaluation(spec, "validation"), readers, feeding.buffer_bytes)
+            readers = self._supervisor.evaluators or self._supervisor.workers
+            self._supervisor.feeder.open(
+                for_evaluation(spec, self._validation), readers, feeding.buffer_bytes
+            )
 
     def train_on_rows(
         self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
@@ -216,10 +225,12 @@ class Trainings:
         call = range(first, self._num_passes)
         if self._planned is None or self._planned.rows is not rows:
             self._planned = self._plan(rows)
-        return self._lives.surviving(lambda: self._train_passes(stream, self._planned or rows, call, checked))
+        return self._supervisor.surviving(
+            lambda: self._train_passes(stream, self._planned or rows, call, checked)
+        )
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
-        """Let the partitions of rows stay as they are in all lives; elements of an RDD have no life but one."""
+        """Keep the partitions of rows the same in all incarnations; items of an RDD are fed in one incarnation only."""
         if is_rdd(rows):
             refuse_direct(self._feeding.scan, "they are the elements of an RDD")
             return None
@@ -233,27 +244,27 @@ class Trainings:
         left, begun = self._left_of(call)
         if left is None:
             return {}
-        if not self._settings["wants_context"]:
-            self._lives.feeder.begin_at(stream, left.start)
+        if not self._options.runs_main_fun:
+            self._supervisor.feeder.begin_at(stream, left.start)
         if not left and isinstance(rows, PlannedRows):
-            self._lives.feeder.show_first_row(stream, rows.rows)
+            self._supervisor.feeder.show_first_row(stream, rows.rows)
         job = self._post_training(call, left, checked)
-        if checked is not None and self._settings["wants_context"]:
+        if checked is not None and self._options.runs_main_fun:
             self._show_validation(checked)
         first_whole = left.start + (begun is not None)
         for index in left:
             first_of_several = index == first_whole and index + 1 < left.stop
             self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
             begun = None
-            if self._lives.control.directory.all_left(stream):
+            if self._supervisor.control.directory.all_left(stream):
                 break
             if first_of_several and self._feeding.cache == "node":
-                self._observe("cache", {"kept": self._lives.feeder.is_kept(stream)})
-            if checked is not None and self._settings["wants_context"]:
+                self._observe("cache", {"kept": self._supervisor.feeder.is_kept(stream)})
+            if checked is not None and self._options.runs_main_fun:
                 self._validate_if_asked(stream, checked, job)
-            elif checked is not None and self._side_car is None and not self._lives.have_trained(job):
-                self._feed("validation", checked, job)
-            if self._lives.have_trained(job):
+            elif checked is not None and self._sidecar is None and not self._supervisor.have_trained(job):
+                self._feed(self._validation, checked, job)
+            if self._supervisor.have_trained(job):
                 break
             if index + 1 < left.stop:
                 self._grow(job, index + 1)
@@ -261,27 +272,29 @@ class Trainings:
 
     def _show_validation(self, checked: DataFrame) -> None:
         """Let a `main_fun` make its dataset of the rows to evaluate before it trains."""
-        directory = self._lives.control.directory
-        self._lives.feeder.show_first_row("validation", checked)
-        if not directory.has_sample("validation"):
+        directory = self._supervisor.control.directory
+        self._supervisor.feeder.show_first_row(self._validation, checked)
+        if not directory.has_sample(self._validation):
             raise DataError(
                 "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its "
                 "filters leave"
             )
-        self._lives.control.update(lambda: directory.forget_asking("validation"))
+        self._supervisor.control.update(lambda: directory.forget_asking(self._validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
         """Feed the rows to evaluate if the `main_fun` asks for them before it trains on, or returns."""
-        directory = self._lives.control.directory
+        directory = self._supervisor.control.directory
 
         def asked_or_on() -> bool:
             goes_on = directory.is_awaited(stream) or directory.all_left(stream)
-            return directory.is_awaited("validation") or goes_on or self._lives.have_trained(job)
+            return directory.is_awaited(self._validation) or goes_on or self._supervisor.have_trained(job)
 
         with contextlib.suppress(DeadlineError):  # It is busy; what it does next is seen then.
-            self._lives.control.wait(asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on")
-        if directory.is_awaited("validation"):
-            self._feed("validation", checked, job)
+            self._supervisor.control.wait(
+                asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on"
+            )
+        if directory.is_awaited(self._validation):
+            self._feed(self._validation, checked, job)
         elif not self._told_unread:
             self._told_unread = True
             logger.warning(
@@ -294,17 +307,19 @@ class Trainings:
 
     def _grow(self, job: int, passes: int) -> None:
         """After so many passes, start again with more workers if Spark has room for them by now."""
-        if not self._lives.can_grow():
-            return
         recovery = self._recovery
-        assert recovery is not None
-        self._lives.control.wait(
-            lambda: recovery.store.has(passes) or self._lives.have_trained(job),
-            self.feed_timeout_s,
-            f"the checkpoint of epoch {passes}",
-        )
-        if not self._lives.have_trained(job):
-            self._lives.grow()
+        if recovery is None:
+            return
+
+        def saved() -> bool:
+            self._supervisor.control.wait(
+                lambda: recovery.store.has(passes) or self._supervisor.have_trained(job),
+                self.feed_timeout_s,
+                f"the checkpoint of epoch {passes}",
+            )
+            return not self._supervisor.have_trained(job)
+
+        self._supervisor.resize_if_possible(saved)
 
     def train_on_stream(
         self,
@@ -320,12 +335,12 @@ class Trainings:
 
         def train(batch: DataFrame) -> None:
             for name, values in self.train_on_rows(stream, batch, num_epochs, checked).items():
-                history.setdefault(name, []).extend(values)
+                history[name] = [*history.get(name, ()), *values][-KEPT_EPOCHS:]
 
         self._stream = MicroBatches(rows, train, trigger, checkpoint_location)
         try:
             self._stream.start()
-            self._stream.wait_over(self._lives.check_for_good)
+            self._stream.wait_over(self._supervisor.check_for_good)
         finally:
             self._stream.close()
             self._stream = None
@@ -340,13 +355,13 @@ class Trainings:
         self, data: Any, stream: str, batch_size: int | None, timeout_s: float
     ) -> dict[str, list[float]]:
         """Feed each RDD of a DStream once, when it comes; returns at once."""
-        if not self._settings["wants_context"]:
+        if not self._options.runs_main_fun:
             raise ConfigError(
                 "expected a main_fun(args, ctx) to feed a DStream to; pass a DataFrame to build_model"
             )
 
         def feed(rdd: RDD[Any]) -> None:
-            if not rdd.isEmpty() and not self._lives.control.directory.all_left(stream):
+            if not rdd.isEmpty() and not self._supervisor.control.directory.all_left(stream):
                 fed = elements_to_feed(rdd)
                 self.open(stream, fed, batch_size, FeedOptions(), timeout_s, False, open_ended=True)
                 self._feed(stream, rdd, 0)
@@ -380,14 +395,14 @@ class Trainings:
             )
         spec = self._stream_spec(data.columns, batch_size, FeedOptions(shuffle_rows=data.shuffle_rows))
         checked = None if validation is None else self._open_validation(spec, validation)
-        self._opened["train"] = spec
+        self._opened[self._train] = spec
         call = range(self._num_passes, self._num_passes + num_epochs)
         self._num_passes = call.stop
-        return self._lives.surviving(lambda: self._train_on_shares(data, spec, call, checked))
+        return self._supervisor.surviving(lambda: self._train_on_shares(data, spec, call, checked))
 
     def _open_validation(self, spec: StreamSpec, validation: DataFrame) -> DataFrame:
         """Open the stream of rows that Spark feeds beside the files; return these rows."""
-        if self._settings["wants_context"]:
+        if self._options.runs_main_fun:
             raise ConfigError(
                 "expected no validation for a main_fun in InputMode.TENSORFLOW, which reads files itself; read them "
                 "in main_fun, or use InputMode.SPARK"
@@ -398,10 +413,12 @@ class Trainings:
                 "and run a new one"
             )
         rows = select_columns(as_dataframe(self._spark, validation), spec.columns)
-        check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+        check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         self._validated = spec.columns
-        readers = self._lives.evaluators or self._lives.workers
-        self._lives.feeder.open(for_evaluation(spec, "validation"), readers, self._feeding.buffer_bytes)
+        readers = self._supervisor.evaluators or self._supervisor.workers
+        self._supervisor.feeder.open(
+            for_evaluation(spec, self._validation), readers, self._feeding.buffer_bytes
+        )
         return rows
 
     def _train_on_shares(
@@ -409,99 +426,134 @@ class Trainings:
     ) -> dict[str, list[float]]:
         """Let each worker read its share of the files, as often as is left of a training."""
         self._deal_files(data, spec)
-        if self._settings["wants_context"]:
+        if self._options.runs_main_fun:
             return {}
         self._check_resumed(spec)
         left, _ = self._left_of(call)
         if left is None:
             return {}
         job = self._post_training(call, left, checked)
-        if checked is not None and self._side_car is None:
+        if checked is not None and self._sidecar is None:
             self._validate_when_asked(checked, job)
         return self._training_result(job)
 
     def _validate_when_asked(self, checked: DataFrame, job: int) -> None:
         """Feed the rows to evaluate after each epoch, whose end the workers tell by asking for them."""
-        directory = self._lives.control.directory
+        directory = self._supervisor.control.directory
 
         def asked_or_done() -> bool:
-            return directory.is_awaited("validation") or self._lives.have_trained(job)
+            return directory.is_awaited(self._validation) or self._supervisor.have_trained(job)
 
         while True:
-            self._lives.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
-            if self._lives.have_trained(job):
+            self._supervisor.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
+            if self._supervisor.have_trained(job):
                 return
-            self._feed("validation", checked, job)
+            self._feed(self._validation, checked, job)
 
     def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
         """Tell each worker what its share of the files is."""
-        num_workers = len(self._lives.workers)
-        plan = data.plan(num_workers, self._size.fitted(spec, num_workers).batch_size)
+        num_workers = len(self._supervisor.workers)
+        plan = data.plan(num_workers, self._size.for_workers(spec, num_workers).batch_size)
         self._files = data
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
-        description = {**plan, "kind": "files", "seed": self._settings["seed"]}
-        directory = self._lives.control.directory
-        self._lives.control.update(lambda: directory.open_stream("train", description, num_workers))
+        description = {**plan, "kind": "files", "seed": self._options.seed}
+        directory = self._supervisor.control.directory
+        self._supervisor.control.update(lambda: directory.open_stream(self._train, description, num_workers))
 
     # --- evaluation ----------------------------------------------------------------------------------
 
     def evaluate(self, df: DataFrame, num_classes: int | None) -> dict[str, Any]:
         """Evaluate rows; see `TFCluster.evaluate`."""
-        spec = self._opened["train"]
+        spec = self._opened[self._train]
         if self._input_mode is InputMode.TENSORFLOW:
-            check_slots(self._spark, self._lives.num_slots, 1, timeout_s=0)
+            check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         rows = select_columns(as_dataframe(self._spark, df), spec.columns)
-        return self._lives.surviving(lambda: self._evaluated(spec, rows, num_classes))
+        return self._supervisor.surviving(lambda: self._evaluated(spec, rows, num_classes))
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
-        name = f"evaluate-{next(self._evaluations)}"
-        self._lives.feeder.open(for_evaluation(spec, name), self._lives.workers, self._feeding.buffer_bytes)
-        job = self._lives.control.post_job("evaluate", stream=name, num_classes=num_classes)
+        name = self.named(f"evaluate-{next(self._evaluations)}")
+        self._supervisor.feeder.open(
+            for_evaluation(spec, name), self._supervisor.workers, self._feeding.buffer_bytes
+        )
+        job = self._supervisor.control.post_job("evaluate", stream=name, num_classes=num_classes)
         try:
             self._feed(name, rows, job)
         except DataError:
             self._end_empty(name, job)
             raise
-        self._lives.control.wait(
-            lambda: self._lives.have_trained(job), self.feed_timeout_s, f"the workers to evaluate {name!r}"
+        self._supervisor.control.wait(
+            lambda: self._supervisor.have_trained(job),
+            self.feed_timeout_s,
+            f"the workers to evaluate {name!r}",
         )
-        self._lives.control.update(lambda: self._lives.control.directory.close_stream(name))
-        return dict(next(iter(self._lives.control.job_results(job).values())))
+        self._supervisor.control.update(lambda: self._supervisor.control.directory.close_stream(name))
+        return dict(next(iter(self._supervisor.control.job_results(job).values())))
 
     def _end_empty(self, name: str, job: int) -> None:
         """Let the workers end the evaluation of no rows, whose first row they wait for: others may follow."""
-        directory = self._lives.control.directory
-        like = directory.sample("train")  # Of the same columns.
+        directory = self._supervisor.control.directory
+        like = directory.sample(self._train)  # Of the same columns.
         if not directory.has_sample(name) and like is not None:
-            self._lives.control.update(lambda: directory.offer_sample(name, like))
+            self._supervisor.control.update(lambda: directory.offer_sample(name, like))
             what = f"the workers to end the evaluation of no rows {name!r}"
-            self._lives.control.wait(lambda: self._lives.have_trained(job), self.feed_timeout_s, what)
+            self._supervisor.control.wait(
+                lambda: self._supervisor.have_trained(job), self.feed_timeout_s, what
+            )
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
-        job = self._lives.control.post_job("side_car", epoch=epoch, weights=weights, index=self._num_side_car)
-        self._num_side_car += 1
-        self._feed("validation", validation, job)
-        self._lives.control.wait(
-            lambda: self._lives.have_ended(job, self._lives.evaluators),
+        job = self._supervisor.control.post_job(
+            "side_car", epoch=epoch, weights=weights, index=self._num_sidecar
+        )
+        self._num_sidecar += 1
+        self._feed(self._validation, validation, job)
+        self._supervisor.control.wait(
+            lambda: self._supervisor.have_ended(job, self._supervisor.evaluators),
             self.feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
-        self._lives.control.remove_artifact(weights)
+        self._supervisor.control.remove_artifact(weights)
 
-    # --- new lives -----------------------------------------------------------------------------------
+    def renewed(self, options: ClusterOptions, settings: TrainerSettings, params: Any) -> Trainings:
+        """Let the trainers build another model; return its trainings.
 
-    def take_over(self, earlier: Life) -> None:
-        """Make the new life of the cluster go on with the work of one before."""
+        Of the streams of this model no more will come.
+        """
+        control = self._supervisor.control
+        for name in control.directory.stream_names:
+            control.update(functools.partial(control.directory.close_stream, name))
+        control.post_job("begin_anew", params=params, settings=settings.to_json())
+        return Trainings(
+            self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation
+        )
+
+    def export(self, formats: Sequence[str]) -> dict[str, Any]:
+        """Let the chief send the model; return what each worker says of it."""
+        return self._supervisor.surviving(lambda: self._exported(formats))
+
+    def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
+        job = self._supervisor.control.post_job("export", formats=list(formats))
+        self._supervisor.control.wait(
+            lambda: self._supervisor.have_trained(job), self.feed_timeout_s, "the chief to send the model"
+        )
+        results = self._supervisor.control.job_results(job)
+        return {self._supervisor.nodes[index].name: result for index, result in results.items()}
+
+    # --- new incarnations -----------------------------------------------------------------------------------
+
+    def take_over(self, earlier: Incarnation) -> None:
+        """Make the new incarnation of the cluster go on with the work of one before."""
         recovery = self._recovery
         assert recovery is not None
-        if self._side_car is not None:
-            self._side_car.abandon()
-            self._lives.control.remove_artifact("side-car")  # Weights that were not evaluated.
-        self._side_car, self._num_side_car = None, 0
-        self._lives.feeder.take_over(earlier.feeder, [*self._opened, "validation"], self._lives.nodes)
+        if self._sidecar is not None:
+            self._sidecar.abandon()
+            self._supervisor.control.remove_artifact("side-car")  # Weights that were not evaluated.
+        self._sidecar, self._num_sidecar = None, 0
+        self._supervisor.feeder.take_over(
+            earlier.feeder, [*self._opened, self._validation], self._supervisor.nodes
+        )
         if self._files is not None:
-            self._deal_files(self._files, self._opened["train"])
+            self._deal_files(self._files, self._opened[self._train])
         recovery.point = recovery.store.newest()
         self._go_back()
 
@@ -539,7 +591,7 @@ class Trainings:
         point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
         if point is not None:
             self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
-            self._lives.control.post_job(
+            self._supervisor.control.post_job(
                 "resume",
                 parts=point.parts,
                 passes=point.passes,
@@ -554,7 +606,7 @@ class Trainings:
             return
         run = {
             "workers": self._size.num_workers,
-            "parameter servers": sum(node.role == "ps" for node in self._lives.nodes),
+            "parameter servers": sum(node.role == "ps" for node in self._supervisor.nodes),
             "seed": spec.seed,
             "rows per worker and step": spec.batch_size,
             "ordered": spec.ordered,
@@ -567,7 +619,7 @@ class Trainings:
             self._go_back()
 
     def _left_of(self, call: range) -> tuple[range | None, Checkpoint | None]:
-        """Return the passes of a training that are not in the checkpoint this life began with, or not whole.
+        """Return the passes of a training that are not in the checkpoint this incarnation began with, or not whole.
 
         None: a run that was resumed has done this training, and a later one, before. The checkpoint comes with them if
         it is in the middle of the first, and that is not replayed.
@@ -592,28 +644,27 @@ class Trainings:
     @property
     def _num_parts(self) -> int:
         """How many nodes have a part of a checkpoint."""
-        return len(self._lives.workers) if self._lives.chief is None else 1
+        return len(self._supervisor.workers) if self._supervisor.chief is None else 1
 
     @property
     def _saves_within_epochs(self) -> bool:
-        every = ("checkpoint_every_steps", "checkpoint_every_seconds")
-        return any(self._settings[name] for name in every)
+        return bool(self._options.checkpoint_every_steps or self._options.checkpoint_every_seconds)
 
     # --- all of them ---------------------------------------------------------------------------------
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: FeedOptions) -> StreamSpec:
-        """Return a stream as the whole cluster reads it; with fewer workers it is another, see `Size.fitted`."""
+        """Return a stream as the whole cluster reads it; with fewer workers see `Size.for_workers`."""
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers
         spec = StreamSpec(
-            name="train",
+            name=self._train,
             columns=columns,
             batch_size=local_batch_size(size, num_workers),
             num_readers=num_workers,
-            synchronous=self._lives.chief is None,
+            synchronous=self._supervisor.chief is None,
             ordered=feeding.ordered,
             shuffle_rows=feeding.shuffle_rows,
-            seed=int(self._settings["seed"]),
+            seed=self._options.seed,
             chunk_bytes=feeding.chunk_bytes,
             timeout_s=self.feed_timeout_s,
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
@@ -622,17 +673,19 @@ class Trainings:
         return StreamSpec.from_json(spec.to_json())  # NumPy's numbers become Python's.
 
     def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
-        if self._settings["wants_context"]:
+        if self._options.runs_main_fun:
             return 0
-        if validation is not None and self._lives.evaluators:
-            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
-        return self._lives.control.post_job(
+        if validation is not None and self._supervisor.evaluators:
+            self._sidecar = SidecarEvaluator(
+                lambda epoch, name: self._evaluate_beside(epoch, name, validation)
+            )
+        return self._supervisor.control.post_job(
             "train",
             call=call.start,
             first_pass=left.start,
             epochs=len(left),
-            validation=validation is not None and self._side_car is None,
-            side_car=self._side_car is not None,
+            validation=validation is not None and self._sidecar is None,
+            side_car=self._sidecar is not None,
         )
 
     def _feed(
@@ -645,19 +698,21 @@ class Trainings:
         begun: Checkpoint | None = None,
     ) -> None:
         planned = data if isinstance(data, PlannedRows) else self._plan(data) or data
-        rows = self._lives.feeder.feed(stream, planned, job, keep, again, begun)
+        rows = self._supervisor.feeder.feed(stream, planned, job, keep, again, begun)
         if rows is not None:
             self._observe("fed", {"stream": stream, "rows": rows})
 
     def _training_result(self, job: int) -> dict[str, list[float]]:
-        if self._settings["wants_context"]:
+        if self._options.runs_main_fun:
             return {}
-        self._lives.control.wait(lambda: self._lives.have_trained(job), float("inf"), "the workers to train")
-        if self._side_car is not None and not self._side_car.finish(self.feed_timeout_s):
+        self._supervisor.control.wait(
+            lambda: self._supervisor.have_trained(job), float("inf"), "the workers to train"
+        )
+        if self._sidecar is not None and not self._sidecar.finish(self.feed_timeout_s):
             raise DeadlineError(
                 f"waited {self.feed_timeout_s:g} s for the evaluator to end the evaluation of an epoch; raise "
                 "feed_timeout if one may take that long"
             )
-        self._side_car = None
-        teller = self._lives.chief or self._lives.workers[0]
-        return dict(self._lives.control.job_results(job)[teller.index]["history"])
+        self._sidecar = None
+        teller = self._supervisor.chief or self._supervisor.workers[0]
+        return dict(self._supervisor.control.job_results(job)[teller.index]["history"])

@@ -10,9 +10,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.roles import local_batch_size
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import option_problems
+from tfspark.protocol.roles import local_batch_size
 
 if TYPE_CHECKING:
     from tfspark.experiment.config_schema import Cluster, Data, Source, Train
@@ -108,6 +108,41 @@ def classes_of_one_label(data: Data) -> Iterator[Broken]:
             key,
             "expected the number of classes, or nothing, beside data.examples: Spark does not look into the records; "
             "store labels as 0 to n-1",
+        )
+
+
+def windows_are_fed(data: Data) -> Iterator[Broken]:
+    """Windows are all that is fed of series that are cut."""
+    if data.windows is None:
+        return
+    wrong = [name for name in data.features if name != "window"]
+    if wrong:
+        yield (
+            ("data", "features"),
+            f"expected window alone, which data.windows makes, got {', '.join(wrong)}; leave features out",
+        )
+    label = None if data.label is None else data.label.column
+    if label not in (None, "target"):
+        yield (
+            ("data", "label", "column"),
+            f"expected target, which data.windows makes, got {label!r}; leave label out",
+        )
+    if data.label is not None and data.label.classes is not None:
+        yield (
+            ("data", "label", "classes"),
+            "expected nothing: what data.windows makes are numbers; leave it out",
+        )
+    for name in ("weight", "examples"):
+        if getattr(data, name) is not None:
+            yield ("data", name), "expected nothing beside data.windows, which makes other rows; leave it out"
+
+
+def windows_are_cut_by_spark(data: Data, cluster: Cluster) -> Iterator[Broken]:
+    """Workers that read files themselves take the rows as they are."""
+    if data.windows is not None and cluster.input_mode == "tensorflow":
+        yield (
+            ("data", "windows"),
+            "expected nothing under input_mode tensorflow, where Spark reads no row; set cluster.input_mode to spark",
         )
 
 
@@ -298,6 +333,8 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     weight_is_of_its_own,
     classes_are_distinct,
     classes_of_one_label,
+    windows_are_fed,
+    windows_are_cut_by_spark,
     column_options,
     scaled_numbers,
     some_worker,

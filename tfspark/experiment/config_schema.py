@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from tfspark.cluster.roles import local_batch_size
 from tfspark.experiment.config_rules import BrokenRulesError, broken_rules
+from tfspark.protocol.roles import local_batch_size
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ SCHEDULES = (
 MASTER = (
     r"local|local\[(\*|[1-9]\d*)(,\s*\d+)?\]|local-cluster\[\d+,\s*\d+,\s*\d+\]|yarn|spark://.+|k8s://.+|"
 )
+
+WINDOW, TARGET = "window", "target"
+"""The columns that `data.windows` makes."""
 
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
@@ -66,6 +69,10 @@ def _number_is_text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
+
+
+def _name_is_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _list_is_tuple(value)
 
 
 def _split_kind(value: Any) -> str:
@@ -190,6 +197,37 @@ class Label(Section):
         return (self.column,) if isinstance(self.column, str) else self.column
 
 
+class Windows(Section):
+    """How series are cut into windows: what came before a point in time, and what came then."""
+
+    order: Annotated[Text, Words("a column's name")]
+    """The column that says when: a number, a date or a time. A value occurs once in each series."""
+    columns: Annotated[
+        Annotated[tuple[Text, ...], BeforeValidator(_name_is_list), Field(min_length=1)],
+        Words("a column's name, or a list of names"),
+    ]
+    """The variables of a window; none of them may be null."""
+    groups: Annotated[
+        Annotated[tuple[Text, ...], BeforeValidator(_name_is_list)],
+        Words("a column's name, or a list of names"),
+    ] = ()
+    """The columns that tell series apart; left out, the rows are one series, which one task of Spark sorts."""
+    steps: Annotated[AtLeast1, _COUNT]
+    """Rows of a window."""
+    horizon: Annotated[AtLeast1, _COUNT] = 1
+    """Rows that are to be forecast: the next after the window."""
+    targets: Annotated[
+        Annotated[tuple[Text, ...], BeforeValidator(_name_is_list), Field(min_length=1)] | None,
+        Words("a column's name, or a list of names"),
+    ] = None
+    """The variables that are to be forecast; left out, all of `columns`."""
+
+    @property
+    def num_targets(self) -> int:
+        """How many variables are forecast."""
+        return len(self.targets or self.columns)
+
+
 Split = Annotated[
     Annotated[Fraction, Tag("(fraction)")] | Annotated[Source, Tag("(table)")],
     Discriminator(_split_kind),
@@ -200,6 +238,10 @@ Split = Annotated[
 class Data(Source):
     """The rows, the columns that are fed, and how they are divided."""
 
+    windows: Annotated[Windows | None, Words("a mapping with order, columns and steps")] = None
+    """Series are cut into rows of two columns: `window`, the values of `steps` points in time, the oldest first, and
+    `target`, those of the next `horizon`. They are the feature, of shape [steps, columns], and the label. Fractions for
+    validation and test are then the newest rows. Left out: rows are taken as they are."""
     features: Annotated[
         dict[Text, Annotated[Feature, BeforeValidator(_null_is_empty)]],
         Field(min_length=1),
@@ -236,6 +278,21 @@ class Data(Source):
     """Who reads files. `auto`: the tasks that feed read Parquet and TFRecord files themselves where the rows are no
     more than columns of such files; Spark reads all else, such as rows that are shuffled or divided. `spark`: Spark
     reads. `direct`: rows that Spark would have to read are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _feed_windows(cls, values: Any) -> Any:
+        """Feed windows unless it is said what else."""
+        given = values.get("windows") if isinstance(values, dict) else None
+        if not isinstance(given, dict):
+            return values
+        columns, steps = given.get("columns"), given.get("steps")
+        if not isinstance(columns, str | list | tuple) or not isinstance(steps, int):
+            shape = None  # Which is complained about where they stand.
+        else:
+            shape = [steps, 1 if isinstance(columns, str) else len(columns)]
+        own = {"features": {WINDOW: {"shape": shape}}, "label": {"column": TARGET}}
+        return {**own, **values}
 
     @property
     def source(self) -> Source:

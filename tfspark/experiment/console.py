@@ -56,8 +56,13 @@ class RunConsole:
     def line(self, text: str) -> None:
         """Print a line, here and in the log."""
         with self._lock:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._show(text, highlight=False, soft_wrap=True)
             self._write(text)
+
+    def table(self, table: Any) -> None:
+        """Print a table, here alone."""
+        with self._lock:
+            self._show(table)
 
     def note(self, text: str) -> None:
         """Write into the log alone what a person is told elsewhere."""
@@ -131,13 +136,18 @@ class RunConsole:
         except OSError as error:  # A full disk does not end the training.
             if not self._lacks_lines:
                 self._lacks_lines = True
-                self._console.print(
-                    f"warning: run.log lacks lines from here on: {error.strerror}", markup=False
-                )
+                self._show(f"warning: run.log lacks lines from here on: {error.strerror}")
+
+    def _show(self, shown: Any, **how: Any) -> None:
+        """Print, unless nobody reads it any more: `tfspark run ... | head` ends no training, nor does a full disk."""
+        try:
+            self._console.print(shown, markup=False, **how)
+        except (OSError, SystemExit):  # Rich ends the program when its reader is gone.
+            self._console.quiet = True
 
 
 def rows_per_s(fields: Mapping[str, Any], rows: int) -> float:
-    """Return the speed of an epoch that has trained so many rows; an earlier life's part of it does not count."""
+    """Return the speed of an epoch that has trained so many rows; what was trained before a loss does not count."""
     return float((rows - fields.get("rows_before", 0)) / fields["seconds"]) if fields["seconds"] else 0.0
 
 

@@ -113,7 +113,9 @@ def prepare(name: str, root: Path = Path("data"), spark: SparkSession | None = N
             if dataset.derive is not None:
                 frames = dataset.derive(*frames.values())
             rows = {directory: _write(frame, made / directory) for directory, frame in frames.items()}
-        (made / MANIFEST).write_text(json.dumps({"sha256": dataset.archive.sha256, "rows": rows}) + "\n")
+        (made / MANIFEST).write_text(
+            json.dumps({"sha256": dataset.archive.sha256, "rows": rows}) + "\n", encoding="utf-8"
+        )
         _move(made, target, dataset)
     log.info(
         "%s: %s", target, ", ".join(f"{count:,} rows in {directory}" for directory, count in rows.items())
@@ -131,7 +133,7 @@ def _is_prepared(target: Path, dataset: Dataset) -> bool:
     if not target.exists():
         return False
     try:
-        made_of = json.loads((target / MANIFEST).read_text())["sha256"]
+        made_of = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{target}: expected nothing or the data set {dataset.name}, got something else; move it away"
@@ -245,7 +247,7 @@ def _move(made: Path, target: Path, dataset: Dataset) -> None:
 
 
 def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
-    """Cut the series into windows of two years and the month after; the last fifth of the months is for the test.
+    """Keep the months, and cut them into windows of two years and the month after; the last fifth is for the test.
 
     The rows of the training come a second time in two parts, to choose by: the last fifth of their months is `late`.
     """
@@ -254,6 +256,7 @@ def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
     rows = windows(months, "month", ["sunspots"], steps=24)
     train = rows.where(rows.month < cut)
     return {
+        "months": months,
         "train": train,
         "test": rows.where(rows.month >= cut),
         "early": train.where(rows.month < late),

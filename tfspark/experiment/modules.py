@@ -6,6 +6,7 @@ closure: the file needs to be on the driver only.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import re
@@ -60,6 +61,14 @@ class ModelModule:
     adapt: Function | None = None
     draw: Function | None = None
     draw_epoch: Function | None = None
+
+    @property
+    def parameters(self) -> tuple[str, ...] | None:
+        """The names of the module's parameters, where a dataclass `Params` has them, as in the shipped modules."""
+        own = getattr(sys.modules.get(self.name), "Params", None)
+        return (
+            tuple(field.name for field in dataclasses.fields(own)) if dataclasses.is_dataclass(own) else None
+        )
 
 
 def load_model_module(path: str | Path) -> ModelModule:

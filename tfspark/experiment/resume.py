@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfspark.cluster.checkpoints import RESIZED, Checkpoint, check_same_run, newest_in
-from tfspark.cluster.recovery import state_directory
+from tfspark.cluster.state.checkpoint_store import RESIZED, Checkpoint, check_same_run, newest_in
+from tfspark.cluster.state.recovery import state_directory
 from tfspark.errors import ConfigError
 from tfspark.experiment.config import Experiment
 

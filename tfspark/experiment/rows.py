@@ -14,6 +14,7 @@ from tfspark.cluster.layout import PARALLELISM, parallelism_of
 from tfspark.errors import ConfigError, DataError
 from tfspark.experiment.config import Data, Experiment, Source
 from tfspark.experiment.datasets import DATASETS
+from tfspark.experiment.series import windows
 from tfspark.experiment.spark_errors import spark_words
 from tfspark.feed.columns import Column, Columns, check_columns
 from tfspark.feed.spark_names import quoted
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 10_000
 _POSITION = "__position"
+_UNTIL = "__until"
 _COPY = "__copy"
 
 
@@ -59,16 +61,20 @@ def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
         DataError: no rows, or too many classes.
     """
     data = experiment.data
-    whole = read_source(spark, data.source)
+    whole = cut_series(read_source(spark, data.source), data)
     columns = columns_of(data)
     check_columns(columns, whole.columns)
     classes = _classes(whole, data)
     columns = _with_class_count(columns, classes)
-    prepared = select_rows(whole, columns, classes)
-    reads_itself = experiment.cluster.input_mode == "tensorflow"
-    parts = (prepared, None, None) if reads_itself else _divide(prepared, data, experiment.seed)
-    validation = _own_rows(spark, data.validation_source, columns, classes) or parts[1]
-    test = _own_rows(spark, data.test_source, columns, classes) or parts[2]
+    parts: tuple[DataFrame, DataFrame | None, DataFrame | None]
+    if data.windows is not None:
+        parts = _divide_by_time(whole, data, columns, experiment.seed)
+    else:
+        prepared = select_rows(whole, columns, classes)
+        reads_itself = experiment.cluster.input_mode == "tensorflow"
+        parts = (prepared, None, None) if reads_itself else _divide(prepared, data, experiment.seed)
+    validation = _own_rows(spark, data.validation_source, data, columns, classes) or parts[1]
+    test = _own_rows(spark, data.test_source, data, columns, classes) or parts[2]
     train = _resampled(parts[0], data, experiment.seed)
     columns = replace(columns, class_weights=_class_weights(train, experiment, classes))
     return Rows(train, validation, test, columns, classes)
@@ -115,6 +121,23 @@ def _read(spark: SparkSession, source: Source) -> DataFrame:
     if source.schema_ddl is not None:
         reader = reader.schema(source.schema_ddl)
     return reader.load(source.path)
+
+
+def cut_series(df: DataFrame, data: Data) -> DataFrame:
+    """Cut series into windows if the experiment says so.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: a value is missing.
+    """
+    if data.windows is None:
+        return df
+    cut = data.windows
+    names = dict.fromkeys([cut.order, *cut.groups, *cut.columns, *(cut.targets or ())])
+    check_columns(Columns(tuple(map(Column, names))), df.columns)
+    return windows(
+        df, cut.order, cut.columns, cut.steps, cut.horizon, cut.targets, by=cut.groups, until=_UNTIL
+    )
 
 
 def columns_of(data: Data) -> Columns:
@@ -188,9 +211,55 @@ def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> Spa
 
 
 def _own_rows(
-    spark: SparkSession, source: Source | None, columns: Columns, classes: tuple[Any, ...]
+    spark: SparkSession, source: Source | None, data: Data, columns: Columns, classes: tuple[Any, ...]
 ) -> DataFrame | None:
-    return None if source is None else select_rows(read_source(spark, source), columns, classes)
+    if source is None:
+        return None
+    return select_rows(cut_series(read_source(spark, source), data), columns, classes)
+
+
+def _divide_by_time(
+    df: DataFrame, data: Data, columns: Columns, seed: int
+) -> tuple[DataFrame, DataFrame | None, DataFrame | None]:
+    """Divide windows exactly: the newest rows are for the test, those before for validation, of all series.
+
+    What a row is to forecast lies in its own part of the time as a whole.
+    """
+    from pyspark.storagelevel import StorageLevel
+
+    assert data.windows is not None
+    time, until = df[quoted(data.windows.order)], df[_UNTIL]
+    cut = df.persist(StorageLevel.MEMORY_AND_DISK)
+    shares = [data.test_fraction, data.validation_fraction and data.validation_fraction + data.test_fraction]
+    wanted = [round(cut.count() * share) for share in shares] if any(shares) else [0, 0]
+    begins = _newest(cut, data.windows.order, wanted)
+    parts: list[DataFrame | None] = []
+    rows = cut
+    for begin in begins:
+        parts.append(None if begin is None else select_rows(rows.where(time >= begin), columns, ()))
+        rows = rows if begin is None else rows.where(until < begin)
+    if any(shares) and rows.isEmpty():
+        raise DataError(
+            f"expected rows to train on, all that data.windows makes go to validation and test ({max(shares):g}); "
+            "take less, or shorter windows"
+        )
+    train = select_rows(rows, columns, ())
+    return _placed(train, seed).drop(_POSITION) if data.shuffle else train, parts[1], parts[0]
+
+
+def _newest(df: DataFrame, order: str, wanted: list[int]) -> list[Any]:
+    """Return the time from which on there are so many rows, or a few more of the same time; None: none are wanted."""
+    counts = df.groupBy(df[quoted(order)].alias("time")).count().sort("time", ascending=False)
+    found: list[Any] = [None] * len(wanted)
+    num_rows = 0
+    for row in counts.toLocalIterator():
+        if num_rows >= max(wanted):
+            break
+        for place, number in enumerate(wanted):
+            if num_rows < number:
+                found[place] = row["time"]
+        num_rows += row["count"]
+    return found
 
 
 def _divide(df: DataFrame, data: Data, seed: int) -> tuple[DataFrame, DataFrame | None, DataFrame | None]:

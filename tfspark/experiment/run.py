@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import FeedOptions, InputMode
 from tfspark.cluster.layout import parallelism_of
-from tfspark.cluster.life import warming_up
 from tfspark.cluster.preflight import check_settings
-from tfspark.cluster.roles import local_batch_size
 from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
+from tfspark.cluster.warm_up import warming_up
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
@@ -44,8 +39,11 @@ from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
+from tfspark.feed.described import MODULE, Described
 from tfspark.feed.files import TFRecordFiles
-from tfspark.inference.described import MODULE, Described
+from tfspark.greetings import without_greetings
+from tfspark.protocol.roles import local_batch_size
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -214,7 +212,7 @@ def run_experiment(
     """
     console = console or Console()
     earlier = None if resume is None else find_earlier(resume, experiment)
-    with _quiet_stderr():
+    with without_greetings():  # The module may import TensorFlow.
         module = load_model_module(experiment.model.module)
     directory = RunDirectory(Path(experiment.output.dir), experiment.name)
     try:
@@ -228,7 +226,7 @@ def run_experiment(
     with log:
         shown = RunConsole(console, log, experiment.train.epochs, show_worker_logs)
         try:
-            return _run(experiment, module, directory, shown, console, earlier)
+            return _run(experiment, module, directory, shown, earlier)
         except (TfsparkError, KeyboardInterrupt) as error:
             shown.note(f"error: {in_words(error)}" if isinstance(error, TfsparkError) else "interrupted")
             raise
@@ -239,28 +237,6 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
         f"expected to write into the run directory {path}, the system said: {error.strerror}; make room there, or set "
         "output.dir to a directory on another disk"
     )
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep what is written to standard error, also by C++, and show it only if something fails.
-
-    A model module may import TensorFlow on the driver, whose greetings no setting silences; they would drown
-    the lines of the run.
-    """
-    with tempfile.TemporaryFile() as kept:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            kept.seek(0)
-            os.write(saved, kept.read())
-            raise
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 def fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:
@@ -287,7 +263,6 @@ def _run(
     module: ModelModule,
     directory: RunDirectory,
     shown: RunConsole,
-    console: Console,
     earlier: Earlier | None,
 ) -> Outcome:
     watch = _Watch(shown, directory, experiment.checkpoint.keep)
@@ -304,7 +279,7 @@ def _run(
             fetch_known_data(experiment, spark, shown)
             results = _train(experiment, module, directory, shown, watch, spark, earlier)
     outcome = _outcome(directory, results, watch)
-    console.print(final_table(outcome.train, outcome.validation, outcome.test))
+    shown.table(final_table(outcome.train, outcome.validation, outcome.test))
     _report(experiment, directory, results, outcome, watch, earlier)
     shown.line(f"results in {directory.path}")
     return outcome
@@ -339,7 +314,7 @@ def _train(
     began = time.monotonic()
     _cut_alike(spark, earlier)
     rows = load_rows(spark, experiment)
-    params = model_params(experiment, rows)
+    params = model_params(experiment, rows, module.parameters)
     if module.adapt is not None:
         params = module.adapt(params, rows.train)
     watch.seconds["data"] = time.monotonic() - began
@@ -359,7 +334,10 @@ def _train(
         nodes = cluster.shutdown(export=experiment.export.formats)
         watch.seconds["export and stop"] = time.monotonic() - began
         shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
-    keep_with_export(directory.path / "export", module, rows, names)
+    try:
+        keep_with_export(directory.path / "export", module, rows, names)
+    except OSError as error:
+        raise _cannot_write(directory.path, error) from None
     return _Results(history, test, confusion, curves, names, nodes)
 
 
@@ -409,8 +387,15 @@ def _settings(
     }
 
 
-def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
-    """Return ``model.params`` with ``input_shape`` and ``num_classes`` as the data section has them.
+def model_params(
+    experiment: Experiment, rows: Rows, understood: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Return ``model.params`` with ``input_shape``, ``num_classes`` and so on as the data section has them.
+
+    Args:
+        experiment: what is run.
+        rows: its rows.
+        understood: the parameters that the module names; None: it does not say.
 
     Raises:
         ConfigError: the params say otherwise.
@@ -422,6 +407,10 @@ def model_params(experiment: Experiment, rows: Rows) -> dict[str, Any]:
         known["input_shape"] = list(features[0].shape)
     if rows.columns.num_classes is not None:
         known["num_classes"] = rows.columns.num_classes
+    windows = experiment.data.windows
+    if windows is not None and understood is not None:
+        of_series = {"horizon": windows.horizon, "targets": windows.num_targets}
+        known |= {key: value for key, value in of_series.items() if key in understood}
     for key, value in known.items():
         if params.setdefault(key, value) != value:
             raise ConfigError(
@@ -435,7 +424,9 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
     window = SHUFFLE_BATCHES * local_batch_size(data.batch_size, experiment.cluster.num_workers)
     if experiment.cluster.input_mode == "tensorflow":
         files = TFRecordFiles(str(data.path), rows.columns, window if data.shuffle else 0)
-        return cluster.train(files, train.epochs, batch_size=data.batch_size, validation=rows.validation)
+        return cluster.train(
+            files, train.epochs, batch_size=data.batch_size, validation=rows.validation, verbose=0
+        )
     return cluster.train(
         rows.train,
         train.epochs,
@@ -448,6 +439,7 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
             cache_bytes=data.cache_bytes,
             scan=data.scan,
         ),
+        verbose=0,
     )
 
 

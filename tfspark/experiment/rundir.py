@@ -55,7 +55,7 @@ class RunDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file."""
-        (self.path / name).write_text(text)
+        (self.path / name).write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file."""
@@ -77,7 +77,7 @@ class RunDirectory:
 
     def add_metrics(self, event: str, **fields: Any) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a") as lines:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
     def add_epochs(self, events: Iterable[Mapping[str, Any]]) -> None:
@@ -94,7 +94,7 @@ class RunDirectory:
         values = [Summary.Value(tag=f"epoch_{name}", simple_value=v) for name, v in metrics.items()]
         events = [Event(wall_time=time.time(), step=epoch, summary=Summary(value=values))]
         if not self._curves.exists():
-            self._curves.parent.mkdir()
+            self._curves.parent.mkdir(exist_ok=True)
             events.insert(0, Event(wall_time=time.time(), file_version="brain.Event:2"))
         with self._curves.open("ab") as file:
             file.writelines(frame(event.SerializeToString()) for event in events)

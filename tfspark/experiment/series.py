@@ -19,7 +19,8 @@ def windows(
     steps: int,
     horizon: int = 1,
     targets: Sequence[str] | None = None,
-    by: str | None = None,
+    by: str | Sequence[str] | None = None,
+    until: str | None = None,
 ) -> DataFrame:
     """Give every row of a series that has enough of it before and after: what came, and what comes.
 
@@ -30,7 +31,8 @@ def windows(
         steps: length of a window, 1 or more.
         horizon: so many steps are to be forecast, 1 or more.
         targets: the variables to forecast; None: all of `values`.
-        by: the column that tells series apart; None: it is one, which one task of Spark sorts.
+        by: the columns that tell series apart; None: it is one, which one task of Spark sorts.
+        until: name of a column to add: the `order` of the last step to forecast.
 
     Returns:
         `by`, `order`: of the first step to forecast; `window` and `target`: arrays of float, steps first, so that step
@@ -48,11 +50,15 @@ def windows(
             f"expected steps and horizon of 1 or more and at least one variable, got {steps}, {horizon}, {list(values)}"
         )
     _refuse_nulls(df, list(dict.fromkeys([*values, *(targets or [])])))
-    keys = [quoted(by)] if by else []
+    keys = [quoted(name) for name in ([by] if isinstance(by, str) else by or [])]
     series = Window.partitionBy(*keys).orderBy(quoted(order))
     before = sf.collect_list(_floats(values)).over(series.rowsBetween(-steps, -1))
     after = sf.collect_list(_floats(targets or values)).over(series.rowsBetween(0, horizon - 1))
-    cut = df.select(*keys, quoted(order), before.alias("window"), after.alias("target"))
+    made = [before.alias("window"), after.alias("target")]
+    if until is not None:
+        last = sf.max(quoted(order)).over(series.rowsBetween(0, horizon - 1))
+        made.append(last.alias(until))
+    cut = df.select(*keys, quoted(order), *made)
     whole = cut.where((sf.size("window") == steps) & (sf.size("target") == horizon))
     return whole.withColumn("window", sf.flatten("window")).withColumn("target", sf.flatten("target"))
 

@@ -83,7 +83,7 @@ def _loopback() -> dict[str, str]:
         "spark.ui.enabled": "false",
     }
     if "SPARK_CONF_DIR" not in os.environ:
-        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={LOG_SETTINGS}"
+        settings["spark.driver.extraJavaOptions"] = f"-Dlog4j2.configurationFile={LOG_SETTINGS.as_uri()}"
     return settings
 
 

@@ -11,11 +11,15 @@ import numpy as np
 
 from tfspark.errors import ConfigError
 from tfspark.experiment.config import Cluster, Experiment, Source, load_config
-from tfspark.experiment.rows import read_source, select_rows
+from tfspark.experiment.config_schema import WINDOW
+from tfspark.experiment.rows import cut_series, read_source, select_rows
 from tfspark.experiment.session import spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.inference.evaluate import evaluate
+from tfspark.inference.pictures import draw_rows
 from tfspark.inference.predict import find_model, predict
+from tfspark.inference.windows import WINDOW as ML_WINDOW
+from tfspark.inference.windows import Windows, with_windows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -58,12 +62,24 @@ def predict_files(
     find_model(model)  # A mistake shows before Spark starts.
     run = _experiment_of(model)
     with spark_session("predict", _cluster_of(run, cluster)) as spark, spark_errors_in_words():
-        rows = read_source(spark, _source_of(run, data, data_format))
+        rows = _up_to_now(read_source(spark, _source_of(run, data, data_format)), run)
         made = predict(
             rows, model, features=list(features) if features else None, handle_invalid=handle_invalid
         )
+        if run is not None and run.data.windows is not None:
+            made = made.drop(WINDOW)
         write_rows(made, output, output_format)
         return _count(spark, output, output_format)
+
+
+def _up_to_now(df: DataFrame, run: Experiment | None) -> DataFrame:
+    """Give each row of a series the window that ends with it, if the run cut windows; leave out rows without one."""
+    if run is None or run.data.windows is None:
+        return df
+    cut = run.data.windows
+    own = Windows(cut.order, cut.groups, cut.columns, cut.columns[0], cut.steps, cut.horizon)
+    found = with_windows(df, own).withColumnRenamed(ML_WINDOW, WINDOW)
+    return found.where(found[WINDOW].isNotNull())
 
 
 def _count(spark: SparkSession, output: str, output_format: str) -> int:
@@ -120,13 +136,18 @@ def evaluate_files(
         )
     described = found.described
     with spark_session("evaluate", _cluster_of(experiment, cluster)) as spark, spark_errors_in_words():
-        rows = read_source(spark, _source_of(experiment, data, data_format))
+        rows = cut_series(read_source(spark, _source_of(experiment, data, data_format)), experiment.data)
         columns = replace(described.columns, class_weights=())
         classes = described.classes if not described.is_multi_label else ()
         selected = select_rows(rows, columns, tuple(classes))
         metrics = evaluate(selected, found.files, columns, len(described.classes) or None)
+        pictures = draw_rows(selected, found.files, columns)
     place = output or _next(Path(run))
-    return write_results(place, metrics, [str(value) for value in described.classes]), place
+    numbers = write_results(place, metrics, [str(value) for value in described.classes])
+    for name, picture in pictures.items():
+        (place / "pictures").mkdir(exist_ok=True)
+        (place / "pictures" / name).write_bytes(picture)
+    return numbers, place
 
 
 def write_results(place: Path, metrics: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
@@ -159,7 +180,7 @@ def write_results(place: Path, metrics: Mapping[str, Any], classes: Sequence[str
         numbers.setdefault("auc_macro" if len(curves) > 1 else "auc", mean_area(named.values()))
         draw_roc(place / "roc.png", named)
     results = {"test": numbers, "confusion_matrix": confusion, "classes": scores}
-    (place / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (place / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return numbers
 
 

@@ -1,7 +1,7 @@
 """Which columns are fed, and what each becomes.
 
 Declared on the driver, sent to the trainers as JSON, used there by `tfspark.feed.arrays` (Arrow to NumPy, in the
-reader) and `tfspark.feed.elements` (NumPy to tensors, in tf.data). Pure.
+reader) and `tfspark.training.input.elements` (NumPy to tensors, in tf.data). Pure.
 """
 
 from __future__ import annotations

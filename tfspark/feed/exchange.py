@@ -16,10 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from tfspark.cluster.wire import ActionClient, Secret, local_address_towards, uploaded
 from tfspark.errors import DeadlineError, TfsparkError
+from tfspark.feed.buffer import ChunkBuffer
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
-from tfspark.feed.source import ChunkBuffer, SourceServer, heartbeats
+from tfspark.feed.source import SourceServer, heartbeats
+from tfspark.protocol.wire import ActionClient, Secret, local_address_towards, uploaded
 
 POLL_S = 0.5
 

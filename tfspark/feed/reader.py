@@ -19,18 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.cluster.pulse import Pulse
-from tfspark.cluster.wire import ActionClient, Json, Secret, plain
 from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take, to_sparse, with_dense_rows
 from tfspark.feed.cache import NodeCache, Place
-from tfspark.feed.columns import Columns
 from tfspark.feed.ledger import Ledger, Used
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import open_shared, shared_place
 from tfspark.feed.source import CHUNK
+from tfspark.feed.stream import Start, StreamSpec
 from tfspark.feed.structs import is_vector
+from tfspark.protocol.activity import Activity
+from tfspark.protocol.timing import SOURCE_UNREACHED_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret
 
 logger = logging.getLogger("tfspark")
 
@@ -44,8 +46,6 @@ PARTITION, ROW = "__partition__", "__row__"
 """Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
 
 BLOCKED_S = 0.05
-SOURCE_UNREACHED_S = 10.0
-"""How long a source the driver knows of is tried again when it is not reached: its connection may have been reset."""
 RETRY_S = 0.05
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""
@@ -54,68 +54,6 @@ SEQUENCE_BITS = 32
 """Of the number of a chunk; above them is that of the lease, so that a late call of an earlier lease means no chunk."""
 LONG_VECTOR_BYTES = 8192
 """Vectors of Spark ML that are this long when dense wait in the shuffle window without their zeros."""
-
-
-@dataclass(frozen=True)
-class StreamSpec:
-    """What a reader needs to know about a stream; made on the driver, sent as JSON.
-
-    Attributes:
-        name: the stream.
-        columns: what is fed.
-        batch_size: rows of a batch of one reader.
-        num_readers: how many readers share the stream.
-        synchronous: all readers give out equally many batches of equal size (padded with weight 0).
-        ordered: rows are dealt by position, so that a pass is the same in every run.
-        shuffle_rows: rows of the shuffle window of each reader; 0: as they come.
-        seed: seed of the shuffle.
-        chunk_bytes: size of one pull.
-        timeout_s: how long the reader bears that no row comes.
-        cache_bytes: size of each reader's node cache at most; 0: nothing is kept.
-        open_ended: nobody knows how many passes come, nor when the next one does: a stream's micro-batches.
-        has_ledger: readers note which rows each step uses, for checkpoints within a pass.
-    """
-
-    name: str
-    columns: Columns
-    batch_size: int
-    num_readers: int
-    synchronous: bool
-    ordered: bool
-    shuffle_rows: int
-    seed: int
-    chunk_bytes: int
-    timeout_s: float
-    cache_bytes: int = 0
-    open_ended: bool = False
-    has_ledger: bool = False
-
-    def to_json(self) -> Json:
-        """Return a form that survives JSON."""
-        told: Json = json.loads(json.dumps({**vars(self), "columns": self.columns.to_json()}, default=plain))
-        return told
-
-    @classmethod
-    def from_json(cls, data: Json) -> StreamSpec:
-        """Rebuild what `to_json` gave."""
-        known = {key: data[key] for key in cls.__dataclass_fields__}
-        return cls(**{**known, "columns": Columns.from_json(data["columns"])})
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a reader begins within a pass, as a checkpoint has it.
-
-    Attributes:
-        steps: batches that were used before.
-        rows: rows this reader has had before, if it does not read the pass anew.
-        replays: whether it reads the pass anew and leaves out the first `steps` batches: those of an ordered stream
-            are the same again.
-    """
-
-    steps: int = 0
-    rows: int = 0
-    replays: bool = False
 
 
 @dataclass
@@ -152,7 +90,7 @@ class PassReader:
         filler: rows to pad with when the pass brings this reader none of its own.
         cache: where this reader keeps its rows when the driver asks for it.
         start: where within the pass to begin.
-        pulse: is told of waits for rows.
+        activity: notes waits for rows.
     """
 
     def __init__(
@@ -166,10 +104,10 @@ class PassReader:
         filler: Rows,
         cache: NodeCache | None = None,
         start: Start | None = None,
-        pulse: Pulse | None = None,
+        activity: Activity | None = None,
     ):
         start = start or Start()
-        self._pulse = pulse or Pulse()
+        self._activity = activity or Activity()
         self._control = control
         self._secret = secret
         self._spec = spec
@@ -206,7 +144,7 @@ class PassReader:
     def has_step(self, step: int) -> bool:
         """Wait until it is known whether there is a batch number `step`, from 0 where this reader began; tell it."""
         wanted = self._first_step + step
-        with self._pulse.waiting(), self._changed:
+        with self._activity.waiting(), self._changed:
             self._changed.wait_for(lambda: self._formed > wanted or self._ended)
             self._raise_error()
             return self._formed > wanted
@@ -214,7 +152,7 @@ class PassReader:
     def __iter__(self) -> Iterator[Rows]:
         """Yield batches until the pass ends."""
         while True:
-            with self._pulse.waiting(), self._changed:
+            with self._activity.waiting(), self._changed:
                 self._changed.wait_for(lambda: bool(self._queue) or self._ended)
                 if not self._queue:
                     self._raise_error()

@@ -23,7 +23,7 @@ def shared_place() -> str:
     Empty where there is no such memory (another system than Linux).
     """
     try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return (
             f"{kernel} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
             if hasattr(os, "memfd_create")

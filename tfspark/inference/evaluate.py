@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.inputs import select_columns
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.columns import Columns
@@ -106,7 +106,8 @@ class _Finish:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one row: the results as JSON."""
-        del batches
+        for _ in batches:
+            pass  # A Python worker that leaves rows unread is not used again, and TensorFlow goes with it.
         metrics = _metrics_of(self.predictor, self.num_classes)
         metrics.build(next(iter(pa.ipc.open_stream(self.first_row))))
         yield pa.record_batch([[json.dumps(metrics.result(np.asarray(self.total), self.kind))]], ["result"])
@@ -202,7 +203,7 @@ class PartMetrics:
             total: what `state` returns.
         """
         from tfspark.training.class_counts import matrix_and_curves
-        from tfspark.training.evaluation import plain, roc_of
+        from tfspark.training.evaluation import plain_logs, roc_of
 
         place = 0
         for variable in self._model.metrics_variables:
@@ -210,7 +211,7 @@ class PartMetrics:
             values = total[place : place + size].reshape(variable.shape)
             variable.assign(values.astype(variable.numpy().dtype))
             place += size
-        results: dict[str, Any] = {name: plain(v) for name, v in self._model.get_metrics_result().items()}
+        results: dict[str, Any] = plain_logs(self._model.get_metrics_result())
         if self._num_classes is not None and kind:
             matrix, curves = matrix_and_curves(total[place:], self._num_classes, kind)  # type: ignore[arg-type]
             results["confusion_matrix"], results["roc"] = matrix, roc_of(self._model) or curves

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tfspark.errors import ConfigError
+from tfspark.greetings import without_greetings
 
 KERAS, SAVED_MODEL = "keras", "saved_model"
 MOST_BYTES = 1 << 30
@@ -132,6 +133,8 @@ def load(model: ModelFiles, compiled: bool = False) -> Any:
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"  # As in trainers; other work of the user may need another.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with without_greetings():
+        import tensorflow  # noqa: F401
     for name, source in model.modules:
         run_module(name, source)
     with tempfile.TemporaryDirectory(prefix="tfspark-model-") as folder:

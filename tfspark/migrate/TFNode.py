@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import getpass
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tfspark.errors import ConfigError
+from tfspark.feed.stream import check_qname, stream_of
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.migrate.context import TFContext
 
 
 class Places(Protocol):
@@ -54,7 +56,7 @@ class DataFeed:
         if not hasattr(mgr, "row_feed"):
             raise ConfigError(f"expected DataFeed(ctx.mgr, ...) in a map function, got {type(mgr).__name__}")
         for qname in (qname_in, qname_out):
-            check_qname(qname, mgr.settings["queues"])
+            check_qname(qname, mgr.settings.queues)
         self.train_mode = train_mode
         self.input_tensors = (
             None if input_mapping is None else [tensor for _, tensor in sorted(input_mapping.items())]
@@ -92,24 +94,6 @@ class DataFeed:
         self._feed.leave()
 
 
-def stream_of(qname: str) -> str:
-    """Return the name of the stream that feeds a queue."""
-    return "train" if qname == "input" else qname
-
-
-def check_qname(qname: str, queues: Sequence[str]) -> None:
-    """Refuse a queue the cluster does not have.
-
-    Raises:
-        ConfigError: its name is not among `queues`, or is kept for errors.
-    """
-    known = [name for name in queues if name != "error"]
-    if qname not in known:
-        raise ConfigError(
-            f"expected qname to be one of {known}, got {qname!r}; name further queues in TFCluster.run(queues=[...])"
-        )
-
-
 def hdfs_path(ctx: Places, path: str) -> str:
     """Return a path with the file system it belongs to, as Hadoop resolves it.
 
@@ -124,10 +108,25 @@ def hdfs_path(ctx: Places, path: str) -> str:
     if path.startswith("/"):
         return root + path
     if root.startswith(("hdfs://", "viewfs://")):
-        return f"{root}/user/{getpass.getuser()}/{path}"
+        return f"{root}/user/{_hadoop_user()}/{path}"
     if root.startswith("file:"):
         return f"{root}/{ctx.working_dir.strip('/')}/{path}"
     return f"{root}/{path}"
+
+
+def _hadoop_user() -> str:
+    """Return whom Hadoop takes this process for, in whose home relative paths are.
+
+    Raises:
+        ConfigError: nobody knows, as in a container whose user has no name.
+    """
+    try:
+        return os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError(
+            f"expected the user {os.getuid()} to have a name, for the home directory on HDFS; set HADOOP_USER_NAME, or "
+            "give a path that begins with a slash"
+        ) from None
 
 
 def export_saved_model(model: Any, export_dir: str, *gone: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.inputs import session_of
-from tfspark.cluster.program import wants_context
+from tfspark.cluster.program import is_main_fun
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
 
@@ -39,7 +39,7 @@ def run(
         ReservationError: too few slots.
         NodeFailedError: `map_fn` raised on a node, or a process died; the others are ended.
     """
-    if not wants_context(map_fn):
+    if not is_main_fun(map_fn):
         raise ConfigError(
             "expected a function map_fn(args, ctx), got one that takes no context; add the parameter"
         )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pyspark.ml import Estimator, Model
 from pyspark.ml.param import Params
 
-from tfspark.cluster.environment import use_own_python
 from tfspark.cluster.inputs import InputMode
 from tfspark.cluster.tfcluster import TFCluster
+from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError
 from tfspark.feed.spark_names import map_in_arrow, quoted
 from tfspark.migrate.params import (

@@ -95,10 +95,17 @@ def load(directory: str, tags: tuple[str, ...] | None, signature: str) -> Any:
 
 
 def stamp_of(directory: str) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of each file of a SavedModel: others when another was written to its place."""
+    """Return name, size and time of each file of a SavedModel: others when another was written to its place.
+
+    Its fingerprint, a random number among others, is in it, too: copies may have the times of their originals.
+    """
     import tensorflow as tf
 
     found = []
+    fingerprint = tf.io.gfile.join(directory, "fingerprint.pb")
+    if tf.io.gfile.exists(fingerprint):
+        with tf.io.gfile.GFile(fingerprint, "rb") as file:
+            found.append((file.read().hex(), 0, 0))
     for folder in (directory, tf.io.gfile.join(directory, "variables")):
         for name in sorted(tf.io.gfile.listdir(folder)) if tf.io.gfile.exists(folder) else ():
             told = tf.io.gfile.stat(tf.io.gfile.join(folder, name))

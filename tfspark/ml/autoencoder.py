@@ -117,7 +117,7 @@ class Autoencoder(NetworkEstimator, CodeParams):
 
     def _contradiction(self) -> str | None:
         if not self.isSet("layers"):
-            return None
+            return super()._contradiction()
         given = self.getOrDefault("layers")
         if any(layer["layer"] != "Dense" for layer in given):
             return "expected Dense layers alone in layers, the last of which is the code; use modelParams for others"
@@ -128,7 +128,7 @@ class Autoencoder(NetworkEstimator, CodeParams):
             return (
                 "expected either layers or codeSize, got both: the last layer is the code; leave codeSize out"
             )
-        return None
+        return super()._contradiction()
 
     def _plan(self, dataset: DataFrame) -> Plan:
         inputs = self._find_inputs(dataset)
@@ -149,12 +149,12 @@ class Autoencoder(NetworkEstimator, CodeParams):
         }
         std: list[float] = []
         if standardise:
-            mean, deviation = feature_moments(dataset, inputs)
+            mean, deviation = self._once(feature_moments, dataset, inputs)
             std = deviation.reshape(-1).tolist()
             params |= {"mean": mean.reshape(-1).tolist(), "std": std}
         target = Target()
         rows = self._rows(dataset, inputs, target)
-        network = module_network(MODULE, {**params, **own}, rows.train)
+        network = self._once(module_network, rows.train, MODULE, {**params, **own})
         return Plan(network, inputs, target, rows, {"std": std})
 
     def _sizes(self) -> dict[str, Any]:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyspark.ml import Estimator, Model
+from pyspark.ml.base import _FitMultipleIterator
 from pyspark.ml.param import Param
 from pyspark.ml.util import MLReadable, MLWritable
 
 from tfspark.cluster.inputs import session_of
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns, check_columns
-from tfspark.inference.described import Signature
+from tfspark.feed.described import Signature
 from tfspark.inference.evaluate import evaluate
 from tfspark.inference.model_files import ModelFiles, of_keras
 from tfspark.inference.outputs import Output
 from tfspark.inference.predict import apply, find_model, value_outputs
 from tfspark.inference.predictor import Predictor
-from tfspark.ml.inputs import Inputs, find_inputs
+from tfspark.ml.findings import Findings
+from tfspark.ml.inputs import Inputs, find_inputs, table_of
 from tfspark.ml.params import (
     ClassParams,
     ColumnParams,
@@ -30,6 +34,7 @@ from tfspark.ml.params import (
     declare,
     labels,
     mapping,
+    names,
     number,
     sizes,
     text,
@@ -44,15 +49,35 @@ from tfspark.ml.persistence import (
 )
 from tfspark.ml.rows import FitRows, Target, find_classes, find_numbers, fit_rows
 from tfspark.ml.summary import TrainingSummary
-from tfspark.ml.training import HowToTrain, Network, Trained, train
+from tfspark.ml.training import Clusters, HowToTrain, Network, Trained, train
 from tfspark.shipped import list_shipped
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
+T = TypeVar("T")
+
 NEEDED_TO_LOAD = ("register_keras_serializable", "def features(")
 """What in a model module says that a model cannot be used without it."""
+UNSEEN = frozenset(
+    (
+        *(
+            "maxIter",
+            "stepSize",
+            "batchSize",
+            "seed",
+            "optimizer",
+            "callbacks",
+            "shuffle",
+            "logDir",
+            "verbose",
+        ),
+        *("numWorkers", "layers", "regParam", "modelParams"),
+        *("predictionCol", "handleInvalid", "predictBatchSize"),
+    )
+)
+"""Params on which nothing depends that a fit finds out of its rows."""
 SEEDS = 1 << 31
 """Seeds of TensorFlow are below this and not negative; those of Spark may be any whole number."""
 
@@ -285,7 +310,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
     def _inputs(self, state: State) -> Inputs:
         """Return the inputs under the name that the column has now."""
         assert state.inputs is not None
-        return replace(state.inputs, name=self.getOrDefault("featuresCol"))
+        return state.inputs.called(self.getOrDefault("featuresCol"))
 
     def _predictor(self, state: State, columns: Columns, inputs: Inputs | None = None) -> Predictor:
         return Predictor(
@@ -364,18 +389,21 @@ def _check_features(df: DataFrame, inputs: Inputs) -> None:
     Raises:
         ConfigError: names both.
     """
-    if inputs.name not in df.columns:
+    missing = [name for name in inputs.read if name not in df.columns]
+    if missing:
         raise ConfigError(
-            f"expected the features column {inputs.name!r}, the data has {df.columns}; set featuresCol (inputCol), "
+            f"expected the features column {missing[0]!r}, the data has {df.columns}; set featuresCol (inputCol), "
             "or add the stage that makes it"
         )
-    kind = df.schema[inputs.name].dataType.simpleString()
-    is_text = kind in ("string", "array<string>")
-    if is_text != (inputs.kind in ("text", "words")):
-        raise ConfigError(
-            f"expected {inputs.kind} features in column {inputs.name!r}, as in the rows trained on, got {kind}; set "
-            "featuresCol to the column that holds them"
-        )
+    for part in inputs.each:
+        for name in part.table or (part.name,):
+            kind = df.schema[name].dataType.simpleString()
+            is_text = kind in ("string", "array<string>")
+            if is_text != (part.kind in ("text", "words")):
+                raise ConfigError(
+                    f"expected {part.kind} features in column {name!r}, as in the rows trained on, got {kind}; set "
+                    "featuresCol to the column that holds them"
+                )
 
 
 # --- estimators ---------------------------------------------------------------------------------------
@@ -387,11 +415,14 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
     inputShape = declare(
         "inputShape", "shape of one row, such as [28, 28, 1]; unset: as the data has it", sizes
     )
+    inputCols = declare("inputCols", "columns that the network reads instead of featuresCol", names)
     scale = declare(
         "scale", "features are divided by it; unset: bytes of images by 255", number(0, is_above=True)
     )
 
     model_class: type[KerasModel] = KerasModel
+    _findings: Findings | None = None
+    """Of the fits of one grid; None: this fit is none of them."""
 
     def __init__(self, **params: Any):
         super().__init__()
@@ -403,11 +434,47 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
     def _set_own_defaults(self) -> None:
         """Set the defaults of a subclass's Params."""
 
-    def _fit(self, dataset: DataFrame) -> KerasModel:
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[Mapping[Param[Any], Any]]
+    ) -> Iterator[tuple[int, KerasModel]]:
+        """Fit a model for each of several settings, as they are asked for, from several threads perhaps.
+
+        Settings that need no other nodes are trained on one running cluster after the other; each thread has a cluster.
+        """
+        estimator, clusters, findings = self.copy(), Clusters(len(paramMaps)), Findings()
+
+        def fit(index: int) -> KerasModel:
+            own: NetworkEstimator = estimator.copy(dict(paramMaps[index]))
+            own._findings = findings
+            try:
+                return own._fit(dataset, clusters)
+            except BaseException:
+                clusters.give_up()
+                raise
+
+        models: Iterator[tuple[int, KerasModel]] = _FitMultipleIterator(fit, len(paramMaps))
+        weakref.finalize(models, clusters.give_up)  # The caller may take less than all.
+        return models
+
+    def _fit(self, dataset: DataFrame, clusters: Clusters | None = None) -> KerasModel:
         session = session_of(dataset.sparkSession)
         how = self._how_to_train()
         plan = self._plan(dataset)
-        return self._fitted(plan, train(session, plan.network, plan.rows, how))
+        return self._fitted(plan, train(session, plan.network, plan.rows, how, clusters))
+
+    def _once(self, find: Callable[..., T], dataset: DataFrame, *known: Any) -> T:
+        """Return ``find(dataset, *known)``, which other fits on the same rows may have found out.
+
+        Args:
+            find: a function of a module.
+            dataset: the rows of the fit, or those that its columns and Params make of them.
+            known: all else that it depends on.
+        """
+        if self._findings is None:
+            return find(dataset, *known)
+        params = {p.name: value for p, value in self._paramMap.items() if p.name not in UNSEEN}
+        key = repr((find, known, sorted(params.items())))
+        return self._findings.once(key, lambda: find(dataset, *known))
 
     def _plan(self, dataset: DataFrame) -> Plan:
         raise NotImplementedError
@@ -446,6 +513,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
             learning_rate=self._value("stepSize"),
             optimizer=self._value("optimizer"),
             log_dir=self._value("logDir"),
+            verbose=self.getOrDefault("verbose"),
         )
 
     def _rows(self, dataset: DataFrame, inputs: Inputs, target: Target) -> FitRows:
@@ -453,14 +521,25 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
         return fit_rows(dataset, inputs, target, weight, indicator)
 
     def _find_inputs(self, dataset: DataFrame, **given: Any) -> Inputs:
-        shape = self._value("inputShape")
-        return find_inputs(
+        shape, several = self._value("inputShape"), self._value("inputCols")
+        if several:
+            return self._several_inputs(dataset, several)
+        return self._once(
+            functools.partial(find_inputs, **given),
             dataset,
             self.getOrDefault("featuresCol"),
             None if shape is None else tuple(shape),
             self._value("scale"),
-            **given,
         )
+
+    def _several_inputs(self, dataset: DataFrame, names: Sequence[str]) -> Inputs:
+        """Return how several columns enter the network: as one row of numbers."""
+        return table_of(dataset, names, self._value("scale"))
+
+    def _contradiction(self) -> str | None:
+        if self.isSet("inputCols") and self.isSet("featuresCol"):
+            return "expected either inputCols or featuresCol (inputCol), got both; leave one out"
+        return None
 
     def _value(self, name: str) -> Any:
         """Return a Param's value; None: it is not set, or empty."""
@@ -498,8 +577,9 @@ class KerasEstimator(NetworkEstimator):
     Args:
         params: the Params by name; ``build_model`` is another name of `modelBuilder`.
 
-    The model reads one column, `featuresCol`. If it was compiled with a cross-entropy it is taken for a classifier of
-    labels 0 to k-1; labels that are texts, or that `classes` names, are numbered first.
+    The model reads one column, `featuresCol`; or several, `inputCols`, as its inputs of these names. If it was compiled
+    with a cross-entropy it is taken for a classifier of labels 0 to k-1; labels that are texts, or that `classes`
+    names, are numbered first.
     """
 
     modelBuilder = declare(
@@ -529,6 +609,22 @@ class KerasEstimator(NetworkEstimator):
         rows = self._rows(dataset, inputs, target)
         return Plan(self._network(rows), inputs, target, rows)
 
+    def _several_inputs(self, dataset: DataFrame, names: Sequence[str]) -> Inputs:
+        """Return how several columns enter the network: each as the input that has its name."""
+        if self._value("inputShape"):
+            raise ConfigError(
+                "expected inputCols without inputShape, got both: each column has a shape of its own"
+            )
+        scale = self._value("scale")
+        parts = [self._once(find_inputs, dataset, name, None, scale) for name in names]
+        words = next((part.name for part in parts if part.kind == "words"), None)
+        if words is not None:
+            raise ConfigError(
+                f"expected numbers, vectors, images or texts in each of inputCols, column {words!r} holds arrays of "
+                "words; make a text of them with concat_ws(' ', ...)"
+            )
+        return Inputs("", "named", named=tuple(parts))
+
     def _target(self, dataset: DataFrame) -> Target:
         label = self.getOrDefault("labelCol")
         if not label:
@@ -536,8 +632,8 @@ class KerasEstimator(NetworkEstimator):
         if self._value("classes") or (
             label in dataset.columns and dataset.schema[label].dataType.typeName() == "string"
         ):
-            return find_classes(dataset, label, self._value("classes"))
-        return find_numbers(dataset, label)
+            return self._once(find_classes, dataset, label, self._value("classes"))
+        return self._once(find_numbers, dataset, label)
 
     def _found_target(self, target: Target, signature: Signature) -> Target:
         if target.num_classes is not None or target.label is None:
@@ -549,11 +645,11 @@ class KerasEstimator(NetworkEstimator):
         custom = self.getOrDefault("customObjects")
         if not isinstance(build, str):
             return Network(build, params, custom_objects=custom)
-        return module_network(build, params, rows.train, custom)
+        return self._once(module_network, rows.train, build, params, custom)
 
 
 def module_network(
-    path: str, params: Mapping[str, Any], df: DataFrame, custom_objects: Mapping[str, Any] | None = None
+    df: DataFrame, path: str, params: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
 ) -> Network:
     """Return the network of a model module; what it finds in the rows (`adapt`) is added to its parameters."""
     from tfspark.experiment.modules import load_model_module
@@ -561,5 +657,5 @@ def module_network(
     os.environ["KERAS_BACKEND"] = "tensorflow"  # The module imports Keras.
     module = load_model_module(path)
     own = dict(params) if module.adapt is None else module.adapt(dict(params), df)
-    source = ((path, module.path.read_text()),)
+    source = ((path, module.path.read_text(encoding="utf-8")),)
     return Network(module.build_model, own, module.callbacks, source, dict(custom_objects or {}))

@@ -118,9 +118,9 @@ class GAN(NetworkEstimator):
             )
         inputs = replace(inputs, shape=image_shape(inputs))
         if inputs.scale is None:
-            inputs = replace(inputs, scale=largest_value(dataset, inputs))
+            inputs = replace(inputs, scale=self._once(largest_value, dataset, inputs))
         label = self.getOrDefault("labelCol")
-        target = find_classes(dataset, label, None) if label else Target()
+        target = self._once(find_classes, dataset, label, None) if label else Target()
         params: dict[str, Any] = {
             "input_shape": list(inputs.shape),
             "seed": self.getOrDefault("seed") % SEEDS,
@@ -128,5 +128,6 @@ class GAN(NetworkEstimator):
         if label:
             params |= {"conditional": True, "num_classes": target.num_classes}
         rows = self._rows(dataset, inputs, target)
-        network = module_network(MODULE, {**params, **self.getOrDefault("modelParams")}, rows.train)
+        given = {**params, **self.getOrDefault("modelParams")}
+        network = self._once(module_network, rows.train, MODULE, given)
         return Plan(network, inputs, target, rows)

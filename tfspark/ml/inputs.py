@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,9 @@ MOST_DENSE = 65_536
 INDICES, VALUES = "_indices", "_values"
 """Suffixes of the columns that a sparse vector becomes."""
 PLAIN_TEXT = "__tfspark_text"
+TABLE = "__tfspark_table"
+"""The column that several columns of numbers become."""
+NUMBERS = ("boolean", "byte", "short", "integer", "long", "float", "double", "decimal")
 IMAGE_FILES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 SEPARATORS = r"[^\\p{L}\\p{N}]+"
 """What stands between words."""
@@ -46,6 +50,8 @@ class Inputs:
         decode: ``image``: files to decode and resize to `shape`.
         size: dimensions of a sparse vector.
         plain: words are written small and separated by single spaces first, by Spark.
+        table: columns of numbers that make one row of numbers, the column `name`, which is not in the data.
+        named: inputs of their own, each by its column's name, instead of all of the above.
     """
 
     name: str
@@ -56,6 +62,8 @@ class Inputs:
     decode: str | None = None
     size: int = 0
     plain: bool = False
+    table: tuple[str, ...] = ()
+    named: tuple[Inputs, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -64,11 +72,28 @@ class Inputs:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Inputs:
         """Rebuild what `to_json` gave."""
-        return cls(**{**data, "shape": tuple(data["shape"])})
+        lists = {name: tuple(data.get(name, ())) for name in ("shape", "table")}
+        return cls(**{**data, **lists, "named": tuple(map(cls.from_json, data.get("named", ())))})
+
+    def called(self, name: str) -> Inputs:
+        """Return the same under another name; several columns keep theirs."""
+        return self if self.table or self.named else replace(self, name=name)
+
+    @property
+    def each(self) -> tuple[Inputs, ...]:
+        """The inputs one by one."""
+        return self.named or (self,)
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns of the data that enter the network."""
+        return tuple(name for part in self.each for name in (part.table or (part.name,)))
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns as they are fed."""
+        if self.named:
+            return tuple(column for part in self.named for column in part.columns)
         if self.kind == "sparse":
             names = (self.name + INDICES, self.name + VALUES)
             return tuple(Column(name, ragged="pad") for name in names)
@@ -83,7 +108,13 @@ class Inputs:
         return Columns(self.columns)
 
     def prepared(self, df: DataFrame) -> DataFrame:
-        """Return the DataFrame with the texts as the network reads them, in a column of their own."""
+        """Return the DataFrame with the texts or the table as the network reads them, in a column of their own."""
+        for part in self.named:
+            df = part.prepared(df)
+        if self.named:
+            return df
+        if self.table:
+            return _with_table(df, self.table)
         if self.columns[0].name != PLAIN_TEXT:
             return df
         from pyspark.sql import functions as sf
@@ -97,6 +128,10 @@ class Inputs:
     @property
     def hidden(self) -> tuple[str, ...]:
         """The columns that `prepared` has added."""
+        if self.named:
+            return tuple(name for part in self.named for name in part.hidden)
+        if self.table:
+            return (TABLE,)
         return (PLAIN_TEXT,) if self.columns[0].name == PLAIN_TEXT else ()
 
     @property
@@ -115,6 +150,33 @@ class Inputs:
             f"{quoted(self.name + INDICES)} array<int>, {quoted(self.name + VALUES)} array<float>"
         )
         return map_in_arrow(df, _Split(self.parts), StructType([*others, *added.fields]))
+
+
+def _with_table(df: DataFrame, names: Sequence[str]) -> DataFrame:
+    """Add an array of the numbers of several columns; null where one of them is."""
+    from pyspark.sql import functions as sf
+
+    columns = [df[quoted(name)] for name in names]
+    is_there = functools.reduce(lambda one, other: one & other, [column.isNotNull() for column in columns])
+    return df.withColumn(TABLE, sf.when(is_there, sf.array(*[column.cast("float") for column in columns])))
+
+
+def table_of(df: DataFrame, names: Sequence[str], scale: float | None) -> Inputs:
+    """Return how several columns of numbers enter a network as one row of numbers.
+
+    Raises:
+        ConfigError: one is not there, or holds no numbers.
+    """
+    check_columns(Columns(tuple(map(Column, names))), df.columns)
+    for name in names:
+        kind = df.schema[name].dataType
+        if kind.typeName() not in NUMBERS:
+            raise ConfigError(
+                f"expected numbers in each of inputCols, column {name!r} is {kind.simpleString()}; leave it out, or "
+                "make numbers of it with pyspark.ml.feature.StringIndexer and OneHotEncoder, and one vector with "
+                "VectorAssembler"
+            )
+    return Inputs(TABLE, "dense", (len(names),), "float32", scale, table=tuple(names))
 
 
 @dataclass(frozen=True)
@@ -215,7 +277,7 @@ def find_inputs(
     if type_name == "array":
         found = _array_shape(value)
         return Inputs(name, "dense", _fitting(name, found, shape), _number_type(kind), scale)
-    if type_name in ("boolean", "byte", "short", "integer", "long", "float", "double", "decimal"):
+    if type_name in NUMBERS:
         return Inputs(name, "dense", (1,), "float32", scale)
     raise ConfigError(
         f"expected vectors, arrays, images, texts or numbers in the features column {name!r}, got "

@@ -24,13 +24,13 @@ def feature_moments(df: DataFrame, inputs: Inputs) -> tuple[Array, Array]:
     Raises:
         DataError: there is no row.
     """
-    mean, variance = _summary(df, inputs.name, "mean", "variance")
+    mean, variance = _summary(inputs.prepared(df), inputs.name, "mean", "variance")
     return mean.reshape(inputs.shape), _deviation(variance).reshape(inputs.shape)
 
 
 def largest_value(df: DataFrame, inputs: Inputs) -> float:
     """Return the largest value of all, to which pixels are scaled; 1 if none is above 0."""
-    (most,) = _summary(df, inputs.name, "max")
+    (most,) = _summary(inputs.prepared(df), inputs.name, "max")
     return float(most.max()) if most.max() > 0 else 1.0
 
 

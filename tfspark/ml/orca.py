@@ -2,20 +2,79 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
+from tfspark.feed.described import read_signature
+from tfspark.history import History
+from tfspark.inference.model_files import of_keras
 from tfspark.inference.values import to_arrow
-from tfspark.ml.estimator import KerasEstimator, KerasModel
+from tfspark.ml.estimator import KerasEstimator, KerasModel, State
+from tfspark.ml.inputs import Inputs
+from tfspark.ml.rows import Target
+from tfspark.ml.slots import FITS
+from tfspark.ml.summary import TrainingSummary
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 X, Y, HELD = "x", "y", "__tfspark_held"
+
+
+@dataclass(frozen=True)
+class Created:
+    """A training on datasets that the workers make.
+
+    Attributes:
+        build_model: ``build_model(config)``, or of no argument.
+        config: for it and for the creators.
+        create: ``create(config, batch_size)``.
+        validation: the same for rows to evaluate after each epoch; None: there are none.
+        epochs: passes.
+        batch_size: rows of a step over all workers.
+    """
+
+    build_model: Callable[..., Any]
+    config: Mapping[str, Any]
+    create: Callable[..., Any]
+    validation: Callable[..., Any] | None
+    epochs: int
+    batch_size: int
+
+
+def train_created(task: Created, ctx: Any) -> dict[str, list[float]]:
+    """Train on this worker's share of the datasets; return the history. Runs in a trainer."""
+    import keras
+    import tensorflow as tf
+
+    from tfspark.training.build import call_build_model
+
+    def share(create: Callable[..., Any]) -> Any:
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        dataset = create(dict(task.config), task.batch_size).with_options(options)
+        return ctx.strategy.experimental_distribute_dataset(dataset)
+
+    keras.utils.set_random_seed(ctx.seed)
+    with ctx.strategy.scope():
+        model = call_build_model(task.build_model, dict(task.config))
+    fitted = model.fit(
+        share(task.create),
+        epochs=task.epochs,
+        validation_data=None if task.validation is None else share(task.validation),
+        verbose=0,
+    )
+    ctx.export(model)
+    return {name: [float(value) for value in values] for name, values in fitted.history.items()}
 
 
 class Estimator:
@@ -67,7 +126,9 @@ class Estimator:
         """Train from the beginning, and return metric -> its value after each epoch.
 
         Args:
-            data: a Spark or pandas DataFrame, or NumPy arrays: ``(x, y)`` or ``{"x": x, "y": y}``.
+            data: a Spark or pandas DataFrame, or NumPy arrays: ``(x, y)`` or ``{"x": x, "y": y}``; or a function
+                ``creator(config, batch_size)`` that returns a batched `tf.data.Dataset` of ``(x, y)``, which each
+                worker makes itself and takes its share of.
             epochs: passes over the rows.
             batch_size: rows of a step over all workers.
             feature_cols: the column of features; several columns of numbers make one vector.
@@ -82,6 +143,8 @@ class Estimator:
             raise ConfigError(
                 "expected an estimator made by from_keras() to fit, this one was loaded; make another"
             )
+        if callable(data):
+            return self._fit_created(data, epochs, batch_size, validation_data, seed)
         rows = self._rows(data, feature_cols, label_cols)
         settings: dict[str, Any] = {}
         if validation_data is not None:
@@ -103,6 +166,46 @@ class Estimator:
         )
         self._model = estimator.fit(rows)
         return dict(self._model.summary.history)
+
+    def _fit_created(
+        self, create: Callable[..., Any], epochs: int, batch_size: int, validation: Any, seed: int
+    ) -> dict[str, list[float]]:
+        """Train on datasets that the workers make."""
+        if validation is not None and not callable(validation):
+            raise ConfigError(
+                "expected validation_data to be a function creator(config, batch_size), as data is, got "
+                f"{type(validation).__name__}"
+            )
+        assert self._build_model is not None
+        task = Created(self._build_model, self._config, create, validation, epochs, batch_size)
+        began = time.monotonic()
+        with (
+            FITS.hold(self._spark, self._workers),
+            tempfile.TemporaryDirectory(prefix="tfspark-fit-") as folder,
+        ):
+            cluster = TFCluster.run(
+                self._spark,
+                train_created,
+                task,
+                num_executors=self._workers,
+                input_mode=TFCluster.InputMode.TENSORFLOW,
+                log_dir=folder,
+                seed=seed,
+            )
+            with cluster:
+                history: dict[str, list[float]] = cluster.shutdown()["worker 0"]
+            export = Path(folder, "export")
+            files, signature = of_keras((export / "model.keras").read_bytes()), read_signature(export)
+        if signature is None or len(signature.inputs) != 1:
+            raise ConfigError("expected a model of one input, got another; give KerasEstimator such a model")
+        (tensor,) = signature.inputs
+        shape = tuple(size for size in tensor.shape if size is not None)
+        inputs = Inputs(X, "text" if tensor.dtype == "string" else "dense", shape, "float32")
+        target = Target(Y, signature.num_classes)
+        summary = TrainingSummary(history, time.monotonic() - began)
+        self._model = KerasModel(featuresCol=X, labelCol=Y)
+        self._model._state = State(files, inputs, target, signature, summary)
+        return History(history)
 
     def evaluate(
         self,
@@ -168,6 +271,11 @@ class Estimator:
 
         from tfspark.feed.spark_names import quoted
 
+        if callable(data):
+            raise ConfigError(
+                "expected a DataFrame or arrays to evaluate or to predict, got a function; those that make a dataset "
+                "are for fit()"
+            )
         df = self._as_dataframe(data)
         if not hasattr(data, "columns"):
             return df

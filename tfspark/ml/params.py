@@ -105,6 +105,13 @@ def choice(*options: str) -> Convert:
     return convert
 
 
+def how_verbose(value: Any) -> Any:
+    """Take ``auto``, 0 or 1."""
+    if value not in ("auto", 0, 1):
+        raise ValueError("expected auto, 0 or 1")
+    return value if value == "auto" else int(value)
+
+
 def sizes(value: Any) -> list[int]:
     """Take sizes: whole numbers, 1 or more."""
     if not isinstance(value, list | tuple) or not value:
@@ -117,6 +124,14 @@ def texts(value: Any) -> list[str]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError("expected a list of texts")
     return list(value)
+
+
+def names(value: Any) -> list[str]:
+    """Take names of columns, each once."""
+    found = texts(value)
+    if not found or len(set(found)) < len(found):
+        raise ValueError("expected a list of different columns, at least one")
+    return found
 
 
 def labels(value: Any) -> list[Any]:
@@ -320,7 +335,13 @@ class TrainingParams(CheckedParams, HasMaxIter, HasStepSize, HasSeed, HasValidat
     logDir = declare(
         "logDir", "directory for the workers' logs and the exported model; unset: none is kept", text
     )
+    verbose = declare(
+        "verbose",
+        "how far a fit is: auto: a bar in a notebook, a line for each epoch on a terminal; 1: lines where there is no "
+        "notebook; 0: nothing",
+        how_verbose,
+    )
     shuffle = declare("shuffle", "whether each worker mixes its rows anew in every epoch", flag)
 
     def _set_training_defaults(self) -> None:
-        self._setDefault(maxIter=10, seed=0, numWorkers=1, batchSize=32, shuffle=True)
+        self._setDefault(maxIter=10, seed=0, numWorkers=1, batchSize=32, shuffle=True, verbose="auto")

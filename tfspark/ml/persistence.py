@@ -17,7 +17,7 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 
 from tfspark import shipped
 from tfspark.errors import ConfigError
-from tfspark.inference.described import FORMAT, check_format
+from tfspark.feed.described import FORMAT, check_format
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -156,7 +156,12 @@ def is_own_module(name: str) -> bool:
 def own_modules(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return the sources of modules that come with tfspark: (name, source) pairs."""
     return tuple(
-        (name, f"import {name}\n" if name.startswith("tfspark.") else shipped.find_shipped(name).read_text())
+        (
+            name,
+            f"import {name}\n"
+            if name.startswith("tfspark.")
+            else shipped.find_shipped(name).read_text(encoding="utf-8"),
+        )
         for name in names
     )
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
+from tfspark.inference.windows import TARGET, WINDOW, Windows, with_windows
 from tfspark.ml.estimator import KerasModel, NetworkEstimator, Plan, State, module_network
 from tfspark.ml.inputs import Inputs, vocabulary_of
 from tfspark.ml.layers import LayerFactory, as_layers, make_layer
 from tfspark.ml.moments import feature_moments, label_moments, largest_value, per_variable
 from tfspark.ml.networks import build_network, check_output, loss_of
-from tfspark.ml.params import ClassParams, declare, flag, labels, mapping, number, texts, whole
+from tfspark.ml.params import ClassParams, declare, flag, labels, mapping, names, number, texts, whole
 from tfspark.ml.params import text as text_of
 from tfspark.ml.persistence import own_modules
 from tfspark.ml.rows import Target, find_classes, find_numbers
 from tfspark.ml.training import Network
-from tfspark.ml.windows import TARGET, WINDOW, Windows, with_windows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -86,10 +86,11 @@ class LayeredEstimator(NetworkEstimator):
                 and inputs.scale is None
                 and "mean" not in more
             ):
-                mean, deviation = feature_moments(dataset, inputs)
+                mean, deviation = self._once(feature_moments, dataset, inputs)
                 params |= {"mean": mean.tolist(), "std": deviation.tolist()}
             if target.num_classes is None and target.label is not None:
-                params["label_mean"], params["label_std"] = label_moments(train, target.label)
+                moments = self._once(label_moments, train, target.label)
+                params["label_mean"], params["label_std"] = moments
         # The layer that reads sparse vectors must be known where the model is loaded.
         modules = own_modules(["tfspark.ml.sparse_dense"]) if inputs.kind == "sparse" else ()
         return Network(build_network, params, modules=modules)
@@ -114,7 +115,7 @@ class ClassifierMixin(LayeredEstimator, ClassParams):
         self._set_class_defaults()
 
     def _target(self, dataset: DataFrame) -> Target:
-        return find_classes(dataset, self.getOrDefault("labelCol"), self._value("classes"))
+        return self._once(find_classes, dataset, self.getOrDefault("labelCol"), self._value("classes"))
 
     def _contradiction(self) -> str | None:
         if self.isSet("layers") and self.isSet("classes"):
@@ -122,7 +123,7 @@ class ClassifierMixin(LayeredEstimator, ClassParams):
                 check_output(self.getOrDefault("layers"), {"classes": len(self.getOrDefault("classes"))})
             except ConfigError as error:
                 return str(error)
-        return None
+        return super()._contradiction()
 
 
 class DenseClassifier(ClassifierMixin):
@@ -144,7 +145,7 @@ class DenseRegressor(LayeredEstimator):
     metrics = ("rmse", "mae")
 
     def _target(self, dataset: DataFrame) -> Target:
-        return find_numbers(dataset, self.getOrDefault("labelCol"))
+        return self._once(find_numbers, dataset, self.getOrDefault("labelCol"))
 
 
 # --- images -------------------------------------------------------------------------------------------
@@ -181,7 +182,9 @@ class CNNClassifier(ClassifierMixin):
                 "texts go to RNNClassifier"
             )
         inputs = replace(inputs, shape=image_shape(inputs))
-        return inputs if inputs.scale is not None else replace(inputs, scale=largest_value(dataset, inputs))
+        if inputs.scale is not None:
+            return inputs
+        return replace(inputs, scale=self._once(largest_value, dataset, inputs))
 
     def _network(self, dataset: DataFrame, inputs: Inputs, target: Target, train: DataFrame) -> Network:
         if self._value("layers") is not None:
@@ -194,7 +197,7 @@ class CNNClassifier(ClassifierMixin):
             "weight_decay": self.getOrDefault("regParam"),
             **self.getOrDefault("modelParams"),
         }
-        return module_network(CNN_MODULE, params, train)
+        return self._once(module_network, train, CNN_MODULE, params)
 
 
 def image_shape(inputs: Inputs) -> tuple[int, ...]:
@@ -277,7 +280,8 @@ class RecurrentEstimator(LayeredEstimator):
         # models/rnn.py forecasts series alone.
         is_number_of_text = is_text and target.num_classes is None
         if self._value("layers") is not None or inputs.kind == "sparse" or is_number_of_text:
-            known = vocabulary_of(train, self.getOrDefault("vocabularySize")) if is_text else []
+            size = self.getOrDefault("vocabularySize")
+            known = self._once(vocabulary_of, train, size) if is_text else []
             return self._of_layers(dataset, inputs, target, train, vocabulary=known, **sizes)
         params: dict[str, Any] = {
             "weight_decay": self.getOrDefault("regParam"),
@@ -290,11 +294,11 @@ class RecurrentEstimator(LayeredEstimator):
         else:
             params |= {"inputs": "series", "input_shape": list(inputs.shape)}
             params |= self._series_params(dataset, inputs, target)
-        return module_network(RNN_MODULE, {**params, **self.getOrDefault("modelParams")}, train)
+        return self._once(module_network, train, RNN_MODULE, {**params, **self.getOrDefault("modelParams")})
 
     def _series_params(self, dataset: DataFrame, inputs: Inputs, target: Target) -> dict[str, Any]:
         del target
-        mean, deviation = per_variable(*feature_moments(dataset, inputs))
+        mean, deviation = per_variable(*self._once(feature_moments, dataset, inputs))
         return {"mean": mean, "std": deviation}
 
 
@@ -354,7 +358,7 @@ class RNNRegressor(RecurrentEstimator):
     orderCol = declare("orderCol", "the column that says when; with it windows are cut", text_of)
     groupCols = declare("groupCols", "the columns that tell series apart; unset: it is one", texts)
     inputCols = declare(
-        "inputCols", "the variables of a window beside labelCol; unset: there are none", texts
+        "inputCols", "with orderCol the variables of a window beside labelCol; unset: there are none", names
     )
     steps = declare("steps", "rows of a window", whole(1))
     horizon = declare("horizon", "values that are forecast", whole(1))
@@ -400,12 +404,12 @@ class RNNRegressor(RecurrentEstimator):
         return Plan(network, inputs, target, rows, {"windows": windows.to_json()})
 
     def _target(self, dataset: DataFrame) -> Target:
-        return find_numbers(dataset, self.getOrDefault("labelCol"))
+        return self._once(find_numbers, dataset, self.getOrDefault("labelCol"))
 
     def _network(self, dataset: DataFrame, inputs: Inputs, target: Target, train: DataFrame) -> Network:
         if self.isSet("orderCol") or self._value("layers") is not None or inputs.kind != "dense":
             return super()._network(dataset, inputs, target, train)
-        mean, std = per_variable(*feature_moments(dataset, inputs))
+        mean, std = per_variable(*self._once(feature_moments, dataset, inputs))
         return self._of_layers(dataset, inputs, target, train, mean=mean, std=std)
 
     def _series_params(self, dataset: DataFrame, inputs: Inputs, target: Target) -> dict[str, Any]:

@@ -1,22 +1,26 @@
-"""Train one model on a cluster of its own: start it, feed it, fetch the model, end it. Driver only."""
+"""Train networks on clusters: start one, feed it, fetch the model, end it or train the next. Driver only."""
 
 from __future__ import annotations
 
+import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.context import Hooks
 from tfspark.cluster.inputs import FeedOptions
+from tfspark.cluster.program import pickled
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
-from tfspark.inference.described import Signature, read_signature
+from tfspark.feed.described import Signature, read_signature
 from tfspark.ml.rows import FitRows
 from tfspark.ml.slots import FITS
+from tfspark.progress import Verbose
+from tfspark.protocol.settings import Hooks
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -57,6 +61,7 @@ class HowToTrain:
     learning_rate: float | None = None
     optimizer: str | None = None
     log_dir: str | None = None
+    verbose: Verbose = "auto"
 
     def __post_init__(self) -> None:
         """Refuse a batch that cannot be divided."""
@@ -65,6 +70,16 @@ class HowToTrain:
                 f"expected a batchSize that numWorkers={self.num_workers} divides, got {self.batch_size}; set it to "
                 f"{-(-self.batch_size // self.num_workers) * self.num_workers}"
             )
+
+    @property
+    def of_model(self) -> dict[str, Any]:
+        """What `TFCluster.run` and `begin_anew` are told of the training."""
+        return {
+            "seed": self.seed,
+            "optimizer": None if self.optimizer is None else {"name": self.optimizer},
+            "learning_rate": self.learning_rate,
+            "callbacks": self.callbacks,
+        }
 
 
 @dataclass(frozen=True)
@@ -88,8 +103,132 @@ class Trained:
     log_dir: str | None
 
 
-def train(spark: SparkSession, network: Network, rows: FitRows, how: HowToTrain) -> Trained:
-    """Train a network and return it; the cluster has ended then, also after a failure.
+class Clusters:
+    """The clusters of several fits, each of which is lent to one fit after the other.
+
+    A cluster is kept as long as a fit is to come that may need it: one of the same function, `numWorkers` and `logDir`.
+    Without a fit to come, or after one has failed, none is kept.
+
+    Args:
+        num_fits: how many fits are to come.
+    """
+
+    def __init__(self, num_fits: int = 1):
+        self._lock = threading.Lock()
+        self._to_come = num_fits
+        self._idle: list[_Running] = []
+
+    @contextmanager
+    def lent(self, spark: SparkSession, network: Network, how: HowToTrain) -> Iterator[_Running]:
+        """Lend a cluster whose trainers have the network, and have not trained it.
+
+        Raises:
+            TfsparkError: as `TFCluster.run` does.
+        """
+        running = self._taken(spark, network, how)
+        try:
+            yield running
+        except BaseException:
+            running.stop()
+            self.give_up()
+            raise
+        with self._lock:
+            is_kept = len(self._idle) < self._to_come
+            if is_kept:
+                self._idle.append(running)
+        if not is_kept:
+            running.end()
+
+    def give_up(self) -> None:
+        """Keep no cluster any more."""
+        with self._lock:
+            self._to_come = 0
+            idle, self._idle = self._idle, []
+        for running in idle:
+            running.stop()
+
+    def _taken(self, spark: SparkSession, network: Network, how: HowToTrain) -> _Running:
+        """Return an idle cluster that fits, or a new one."""
+        key = _key(network, how)
+        with self._lock:
+            self._to_come = max(0, self._to_come - 1)
+            found = next((running for running in self._idle if running.key == key), None)
+            others = self._idle if found is None else []  # Their slots may be needed.
+            self._idle = [] if found is None else [running for running in self._idle if running is not found]
+        for running in others:
+            running.end()
+        if found is None:
+            return _Running(spark, network, how, key)
+        try:
+            found.begin_anew(network, how)
+        except BaseException:
+            found.stop()
+            raise
+        return found
+
+
+def _key(network: Network, how: HowToTrain) -> Any:
+    """Return what two fits must share to be trained on one cluster; what is plain in a network may differ."""
+    params = dict(network.params)
+    if not _is_plain(params):
+        return object()
+    code = pickled(network.build_model, None, Hooks(callbacks=network.callbacks))
+    return code, how.num_workers, how.log_dir
+
+
+def _is_plain(params: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(json.dumps(params)) == params)
+    except (TypeError, ValueError):
+        return False
+
+
+class _Running:
+    """A running cluster, its slots and its directory."""
+
+    def __init__(self, spark: SparkSession, network: Network, how: HowToTrain, key: Any):
+        self.key = key
+        with ExitStack() as held:
+            held.enter_context(FITS.hold(spark, how.num_workers))
+            self.log_dir = held.enter_context(_log_dir(how.log_dir))
+            self.cluster = held.enter_context(
+                TFCluster.run(
+                    spark,
+                    network.build_model,
+                    dict(network.params),
+                    num_executors=how.num_workers,
+                    log_dir=str(self.log_dir),
+                    hooks=Hooks(callbacks=network.callbacks),
+                    **how.of_model,
+                )
+            )
+            self._held = held.pop_all()
+
+    def begin_anew(self, network: Network, how: HowToTrain) -> None:
+        """Let it train another network."""
+        self.cluster.begin_anew(dict(network.params), **how.of_model)
+
+    def end(self) -> None:
+        """End it in order."""
+        self._held.close()
+
+    def stop(self) -> None:
+        """End it at once, in whatever state it is."""
+        with self._held:
+            self.cluster.stop()
+
+
+def train(
+    spark: SparkSession, network: Network, rows: FitRows, how: HowToTrain, clusters: Clusters | None = None
+) -> Trained:
+    """Train a network and return it.
+
+    Args:
+        spark: the session.
+        network: what is trained.
+        rows: what it is trained on.
+        how: the Params of training.
+        clusters: those of this fit and of others; None: a cluster of its own, which has ended when this returns.
 
     Raises:
         TfsparkError: as `TFCluster.run` and `TFCluster.train` do.
@@ -97,39 +236,28 @@ def train(spark: SparkSession, network: Network, rows: FitRows, how: HowToTrain)
     began = time.monotonic()
     window = SHUFFLE_BATCHES * how.batch_size // how.num_workers if how.shuffle else 0
     feeding = FeedOptions(shuffle_rows=window, cache="node" if how.epochs > 1 else "none")
-    with FITS.hold(spark, how.num_workers), _log_dir(how.log_dir) as log_dir:
-        cluster = TFCluster.run(
-            spark,
-            network.build_model,
-            dict(network.params),
-            num_executors=how.num_workers,
-            log_dir=str(log_dir),
-            seed=how.seed,
-            optimizer=None if how.optimizer is None else {"name": how.optimizer},
-            learning_rate=how.learning_rate,
-            callbacks=how.callbacks,
-            hooks=Hooks(callbacks=network.callbacks),
+    with (clusters or Clusters()).lent(spark, network, how) as running:
+        start_seconds = time.monotonic() - began
+        history = running.cluster.train(
+            rows.train,
+            how.epochs,
+            columns=rows.columns,
+            batch_size=how.batch_size,
+            validation=rows.validation,
+            feeding=feeding,
+            verbose=how.verbose,
         )
-        with cluster:
-            start_seconds = time.monotonic() - began
-            history = cluster.train(
-                rows.train,
-                how.epochs,
-                columns=rows.columns,
-                batch_size=how.batch_size,
-                validation=rows.validation,
-                feeding=feeding,
-            )
-            cluster.shutdown(export=["keras"])
-        export = log_dir / "export"
-        return Trained(
-            (export / "model.keras").read_bytes(),
-            read_signature(export) or Signature(),
-            history,
-            time.monotonic() - began,
-            start_seconds,
-            how.log_dir,
-        )
+        running.cluster.export("keras")
+        export = running.log_dir / "export"
+        keras_file, signature = (export / "model.keras").read_bytes(), read_signature(export)
+    return Trained(
+        keras_file,
+        signature or Signature(),
+        history,
+        time.monotonic() - began,
+        start_seconds,
+        how.log_dir,
+    )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def register(spark: SparkSession) -> None:
     Args:
         spark: a classic or a Connect session. Its executors need tfspark installed.
     """
-    from tfspark.cluster.environment import use_own_python
+    from tfspark.driver_python import use_own_python
     from tfspark.tfrecord.datasource import TFRecordDataSource, TFRecordsDataSource
 
     use_own_python(spark)

@@ -14,8 +14,9 @@ import keras
 import numpy as np
 from keras.src.backend.common import global_state
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.values import Json
 
 BuildModel = Callable[..., keras.Model]
 
@@ -80,13 +81,13 @@ def check_synchronous(model: keras.Model) -> None:
         )
 
 
-def set_optimizer(model: keras.Model, settings: Json) -> None:
+def set_optimizer(model: keras.Model, settings: TrainerSettings) -> None:
     """Replace the model's optimizer or its learning rate as the settings say; else leave it.
 
     Raises:
         ConfigError: Keras does not know the optimizer or one of its arguments.
     """
-    wanted, rate = settings.get("optimizer"), settings.get("learning_rate")
+    wanted, rate = settings.optimizer, settings.learning_rate
     if wanted is not None:
         config = dict(wanted)
         name = config.pop("name")
@@ -99,8 +100,8 @@ def set_optimizer(model: keras.Model, settings: Json) -> None:
         use_optimizer(model, optimizer)
     if rate is not None:
         model.optimizer.learning_rate = rate
-    if settings.get("schedule") is not None:
-        set_schedule(model, make_schedule(settings["schedule"]))
+    if settings.schedule is not None:
+        set_schedule(model, make_schedule(dict(settings.schedule)))
 
 
 def set_schedule(model: keras.Model, schedule: keras.optimizers.schedules.LearningRateSchedule) -> None:
@@ -146,10 +147,10 @@ def make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedu
         ) from None
 
 
-def set_precision(settings: Json) -> None:
+def set_precision(settings: TrainerSettings) -> None:
     """Let models that are built from now on compute as the settings say."""
-    if settings.get("mixed_precision"):
-        keras.mixed_precision.set_global_policy(f"mixed_{settings['mixed_precision']}")
+    if settings.mixed_precision:
+        keras.mixed_precision.set_global_policy(f"mixed_{settings.mixed_precision}")
 
 
 def copy_optimizer(

@@ -16,25 +16,29 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.cluster.wire import Json
 from tfspark.feed.ledger import Used, num_rows
-from tfspark.feed.reader import Start
+from tfspark.feed.stream import Start
+from tfspark.protocol.values import Json
 from tfspark.training import state
-from tfspark.training.evaluation import plain
+from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
-    from tfspark.training.loop import TrainingSession
+    from tfspark.training.input.dataset import Feed
+    from tfspark.training.node_context import NodeContext
+    from tfspark.training.session import TrainingSession
 
 UPLOAD_TIMEOUT_S = 600.0
+KEPT_EPOCHS = 10_000
+"""Of earlier trainings so many epochs are kept. Each micro-batch of a stream is a training."""
 
 
 @dataclass
 class Progress:
-    """What a node has done so far, over all lives of its cluster.
+    """What a node has done so far, over all incarnations of its cluster.
 
     Attributes:
-        epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics.
+        epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics. All of the training under
+            way, and the last `KEPT_EPOCHS` before it.
         rows: this node's rows of each epoch.
         call: number of the first pass of the ``train()`` under way.
         epochs_before: epochs before it.
@@ -50,11 +54,12 @@ class Progress:
     def begin(self, call: int) -> None:
         """Begin a training, or go on with it if it was begun before."""
         if call != self.call:
+            del self.epochs[:-KEPT_EPOCHS], self.rows[:-KEPT_EPOCHS]
             self.call, self.epochs_before, self.finished = call, len(self.epochs), False
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
         """Add an epoch."""
-        self.epochs.append({name: plain(value) for name, value in logs.items()})
+        self.epochs.append(plain_logs(logs))
         self.rows.append(rows)
 
     @property
@@ -90,14 +95,16 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on, if its steps are counted; None: only whole epochs are saved.
     """
 
-    def __init__(self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Any = None):
+    def __init__(
+        self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Feed | None = None
+    ):
         super().__init__()
         self._session = session
         self._others = others
         self._feed = feed
         settings = session.context.settings
-        self._every = int(settings["checkpoint_every_steps"]) if feed is not None else 0
-        self._meets = feed is not None and bool(self._every or settings["checkpoint_every_seconds"])
+        self._every = settings.checkpoint_every_steps if feed is not None else 0
+        self._meets = feed is not None and bool(self._every or settings.checkpoint_every_seconds)
         self._epoch = self._steps = self._meetings = 0
         self._next_meeting = 1
 
@@ -117,7 +124,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save if it is time to."""
-        if not self._meets:
+        if self._feed is None or not self._meets:
             return
         steps = self._feed.first_step_of_pass + batch + 1
         due = bool(self._every) and steps % self._every == 0
@@ -134,7 +141,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         context, decision = self._session.context, {"status": "wait"}
         # No deadline of its own: a worker that does not come ends no step, and the driver sees to that.
         while decision["status"] == "wait":
-            decision = context.control.call("meet", number=self._meetings, rank=context.node.task_index)
+            decision = context.control.call("arrive", number=self._meetings, rank=context.node.task_index)
         self._meetings += 1
         self._next_meeting += int(decision["steps"])
         return bool(decision["save"])
@@ -176,7 +183,7 @@ class PartSender:
         rank: which of them this one is.
     """
 
-    def __init__(self, context: TFContext, num_nodes: int, rank: int):
+    def __init__(self, context: NodeContext, num_nodes: int, rank: int):
         self._context = context
         self._num_nodes = num_nodes
         self._rank = rank
@@ -197,7 +204,8 @@ class PartSender:
             "of": self._num_nodes,
             "used": used,
             "rows": num_rows(used),
-            "facts": facts,
+            # What only nodes need is in the part itself.
+            "facts": {**facts, "progress": {key: facts["progress"][key] for key in ("call", "finished")}},
         }
         self._sending = self._pool.submit(self._send, arrays, facts, header)
 
@@ -205,7 +213,7 @@ class PartSender:
         """Wait until what is on its way has arrived."""
         sending, self._sending = self._sending, None
         if sending is not None:
-            with self._context.pulse.waiting():
+            with self._context.activity.waiting():
                 sending.result()
 
     def _send(self, arrays: state.Arrays, facts: Json, header: Json) -> None:
@@ -222,7 +230,7 @@ class PartSender:
             os.unlink(name)
 
 
-def fetch(context: TFContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
+def fetch(context: NodeContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
     """Fetch what a checkpoint has for this node; the chief takes over what nodes had that are there no more.
 
     Args:
@@ -254,7 +262,7 @@ def start_of(job: Json, rank: int) -> Start:
     return Start(job["steps"], 0 if job["replays"] else job["rows"][rank], job["replays"])
 
 
-def _fetched(context: TFContext, name: str) -> tuple[state.Arrays, Json]:
+def _fetched(context: NodeContext, name: str) -> tuple[state.Arrays, Json]:
     path = Path(context.scratch_dir, "checkpoint.npz")
     context.download(name, path, "part")
     try:

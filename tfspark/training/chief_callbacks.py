@@ -114,7 +114,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
             self._backup.on_train_end(logs)
 
     def _is_left_over(self) -> bool:
-        """Whether an earlier run, not an earlier life of this one, has left a backup."""
+        """Whether an earlier run, not an earlier incarnation of this one, has left a backup."""
         optimizer = self.model.optimizer
         steps = 0 if optimizer is None else int(optimizer.iterations.numpy())
         return steps == 0 and os.path.exists(self._backup._training_metadata_path)
@@ -133,7 +133,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
                     os.replace(path, before)
         aside = os.path.join(backup.backup_dir, "next.weights.h5")
         backup.model.save_weights(aside, overwrite=True)
-        with open(f"{facts}.next", "w") as file:
+        with open(f"{facts}.next", "w", encoding="utf-8") as file:
             json.dump({"epoch": backup._current_epoch, "batch": backup._last_batch_seen}, file)
         os.replace(aside, weights)
         os.replace(f"{facts}.next", facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,14 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
-from tfspark.feed.dataset import Feed, local_dataset
 from tfspark.feed.reader import PADDING
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
+from tfspark.training.input.dataset import Feed, local_dataset
 from tfspark.training.own_code import fixed_batch_size
 from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 
 SHOWN_ROWS = 1000
@@ -36,7 +37,7 @@ class LocalEvaluator:
         num_ranks: how many ranks evaluate together.
     """
 
-    def __init__(self, model: keras.Model, context: TFContext, num_ranks: int):
+    def __init__(self, model: keras.Model, context: NodeContext, num_ranks: int):
         self._model = model
         self._context = context
         self._num_ranks = num_ranks
@@ -68,7 +69,7 @@ class LocalEvaluator:
         step = self._step.get_concrete_function(dataset.element_spec)
         for element in dataset:
             step(element)
-            self._context.pulse.beat()
+            self._context.activity.step_done()
             if sum(len(weights) for *_, weights in first) < SHOWN_ROWS:
                 first.append(element)
             if kind:
@@ -86,7 +87,7 @@ class LocalEvaluator:
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
         self.roc = roc_of(model) or curves
-        return {name: plain(value) for name, value in model.get_metrics_result().items()}
+        return plain_logs(model.get_metrics_result())
 
     def _build(self, feed: Feed) -> None:
         """Evaluate the sample: metrics' variables come with the first batch, which this rank may not have."""
@@ -120,6 +121,14 @@ class LocalEvaluator:
             return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
+
+
+def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics' results as JSON has them; those of a metric that has several by name are named like others."""
+    found: dict[str, Any] = {}
+    for name, value in logs.items():
+        found |= plain_logs(value) if isinstance(value, Mapping) else {name: plain(value)}
+    return found
 
 
 def plain(value: Any) -> float | list[Any]:
@@ -158,10 +167,10 @@ def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
 
 
 def sum_over_ranks(
-    context: TFContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
+    context: NodeContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
 ) -> list[Any]:
     """Add up arrays of all ranks through the driver."""
-    timeout_s = float(context.settings["feed_timeout_s"])
+    timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     parts: list[Any] | None = [value.tolist() for value in values]
     while time.monotonic() < until:

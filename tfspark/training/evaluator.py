@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import open_feed
+from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel, call_build_model, set_precision
 from tfspark.training.evaluation import LocalEvaluator
+from tfspark.training.input.dataset import open_feed
 from tfspark.training.jobs import job_done, posted_jobs
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TrainingContext
 
 
-def run_evaluator(build_model: BuildModel, params: Any, context: TFContext) -> Json:
+def run_evaluator(build_model: BuildModel, params: Any, context: TrainingContext) -> Json:
     """Evaluate what the driver says until it says close.
 
     For every epoch the chief sends its weights to the driver, the driver feeds the validation rows to this
@@ -45,7 +45,7 @@ def run_evaluator(build_model: BuildModel, params: Any, context: TFContext) -> J
 
 
 def _evaluate(
-    model: keras.Model, evaluator: LocalEvaluator, context: TFContext, job: Json
+    model: keras.Model, evaluator: LocalEvaluator, context: TrainingContext, job: Json
 ) -> dict[str, float]:
     file = Path(context.scratch_dir, "weights.weights.h5")
     context.download(job["weights"], file)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfspark.cluster.wire import Json
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 
-def posted_jobs(context: TFContext) -> Iterator[Json]:
+def posted_jobs(context: NodeContext) -> Iterator[Json]:
     """Yield every job, waiting for the next; ``close`` is the last. The node ends this process if the driver goes."""
     done = 0
     while True:
@@ -24,6 +24,6 @@ def posted_jobs(context: TFContext) -> Iterator[Json]:
         done = job["job"]
 
 
-def job_done(context: TFContext, job: Json, result: Any) -> None:
+def job_done(context: NodeContext, job: Json, result: Any) -> None:
     """Tell the driver what a job came to on this node."""
     context.control.call("job_done", job=job["job"], node=context.node.index, result=result)

@@ -1,53 +1,24 @@
-"""tfspark's own loop: trains the model a ``build_model`` function returns. Runs in the trainer.
+"""tfspark's own loop: does what the driver posts until it says close. Runs in the trainer.
 
-The driver posts jobs (train, evaluate, close); every worker does the same jobs in the same order. Training
-is Keras's ``fit`` on the fed dataset. Evaluation runs on a second copy of the model outside of the
-strategy: each worker evaluates its own rows without padding and without waiting for others, and the
-metrics' states, which are sums, are added up by the driver. So every row counts exactly once.
+Every worker does the same jobs in the same order, as synchronous training demands.
 """
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import keras
-
-from tfspark.cluster.wire import Json
-from tfspark.feed.dataset import Feed, describe_stream, distributed_dataset, open_feed
-from tfspark.feed.ledger import Used
-from tfspark.feed.reader import Start
-from tfspark.training import state
-from tfspark.training.build import (
-    BuildModel,
-    call_build_model,
-    check_synchronous,
-    copy_optimizer,
-    named_as_alone,
-    set_optimizer,
-    set_precision,
-    weights_digest,
-)
-from tfspark.training.callbacks import make_callbacks
-from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateCheckpoints, fetch, start_of
-from tfspark.training.chief_callbacks import written_by_chief
-from tfspark.training.evaluation import LocalEvaluator
+from tfspark.protocol.values import Json
+from tfspark.training.build import BuildModel
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs
-from tfspark.training.keras_corrections import SynchroniseState, build_for
-from tfspark.training.padding import count_real_rows_alone
-from tfspark.training.reporting import ReportProgress
-from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
-from tfspark.training.servers import serve
+from tfspark.training.ps.servers import serve
+from tfspark.training.session import TrainingSession
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.context import TrainingContext
 
 
-def run_jobs(build_model: BuildModel, params: Any, context: TFContext) -> Json:
+def run_jobs(build_model: BuildModel, params: Any, context: TrainingContext) -> Json:
     """Do what the driver posts until it says close; return this node's summary."""
     if context.role == "evaluator":
         return run_evaluator(build_model, params, context)
@@ -55,12 +26,12 @@ def run_jobs(build_model: BuildModel, params: Any, context: TFContext) -> Json:
         return do_jobs(TrainingSession(build_model, params, context), context)
     if not context.is_chief:
         return serve(context)
-    from tfspark.training.parameter_server import ParameterServerSession
+    from tfspark.training.ps.session import ParameterServerSession
 
     return do_jobs(ParameterServerSession(build_model, params, context), context)
 
 
-def do_jobs(session: TrainingSession, context: TFContext) -> Json:
+def do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
     """Do one job after the other with a session's model."""
     summary: Json = {}
     for job in posted_jobs(context):
@@ -70,263 +41,17 @@ def do_jobs(session: TrainingSession, context: TFContext) -> Json:
             session.resume(job)
             job_done(context, job, {})
         elif job["kind"] == "train":
-            with context.pulse.working():
+            with context.activity.busy():
                 job_done(context, job, session.train(job))
         elif job["kind"] == "evaluate":
-            with context.pulse.working():
+            with context.activity.busy():
                 job_done(context, job, session.test(job))
+        elif job["kind"] == "begin_anew":
+            session = session.renewed(job)
+            job_done(context, job, {})
+        elif job["kind"] == "export":
+            with context.activity.busy():
+                job_done(context, job, session.export(job["formats"]))
         elif job["kind"] == "close":
             summary = session.close(job)
     return summary
-
-
-class TrainingSession:
-    """One worker's model and what was done with it.
-
-    Args:
-        build_model: the user's function.
-        params: its argument.
-        context: the node.
-    """
-
-    def __init__(self, build_model: BuildModel, params: Any, context: TFContext):
-        self.context = context
-        self.params = params
-        keras.utils.set_random_seed(context.seed)
-        set_precision(context.settings)
-        with context.strategy.scope(), named_as_alone():
-            self.model = call_build_model(build_model, params)
-            set_optimizer(self.model, context.settings)
-        self.local_model = call_build_model(build_model, params)
-        set_optimizer(self.local_model, context.settings)
-        self.progress = Progress()
-        self.resumed: Resumed | None = None
-        self.callback_settings: Json = {}
-        self.learning_rates = state.learning_rates(self.model)
-        self._start: tuple[int, Start] = (0, Start())
-        self._sender = self.make_sender()
-        self.checkpoints = Checkpoints(context, self.to_save)
-        self._dataset: Any = None
-        self._described: Json = {}
-        self._validations = 0
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Make ready what `train` and `evaluate` need."""
-        check_synchronous(self.model)
-        self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
-
-    def train(self, job: Json) -> Json:
-        """Fit for the job's epochs; return the history of this job, earlier lives of the cluster included."""
-        feed = self._training_feed()
-        feed.next_index = job["first_pass"]
-        feed.start = self._start
-        counted = feed if isinstance(feed, Feed) else None
-        if not self.begin(job):
-            self.model.fit(
-                self._dataset,
-                epochs=job["first_pass"] + job["epochs"],
-                initial_epoch=job["first_pass"],
-                callbacks=[SynchroniseState(), *self.callbacks(job, feed.global_batch_size, counted)],
-                verbose=0,
-                shuffle=False,
-            )
-            self.finish(job)
-        return self.progress.of_call
-
-    def begin(self, job: Json) -> bool:
-        """Begin a training, or go on with it where a checkpoint was; tell whether it had ended."""
-        if job["call"] != self.progress.call:
-            self.resumed = None
-        self.progress.begin(job["call"])
-        return self.progress.finished
-
-    def finish(self, job: Json) -> None:
-        """Save the state after a training: callbacks may have put the best weights back."""
-        self.progress.finished = True
-        self.save(job["first_pass"] + job["epochs"], 0, [], {})
-        self._sender.finish()
-
-    @property
-    def rows_of_pass(self) -> int:
-        """Rows this node had of the last pass over the training rows."""
-        return int(self._training_feed().rows_of_pass)
-
-    # --- checkpoints of the state ------------------------------------------------------------------
-
-    def make_sender(self) -> PartSender:
-        """Return what sends this node's parts of checkpoints."""
-        return PartSender(self.context, self.context.num_workers, self.context.node.task_index)
-
-    def save(self, passes: int, steps: int, callbacks: list[keras.callbacks.Callback], used: Used) -> None:
-        """Save the state as it is after so many passes and so many steps of the next."""
-        if not self.context.settings["keeps_state"]:
-            return
-        arrays = state.capture(self.model, self.context.is_chief)
-        plain, of_callbacks = state.capture_callbacks(callbacks, self.callback_settings)
-        facts: Json = {"passes": passes, "steps": steps, "progress": copy.deepcopy(vars(self.progress))}
-        if self.context.is_chief:
-            facts |= {
-                "callbacks": plain,
-                "model": state.describe(self.model),
-                "learning_rates": self.learning_rates,
-            }
-            arrays |= of_callbacks
-        self._sender.send(arrays, facts, used)
-
-    def resume(self, job: Json) -> None:
-        """Go back to a checkpoint, in a new life of the cluster."""
-        rank = self.context.node.task_index
-        begun = time.monotonic()
-        with ThreadPoolExecutor(1, thread_name_prefix="tfspark-fetch") as beside:
-            fetching = beside.submit(fetch, self.context, job, rank)
-            self.build()
-            build_s = time.monotonic() - begun
-            self.resumed, self.progress = fetching.result()
-        state.restore(self.model, self.resumed.shared, self.resumed.own)
-        state.keep_rates_that_were_changed(self.model, self.learning_rates, self.resumed.learning_rates)
-        self._start = (job["passes"], start_of(job, rank)) if job["steps"] else (0, Start())
-        self.context.report("restored", build_s=build_s, seconds=time.monotonic() - begun)
-
-    def build(self) -> None:
-        """Make all variables, as ``fit`` does."""
-        self._training_feed()
-        build_for(self.model, self._dataset)
-
-    def _training_feed(self) -> Any:
-        """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
-        described = describe_stream(self.context, "train")["description"]
-        if self._dataset is None or described != self._described:
-            self._dataset, self._described = distributed_dataset(self.context, "train"), described
-        feed = self._dataset._tfspark_feed
-        count_real_rows_alone(self.model, feed.weighs_rows)
-        return feed
-
-    def callbacks(self, job: Json, step_rows: int, feed: Any = None) -> list[keras.callbacks.Callback]:
-        """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
-        ours: list[keras.callbacks.Callback] = []
-        if job["validation"]:
-            ours.append(Validation(self, ours))
-        if job["side_car"]:
-            ours.append(ShareWeights(self.context, self.to_save))
-        ours.append(ReportProgress(self.context, step_rows, feed))
-        ours.extend(make_callbacks(self.context.settings.get("callbacks") or {}))
-        if self.context.hooks.callbacks is not None:
-            theirs = self.context.hooks.callbacks(self.params)
-            ours.extend(written_by_chief(theirs, self.context.is_chief, keeps_state=True))
-        if self.context.hooks.draw_epoch is not None and self.context.is_chief:
-            ours.append(DrawEpochs(self))
-        ours.append(self.checkpoints)
-        return [*ours, StateCheckpoints(self, ours, feed)]
-
-    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
-        """Evaluate all rows of one pass of a stream, together with the other workers."""
-        self.copy_weights()
-        feed = open_feed(self.context, stream)
-        feed.next_index = index
-        return self._evaluator.evaluate(feed, f"{stream}-{index}", num_classes)
-
-    def test(self, job: Json) -> Json:
-        """Evaluate a stream once; count predicted classes if the job asks for it."""
-        results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
-        if self.confusion_matrix is not None:
-            results["confusion_matrix"] = self.confusion_matrix
-        if self.roc is not None:
-            results["roc"] = self.roc
-        draw, rows = self.context.hooks.draw, self.first_rows
-        if draw is not None and rows is not None:
-            upload_pictures(self.context, lambda folder: draw(self.local_model, *rows, folder))
-        return results
-
-    @property
-    def confusion_matrix(self) -> list[Any] | None:
-        """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
-        return self._evaluator.confusion_matrix
-
-    @property
-    def roc(self) -> list[list[list[float]]] | None:
-        """Curves of the last evaluation: the model's own, if it measures its AUC, or one for each class."""
-        return self._evaluator.roc
-
-    @property
-    def first_rows(self) -> tuple[Any, Any] | None:
-        """Some features and labels of the last evaluation, on the worker that had the most rows of it."""
-        return self._evaluator.first_rows
-
-    def validate(self) -> dict[str, Any]:
-        """Evaluate the next pass of the stream ``validation``."""
-        self._validations += 1
-        return self.evaluate("validation", self._validations - 1)
-
-    def copy_weights(self) -> None:
-        """Bring the copy outside of the strategy up to date."""
-        if len(self.local_model.weights) != len(self.model.weights):
-            build_for(self.local_model, self._dataset)  # Its layers make their variables with the data.
-        self.local_model.set_weights(self.model.get_weights())
-
-    def to_save(self) -> keras.Model:
-        """Return the model for a checkpoint."""
-        return self.model
-
-    def to_export(self) -> keras.Model:
-        """Return the model for an export: the copy, which belongs to no strategy, brought up to date."""
-        self.copy_weights()
-        copy_optimizer(self.local_model, self.model)
-        return self.local_model
-
-    def close(self, job: Json) -> Json:
-        """Export if asked to, and say what became of the model."""
-        if job["export"] and self.context.is_chief:
-            upload_model(self.context, self.to_export(), "export", tuple(job["export"]))
-        return {
-            "history": self.progress.history,
-            "rows": self.progress.rows,
-            "iterations": int(self.model.optimizer.iterations.numpy()) if self.model.optimizer else 0,
-            "weights_sha256": weights_digest(self.model),
-        }
-
-
-class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
-    """Let the model module draw after every epoch, on the chief.
-
-    It draws with the copy outside of the strategy: one worker alone may not predict with the distributed model, as
-    that takes all of them.
-    """
-
-    def __init__(self, session: TrainingSession):
-        super().__init__()
-        self._session = session
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Draw, and send what was drawn."""
-        session, draw = self._session, self._session.context.hooks.draw_epoch
-        if draw is not None:
-            session.copy_weights()
-            upload_pictures(session.context, lambda folder: draw(session.local_model, epoch + 1, folder))
-
-
-class Validation(keras.callbacks.Callback):  # type: ignore[misc]
-    """Evaluate the validation rows after each epoch and add ``val_*`` to the epoch's logs.
-
-    Args:
-        session: whose model it is.
-        callbacks: those of the training, which learn when an evaluation begins and ends: `SwapEMAWeights` changes the
-            weights for it.
-    """
-
-    def __init__(self, session: TrainingSession, callbacks: Sequence[keras.callbacks.Callback]):
-        super().__init__()
-        self._session = session
-        self._callbacks = callbacks
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Evaluate; the callbacks after this one see the results."""
-        if self.model.stop_training:
-            return  # Stopped within the epoch: the driver feeds no validation rows to it.
-        for callback in self._callbacks:
-            callback.on_test_begin()
-        results = self._session.validate()
-        for callback in self._callbacks:
-            callback.on_test_end(results)
-        if logs is not None:
-            logs.update({f"val_{name}": value for name, value in results.items()})

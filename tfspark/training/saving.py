@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import pyarrow as pa
 
-from tfspark.inference.described import write_signature
+from tfspark.feed.described import write_signature
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 UPLOAD_SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
 UPLOAD_CHUNK_BYTES = 4 << 20
@@ -32,11 +32,11 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         to_save: returns the model as it is to be saved.
     """
 
-    def __init__(self, context: TFContext, to_save: Callable[[], keras.Model]):
+    def __init__(self, context: NodeContext, to_save: Callable[[], keras.Model]):
         super().__init__()
         self._context = context
         self._to_save = to_save
-        self._every = int(context.settings.get("checkpoint_every_epochs") or 0)
+        self._every = context.settings.checkpoint_every_epochs
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Save if it is time to."""
@@ -57,7 +57,7 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
         to_save: returns the model as it is to be saved.
     """
 
-    def __init__(self, context: TFContext, to_save: Callable[[], keras.Model]):
+    def __init__(self, context: NodeContext, to_save: Callable[[], keras.Model]):
         super().__init__()
         self._context = context
         self._to_save = to_save
@@ -72,7 +72,7 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("weights", epoch=epoch + 1, name=name)
 
 
-def upload_pictures(context: TFContext, draw: Callable[[str], None]) -> None:
+def upload_pictures(context: NodeContext, draw: Callable[[str], None]) -> None:
     """Send what `draw(directory)` writes to ``<run directory>/pictures/``."""
     folder = Path(context.scratch_dir, "pictures")
     folder.mkdir()
@@ -86,7 +86,7 @@ def upload_pictures(context: TFContext, draw: Callable[[str], None]) -> None:
         shutil.rmtree(folder)
 
 
-def upload_model(context: TFContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
+def upload_model(context: NodeContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
     """Save the model in the formats asked for and send it to ``<run directory>/<name>/``.
 
     The model module's `export` hook, if there is one, writes into the same folder.
@@ -112,9 +112,9 @@ def upload_model(context: TFContext, model: keras.Model, name: str, formats: tup
         shutil.rmtree(folder)
 
 
-def upload(context: TFContext, path: Path, name: str) -> None:
+def upload(context: NodeContext, path: Path, name: str) -> None:
     """Send a file or a folder to the driver's run directory."""
-    with context.pulse.waiting():
+    with context.activity.waiting():
         context.control.put({"name": name}, UPLOAD_SCHEMA, lambda: chunks_of(path), UPLOAD_TIMEOUT_S)
 
 

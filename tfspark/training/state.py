@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from tfspark.cluster.wire import Json
 from tfspark.errors import ConfigError
+from tfspark.protocol.values import Json
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -10,13 +10,13 @@ from tensorflow.python.distribute import multi_worker_util
 from tensorflow.python.eager import context as eager
 
 from tfspark.training.keras_corrections import apply_corrections
-from tfspark.training.servers import connect
+from tfspark.training.ps.servers import connect
 
 if TYPE_CHECKING:
-    from tfspark.cluster.context import TFContext
+    from tfspark.training.node_context import NodeContext
 
 
-def make_strategy(context: TFContext) -> tf.distribute.Strategy:
+def make_strategy(context: NodeContext) -> tf.distribute.Strategy:
     """Create the strategy and make sure that it spans the cluster.
 
     Raises:
@@ -29,7 +29,7 @@ def make_strategy(context: TFContext) -> tf.distribute.Strategy:
     if context.role != "worker":
         return tf.distribute.get_strategy()
     if context.num_workers > 1:
-        _let_workers_pause(float(context.settings["heartbeat_timeout_s"]))
+        _let_workers_pause(context.settings.heartbeat_timeout_s)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     local = len(strategy.extended.worker_devices)
     expected = context.num_workers * local

@@ -1,0 +1,213 @@
+"""One incarnation of a cluster: its servers on the driver, its nodes on the executors, its secret.
+
+After a failure a cluster begins a new incarnation. It shares nothing with the one before but what the driver knows. Its
+secret and addresses are new, so calls of processes that are left of the old one are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from tfspark.cluster.awake import AwakeClock
+from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.decommission import DecommissionWatch
+from tfspark.cluster.feeder import Feeder
+from tfspark.cluster.options import ClusterOptions
+from tfspark.cluster.preflight import driver_addresses
+from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
+from tfspark.cluster.state.checkpoint_store import CheckpointStore
+from tfspark.cluster.state.registry import Registry
+from tfspark.cluster.state.restarts import RestartBudget
+from tfspark.driver_python import python_advice
+from tfspark.errors import DeadlineError, ReservationError, TfsparkError
+from tfspark.node.task import NODE_RESULT_DDL, NodeTask
+from tfspark.node.warm import installed_versions
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TRAINER_SILENCE_S
+from tfspark.protocol.wire import new_secret
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+class DriverNode:
+    """A node on the driver's machine, in a thread of the driver's program instead of a Spark task.
+
+    Args:
+        task: what a Spark task would run.
+        node: which node.
+    """
+
+    def __init__(self, task: NodeTask, node: NodeSpec):
+        name = f"tfspark-{node.name.replace(' ', '-')}"
+        self._thread = threading.Thread(target=task.run, args=(node.index,), name=name, daemon=True)
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the node's end."""
+        self._thread.join(timeout_s)
+
+    def cancel(self) -> None:
+        """Wait once more: nobody but the node itself can end it."""
+        self._thread.join(CANCEL_TIMEOUT_S)
+
+
+class Incarnation:
+    """See the module's docstring.
+
+    Args:
+        spark: the session.
+        nodes: the plan.
+        options: of the whole cluster, of which there may be fewer nodes now.
+        settings: what the trainers are told.
+        code: the user's function and its arguments, pickled.
+        observer: called with (event, fields).
+        store: where checkpoints of the state are kept.
+        budget: restarts that are left; None: there are none.
+        ended: tells whether all of some nodes have ended a job.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        nodes: tuple[NodeSpec, ...],
+        options: ClusterOptions,
+        settings: TrainerSettings,
+        code: bytes,
+        observer: Observer,
+        store: CheckpointStore | None,
+        budget: RestartBudget | None,
+        ended: Callable[[int, Sequence[NodeSpec]], bool],
+    ):
+        self._spark = spark
+        self._nodes = nodes
+        self._code = code
+        self._options = options
+        self._settings = settings
+        self._observer = observer
+        self.secret = new_secret(options.tls)
+        self._jobs: list[SparkJob | DriverNode] = []
+        self.is_over = False
+        # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
+        trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
+        clock = AwakeClock()
+        self.registry = Registry(
+            nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s, clock, budget=budget
+        )
+        self.control = ControlPlane(
+            driver_addresses(spark),
+            self.secret,
+            nodes,
+            self.registry,
+            observer,
+            options.run_directory,
+            options.master_node,
+            options.independent,
+            options.all_at_once,
+            store,
+            options.checkpoint_every_seconds,
+            clock,
+        )
+        self._decommissions = DecommissionWatch(spark, self.registry, self.control.mark_preempted)
+        size, num_workers = options.size, self.control.num_workers
+        self.feeder = Feeder(
+            spark, self.control, self.secret, ended, lambda spec: size.for_workers(spec, num_workers)
+        )
+
+    def launch(self, timeout_s: float) -> None:
+        """Start the nodes and wait until all have registered.
+
+        Raises:
+            ReservationError: a node is missing at the deadline.
+            TfsparkError: a node failed.
+        """
+        began = time.monotonic()
+        if self._settings.saves_state:
+            self._decommissions.start()
+        for role in ("worker", "ps", "evaluator"):
+            group = [node for node in self._nodes if node.role == role]
+            if role == "ps" and self._options.driver_ps_nodes:
+                self._jobs.extend(DriverNode(self._task(node.index), node) for node in group)
+            elif group:
+                self._jobs.append(self._start_nodes(role, group))
+        if not self._options.all_at_once:
+            return
+        try:
+            self.control.wait(lambda: not self.registry.missing(), timeout_s, "the nodes to register")
+        except DeadlineError:
+            missing = self.registry.missing()
+            raise ReservationError(
+                f"reserved {len(self._nodes) - len(missing)} of {len(self._nodes)} nodes after {timeout_s:g} s; "
+                f"missing {', '.join(missing)}; see whether other jobs hold the slots, raise "
+                "reservation_timeout, or lower num_executors"
+            ) from None
+        self._observer("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
+
+    def stop(self) -> None:
+        """End it now, in whatever state it is; harmless when it has ended."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._decommissions.stop()
+        self.control.update(lambda: setattr(self.registry, "stopping", True))
+        self.feeder.close_all()
+        until = time.monotonic() + STOP_TIMEOUT_S
+        for job in self._jobs:
+            job.join(max(0.0, until - time.monotonic()))
+        for job in self._jobs:
+            job.cancel()
+        self.control.close()
+
+    def failure_behind(self, error: Exception) -> Exception | None:
+        """Return the nodes' failure that explains an error; None if no node has failed.
+
+        When an executor goes, the Spark job that feeds may fail before the nodes' end is known.
+        """
+        self.control.wait_for_failure(0.0 if isinstance(error, TfsparkError) else EXPLAIN_S)
+        return self.registry.error() if self.registry.failed else None
+
+    def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
+        task, count = self._task(group[0].index), len(group)
+        nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
+        return SparkJob(
+            self._spark,
+            lambda: nodes,
+            f"tfspark {role} nodes",
+            lambda error: self._spark_failed(role, group[0].index, error),
+        )
+
+    def _task(self, first_index: int) -> NodeTask:
+        return NodeTask(
+            self.control.location,
+            self.secret,
+            self._nodes,
+            first_index,
+            self._settings,
+            self._code,
+            self._options.warm,
+            self._options.module_paths,
+            self._options.tensorboard_dir,
+        )
+
+    def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
+        """Note that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
+        message = without_java_stack(str(error))
+        failed = re.search(r"Task (\d+) in stage .*?most recent failure: (.*)", message)
+
+        def note() -> None:
+            index = first_index + int(failed.group(1)) if failed else -1
+            if failed and self.registry.nodes[index].attempt:
+                cause = f"its Spark task failed or was killed: {failed.group(2)}"
+                self.registry.task_failed(index, cause)
+                return
+            failure = ReservationError(
+                f"the Spark job of the {role} nodes failed: {message}{python_advice(message)}"
+            )
+            self.registry.fail_cluster(failure)
+
+        self.control.update(note)

@@ -1,0 +1,300 @@
+"""The incarnations of a cluster, one after the other: brought up, and again after a loss. Runs on the driver.
+
+What follows a loss is decided in `tfspark.cluster.state.policy`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from tfspark.cluster import preflight
+from tfspark.cluster.control import ControlPlane, Observer
+from tfspark.cluster.feeder import Feeder
+from tfspark.cluster.incarnation import Incarnation
+from tfspark.cluster.options import ClusterOptions
+from tfspark.cluster.preflight import room_for
+from tfspark.cluster.state.policy import Means, Raise, Restart, decide, decide_growth
+from tfspark.cluster.state.recovery import Recovery
+from tfspark.cluster.state.registry import Registry
+from tfspark.errors import ReservationError
+from tfspark.protocol.roles import NodeSpec, stream_name
+from tfspark.protocol.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+T = TypeVar("T")
+
+REGISTERED_S = 30.0
+"""How long the nodes of a cluster that may have fewer are waited for at least: Spark may take a lost host for there."""
+
+
+class Work(Protocol):
+    """What a cluster does, as far as its supervisor must know it."""
+
+    @property
+    def feed_slots(self) -> int:
+        """Task slots that must stay free for the tasks that feed."""
+
+    @property
+    def may_replace_workers(self) -> bool:
+        """Whether a worker of parameter servers may be replaced alone."""
+
+    def take_over(self, earlier: Incarnation) -> None:
+        """Go on with the work of an earlier incarnation in the current one."""
+
+
+class _ResizeError(Exception):
+    """Leaves the work, to do the rest of it with more workers."""
+
+
+class Supervisor:
+    """Keeps a cluster up while work is done with it.
+
+    Args:
+        spark: the session.
+        options: of the cluster.
+        settings: what the trainers are told.
+        num_nodes: how many of its nodes there is room for at first.
+        code: the user's function and its arguments, pickled.
+        observer: called with (event, fields).
+        recovery: what a restart needs; None: the first failure is the end.
+
+    Attributes:
+        current: the incarnation that is up; the properties below read from it.
+        nodes: its plan.
+        work: what the cluster does; set before it is launched.
+    """
+
+    def __init__(
+        self,
+        spark: SparkSession,
+        options: ClusterOptions,
+        settings: TrainerSettings,
+        num_nodes: int,
+        code: bytes,
+        observer: Observer,
+        recovery: Recovery | None,
+    ):
+        self._spark = spark
+        self.work: Work
+        self._options = options
+        self._size = options.size
+        self._settings = settings
+        self._code = code
+        self._observer = observer
+        self._recovery = recovery
+        self._is_up = False
+        self._stopped = threading.Event()
+        self._begin_with(num_nodes)
+        # A program may end without `shutdown`, or stop Spark before: what it has started ends with it all the same.
+        atexit.register(self.stop)
+
+    def surviving(self, work: Callable[[], T]) -> T:
+        """Do some work with the cluster; after a loss do it again, in a new incarnation, from the newest checkpoint.
+
+        Raises:
+            TfsparkError: a node failed for good, or too often.
+        """
+        while True:
+            try:
+                self._bring_up()
+                return work()
+            except _ResizeError:
+                self._end()
+            except Exception as error:
+                self._recover_from(error)
+
+    def check_for_good(self) -> None:
+        """Raise if the cluster has failed, and the work under way or the next begins no other incarnation."""
+        failed = self.current
+        try:
+            failed.control.check()
+        except Exception:
+            if isinstance(decide(failed.registry.kinds, None, self._means), Raise):
+                raise
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """End the cluster now, in whatever state it is; harmless when it has ended."""
+        if self.stopped:
+            return
+        self._stopped.set()
+        atexit.unregister(self.stop)
+        self.current.stop()
+        if self._recovery is not None:
+            self._recovery.close()
+
+    def begin_anew(self, code: bytes, settings: TrainerSettings) -> None:
+        """Let the current incarnation and those after it train another model."""
+        self._code, self._settings = code, settings
+        self._name_streams()
+        if self._recovery is not None:
+            self.control.update(self._recovery.begin_anew)
+
+    def _name_streams(self) -> None:
+        self.control.train_stream = stream_name("train", self._settings.generation)
+
+    def resize_if_possible(self, ready: Callable[[], bool]) -> None:
+        """Leave the work, to do the rest of it with more workers, if some are missing and Spark has room for them.
+
+        Args:
+            ready: waits until the work can be left; returns whether any is left then.
+        """
+        slots = preflight.count_slots(self._spark)
+        room = None if slots is None else slots - self.work.feed_slots
+        if decide_growth(self._size, self.num_slots, room) is not None and ready():
+            raise _ResizeError
+
+    # --- from one to the next ----------------------------------------------------------------------
+
+    def _begin_with(self, num_nodes: int) -> None:
+        """Make a new incarnation of so many nodes."""
+        self.nodes = self._size.nodes(num_nodes)
+        self.current = Incarnation(
+            self._spark,
+            self.nodes,
+            self._options,
+            self._settings,
+            self._code,
+            self._observer,
+            None if self._recovery is None else self._recovery.store,
+            None if self._recovery is None else self._recovery.budget,
+            self.have_ended,
+        )
+        self._name_streams()
+
+    def _end(self) -> None:
+        self._is_up = False
+        self.current.stop()
+
+    @property
+    def _means(self) -> Means:
+        recovery = self._recovery
+        return Means(False) if recovery is None else Means(True, recovery.budget.next_pause_s)
+
+    def _recover_from(self, error: Exception) -> None:
+        """End an incarnation that has failed and wait for the next; raise the error if none follows."""
+        if self._recovery is None or self.stopped:
+            raise error
+        cause = self.current.failure_behind(error)
+        if cause is None:
+            raise error
+        decision, budget = decide(self.registry.kinds, None, self._means), self._recovery.budget
+        if isinstance(decision, Raise) and decision.is_exhausted:
+            cause.add_note(
+                f"restart budget exhausted: max_restarts={budget.most} within restart_window={budget.window_s:g} s; "
+                "raise max_restarts, or resume from the run directory"
+            )
+            raise cause
+        if not isinstance(decision, Restart):
+            raise error
+        budget.spend()
+        self._observer("restarting", {"cause": str(cause).splitlines()[0], "pause_s": decision.pause_s})
+        self._end()
+        if self._stopped.wait(decision.pause_s):
+            raise cause
+
+    def _bring_up(self) -> None:
+        """Launch the cluster if it is not up; after a loss the work takes over what the earlier incarnation did."""
+        if self._is_up:
+            return
+        earlier = self.current
+        if earlier.is_over:
+            self._begin_with(
+                room_for(self._spark, self._size, self.work.feed_slots, self._replacement_timeout_s)
+            )
+        self._launch()
+        if self.chief is not None:
+            job = self.control.post_job("build")
+            timeout_s = self._options.reservation_timeout
+            self.control.wait(lambda: self.have_trained(job), timeout_s, "the chief to build the model")
+        if earlier.is_over:
+            self.work.take_over(earlier)
+        self.control.update(self._permit_replacements)
+        self._is_up = True
+
+    def _launch(self) -> None:
+        """Start the nodes; if some do not come, fewer of them, as far as that is allowed."""
+        until = time.monotonic() + self._options.reservation_timeout
+        while True:
+            left_s = until - time.monotonic()
+            try:
+                self.current.launch(min(left_s, max(self._replacement_timeout_s, REGISTERED_S)))
+                break
+            except ReservationError:
+                missing = self.registry.missing()
+                came = sum(node.role != "chief" and node.name not in missing for node in self.nodes)
+                if not self._size.is_elastic or self.registry.failed or time.monotonic() > until:
+                    raise
+                self.current.stop()
+                self._begin_with(max(came, self._size.least))
+        if self._size.is_elastic:
+            self._observer("sized", {"workers": len(self.workers), "wanted": self._size.num_workers})
+
+    @property
+    def _replacement_timeout_s(self) -> float:
+        longest = self._options.reservation_timeout
+        return min(longest, self._size.replacement_timeout_s) if self._size.is_elastic else longest
+
+    def _permit_replacements(self) -> None:
+        self.registry.may_replace_workers = self.chief is not None and self.work.may_replace_workers
+
+    # --- the incarnation that is up ----------------------------------------------------------------
+
+    @property
+    def control(self) -> ControlPlane:
+        """The driver's server."""
+        return self.current.control
+
+    @property
+    def feeder(self) -> Feeder:
+        """What feeds the nodes."""
+        return self.current.feeder
+
+    @property
+    def registry(self) -> Registry:
+        """What is known of the nodes."""
+        return self.current.registry
+
+    @property
+    def workers(self) -> list[NodeSpec]:
+        """Those that train."""
+        return [node for node in self.nodes if node.role == "worker"]
+
+    @property
+    def evaluators(self) -> list[NodeSpec]:
+        """Those that evaluate beside them."""
+        return [node for node in self.nodes if node.role == "evaluator"]
+
+    @property
+    def chief(self) -> NodeSpec | None:
+        """Who coordinates the parameter servers, if there are any."""
+        return next((node for node in self.nodes if node.role == "chief"), None)
+
+    @property
+    def num_slots(self) -> int:
+        """Task slots the nodes hold: one each, but the chief shares that of worker 0."""
+        return sum(node.role != "chief" for node in self.nodes) - self._size.on_driver
+
+    def have_trained(self, job: int) -> bool:
+        """Whether every worker has ended the job, perhaps early."""
+        return self.have_ended(job, self.workers)
+
+    def have_ended(self, job: int, nodes: Sequence[NodeSpec]) -> bool:
+        """Whether these nodes have ended the job; a `main_fun` ends it by returning, and a chief for its workers."""
+        if self._settings.runs_main_fun:
+            return self.registry.all_succeeded("worker")
+        results = self.control.job_results(job)
+        return all((self._chief_of(node) or node).index in results for node in nodes)
+
+    def _chief_of(self, node: NodeSpec) -> NodeSpec | None:
+        return self.chief if node.role == "worker" else None

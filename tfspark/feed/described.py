@@ -1,0 +1,181 @@
+"""What is kept with an exported model, so that its columns need not be named twice.
+
+``prediction.json`` is written on the driver by a run, ``signature.json`` by the trainer that saved the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tfspark.errors import ConfigError
+from tfspark.feed.columns import Columns
+
+PREDICTION, SIGNATURE, MODULE = "prediction.json", "signature.json", "module.py"
+FORMAT = 1
+"""Of both files; a reader refuses a higher one."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output of a model.
+
+    Attributes:
+        name: as the model calls it.
+        shape: of one row; None: the size varies.
+        dtype: TensorFlow's name.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a model; empty where the model does not say.
+
+    Attributes:
+        inputs: what it reads.
+        outputs: what it gives.
+        loss: name of the loss it was compiled with; empty: it was not, or has no name.
+    """
+
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    loss: str = ""
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes a classifier of one output tells apart; None: it is none, as its loss says."""
+        if len(self.outputs) != 1 or not self.loss.endswith("crossentropy"):
+            return None
+        units = (self.outputs[0].shape or (1,))[-1]
+        return 2 if units == 1 else None if self.loss.startswith("binary") else units
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a form that survives JSON."""
+        return {
+            "format": FORMAT,
+            "inputs": [vars(tensor) for tensor in self.inputs],
+            "outputs": [vars(tensor) for tensor in self.outputs],
+            "loss": self.loss,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+        """Rebuild what `to_json` gave."""
+        check_format(data, "signature")
+        return cls(_tensors(data["inputs"]), _tensors(data["outputs"]), data["loss"])
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a run knows of its model.
+
+    Attributes:
+        columns: the features; label and weight as they were in training.
+        classes: what the label was, in the order of the classes; empty when it is no class.
+        is_multi_label: a label says yes or no to each class.
+    """
+
+    columns: Columns
+    classes: tuple[Any, ...] = ()
+    is_multi_label: bool = False
+
+    @property
+    def features(self) -> Columns:
+        """The features alone."""
+        return replace(self.columns, label=None, weight=None, num_classes=None, class_weights=())
+
+    def write(self, folder: Path) -> None:
+        """Write it beside the exported model."""
+        data = {
+            "format": FORMAT,
+            "columns": self.columns.to_json(),
+            "classes": list(self.classes),
+            "is_multi_label": self.is_multi_label,
+        }
+        (folder / PREDICTION).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Described | None:
+        """Read it; None: there is none."""
+        if not (folder / PREDICTION).is_file():
+            return None
+        data = json.loads((folder / PREDICTION).read_text(encoding="utf-8"))
+        check_format(data, folder / PREDICTION)
+        return cls(Columns.from_json(data["columns"]), tuple(data["classes"]), data["is_multi_label"])
+
+
+def check_format(data: Mapping[str, Any], what: object, key: str = "format") -> None:
+    """Refuse what a newer tfspark has written.
+
+    Raises:
+        ConfigError: names both formats.
+    """
+    found = data.get(key)
+    if not isinstance(found, int) or found > FORMAT:
+        raise ConfigError(
+            f"expected a model of format {FORMAT} or older, {what} has format {found}: a newer tfspark has saved it; "
+            "install that version, or save the model again with this one"
+        )
+
+
+def read_signature(folder: Path) -> Signature | None:
+    """Read the signature beside an exported model; None: there is none."""
+    place = folder / SIGNATURE
+    return Signature.from_json(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
+
+
+def write_signature(model: Any, folder: Path) -> None:
+    """Write the signature of a Keras model beside it; runs in the trainer."""
+    (folder / SIGNATURE).write_text(
+        json.dumps(signature_of_keras(model).to_json(), indent=2) + "\n", encoding="utf-8"
+    )
+
+
+def signature_of_keras(model: Any) -> Signature:
+    """Return the inputs and outputs of a Keras model; a subclassed one does not say."""
+    try:
+        inputs, outputs = list(model.inputs), list(model.outputs)
+    except (AttributeError, TypeError, ValueError):
+        return Signature()
+    names = getattr(model, "output_names", None) or [tensor.name for tensor in outputs]
+    struct = getattr(model, "_outputs_struct", None)
+    if isinstance(struct, Mapping):  # The model returns these names, and not those of its layers.
+        names, outputs = list(struct), list(struct.values())
+    return Signature(
+        tuple(_tensor(tensor.name, tensor) for tensor in inputs),
+        tuple(_tensor(name, tensor) for name, tensor in zip(names, outputs, strict=True)),
+        _loss_name(getattr(model, "loss", None)),
+    )
+
+
+def signature_of_function(function: Any) -> Signature:
+    """Return the inputs and outputs of a SavedModel's signature."""
+    inputs, outputs = function.structured_input_signature[1], function.structured_outputs
+    return Signature(
+        tuple(Tensor(name, _row_shape(spec.shape), spec.dtype.name) for name, spec in inputs.items()),
+        tuple(Tensor(name, _row_shape(spec.shape), spec.dtype.name) for name, spec in outputs.items()),
+    )
+
+
+def _loss_name(loss: Any) -> str:
+    name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
+    return str(name or "")
+
+
+def _tensors(items: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(item["name"], tuple(item["shape"]), item["dtype"]) for item in items)
+
+
+def _tensor(name: str, tensor: Any) -> Tensor:
+    return Tensor(name, _row_shape(tensor.shape), str(tensor.dtype))
+
+
+def _row_shape(shape: Any) -> tuple[int | None, ...]:
+    return tuple(None if size is None else int(size) for size in list(shape)[1:])

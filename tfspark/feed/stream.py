@@ -1,0 +1,119 @@
+"""What driver and readers agree on about a stream: its description, its first row, its name."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from tfspark.errors import ConfigError
+from tfspark.feed.columns import Columns
+from tfspark.protocol.values import Json, plain
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """What a reader needs to know about a stream; made on the driver, sent as JSON.
+
+    Attributes:
+        name: the stream.
+        columns: what is fed.
+        batch_size: rows of a batch of one reader.
+        num_readers: how many readers share the stream.
+        synchronous: all readers give out equally many batches of equal size (padded with weight 0).
+        ordered: rows are dealt by position, so that a pass is the same in every run.
+        shuffle_rows: rows of the shuffle window of each reader; 0: as they come.
+        seed: seed of the shuffle.
+        chunk_bytes: size of one pull.
+        timeout_s: how long the reader bears that no row comes.
+        cache_bytes: size of each reader's node cache at most; 0: nothing is kept.
+        open_ended: nobody knows how many passes come, nor when the next one does: a stream's micro-batches.
+        has_ledger: readers note which rows each step uses, for checkpoints within a pass.
+    """
+
+    name: str
+    columns: Columns
+    batch_size: int
+    num_readers: int
+    synchronous: bool
+    ordered: bool
+    shuffle_rows: int
+    seed: int
+    chunk_bytes: int
+    timeout_s: float
+    cache_bytes: int = 0
+    open_ended: bool = False
+    has_ledger: bool = False
+
+    def to_json(self) -> Json:
+        """Return a form that survives JSON."""
+        told: Json = json.loads(json.dumps({**vars(self), "columns": self.columns.to_json()}, default=plain))
+        return told
+
+    @classmethod
+    def from_json(cls, data: Json) -> StreamSpec:
+        """Rebuild what `to_json` gave."""
+        known = {key: data[key] for key in cls.__dataclass_fields__}
+        return cls(**{**known, "columns": Columns.from_json(data["columns"])})
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a reader begins within a pass, as a checkpoint has it.
+
+    Attributes:
+        steps: batches that were used before.
+        rows: rows this reader has had before, if it does not read the pass anew.
+        replays: whether it reads the pass anew and leaves out the first `steps` batches: those of an ordered stream
+            are the same again.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    replays: bool = False
+
+
+def encode_sample(batch: pa.RecordBatch) -> str:
+    """Encode one row with its schema for a JSON message."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+SAMPLE_DDL = "sample string"
+
+
+def first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the first row of a partition, encoded; for Spark's `mapInArrow`."""
+    for batch in batches:
+        if batch.num_rows:
+            yield pa.RecordBatch.from_pydict({"sample": [encode_sample(batch.slice(0, 1))]})
+            return
+
+
+def decode_sample(text: str) -> pa.RecordBatch:
+    """Decode what `encode_sample` gave."""
+    table = pa.ipc.open_stream(base64.b64decode(text)).read_all()
+    return table.combine_chunks().to_batches()[0]
+
+
+def stream_of(qname: str) -> str:
+    """Return the name of the stream that feeds a queue."""
+    return "train" if qname == "input" else qname
+
+
+def check_qname(qname: str, queues: Sequence[str]) -> None:
+    """Refuse a queue the cluster does not have.
+
+    Raises:
+        ConfigError: its name is not among `queues`, or is kept for errors.
+    """
+    known = [name for name in queues if name != "error"]
+    if qname not in known:
+        raise ConfigError(
+            f"expected qname to be one of {known}, got {qname!r}; name further queues in TFCluster.run(queues=[...])"
+        )

@@ -1,0 +1,1 @@
+"""A node: the Spark task that starts, watches and ends a trainer."""

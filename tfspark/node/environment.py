@@ -1,0 +1,82 @@
+"""Environment variables of the trainers. Runs in the node task."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    pass
+
+OF_ONE_TRAINER = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "TMPDIR", "no_grpc_proxy")
+"""Variables that TensorFlow and Python read late: a warm parent can give each trainer its own."""
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+def trainer_environment(
+    inherited: Mapping[str, str],
+    tf_config: str,
+    scratch: str,
+    import_paths: Sequence[str],
+    module_paths: Sequence[str] = (),
+) -> dict[str, str]:
+    """Return the environment of a trainer.
+
+    Args:
+        inherited: the node task's own.
+        tf_config: TensorFlow's description of the cluster, JSON; empty for a node that knows no others.
+        scratch: directory for temporary files.
+        import_paths: where the node task finds modules.
+        module_paths: where the driver's program finds its own; see `module_paths`.
+    """
+    environment = {
+        **shared_environment(inherited, [*import_paths, *module_paths]),
+        **no_proxy_between_nodes(inherited, tf_config),
+        "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
+    }
+    if tf_config:  # One that is inherited is another cluster's.
+        environment["TF_CONFIG"] = tf_config
+    if "CUDA_VISIBLE_DEVICES" in inherited:
+        environment["CUDA_VISIBLE_DEVICES"] = inherited["CUDA_VISIBLE_DEVICES"]
+    return environment
+
+
+def shared_environment(inherited: Mapping[str, str], import_paths: Sequence[str]) -> dict[str, str]:
+    """Return the part of a trainer's environment that is one for all trainers of a node task's process.
+
+    Args:
+        inherited: the node task's own.
+        import_paths: where to find modules.
+    """
+    environment = {
+        **{name: value for name, value in inherited.items() if name not in OF_ONE_TRAINER},
+        "TF_GRPC_REUSE_PORT": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # As the node task reads it; a locale without a letter would end a print.
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in import_paths if path)),
+        # Other work of the same user may need another one; `keras.json` gives way to the variable.
+        "KERAS_BACKEND": "tensorflow",
+    }
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    return environment
+
+
+def no_proxy_between_nodes(inherited: Mapping[str, str], tf_config: str) -> dict[str, str]:
+    """Return the variable by which TensorFlow's gRPC reaches the nodes directly, whatever proxies are set.
+
+    Only the nodes' hosts are excepted: programs may need the proxy for downloads. gRPC reads ``no_grpc_proxy`` before
+    ``no_proxy``, so what that says is kept.
+    """
+    known = inherited.get("no_grpc_proxy") or inherited.get("no_proxy") or inherited.get("NO_PROXY") or ""
+    hosts = [entry.strip() for entry in known.split(",")]
+    return {
+        "no_grpc_proxy": ",".join(dict.fromkeys(filter(None, [*hosts, *LOCAL_HOSTS, *_hosts(tf_config)])))
+    }
+
+
+def _hosts(tf_config: str) -> list[str]:
+    addresses = json.loads(tf_config or "{}").get("cluster", {}).values()
+    return [urlsplit(f"//{address}").hostname or "" for of_role in addresses for address in of_role]

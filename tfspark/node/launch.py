@@ -1,0 +1,306 @@
+"""The trainer process of a node, as its node task sees it: forked by the warm parent, or started cold.
+
+What holds for both: orders arrive on standard input, which stays open as the lifeline; the process inherits no open
+file but that, its output and the port's socket; each attempt is a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tfspark.node import warm
+from tfspark.node.warm import ColdError
+from tfspark.protocol.timing import STOP_GRACE_S
+
+FORK_TIMEOUT_S = 120.0
+"""How long a warm parent may take to fork: it may have to import TensorFlow first, on a loaded machine."""
+STATUS_TIMEOUT_S = 5.0
+"""How long after a trainer's end the warm parent may take to say how it ended."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a trainer is started with.
+
+    Attributes:
+        name: of its node, for ``ps``.
+        environment: variables of this one trainer, over those of the node task.
+        port: the socket that keeps the port of its TensorFlow server.
+        frames: what is written to its standard input.
+    """
+
+    name: str
+    environment: Mapping[str, str]
+    port: socket.socket
+    frames: tuple[bytes, ...] = field(repr=False)
+
+
+class _Process(Protocol):
+    """A process that was asked for; ``returncode`` is None as long as it runs, or if how it ended is not known."""
+
+    @property
+    def returncode(self) -> int | None:
+        """As `subprocess.Popen.returncode`."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; return whether it has ended."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it runs."""
+
+
+class Trainer:
+    """A trainer process of one attempt.
+
+    Args:
+        orders: what it is started with.
+        is_warm: whether it may be forked from the warm parent.
+        say: called with a line for the node's log.
+    """
+
+    def __init__(self, orders: Orders, is_warm: bool, say: Callable[[str], None]):
+        self._orders = orders
+        self._say = say
+        self._lifeline = -1
+        output, self._output = os.pipe()
+        self.output = os.fdopen(output, "rb")
+        self._process: _Process
+        if not is_warm:
+            self._start_cold()
+            return
+        try:
+            self._process = self._started(_Forked)
+        except ColdError as error:
+            self._start_cold(error)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; return whether it has ended."""
+        try:
+            return self._process.wait(timeout_s)
+        except ColdError as error:
+            self._start_cold(error)
+            return False
+
+    @property
+    def failure(self) -> str:
+        """Say in words how an ended process failed; empty if it returned 0."""
+        return describe_exit(self._process.returncode)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it runs."""
+        self._process.send_signal(number)
+
+    def end(self) -> None:
+        """Make sure that it is over: ask by closing its lifeline, then kill."""
+        self._close_lifeline()
+        with contextlib.suppress(ColdError):  # It was never forked.
+            if not self._process.wait(STOP_GRACE_S):
+                self._process.send_signal(signal.SIGKILL)
+                self._process.wait(STATUS_TIMEOUT_S)
+        os.close(self._output)
+
+    def _start_cold(self, reason: ColdError | None = None) -> None:
+        if reason is not None:
+            self._say(f"tfspark: {self._orders.name} starts without a warm parent: {reason}")
+        self._close_lifeline()
+        self._process = self._started(_Cold)
+
+    def _started(self, start: Callable[[Orders, int, int, Callable[[], None]], _Process]) -> _Process:
+        stdin, self._lifeline = os.pipe()
+        try:
+            return start(self._orders, stdin, self._output, self._give_orders)
+        finally:
+            os.close(stdin)
+
+    def _give_orders(self) -> None:
+        """Write the orders in a thread: they may be larger than a pipe holds, and the heartbeat goes on meanwhile."""
+        arguments = (os.dup(self._lifeline), self._orders.frames)
+        threading.Thread(target=_write, args=arguments, name="tfspark-node-orders", daemon=True).start()
+
+    def _close_lifeline(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+class _Cold:
+    """A fresh interpreter."""
+
+    def __init__(self, orders: Orders, stdin: int, output: int, give_orders: Callable[[], None]):
+        self._process = subprocess.Popen(
+            warm.trainer_command(orders.name, orders.port.fileno(), os.getpid()),
+            stdin=stdin,
+            stdout=output,
+            stderr=output,
+            pass_fds=(orders.port.fileno(),),
+            env=dict(orders.environment),
+        )
+        give_orders()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def wait(self, timeout_s: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self._process.returncode is not None
+
+    def send_signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+
+class _Forked:
+    """A fork of the warm parent, which may still have to import TensorFlow.
+
+    The fork itself says that it is there, and waits for our word before it touches anything: so there are never two
+    trainers with the same orders, whoever of the three processes is killed or stopped at whatever moment.
+
+    Raises:
+        ColdError: there can be no warm parent; `wait` raises it when the warm parent is gone or refuses.
+    """
+
+    def __init__(self, orders: Orders, stdin: int, output: int, give_orders: Callable[[], None]):
+        self.returncode: int | None = None
+        self._give_orders = give_orders
+        self._pidfd = -1
+        self._has_ended = False
+        self._said: int | None = None
+        self._until = time.monotonic() + FORK_TIMEOUT_S
+        self._connection: socket.socket | None = warm.connect()
+        request = {
+            "name": orders.name,
+            "node_task": os.getpid(),
+            "environment": dict(orders.environment),
+            "directory": os.getcwd(),
+            "path": orders.environment["PYTHONPATH"].split(os.pathsep),
+        }
+        self._connection.settimeout(STATUS_TIMEOUT_S)
+        try:
+            warm.send(self._connection, request, (stdin, output, orders.port.fileno()))
+        except OSError as error:
+            self._connection.close()
+            raise ColdError(f"the warm parent does not listen: {error}") from error
+
+    def wait(self, timeout_s: float) -> bool:
+        until = time.monotonic() + timeout_s
+        while not self._has_ended:
+            ready = self._ready(until - time.monotonic())
+            if not ready:
+                break
+            if self._connection is not None and self._connection.fileno() in ready:
+                self._hear(self._connection)
+            elif self._pidfd in ready:
+                self._learn_how_it_ended()
+        if self._pidfd < 0 and time.monotonic() > self._until:
+            self._end()
+            raise ColdError(f"it did not answer within {FORK_TIMEOUT_S:g} s")
+        return self._has_ended
+
+    def send_signal(self, number: int) -> None:
+        if self._pidfd >= 0 and not self._has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _ready(self, timeout_s: float) -> set[int]:
+        poll = select.poll()
+        for descriptor in (self._pidfd, self._connection.fileno() if self._connection else -1):
+            if descriptor >= 0:
+                poll.register(descriptor, select.POLLIN)
+        return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout_s) * 1000)}
+
+    def _hear(self, connection: socket.socket) -> None:
+        """Take in what the warm parent or the trainer says."""
+        try:
+            message, descriptors = warm.receive(connection, max_descriptors=1)
+        except (OSError, EOFError, ValueError):
+            connection.close()
+            self._connection = None
+            if self._pidfd < 0:
+                self._end()
+                raise ColdError("it ended before it had forked") from None
+            return
+        if descriptors:
+            self._pidfd = descriptors[0]
+            with contextlib.suppress(OSError):  # The fork has died meanwhile; its pidfd tells.
+                warm.send(connection, {})
+            self._give_orders()
+        self._said = message.get("exits", self._said)
+        if "returncode" in message:
+            self.returncode = message["returncode"]
+            self._end()
+        if reason := message.get("refused") or message.get("cold"):
+            self.send_signal(signal.SIGKILL)
+            self._end()
+            raise ColdError(reason)
+
+    def _learn_how_it_ended(self) -> None:
+        """Hear what is still said about a trainer that has ended."""
+        until = time.monotonic() + STATUS_TIMEOUT_S
+        while self._connection is not None and not self._has_ended:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+                break
+            self._hear(self._connection)
+        if not self._has_ended:
+            self.returncode = self._said
+            self._end()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def describe_exit(code: int | None) -> str:
+    """Say in words how a trainer process ended; empty if it returned 0.
+
+    Args:
+        code: as `subprocess.Popen.returncode`; None if it is not known.
+    """
+    if code is None:
+        return "its trainer process ended, and the warm parent that knew how is gone"
+    if code >= 0:
+        return f"its trainer process exited with code {code} without reporting an error" if code else ""
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = "; the kernel does so when memory runs out" if code == -signal.SIGKILL else ""
+    return f"its trainer process was killed by {name}{hint}"
+
+
+def _write(descriptor: int, frames: tuple[bytes, ...]) -> None:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb") as stream:  # It died at once.
+        write_frames(stream, *frames)
+
+
+def write_frames(stream: Any, *frames: bytes) -> None:
+    """Write length-prefixed byte strings and flush."""
+    for frame in frames:
+        stream.write(struct.pack("<Q", len(frame)))
+        stream.write(frame)
+    stream.flush()
+
+
+def read_frame(stream: Any) -> bytes:
+    """Read what `write_frames` wrote, one frame."""
+    (length,) = struct.unpack("<Q", stream.read(8))
+    frame: bytes = stream.read(length)
+    return frame

@@ -1,0 +1,361 @@
+"""The node task: an ordinary Spark task that lives as long as its node does.
+
+Runs in Spark's Python worker on an executor; imports no TensorFlow. It registers with the control plane,
+starts the trainer (a process of its own that runs TensorFlow, see `tfspark.node.launch`), passes on its log, tells
+the driver that it lives, and ends it when the driver says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.flight as flight
+
+from tfspark.node import warm
+from tfspark.node.environment import trainer_environment
+from tfspark.node.launch import Orders, Trainer
+from tfspark.node.log import NodeLog
+from tfspark.node.tensorboard import TensorBoard
+from tfspark.node.warm import ColdError, installed_versions
+from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret, local_address_towards
+
+POLL_S = 0.1
+RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
+SHOW_STACKS = signal.SIGUSR1
+"""Makes a trainer write the stacks of all its threads to its log, whatever it does."""
+
+NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
+NODE_RESULT_DDL = "node bigint, outcome string"
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A short task that starts the warm parent of the executor it runs on; a node that comes later finds it."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Start it and return at once; yields nothing."""
+        for _ in batches:
+            with contextlib.suppress(ColdError):  # The node will say why.
+                warm.prepare()
+        yield from ()
+
+
+@dataclass(frozen=True)
+class NodeTask:
+    """What a node task needs to know; called by Spark with one row: the node's number.
+
+    Attributes:
+        location: the control plane.
+        secret: the cluster's.
+        nodes: the plan of all nodes.
+        first_index: number of the first node of this Spark job.
+        settings: what the trainer is told.
+        code: the user's function and its arguments, pickled by the driver; only the trainer unpickles it.
+        warm: whether trainers are forked from a warm parent.
+        module_paths: where the driver's program finds modules of its own.
+        tensorboard_dir: directory that TensorBoard beside the chief shows; None: there is none.
+    """
+
+    location: str
+    secret: Secret = field(repr=False)
+    nodes: tuple[NodeSpec, ...]
+    first_index: int
+    settings: TrainerSettings
+    code: bytes = field(repr=False)
+    warm: bool
+    module_paths: tuple[str, ...]
+    tensorboard_dir: str | None
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Run the node; yield one row: node, outcome."""
+        index = self.first_index + next(iter(batches)).column(0)[0].as_py()
+        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [self.run(index)]}, NODE_RESULT)
+
+    def run(self, index: int) -> str:
+        """Run a node to its end; return how that was."""
+        saves_state = self.settings.saves_state
+        with ActionClient(self.location, self.secret) as control, _sigterm_noted(saves_state) as sigterm:
+            return self._run_with_chief(self.nodes[index], control, sigterm)
+
+    def _run_with_chief(self, spec: NodeSpec, control: ActionClient, sigterm: threading.Event) -> str:
+        """Run the node; beside worker 0 also the chief, which coordinates parameter servers, if there is one."""
+        chiefs = [node for node in self.nodes if node.role == "chief"]
+        if spec.name != "worker 0" or not chiefs:
+            return _Node(self, spec, control, sigterm).run()
+        with ThreadPoolExecutor(1, thread_name_prefix="tfspark-chief-node") as beside:
+            chief = beside.submit(_Node(self, chiefs[0], control, sigterm).run)
+            outcome = _Node(self, spec, control, sigterm).run()
+            chief.result()
+        return outcome
+
+
+class _Node:
+    """One attempt of a node."""
+
+    def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient, sigterm: threading.Event):
+        self._task = task
+        self._spec = spec
+        self._control = control
+        self._sigterm = sigterm
+        self._host = local_address_towards(task.location)
+        self._attempt = 0
+        self._log = NodeLog()
+
+    def run(self) -> str:
+        with contextlib.ExitStack() as held, self._tensorboard():
+            port = held.enter_context(_reserved_port())
+            reply = self._control.call(
+                "register",
+                task=uuid.uuid4().hex,
+                node=self._spec.index,
+                host=self._host,
+                port=port.getsockname()[1],
+                versions=installed_versions(),
+                executor=executor_id(),
+            )
+            if reply["action"] == "stop":
+                return "refused"
+            self._attempt = reply["attempt"]
+            cause = ""
+            if "port" in reply:
+                try:
+                    port = held.enter_context(_reserved_port(reply["port"]))
+                except OSError as error:
+                    cause = f"port {reply['port']}, at which the others know it, is not free again: {error}"
+            config = None if cause else self._assignment()
+            if config is not None:
+                cause = self._supervise(config, port)
+                while cause and self._is_replaced(cause):
+                    cause = self._supervise(config, port)
+        self._say_ended(cause)
+        return cause or "ended"
+
+    def _is_replaced(self, cause: str) -> bool:
+        """Tell the driver that the trainer was killed; learn whether another shall take its place."""
+        try:
+            reply = self._control.call(
+                "trainer_lost",
+                attempts=1,
+                timeout_s=5.0,
+                node=self._spec.index,
+                attempt=self._attempt,
+                cause=cause,
+            )
+        except flight.FlightError:
+            return False
+        self._attempt = reply["attempt"] or self._attempt
+        return bool(reply["attempt"])
+
+    @contextlib.contextmanager
+    def _tensorboard(self) -> Iterator[None]:
+        """Run TensorBoard beside the chief, if asked to, and tell the driver where."""
+        log_dir = self._task.tensorboard_dir
+        if log_dir is None or self._spec.index != 0:
+            yield
+            return
+        with TensorBoard(log_dir, self._host) as board:
+            fields = {"url": board.url}
+            self._control.call("report", node=self._spec.index, event="tensorboard", fields=fields)
+            yield
+
+    def _assignment(self) -> str | None:
+        """Wait until all nodes have registered; the driver sets the deadline and says stop."""
+        while True:
+            reply = self._control.call("assignment", node=self._spec.index, attempt=self._attempt)
+            if reply["action"] == "stop":
+                return None
+            if reply["action"] == "go":
+                return str(reply["tf_config"])
+
+    def _supervise(self, config: str, port: socket.socket) -> str:
+        """Run the trainer to its end; return what was wrong, empty if nothing."""
+        with _scratch_directory() as scratch:
+            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._log.add)
+            reader = threading.Thread(
+                target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
+            )
+            reader.start()
+            try:
+                told_to_stop = self._watch(trainer)
+            finally:
+                trainer.end()
+                reader.join(STOP_GRACE_S)
+        return "" if told_to_stop else trainer.failure
+
+    def _orders(self, config: str, port: socket.socket, scratch: str) -> Orders:
+        header = {
+            "location": self._task.location,
+            "secret": vars(self._task.secret),
+            "node": vars(self._spec),
+            "nodes": [vars(node) for node in self._task.nodes],
+            "attempt": self._attempt,
+            "host": self._host,
+            "settings": self._task.settings.to_json(),
+            "scratch_dir": scratch,
+        }
+        frames = (json.dumps(header).encode(), self._task.code)
+        return Orders(self._spec.name, self._environment(config, scratch), port, frames)
+
+    def _environment(self, config: str, scratch: str) -> dict[str, str]:
+        environment = trainer_environment(os.environ, config, scratch, sys.path, self._task.module_paths)
+        # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
+        gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
+        return environment if gpus is None else {**environment, "CUDA_VISIBLE_DEVICES": gpus}
+
+    def _watch(self, trainer: Trainer) -> bool:
+        """Wait for the trainer's end, beating every second; return whether the driver said stop."""
+        heard = next_beat = time.monotonic()
+        stacks_shown = False
+        while True:
+            if trainer.wait(POLL_S):
+                return False
+            now = time.monotonic()
+            if now < next_beat:
+                continue
+            next_beat = now + HEARTBEAT_S
+            try:
+                reply = self._beat()
+                if reply["stop"]:
+                    return True
+                if reply["stacks"] and not stacks_shown:
+                    trainer.send_signal(SHOW_STACKS)
+                    stacks_shown = True
+                heard = now
+            except flight.FlightError:
+                if now - heard > DRIVER_SILENCE_S:
+                    return True
+
+    def _beat(self) -> Json:
+        return self._control.call(
+            "heartbeat",
+            timeout_s=5.0,
+            node=self._spec.index,
+            attempt=self._attempt,
+            log=self._log.take(),
+            preempted=RECEIVED_SIGTERM if self._sigterm.is_set() else "",
+        )
+
+    def _say_ended(self, cause: str) -> None:
+        try:
+            while lines := self._log.take():
+                self._control.call(
+                    "heartbeat",
+                    timeout_s=5.0,
+                    unreached_s=LAST_WORDS_S,
+                    node=self._spec.index,
+                    attempt=self._attempt,
+                    log=lines,
+                )
+            self._control.call(
+                "node_ended",
+                timeout_s=5.0,
+                unreached_s=LAST_WORDS_S,
+                node=self._spec.index,
+                attempt=self._attempt,
+                cause=cause,
+                log=[],
+                log_tail=list(self._log.tail),
+            )
+        except flight.FlightError:
+            return  # The driver is gone; nobody is left to be told.
+
+    def _read_log(self, trainer: Trainer) -> None:
+        with trainer.output as stream:
+            self._log.read(stream)
+
+
+@contextlib.contextmanager
+def _sigterm_noted(waits: bool) -> Iterator[threading.Event]:
+    """Note a SIGTERM within the block instead of ending at once, so that the state can be saved before.
+
+    Args:
+        waits: whether there is a state to save.
+
+    Yields:
+        An event that a SIGTERM sets.
+    """
+    received = threading.Event()
+    if not waits or threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def executor_id() -> str:
+    """Return the number Spark knows this executor by, from the command line of its process; empty if it has none."""
+    process = os.getpid()
+    while process > 1:
+        try:
+            command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""  # Not Linux.
+        if "--executor-id" in command:
+            return command[command.index("--executor-id") + 1]
+        process = int(status.partition("PPid:")[2].split()[0])
+    return ""
+
+
+def _reserved_port(number: int = 0) -> socket.socket:
+    """Bind a free port, without listening, for the trainer's TensorFlow server to share and take over.
+
+    Args:
+        number: of the port; 0: any.
+
+    TensorFlow binds with SO_REUSEPORT when ``TF_GRPC_REUSE_PORT`` is set, so the port stays ours from now
+    until it listens: no other process can slip in between.
+    """
+    port = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if number:  # Connections of the one who had it may still be about to end.
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        port.bind(("", number))
+    except OSError:
+        port.close()
+        raise
+    return port
+
+
+def _scratch_directory() -> tempfile.TemporaryDirectory[str]:
+    """Make the trainer's scratch directory below Spark's own, which Spark removes with the application.
+
+    So nothing is left even if this process and the trainer are both killed.
+    """
+    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
+    return tempfile.TemporaryDirectory(
+        prefix="tfspark-trainer-",
+        dir=parent if os.path.isdir(parent) else None,
+        ignore_cleanup_errors=True,
+    )
+
+
+def _assigned_gpus() -> str | None:
+    """Return the GPU addresses Spark gave to this task; None when it was not asked for any."""
+    from pyspark import TaskContext
+
+    task = TaskContext.get()
+    resources = task.resources() if task is not None else {}
+    return ",".join(resources["gpu"].addresses) if "gpu" in resources else None

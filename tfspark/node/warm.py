@@ -1,0 +1,240 @@
+"""How a node task finds the warm parent of its executor: a process that has imported TensorFlow and forks trainers.
+
+Runs in node tasks and in short tasks that start the warm parent early. Imports no package but tfspark's own light
+modules, so that such a task costs next to nothing.
+
+There is one warm parent for each executor and environment. Both are in the name of its socket, a Unix socket in
+Linux's abstract namespace: it needs no file (a full or read-only disk does not matter, no path can be too long), it is
+gone with the process, and only one process can bind it. Each side asks the kernel whose the other side is
+(``SO_PEERCRED``) and refuses any user but its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from tfspark.node.environment import shared_environment
+
+MAX_FRAME_BYTES = 16 << 20
+ATTEMPTS = 3
+BACKLOG = 128
+TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
+_PACKAGES = ("tensorflow", "keras", "pyarrow", "numpy", "tfspark")
+
+
+TRAINER_MODULE = "tfspark.trainer"
+
+
+class ColdError(Exception):
+    """A trainer can't be forked from a warm parent, for the reason given; it is started cold instead."""
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Return the versions that driver and nodes must share, without importing the packages."""
+    tensorflow = next((v for name in TENSORFLOW_DISTRIBUTIONS if (v := _version(name))), None)
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tensorflow,
+        "keras": _version("keras"),
+        "tfspark": _version("tfspark"),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def trainer_command(name: str, port: int, node_task: int) -> list[str]:
+    """Return the command line of a trainer, which a fork of the warm parent shows as well.
+
+    Args:
+        name: of the node.
+        port: descriptor of the socket that keeps the port of TensorFlow's server.
+        node_task: number of the node task's process.
+    """
+    return [sys.executable, "-m", TRAINER_MODULE, name, f"port={port}", f"node-task={node_task}"]
+
+
+def node_task_of_this_trainer() -> int:
+    """Return the number of the node task's process, of which a fork is no child: from this trainer's command line."""
+    try:
+        line = Path("/proc/self/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:  # Not Linux: then it was not forked.
+        return os.getppid()
+    return int(next(word for word in line if word.startswith("node-task=")).partition("=")[2])
+
+
+def prepare() -> None:
+    """Start the warm parent if there is none; it imports TensorFlow while this process goes on.
+
+    Raises:
+        ColdError: there can be none here.
+    """
+    connect().close()
+
+
+def connect() -> socket.socket:
+    """Connect to the warm parent, which is started if there is none; it answers when it has imported TensorFlow.
+
+    Raises:
+        ColdError: there can be none here.
+    """
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        raise ColdError(f"forking needs Linux 5.3 or newer, this is {platform.platform()}")
+    owner, environment = owner_of_this_process(), shared_environment(os.environ, sys.path)
+    name = socket_name(owner, environment, sys.path)
+    try:
+        for _ in range(ATTEMPTS):
+            client = _client(name)
+            if client is not None:
+                return client
+            _start(name, owner, environment)
+    except OSError as error:
+        raise ColdError(f"the warm parent can't be reached: {error}") from error
+    raise ColdError(f"the warm parent ended {ATTEMPTS} times while it was started")
+
+
+def owner_of_this_process() -> int:
+    """Return the process with which the warm parent ends: the one that Spark starts its Python workers from.
+
+    That process lives as long as the executor does. In a driver, which runs parameter servers, it is the driver.
+    """
+    from pyspark import TaskContext
+
+    return os.getppid() if TaskContext.get() is not None else os.getpid()
+
+
+def socket_name(owner: int, environment: Mapping[str, str], path: Sequence[str]) -> str:
+    """Name the socket of the warm parent that fits: of this user, executor, code and environment, and no other."""
+    identity = {
+        "user": os.getuid(),
+        # Abstract names are one for all containers that share the host's network; process numbers are not.
+        "processes": os.readlink("/proc/self/ns/pid"),
+        "owner": [owner, started_at(owner)],
+        "python": sys.executable,
+        "versions": installed_versions(),
+        "packages": [spec.origin if (spec := util.find_spec(name)) else None for name in _PACKAGES],
+        "path": list(path),
+        "environment": sorted(environment.items()),
+    }
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return f"\0tfspark-warm-{digest[:32]}"
+
+
+def started_at(pid: int) -> str:
+    """Return when a process started, in the kernel's ticks: with its number it names the process for good.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return (
+        Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    )
+
+
+def _client(name: str) -> socket.socket | None:
+    """Connect; return None if nobody listens there.
+
+    Raises:
+        ColdError: another user's process listens.
+    """
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.connect(name)
+    except ConnectionRefusedError:
+        client.close()
+        return None
+    except BaseException:
+        client.close()
+        raise
+    if peer_user(client) != os.getuid():
+        client.close()
+        raise ColdError("its socket's name is taken by another user's process")
+    return client
+
+
+def peer_user(connection: socket.socket) -> int:
+    """Return the user number of the process at the other end, as the kernel knows it."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def _start(name: str, owner: int, environment: Mapping[str, str]) -> None:
+    """Bind the name and hand the socket to a new warm parent; whoever else wants one connects to it meanwhile.
+
+    The shell puts it into the background, so that it is nobody's child: Python workers come and go, and it stays.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(name)
+        except OSError:
+            return  # Another node task was quicker.
+        listener.listen(BACKLOG)
+        module = "tfspark.node.warm_parent"
+        command = [sys.executable, "-m", module, str(listener.fileno()), str(owner), name[1:]]
+        subprocess.run(
+            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            check=True,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(),),
+        )
+
+
+def send(connection: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> None:
+    """Send a JSON value and open files."""
+    body = json.dumps(message).encode()
+    header = struct.pack("<Q", len(body))
+    if descriptors:
+        socket.send_fds(connection, [header], list(descriptors))
+    else:
+        connection.sendall(header)
+    connection.sendall(body)
+
+
+def receive(connection: socket.socket, max_descriptors: int = 0) -> tuple[Any, list[int]]:
+    """Receive what `send` sent: the value and the files' numbers here.
+
+    Raises:
+        EOFError: the other side closed the connection.
+        ValueError: this is no message of `send`.
+    """
+    header, descriptors, _, _ = socket.recv_fds(connection, 8, max_descriptors, socket.MSG_CMSG_CLOEXEC)
+    try:
+        header += _exactly(connection, 8 - len(header)) if header else b""
+        if not header:
+            raise EOFError("the connection was closed")
+        (size,) = struct.unpack("<Q", header)
+        if size > MAX_FRAME_BYTES:
+            raise ValueError(f"expected a message of at most {MAX_FRAME_BYTES} bytes, got {size}")
+        return json.loads(_exactly(connection, size)), list(descriptors)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = connection.recv(min(size - len(parts), 1 << 20))
+        if not part:
+            raise EOFError("the connection was closed in the middle of a message")
+        parts += part
+    return bytes(parts)

@@ -1,0 +1,271 @@
+"""The warm parent of an executor: it has imported TensorFlow, runs nothing, and forks trainers for node tasks.
+
+Started by `tfspark.node.warm`; ends with the executor, or when nobody has asked for `IDLE_S`. It imports nothing of
+the user's, runs no TensorFlow operation, opens no gRPC and lists no GPU, so a fork of it is as good as a fresh process
+after the same imports. A process may only be forked safely while no other of its threads holds a lock. So it looks at
+its threads before each fork, and refuses if there is one that it does not know.
+
+A trainer does not need its warm parent once it runs: it has its own connection to its node task, and the kernel ends it
+with that task (`tfspark.node.lifeline`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tfspark.node.warm import TRAINER_MODULE, peer_user, receive, send, trainer_command
+
+IDLE_S = 600.0
+"""Without a trainer and without a request for this long, it ends: it holds some 250 MB."""
+REQUEST_TIMEOUT_S = 10.0
+"""How long a node task may take to send its request, once it has connected."""
+HARMLESS_THREADS = ("jemalloc_bg_thd",)
+"""pyarrow's jemalloc returns memory in the background; its own fork handlers hold its locks meanwhile (jemalloc(3))."""
+MODULES = (
+    "tensorflow",
+    "keras",
+    "multiprocessing.queues",
+    "pyarrow.flight",
+    "pyarrow.pandas_compat",
+    "pyspark.cloudpickle",
+    TRAINER_MODULE,
+    "tfspark.training.loop",
+    "tfspark.training.strategies",
+    "tfspark.training.keras_corrections",
+    "tfspark.training.input.dataset",
+    "tfspark.feed.files",
+    "tfspark.training.input.row_feed",
+)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """A forked process: its number, a file that tells its end, and the connection to its node task."""
+
+    pid: int
+    pidfd: int
+    connection: socket.socket
+
+
+def main() -> None:
+    """Serve on the socket that was handed over until the owner ends."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal's Ctrl-C is for the driver.
+    try:
+        owner = os.pidfd_open(int(sys.argv[2]))
+    except ProcessLookupError:
+        return
+    WarmParent(listener, owner, _why_cold()).serve()
+
+
+def _why_cold() -> str:
+    """Import what trainers need; return why they can't be forked from this process, empty if they can."""
+    # A site's own startup code may start threads: then the imports would be in vain.
+    if strange := strange_threads():
+        return f"the interpreter starts with threads of its own ({', '.join(strange)})"
+    gc.disable()  # It would look a dozen times at all that is imported: a fifth of the time.
+    try:
+        for name in MODULES:
+            importlib.import_module(name)
+    except BaseException:
+        return f"its imports failed:\n{traceback.format_exc()}"
+    finally:
+        gc.enable()
+    # OpenBLAS ends its threads before a fork and starts them again when they are needed: let it do so now.
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    gc.collect()
+    gc.freeze()  # What the collector does not look at is not written to: its pages stay shared.
+    return ""
+
+
+def strange_threads() -> list[str]:
+    """Return the names of this process's threads that a fork might not survive, as the kernel knows them."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # It has just ended.
+            if int(task.name) != os.getpid():
+                names.append((task / "comm").read_text(encoding="utf-8", errors="replace").strip())
+    return sorted(name for name in names if name not in HARMLESS_THREADS)
+
+
+class WarmParent:
+    """Forks trainers for node tasks that connect.
+
+    Args:
+        listener: the socket, which listens already.
+        owner: pidfd of the process with which this one ends.
+        why_cold: why no trainer can be forked; empty if one can.
+    """
+
+    def __init__(self, listener: socket.socket, owner: int, why_cold: str):
+        self._listener = listener
+        self._owner = owner
+        self._why_cold = why_cold
+        self._trainers: set[_Trainer] = set()
+        self._poll = select.poll()  # An epoll would be shared with the trainers.
+        self._answers: dict[int, Callable[[], None]] = {}
+        self._await(owner, select.POLLIN, self._end)
+        self._await(listener.fileno(), select.POLLIN, self._accept)
+        self._is_over = False
+
+    def serve(self) -> None:
+        """Answer requests until the owner ends, or nobody asks any more."""
+        asked = time.monotonic()
+        while not self._is_over:
+            ready = self._poll.poll(max(0.0, asked + IDLE_S - time.monotonic()) * 1000 + 1)
+            for descriptor, _ in ready:
+                if descriptor in self._answers:  # The one before may have ended it.
+                    self._answers[descriptor]()
+            if ready or self._trainers:
+                asked = time.monotonic()
+            elif time.monotonic() >= asked + IDLE_S:
+                self._end()
+
+    def _await(self, descriptor: int, event: int, answer: Callable[[], None]) -> None:
+        self._poll.register(descriptor, event)
+        self._answers[descriptor] = answer
+
+    def _ignore(self, descriptor: int) -> None:
+        if self._answers.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+
+    def _end(self) -> None:
+        self._is_over = True
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        try:
+            connection.settimeout(REQUEST_TIMEOUT_S)
+            if peer_user(connection) != os.getuid():
+                raise PermissionError("another user's process")
+            request, descriptors = receive(connection, max_descriptors=3)
+        except (OSError, EOFError, ValueError):  # Also a task that only wanted this process to be started.
+            connection.close()
+            return
+        self._fork(request, descriptors, connection)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _fork(self, request: Any, descriptors: list[int], connection: socket.socket) -> None:
+        strange = strange_threads()
+        reason = self._why_cold or (f"it has threads ({', '.join(strange)})" if strange else "")
+        if reason:
+            with contextlib.suppress(OSError):
+                send(connection, {"refused": reason})
+            connection.close()
+            return
+        pid = os.fork()
+        if pid == 0:
+            self._become_trainer(request, descriptors, connection)
+        trainer = _Trainer(pid, os.pidfd_open(pid), connection)
+        self._trainers.add(trainer)
+        self._await(trainer.pidfd, select.POLLIN, lambda: self._reap(trainer))
+        # Only its end: what the node task sends is for the trainer.
+        self._await(connection.fileno(), select.POLLHUP, lambda: self._abandon(trainer))
+
+    def _become_trainer(self, request: Any, descriptors: list[int], connection: socket.socket) -> NoReturn:
+        """Turn this fork into the trainer of a node. Never returns into the parent's code."""
+        code = 1
+        try:
+            for trainer in self._trainers:
+                os.close(trainer.pidfd)
+                trainer.connection.close()
+            os.close(self._owner)
+            self._listener.close()
+            code = run_forked(request, descriptors, connection)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # The node task learns the exit code from here if the warm parent is gone.
+            with contextlib.suppress(OSError):
+                send(connection, {"exits": code})
+            os._exit(code)
+
+    def _reap(self, trainer: _Trainer) -> None:
+        """Tell the node task how its trainer ended."""
+        _, status = os.waitpid(trainer.pid, 0)
+        with contextlib.suppress(OSError):
+            send(trainer.connection, {"returncode": os.waitstatus_to_exitcode(status)})
+        self._forget(trainer)
+
+    def _abandon(self, trainer: _Trainer) -> None:
+        """End a trainer whose node task is gone: the kernel does so too, unless the trainer closed its lifeline."""
+        self._ignore(trainer.connection.fileno())
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(trainer.pidfd, signal.SIGKILL)
+
+    def _forget(self, trainer: _Trainer) -> None:
+        self._trainers.discard(trainer)
+        self._ignore(trainer.pidfd)
+        self._ignore(trainer.connection.fileno())
+        os.close(trainer.pidfd)
+        trainer.connection.close()
+
+
+def run_forked(request: Any, descriptors: list[int], connection: socket.socket) -> int:
+    """Be a trainer in a fork of the warm parent, as `python -m tfspark.trainer` is one; return the exit code.
+
+    Args:
+        request: ``name`` of the node, ``node_task`` (its process number), and its ``environment``, working
+            ``directory`` and ``path`` of modules.
+        descriptors: standard input, standard output and the port's socket.
+        connection: to the node task.
+    """
+    orders, output, port = descriptors
+    for number, descriptor in ((0, orders), (1, output), (2, output)):
+        os.dup2(descriptor, number)
+    os.close(orders)
+    os.close(output)
+    # From here on only this process and its node task matter: without the word of the node task, it does nothing.
+    connection.settimeout(None)
+    send(connection, {"pid": os.getpid()}, [pidfd := os.pidfd_open(os.getpid())])
+    os.close(pidfd)
+    receive(connection)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # The shell has it ignored in the background.
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["directory"])
+    sys.path[:] = [request["directory"], *request["path"]]
+    command = trainer_command(request["name"], port, request["node_task"])
+    sys.argv = [str(sys.modules[TRAINER_MODULE].__file__), *command[3:]]
+    show_as(command)
+    importlib.invalidate_caches()
+    tempfile.tempdir = None  # Found by the imports, for the warm parent's own TMPDIR.
+    import numpy as np
+
+    np.random.seed()
+    from tfspark.trainer import main as run_trainer
+
+    return run_trainer(sys.stdin.buffer, port, connection)
+
+
+def show_as(command_line: list[str]) -> None:
+    """Let ``ps`` show a command line for this process, as long as it fits in the place of the present one."""
+    stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    start, end = int(stat[45]), int(stat[46])  # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5)
+    text = os.fsencode("\0".join(command_line))[: end - start - 1]
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What all processes agree on: calls, roles, settings, clocks."""

@@ -1,0 +1,217 @@
+"""The calls to the driver's server: who sends which, with what, and what is answered.
+
+``python -m tfspark.protocol.actions docs/architecture.md`` renews the table of that page. A test compares
+all callers and handlers with it. Every action is idempotent: it says what is, not what to add.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BEGIN, END = "<!-- actions: made by tfspark.protocol.actions -->", "<!-- actions end -->"
+
+
+@dataclass(frozen=True)
+class Action:
+    """One kind of call.
+
+    Attributes:
+        name: of the Flight action.
+        caller: the process that sends it.
+        request: key -> what it means, empty where its name says it. A key that ends in ``?`` may be left out.
+        reply: the keys of the answer; empty if it has none.
+    """
+
+    name: str
+    caller: str
+    request: Mapping[str, str]
+    reply: str = ""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys that a request may have."""
+        return frozenset(key.removesuffix("?") for key in self.request)
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Keys that a request must have."""
+        return frozenset(key for key in self.request if not key.endswith("?"))
+
+
+ACTIONS = (
+    Action(
+        "register",
+        "node task",
+        {
+            "node": "",
+            "host": "",
+            "port": "",
+            "versions": "",
+            "executor?": "Spark's number of it",
+            "task?": "a name it gives itself",
+        },
+        "`action` go with `attempt`, and with `port` if the node takes the place of one that was lost; or stop",
+    ),
+    Action(
+        "assignment", "node task", {"node": "", "attempt": ""}, "`action` wait, stop, or go with `tf_config`"
+    ),
+    Action(
+        "heartbeat",
+        "node task, every second",
+        {"node": "", "attempt": "", "log": "new lines, 500 at most", "preempted?": "why it will end soon"},
+        "`stop`; `stacks`: let the trainer show what its threads do",
+    ),
+    Action(
+        "node_ended",
+        "node task",
+        {"node": "", "attempt": "", "cause": "empty if in order", "log": "", "log_tail": "last 100 lines"},
+    ),
+    Action(
+        "trainer_lost",
+        "node task",
+        {"node": "", "attempt": "", "cause": ""},
+        "`attempt` of the trainer that shall take its place; 0: none shall",
+    ),
+    Action(
+        "trainer_alive",
+        "trainer, every 2 s",
+        {
+            "node": "",
+            "steps": "so far",
+            "activity": "`busy`, `waiting` for rows or another process, or `idle`",
+        },
+    ),
+    Action("trainer_ended", "trainer", {"node": "", "result": "JSON"}),
+    Action(
+        "trainer_failed",
+        "trainer",
+        {"node": "", "cause": "", "traceback": "", "kind": "see `FailureKind`"},
+    ),
+    Action("report", "trainer", {"node": "", "event": "", "fields": ""}),
+    Action(
+        "next_job",
+        "trainer",
+        {"after": "number of the last job done"},
+        "`kind` wait, or the job: `job`, `kind` and its fields",
+    ),
+    Action("job_done", "trainer", {"job": "", "node": "", "result": ""}),
+    Action(
+        "sum",
+        "trainer",
+        {"key": "", "rank": "", "of": "", "values": "metric states; none once they have arrived"},
+        "`status` wait, again (the values are not there), or ok with the added `values`",
+    ),
+    Action(
+        "arrive",
+        "worker",
+        {"number": "of the meeting", "rank": ""},
+        "`status` wait, or ok with `save` (this step's state), `steps` (to the next meeting)",
+    ),
+    Action(
+        "source_up",
+        "feed task",
+        {
+            "stream": "",
+            "index": "of the pass",
+            "partition": "",
+            "location": "",
+            "host": "",
+            "name": "the partition's own number",
+            "attempt?": "",
+        },
+        "`action` serve with `source`, `skip`, `want_sample`; wait; or stop with `rows`, and `moved` if its rows "
+        "may be in other places than those of an earlier attempt",
+    ),
+    Action("offer_sample", "feed task", {"stream": "", "sample": "first row, base64 Arrow"}),
+    Action(
+        "source_alive",
+        "feed task, every second",
+        {"source": "", "pulls?": "so far", "rows?": "once Spark has given the last"},
+        "`stop`; `moves`: grows while readers pull from any source of the stream, or trainers end steps; `lost`: "
+        "readers that died",
+    ),
+    Action(
+        "source_there",
+        "trainer that does not reach it",
+        {"source": ""},
+        "`there`: it is still served, so the connection alone was lost",
+    ),
+    Action("source_failed", "feed task that fails", {"source": ""}),
+    Action(
+        "partition_done",
+        "feed task",
+        {
+            "stream": "",
+            "index": "",
+            "partition": "",
+            "rows": "",
+            "stopped?": "the source, if it was told to stop",
+        },
+        "`retry`: Spark shall start the task again",
+    ),
+    Action("describe", "trainer", {"stream": ""}, "`status` wait, or ok with `description` and `sample`"),
+    Action(
+        "lease",
+        "trainer",
+        {"stream": "", "index": "", "rank": "", "host": "", "held": "", "after": ""},
+        "`status` source with `source`, `location`, `partition`, `name`, `rows_before`, `keep`; wait; kept with "
+        "`kept_in`; end; or closed with `passes`",
+    ),
+    Action("release", "trainer", {"source": "", "rank": "", "delivered": "row intervals", "gone": ""}),
+    Action(
+        "agree",
+        "trainer",
+        {"stream": "", "index": "", "rank": "", "steps": "", "ended": "", "rows": "", "kept": ""},
+        "`steps`, `final`, `closed`",
+    ),
+    Action(
+        "end_pass",
+        "chief",
+        {
+            "stream": "",
+            "index": "",
+            "seen": "readers of which steps have returned",
+            "ended": "those that have no more rows",
+        },
+        "`lost`: which of those seen died",
+    ),
+    Action(
+        "next_rows",
+        "trainer",
+        {"stream": "", "index": "", "rank": "", "host": "", "held": "offers it has"},
+        "`status` pass with `description`; partition with `offer`, `location`; wait; or end with `most_rows`",
+    ),
+    Action("leave", "trainer", {"stream": "", "rank": "", "index": "", "rows": ""}),
+    Action("offer_partition", "inference task", {"stream": "", "location": "", "host": ""}, "`offer`"),
+    Action("await_reader", "inference task", {"offer": ""}, "`taken`, `stop`, `idle_s`"),
+    Action("partition_inferred", "inference task", {"offer": ""}),
+)
+"""All of them, in the order of a node's life and then of a row's."""
+
+
+def table() -> str:
+    """Return the actions as a table in Markdown."""
+    rows = [f"| `{a.name}` | {a.caller} | {_request(a)} | {a.reply or '-'} |" for a in ACTIONS]
+    return "\n".join(["| action | caller | request | reply |", "|---|---|---|---|", *rows])
+
+
+def _request(action: Action) -> str:
+    return ", ".join(
+        f"`{key.removesuffix('?')}`" + (f" ({note})" if note else "") for key, note in action.request.items()
+    )
+
+
+def renew(page: str) -> str:
+    """Return a page with the table between its two marks made anew."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        path = Path(argument)
+        path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""Whether a trainer gets on. From outside a long step, one that never ends and a wait for rows look the same."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from tfspark.protocol.values import Json
+
+BUSY, WAITING, IDLE = "busy", "waiting", "idle"
+
+
+class Activity:
+    """What a trainer reports of itself every few seconds; thread-safe.
+
+    A trainer is idle until it works on something that is made of steps. A wait for rows or for the driver, which have
+    deadlines of their own, is not taken for a step that does not end.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._under_way: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def step_done(self) -> None:
+        """Note that a step was done."""
+        self._steps += 1
+
+    def busy(self) -> AbstractContextManager[None]:
+        """Steps are done within the block."""
+        return self._in(BUSY)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """The block waits for rows or for another process."""
+        return self._in(WAITING)
+
+    @contextmanager
+    def _in(self, state: str) -> Iterator[None]:
+        with self._lock:
+            self._under_way[state] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[state] -= 1
+
+    def to_json(self) -> Json:
+        """Return the steps so far and what it does: ``busy``, ``waiting`` or ``idle``."""
+        with self._lock:
+            state = next((state for state in (WAITING, BUSY) if self._under_way[state]), IDLE)
+            return {"steps": self._steps, "activity": state}

@@ -1,0 +1,107 @@
+"""What the driver tells every trainer of a cluster, apart from the user's function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tfspark.errors import ConfigError
+from tfspark.protocol.values import Json, plain
+
+Precision = Literal["float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Optional functions of a model module, used by tfspark's own loop.
+
+    Attributes:
+        features: ``features(batch)``: column name -> tensor ``(B, *shape)``, to what the model takes.
+        callbacks: ``callbacks(params)``: more Keras callbacks, the same on every worker.
+        export: ``export(model, directory)``: writes more of the trained model beside the usual formats.
+        draw: ``draw(model, x, y, directory)``: writes pictures, as the model sees some rows of the last evaluation.
+        draw_epoch: ``draw_epoch(model, epoch, directory)``: writes pictures after each epoch, counted from 1.
+    """
+
+    features: Callable[[Any], Any] | None = None
+    callbacks: Callable[[Any], Any] | None = None
+    export: Callable[[Any, str], None] | None = None
+    draw: Callable[[Any, Any, Any, str], None] | None = None
+    draw_epoch: Callable[[Any, int, str], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """Plain values for the trainers; they travel as JSON. `TFCluster.run` describes those that have its names.
+
+    Attributes:
+        runs_main_fun: whether the user's function is a ``main_fun(args, ctx)``, not a ``build_model``.
+        saves_state: whether the state of the training is saved, so that it can go on after a loss.
+        seed: see `TFCluster.run`, as for those without a description.
+        feed_timeout_s: ``feed_timeout``, seconds.
+        heartbeat_timeout_s: ``heartbeat_timeout``, seconds.
+        queues: names of the queues that a `main_fun` reads.
+        default_fs: Hadoop's default file system, as Spark's driver has it.
+        working_dir: of Spark's driver.
+        generation: how many models were trained on the cluster before this one.
+    """
+
+    runs_main_fun: bool
+    saves_state: bool = False
+    seed: int = 0
+    feed_timeout_s: float = 600.0
+    heartbeat_timeout_s: float = 30.0
+    optimizer: Mapping[str, Any] | None = None
+    learning_rate: float | None = None
+    schedule: Mapping[str, Any] | None = None
+    mixed_precision: Precision | None = None
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_dir: str | None = None
+    checkpoint_every_epochs: int = 0
+    checkpoint_every_steps: int = 0
+    checkpoint_every_seconds: float = 0.0
+    master_node: str | None = None
+    queues: Sequence[str] = ()
+    default_fs: str = ""
+    working_dir: str = ""
+    generation: int = 0
+
+    @property
+    def saves_within_epochs(self) -> bool:
+        """Whether the state is saved between two ends of epochs, too."""
+        return bool(self.checkpoint_every_steps or self.checkpoint_every_seconds)
+
+    def as_plain(self) -> TrainerSettings:
+        """Return the same settings as JSON has them: NumPy's numbers become Python's.
+
+        Raises:
+            ConfigError: one cannot travel; the message names it.
+        """
+        names = [setting.name for setting in dataclasses.fields(self)]
+        return TrainerSettings(
+            **{name: as_plain(name.removesuffix("_s"), getattr(self, name)) for name in names}
+        )
+
+    def to_json(self) -> Json:
+        """Return a form that survives JSON."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, data: Json) -> TrainerSettings:
+        """Rebuild what `to_json` gave."""
+        return cls(**data)
+
+
+def as_plain(name: str, value: Any) -> Any:
+    """Return a value as JSON has it: NumPy's numbers become Python's.
+
+    Raises:
+        ConfigError: it cannot travel; the message has its name.
+    """
+    try:
+        return json.loads(json.dumps(value, default=plain))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}; give plain values: trainers get them as JSON") from None

@@ -1,0 +1,24 @@
+"""Datasets of workers that agree on their number of batches, as one ``tf.distribute`` dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfspark.training.feeding import FEED_ATTRIBUTE
+
+
+def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:
+    """Distribute per-worker datasets that have equally many batches on every worker."""
+    extended = strategy.extended
+    before = getattr(extended, "experimental_enable_get_next_as_optional", None)
+    if before is not None:
+        extended.experimental_enable_get_next_as_optional = False
+    try:
+        dataset = strategy.distribute_datasets_from_function(of_worker)
+    finally:
+        if before is not None:
+            extended.experimental_enable_get_next_as_optional = before
+    setattr(dataset, FEED_ATTRIBUTE, feed)
+    return dataset

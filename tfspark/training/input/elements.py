@@ -1,0 +1,146 @@
+"""From a batch of the feed to an element for Keras: ``(features, label, weight)``, in tf.data. Runs in the trainer.
+
+The feed gives out dense arrays. A column of variable length travels into tf.data as two of them, the values of all
+rows and the rows' lengths, and becomes one tensor again there; images are decoded there, and Examples parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfspark.feed.arrays import pad_value
+from tfspark.feed.batching import Rows, row_shape
+from tfspark.feed.columns import Column, Columns
+from tfspark.feed.reader import WEIGHT
+from tfspark.training.input.graph_errors import image_scope
+
+LENGTHS = "/lengths"
+"""Suffix of the component that holds the lengths of the rows of a column."""
+
+Tensors = dict[str, Any]
+
+
+def flattened(batch: Rows, columns: Columns) -> Rows:
+    """Split every column of variable length into values and lengths."""
+    flat = dict(batch)
+    for column in columns.sent:
+        if column.is_variable:
+            rows = batch[column.name]
+            flat[column.name] = np.concatenate(rows.tolist())
+            flat[column.name + LENGTHS] = np.fromiter(map(len, rows), np.int64, len(rows))
+    return flat
+
+
+def signature(sample: Rows, columns: Columns, batch_size: int | None) -> dict[str, tf.TensorSpec]:
+    """Return what `flattened` batches look like to tf.data.
+
+    Args:
+        sample: one row.
+        columns: what is fed.
+        batch_size: rows of every batch; None: it differs.
+    """
+    variable = {column.name for column in columns.sent if column.is_variable}
+    specs = {}
+    for name, values in sample.items():
+        if name in variable:
+            specs[name] = tf.TensorSpec(row_shape(values), _tensor_dtype(values[0]))
+            specs[name + LENGTHS] = tf.TensorSpec((batch_size,), tf.int64)
+        else:
+            specs[name] = tf.TensorSpec((batch_size, *values.shape[1:]), _tensor_dtype(values))
+    return specs
+
+
+def _tensor_dtype(values: np.ndarray[Any, Any]) -> tf.DType:
+    return tf.string if values.dtype == object else tf.as_dtype(values.dtype)
+
+
+def joined(batch: Tensors, columns: Columns) -> Tensors:
+    """Undo `flattened`: padded dense tensors, or ragged ones."""
+    whole = {name: values for name, values in batch.items() if not name.endswith(LENGTHS)}
+    for column in columns.sent:
+        if column.is_variable:
+            lengths = batch[column.name + LENGTHS]
+            rows = tf.RaggedTensor.from_row_lengths(batch[column.name], lengths, validate=False)
+            whole[column.name] = as_declared_ragged(rows, column)
+    return whole
+
+
+def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> Any:
+    """Leave a ragged tensor as it is, or fill it up to the longest row or to ``pad_to``."""
+    if column.ragged != "pad":
+        return rows
+    dtype = np.dtype(object) if rows.dtype == tf.string else np.dtype(rows.dtype.as_numpy_dtype)
+    fill = tf.constant(pad_value(column, dtype), rows.dtype)
+    if column.pad_to is None:
+        return rows.to_tensor(fill)
+    longest = tf.reduce_max(rows.row_lengths())
+    text = f"column {column.name!r} has a row of more values than pad_to={column.pad_to}; raise pad_to; came"
+    with tf.control_dependencies([tf.debugging.Assert(longest <= column.pad_to, [text, longest])]):
+        return tf.identity(rows.to_tensor(fill, shape=[None, column.pad_to]))
+
+
+def to_element(
+    batch: Tensors, columns: Columns, features_hook: Callable[[Any], Any] | None = None
+) -> tuple[Any, ...]:
+    """Turn a batch by column name into ``(features, label, weight)`` as Keras takes it."""
+    features = {column.name: _finished(batch[column.name], column) for column in columns.features}
+    labels = {column.name: _finished(batch[column.name], column) for column in columns.labels}
+    x = as_tuples(features_hook(features)) if features_hook is not None else _alone_or_dict(features)
+    return x, _alone_or_dict(labels) if labels else x, batch[WEIGHT]
+
+
+def as_tuples(structure: Any) -> Any:
+    """Return a structure of tensors with its lists as tuples: tf.data makes one tensor of a list."""
+    if isinstance(structure, Mapping):
+        return {name: as_tuples(value) for name, value in structure.items()}
+    return tuple(map(as_tuples, structure)) if isinstance(structure, list | tuple) else structure
+
+
+def _alone_or_dict(tensors: Tensors) -> Any:
+    return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+
+
+def _finished(values: Any, column: Column) -> Any:
+    if column.decode is not None:
+        values = _decoded(values, column)
+    return values if column.scale is None else tf.cast(values, tf.float32) / column.scale
+
+
+def _decoded(files: tf.Tensor, column: Column) -> tf.Tensor:
+    """Decode image files, several at a time.
+
+    Shapes:
+        files: ``(B,)`` strings.
+        returns: ``(B, height, width, channels)`` uint8.
+    """
+    shape = column.shape or ()
+
+    def decode(file: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_image(file, channels=shape[-1], expand_animations=False)
+        return _resized(image, shape) if column.resize else _checked(image, column)
+
+    with tf.name_scope(image_scope(column.name)):
+        return tf.map_fn(decode, files, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+
+
+def _resized(image: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    """Bilinear, with antialiasing when it gets smaller; an image of the size wanted stays as it is."""
+    image.set_shape([None, None, shape[-1]])
+    fits = tf.reduce_all(tf.shape(image) == shape)
+    other = lambda: tf.image.resize(image, shape[:2], antialias=True)  # noqa: E731
+    resized = tf.cond(fits, lambda: tf.cast(image, tf.float32), other)
+    return tf.ensure_shape(tf.cast(tf.round(resized), tf.uint8), shape)
+
+
+def _checked(image: tf.Tensor, column: Column) -> tf.Tensor:
+    expected = (
+        f"column {column.name!r} expected images of shape {list(column.shape or ())}; declare resize=True, or resize "
+        "them before feeding; came"
+    )
+    fits = tf.debugging.Assert(tf.reduce_all(tf.shape(image) == column.shape), [expected, tf.shape(image)])
+    with tf.control_dependencies([fits]):
+        return tf.ensure_shape(tf.identity(image), column.shape)

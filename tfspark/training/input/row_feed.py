@@ -1,0 +1,254 @@
+"""Rows one by one for a program that takes them apart itself. Runs in the trainer, behind `TFNode.DataFeed`.
+
+The rows are those of all passes of a stream, one after the other, and of the partitions of an inference. A pass is
+read as by `PassReader`, but in small pieces, so that no worker hoards what another waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow.flight as flight
+
+from tfspark.errors import DataError
+from tfspark.feed.rdd_rows import arrow_batches, elements_of
+from tfspark.feed.reader import PassReader
+from tfspark.feed.source import CHUNK
+from tfspark.feed.stream import StreamSpec
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient
+
+if TYPE_CHECKING:
+    from tfspark.training.node_context import NodeContext
+
+PIECE_ROWS = 32
+"""Rows of one pull of a pass, about: what a worker has fetched ahead, others cannot have."""
+FIRST_PULL_BYTES = 4 << 10
+PULL_BYTES = 1 << 20
+NUM_COPIED = 64
+"""Rows kept for `RowFeed` to fill up with."""
+RESULTS_TIMEOUT_S = 60.0
+
+
+class RowsOfPass(PassReader):
+    """Reads one pass as lists of elements; see `PassReader`."""
+
+    def __init__(self, context: NodeContext, description: Json, index: int):
+        self._names: Sequence[str] | None = description.get("names")
+        spec = replace(
+            StreamSpec.from_json(description),
+            synchronous=False,
+            shuffle_rows=0,
+            chunk_bytes=FIRST_PULL_BYTES,
+            cache_bytes=0,
+        )
+        rank = context.node.task_index
+        super().__init__(context.control, context.secret, spec, index, rank, context.host, {})
+
+    def _read(self) -> None:
+        for chunk, _ in self._chunks():
+            rows = [row for batch in chunk.to_batches() for row in elements_of(batch, self._names)]
+            self._spec = replace(self._spec, chunk_bytes=max(1, PIECE_ROWS * chunk.nbytes // len(rows)))
+            self._rows += len(rows)
+            self._put(cast(Any, rows))
+        if self._stopped:
+            self._settle()
+        else:
+            self._agree_on_end()
+
+
+class RowsOfPartition:
+    """Reads a partition whose task waits for a result for each row."""
+
+    def __init__(self, context: NodeContext, offer: str, location: str):
+        self.offer = offer
+        self._client = ActionClient(location, context.secret)
+        self._ended = False
+        self.unanswered = 0
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield pieces in order until the partition's end, or until its task is gone."""
+        sequence = 0
+        while not self._ended:
+            ticket = {"reader": 0, "acknowledged": sequence, "max_bytes": PULL_BYTES, "rows_before": 0}
+            try:
+                table = self._client.get(ticket)
+            except flight.FlightError:
+                break  # The task has failed or was ended; if Spark starts it anew, it offers its rows again.
+            chunk = json.loads(table.schema.metadata[CHUNK])
+            if chunk["status"] == "chunk":
+                sequence = chunk["sequence"]
+                rows = [row for batch in table.to_batches() for row in elements_of(batch)]
+                yield rows
+            elif chunk["status"] != "wait":
+                break
+        self._ended = True
+
+    @property
+    def answered(self) -> bool:
+        """Whether all of it was taken and every row has its result."""
+        return self._ended and not self.unanswered
+
+    def send(self, results: Sequence[Any]) -> None:
+        """Return results for the next rows; what the task of a lost partition does not take is dropped."""
+        self.unanswered -= len(results)
+        with contextlib.suppress(flight.FlightError):
+            for batch in arrow_batches(results, "results"):
+                self._client.put({}, batch.schema, iter([batch]), RESULTS_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._ended = True
+        self._client.close()
+
+
+class RowFeed:
+    """All rows of one stream that come to this node; made once per stream and node.
+
+    In synchronous training every worker must have as many rows as the others: TensorFlow gives an empty batch to
+    one that has run out, which convolutions refuse. So the feed of a worker with fewer is filled up, at the very
+    end, with copies of its last rows; in a process that takes no part in such training, never.
+
+    Args:
+        context: the node.
+        stream: name of the stream.
+    """
+
+    def __init__(self, context: NodeContext, stream: str):
+        self._context = context
+        self._stream = stream
+        self._index = 0
+        self._part: RowsOfPass | RowsOfPartition | None = None
+        self._pieces: Iterator[list[Any]] = iter(())
+        self._rows: deque[Any] = deque()
+        self._owed: deque[RowsOfPartition] = deque()
+        self._taking = threading.Lock()
+        self._beginning = threading.Lock()
+        self._left = False
+        self._recent: deque[Any] = deque(maxlen=NUM_COPIED)
+        self._num_fed = 0
+        self._over = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether there are no more rows, and none will come."""
+        return self._over and not self._rows
+
+    def take(self, count: int) -> list[Any]:
+        """Return the next rows, waiting for them: `count`, or fewer at the end of the feed or of a partition."""
+        taken: list[Any] = []
+        with self._taking:
+            while len(taken) < count and not self.ended:
+                if self._rows:
+                    taken.append(self._take_row())
+                elif self._part is None:
+                    self._wait_for_part()
+                elif self._next_piece_ends_partition() and taken:
+                    break
+        return taken
+
+    def _take_row(self) -> Any:
+        row = self._rows.popleft()
+        if isinstance(self._part, RowsOfPartition):
+            self._part.unanswered += 1
+        else:
+            self._num_fed += 1
+            self._recent.append(row)
+        return row
+
+    def answer(self, results: Sequence[Any]) -> None:
+        """Return results of an inference, one for each row taken, in the same order.
+
+        Raises:
+            DataError: there are more results than rows that have none yet.
+        """
+        while len(results):
+            while self._owed and self._owed[0].answered:
+                self._owed.popleft().close()
+            if not self._owed or not self._owed[0].unanswered:
+                raise DataError(
+                    f"expected one result for each row, batch_results() was given {len(results)} more than "
+                    "next_batch() gave rows of an inference; return one for each, and none while training"
+                )
+            count = min(len(results), self._owed[0].unanswered)
+            self._owed[0].send(results[:count])
+            results = results[count:]
+
+    def leave(self) -> None:
+        """Take no further rows; the other workers get them. May be called from any thread, and twice."""
+        with self._beginning:
+            if self._left:
+                return
+            self._over = self._left = True
+            self._rows.clear()
+            part = self._part
+        if isinstance(part, RowsOfPass):
+            part.close()
+        self._context.control.call(
+            "leave",
+            stream=self._stream,
+            rank=self._context.node.task_index,
+            index=self._index,
+            rows=part.rows if isinstance(part, RowsOfPass) else 0,
+        )
+        for partition in self._owed:
+            partition.close()
+
+    def _next_piece_ends_partition(self) -> bool:
+        """Fetch the next piece of the current part, or note its end; tell whether a partition has ended."""
+        piece = next(self._pieces, None)
+        if piece is not None:
+            self._rows.extend(piece)
+            return False
+        ended, self._part = self._part, None
+        if isinstance(ended, RowsOfPass):
+            ended.close()
+            self._index += 1
+        return isinstance(ended, RowsOfPartition)
+
+    def _wait_for_part(self) -> None:
+        """Wait for what the driver feeds next; it ends the wait, or its own end ends this process."""
+        while self._part is None and not self._over:
+            reply = self._context.control.call(
+                "next_rows",
+                stream=self._stream,
+                index=self._index,
+                rank=self._context.node.task_index,
+                host=self._context.host,
+                held=[partition.offer for partition in self._owed],
+            )
+            with self._beginning:
+                if reply["status"] == "end" and not self._over:
+                    self._over = True
+                    self._fill_up(reply["most_rows"])
+                elif not self._over and reply["status"] != "wait":
+                    self._begin_part(reply)
+
+    def _fill_up(self, most_rows: int) -> None:
+        if self._recent and trains_synchronously():
+            self._rows.extend(islice(cycle(list(self._recent)), max(most_rows - self._num_fed, 0)))
+
+    def _begin_part(self, reply: Json) -> None:
+        if reply["status"] == "pass":
+            self._part = RowsOfPass(self._context, reply["description"], self._index)
+        else:
+            self._part = RowsOfPartition(self._context, reply["offer"], reply["location"])
+            self._owed.append(self._part)
+        self._pieces = iter(cast(Any, self._part))
+
+
+def trains_synchronously() -> bool:
+    """Tell whether TensorFlow in this process reduces over several workers: a strategy has set that up."""
+    if "tensorflow" not in sys.modules:
+        return False
+    from tensorflow.python.eager import context
+
+    return context.context()._collective_ops_server_def is not None
