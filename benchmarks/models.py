@@ -63,11 +63,7 @@ JOBS = {
     "mnist": Job("mnist_full", "accuracy"),
     "rotten_tomatoes": Job("rnn_rotten_tomatoes", "accuracy"),
     "imdb": Job("rnn_imdb", "accuracy"),
-    "sunspots": Job(
-        "rnn_sunspots",
-        "rmse",
-        choosing=("data.path=data/sunspots/early", "data.validation={path: data/sunspots/late}"),
-    ),
+    "sunspots": Job("rnn_sunspots", "rmse", choosing=("data.validation=0.16",)),
     "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds(), choosing=(), halves_test=True),
     "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
     "gan_mnist": Job("gan_mnist", "confidence"),
