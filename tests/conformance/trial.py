@@ -136,6 +136,7 @@ class Shard:
         self.rows_of_pass, self.steps_of_pass, self.global_batch_size = len(own), self.num_steps, BATCH
         self.first_step_of_pass = 0
         self.next_index, self.start, self.is_over = 0, None, False
+        self.steps_at_once = 1
         self.sample = part((x, y, rows), slice(0, 1))
         self.dataset: Any = None
 
@@ -147,7 +148,10 @@ class Shard:
         return as_tuples(self.hook(x)), y, weights
 
     def open_pass(self) -> Any:
-        return SimpleNamespace(has_step=lambda step: step < self.num_steps)
+        return SimpleNamespace(
+            has_step=lambda step: step < self.num_steps,
+            steps_from=lambda step, most: min(most, self.num_steps - step),
+        )
 
     def abandon_pass(self) -> None:
         pass

@@ -451,6 +451,12 @@ def refuse_unsupported(model: keras.Model) -> None:
                 f"{each.ema_overwrite_frequency}: workers would overwrite weights that others train; leave it out (the "
                 "average is taken over at the end), or train synchronously (num_ps=0)"
             )
+    if model.steps_per_execution > 1:
+        raise ConfigError(
+            f"expected a model compiled with steps_per_execution=1 under parameter servers, got "
+            f"{model.steps_per_execution}: each step is given to whichever worker is free; leave it out, or train "
+            "synchronously (num_ps=0)"
+        )
     if model.run_eagerly:
         raise ConfigError(
             "expected a model compiled without run_eagerly=True under parameter servers, whose steps are graphs; leave "
