@@ -172,6 +172,9 @@ class MirroredContext(SimpleNamespace):
 
     has_parameter_servers = False
 
+    def stream(self, name: str) -> str:
+        return name
+
     def report(self, event: str, **fields: Any) -> None:
         json.dumps(fields)
 
