@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tfspark.cluster.awake import AwakeClock
@@ -23,9 +22,10 @@ from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_st
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.state.restarts import RestartBudget
+from tfspark.cluster.warm_up import driver_of_local_executor
 from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
-from tfspark.node.task import NODE_RESULT_DDL, NodeTask, WarmUp
+from tfspark.node.task import NODE_RESULT_DDL, NodeTask
 from tfspark.node.warm import installed_versions
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
@@ -201,6 +201,7 @@ class Incarnation:
             self._options.warm,
             self._options.module_paths,
             self._options.tensorboard_dir,
+            driver_of_local_executor(self._spark),
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
@@ -220,25 +221,3 @@ class Incarnation:
             self.registry.fail_cluster(failure)
 
         self.control.update(note)
-
-
-@contextmanager
-def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
-    """Start warm parents on the executors that are there, while the driver prepares what the nodes need in the block.
-
-    Args:
-        spark: the session.
-        num_nodes: how many nodes will come; 0: none that is forked.
-    """
-    if not num_nodes:
-        yield
-        return
-    job = SparkJob(
-        spark,
-        lambda: spark.range(0, num_nodes, 1, num_nodes).mapInArrow(WarmUp(), NODE_RESULT_DDL),
-        "tfspark warm-up",
-    )
-    try:
-        yield
-    finally:
-        job.cancel()  # Ended by now, unless something failed at once.

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.control import Observer, observer_failed
-from tfspark.cluster.incarnation import STOP_TIMEOUT_S, warming_up
+from tfspark.cluster.incarnation import STOP_TIMEOUT_S
 from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
@@ -31,7 +31,6 @@ from tfspark.cluster.preflight import (
     check_encryption,
     check_settings,
     check_slots,
-    is_local,
     room_for,
 )
 from tfspark.cluster.program import is_main_fun, pickled
@@ -39,6 +38,7 @@ from tfspark.cluster.state.recovery import RESTART_WINDOW_S
 from tfspark.cluster.state.size import REPLACEMENT_TIMEOUT_S, Preserved
 from tfspark.cluster.supervisor import Supervisor
 from tfspark.cluster.trainings import ROWS_PER_WORKER, Trainings
+from tfspark.cluster.warm_up import warming_up
 from tfspark.driver_python import stop_progress_bar
 from tfspark.errors import ConfigError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Column, Columns
@@ -269,8 +269,7 @@ class TFCluster:
             check_encryption(spark, options.allow_plaintext)
         if "TF_CONFIG" in os.environ:
             logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
-        # On a local master the nodes start at once: another Spark job would only take time from theirs.
-        with warming_up(spark, options.num_executors if options.warm and not is_local(spark) else 0):
+        with warming_up(spark, options.num_executors if options.warm else 0):
             code = pickled(map_fun, tf_args, options.hooks)
             wait_s = min(options.reservation_timeout, SLOTS_WAIT_S)
             if options.all_at_once:
