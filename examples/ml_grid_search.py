@@ -3,7 +3,7 @@
     tfspark prepare-data breast_cancer
     python examples/ml_grid_search.py
 
-Each of the folds x settings is trained on a cluster of its own, which the warm parents start within a second.
+The settings of a fold are trained on one running cluster, one after the other.
 """
 
 from __future__ import annotations

@@ -25,12 +25,11 @@ from tfspark.migrate.context import TFContext
 from tfspark.node.launch import read_frame
 from tfspark.node.lifeline import die_with_parent, die_with_writer
 from tfspark.node.task import SHOW_STACKS
+from tfspark.protocol.timing import TRAINER_HEARTBEAT_S
 from tfspark.protocol.wire import ActionClient, Secret
 from tfspark.training.input.graph_errors import as_data_error
 from tfspark.training.late_variables import LateVariables
 from tfspark.training.on_import import correct_keras_when_imported
-
-ALIVE_S = 2.0
 
 
 def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) -> int:
@@ -103,7 +102,7 @@ def _say_alive(control: ActionClient, context: TFContext) -> None:
                 flight.FlightError
             ):  # The node task finds out whether the driver is gone.
                 control.call("trainer_alive", node=context.node.index, **context.activity.to_json())
-            time.sleep(ALIVE_S)
+            time.sleep(TRAINER_HEARTBEAT_S)
 
     threading.Thread(target=beat, name="tfspark-alive", daemon=True).start()
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,43 @@ def plain_keras(code: str, *args: object) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+TRAIN_ROWS = [300, 41, 0, 7]
+
+
+OTHER_ROWS = [50, 13]
+
+
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Life:
+    """What one cluster did: two trainings with validation, an evaluation, an export."""
+
+    first: dict[str, list[float]]
+    second: dict[str, list[float]]
+    metrics: dict[str, Any]
+    summaries: dict[str, Any]
+    events: Events
+    log_dir: Path
+
+    @property
+    def workers(self) -> list[dict[str, Any]]:
+        return [self.summaries["worker 0"], self.summaries["worker 1"]]
+
+
+EVALUATE = """
+import json, sys, warnings
+warnings.simplefilter("error", UserWarning)
+import keras, numpy as np, tensorflow as tf
+rows = np.load(sys.argv[2])
+model = keras.saving.load_model(sys.argv[1] + "/model.keras")
+loss, accuracy = model.evaluate(rows["x"], rows["y"], batch_size=len(rows["x"]), verbose=0)
+saved_model = tf.saved_model.load(sys.argv[1] + "/saved_model")
+served = saved_model.serve(rows["x"]).numpy()
+apart = float(np.abs(served - model.predict(rows["x"], verbose=0)).max())
+print(json.dumps({"loss": loss, "accuracy": accuracy, "apart": apart,
+                  "iterations": int(model.optimizer.iterations.numpy())}))
+"""

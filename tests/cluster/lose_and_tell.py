@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 from cluster.strikes import Strike
-from cluster.test_recovery import train
+from cluster.trained import train
 from pyspark.sql import SparkSession
 from support.network import set_link
 from support.processes import describe, wait_until_ended

@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import psutil
 from cluster.strikes import Strike
-from cluster.test_recovery import train
+from cluster.trained import train
 from pyspark.sql import SparkSession
 from support.trainers import node_task_of, trainers
 

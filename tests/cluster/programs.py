@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
+
+from tfspark.feed.columns import Column, Columns
 
 
 def dense(params: dict[str, Any]) -> Any:
@@ -165,7 +168,6 @@ def counting(params: dict[str, Any]) -> Any:
 
 def squares_and_kill_once(marker: str, ctx: Any) -> None:
     """Return the square of each (row, pid); kill the process that asks, the first time rows come."""
-    from pathlib import Path
 
     feed = ctx.get_data_feed(False)
     while not feed.should_stop():
@@ -174,3 +176,17 @@ def squares_and_kill_once(marker: str, ctx: Any) -> None:
             Path(marker).touch()
             os.kill(batch[0][1], signal.SIGKILL)
         feed.batch_results([row * row for row, _ in batch])
+
+
+COLUMNS = Columns((Column("features"),), Column("label"), num_classes=2)
+
+
+TOLD_S = 8.0
+"""From a kill to the error on the driver, on a loaded machine."""
+
+
+ALL_EXECUTORS_FIRST = {
+    "spark.scheduler.minRegisteredResourcesRatio": "1",
+    "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
+}
+"""So the two nodes are on two executors."""

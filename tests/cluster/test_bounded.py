@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pyarrow.flight as flight
 import pytest
-from cluster.test_uploads import plane_of
+from cluster.planes import plane_of
 
 from tfspark.cluster.control import KEPT_JOBS, KEPT_RESULTS
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
-from tfspark.protocol.wire import UNREACHED_S, ActionClient, new_secret
+from tfspark.protocol.timing import UNREACHED_S
+from tfspark.protocol.wire import ActionClient, new_secret
 from tfspark.training.checkpointing import KEPT_EPOCHS, Progress
 
 

@@ -38,10 +38,17 @@ def test_trainers_reach_each_other_without_a_proxy(inherited: Mapping[str, str],
 
 @pytest.mark.parametrize("config", [CONFIG, ""])
 def test_what_is_set_for_other_programs_does_not_reach_trainers(config: str) -> None:
-    others = {"KERAS_BACKEND": "jax", "TF_CONFIG": "another cluster's", "TMPDIR": "/tmp", "MINE": "1"}
+    others = {
+        "KERAS_BACKEND": "jax",
+        "TF_CONFIG": "another cluster's",
+        "TMPDIR": "/tmp",
+        "MINE": "1",
+        "PYTHONIOENCODING": "ascii",
+    }
     found = trainer_environment(others, config, "/scratch", ["", "/a"], ["/b", "/a"])
     assert (found["KERAS_BACKEND"], found["TMPDIR"], found["MINE"]) == ("tensorflow", "/scratch", "1")
     assert found["PYTHONPATH"] == f"/a{os.pathsep}/b"
+    assert found["PYTHONIOENCODING"] == "utf-8"
     assert found.get("TF_CONFIG") == (config or None)
 
 

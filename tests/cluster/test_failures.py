@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cluster.lives import Events
-from cluster.programs import dense, say
+from cluster.programs import TOLD_S, dense, say
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.rows import df_with_partitions
@@ -20,9 +20,6 @@ from support.trainers import trainers
 
 from tfspark import TFCluster
 from tfspark.errors import NodeFailedError
-
-TOLD_S = 8.0
-"""From a kill to the error on the driver, on a loaded machine."""
 
 
 def test_trainer_when_killed_is_named_with_signal_and_log(spark: SparkSession) -> None:

@@ -11,37 +11,17 @@ from typing import Any
 
 import keras
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
+from cluster.file_rows import FORMATS, NUM_ROWS
 from cluster.programs import counting
 from cluster.strikes import Strike, kill
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as sf
 
 from tfspark import Feeding, TFCluster
 from tfspark.cluster.layout import PARALLELISM, Parallelism, PlannedRows
 from tfspark.errors import NodeFailedError
-from tfspark.tfrecord import register
 
-NUM_ROWS = 3000
 BATCH = 32
-FORMATS = ("parquet", "csv", "json", "tfrecord")
-
-
-@pytest.fixture(scope="module")
-def files(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same rows in each format, in two files of different sizes."""
-    register(spark)
-    place = tmp_path_factory.mktemp("cuts")
-    first = spark.range(0, 2 * NUM_ROWS // 3, 1, 1)
-    for number, ids in enumerate((first, spark.range(2 * NUM_ROWS // 3, NUM_ROWS, 1, 1))):
-        rows = ids.withColumn("pad", sf.sha2(sf.col("id").cast("string"), 512))
-        for kind in FORMATS[1:]:
-            rows.write.format(kind).mode("append").save(str(place / kind))
-        (place / "parquet").mkdir(exist_ok=True)
-        # Small groups of rows, so that a small file can be cut.
-        pq.write_table(rows.toArrow(), place / f"parquet/part-0{number}.parquet", row_group_size=100)
-    return place
 
 
 @pytest.fixture
@@ -83,6 +63,18 @@ KINDS = [
         id="a join by a sort, which is Spark's own and leaves rows of the same key in order of arrival",
     ),
     pytest.param("parquet", lambda rows: rows.limit(9).select("id"), (False, False), id="a limit"),
+    pytest.param("orc", lambda rows: rows.sample(False, 0.5, 3), (True, True), id="a sample with a seed"),
+    pytest.param("parquet", lambda rows: rows.sample(0.5), (True, False), id="a sample without a seed"),
+    pytest.param("parquet", lambda rows: rows.where("rand(5) < 0.5"), (True, True), id="drawn with a seed"),
+    pytest.param(
+        "parquet", lambda rows: rows.where("rand() < 0.5"), (True, False), id="drawn without a seed"
+    ),
+    pytest.param(
+        "parquet",
+        lambda rows: rows.repartition(4).checkpoint(),
+        (True, False),
+        id="checkpointed by Spark, anew in each program",
+    ),
 ]
 
 

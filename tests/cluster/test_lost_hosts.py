@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster.programs import ALL_EXECUTORS_FIRST
 from support.network import Network, namespaces, network_refused, set_link
 from support.processes import poll_until
 from support.standalone import StandaloneCluster
@@ -19,11 +20,6 @@ PROGRAM = Path(__file__).with_name("lose_and_tell.py")
 DEADLINE_S = 480.0
 TWO_EXECUTORS = {"spark.executor.cores": "2", "spark.cores.max": "4"}
 """So a third worker has nothing to do until another is lost."""
-ALL_EXECUTORS_FIRST = {
-    "spark.scheduler.minRegisteredResourcesRatio": "1",
-    "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
-}
-"""So the two nodes are on two executors."""
 SPARK_NOTICES = {
     "spark.network.timeout": "20s",
     "spark.network.timeoutInterval": "5s",

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.lives import Events
-from cluster.programs import dense, fit_as_users_do
+from cluster.programs import COLUMNS, dense, fit_as_users_do
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
 from tfspark import InputMode, TFCluster
-from tfspark.feed.columns import Column, Columns
 from tfspark.feed.files import TFRecordFiles
 from tfspark.tfrecord import register
-
-COLUMNS = Columns((Column("features"),), Column("label"), num_classes=2)
 
 
 def test_main_fun_when_it_fits_on_the_context_trains_all_epochs(spark: SparkSession, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.test_uploads import PART, SCHEMA, upload
+from cluster.planes import PART, SCHEMA, upload
 
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.state.checkpoint_store import CheckpointStore

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cluster.test_layout import FORMATS, NUM_ROWS, files
-from cluster.test_lost_hosts import ALL_EXECUTORS_FIRST
+from cluster.file_rows import FORMATS, NUM_ROWS, files
+from cluster.programs import ALL_EXECUTORS_FIRST
 from support.driver import run_driver
 from support.standalone import StandaloneCluster
 

@@ -12,10 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
-from cluster.programs import accumulating, dense, keep_shown, saving_callbacks, say, with_state
-from cluster.test_failures import TOLD_S
-from cluster.test_training import CLASSES, EVALUATE, OTHER_ROWS, TRAIN_ROWS, Life
+from cluster.lives import (
+    CLASSES,
+    EVALUATE,
+    OTHER_ROWS,
+    TRAIN_ROWS,
+    Events,
+    Life,
+    leaving_nothing,
+    plain_keras,
+    save_rows,
+)
+from cluster.programs import TOLD_S, accumulating, dense, keep_shown, saving_callbacks, say, with_state
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.leaks import Owned

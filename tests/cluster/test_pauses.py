@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from cluster.strikes import Strike
-from cluster.test_recovery import Trained, train, uninterrupted
+from cluster.trained import Trained, train, uninterrupted
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.trainers import node_task_of, trainers

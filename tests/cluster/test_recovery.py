@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import keras
 import numpy as np
 import pytest
 from cluster.lives import Events
-from cluster.programs import counting, dense, with_state
+from cluster.programs import COLUMNS, counting, dense, with_state
 from cluster.strikes import Strike, kill
-from cluster.test_main_fun import COLUMNS
+from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train
 from pyspark.sql import SparkSession
 from support.disks import small_disk
 from support.driver import run_driver
@@ -30,43 +29,9 @@ from tfspark.cluster.state.checkpoint_store import CheckpointStore, newest_in
 from tfspark.errors import ConfigError, NodeFailedError
 from tfspark.tfrecord import register
 
-ROWS = [320, 160, 0, 160]
-BATCH = 64
-EPOCHS = 2
 STEPS = sum(ROWS) // BATCH
 LAST_STEPS = (6, 9)
 """A process that is killed at the checkpoint of step 6 may have sent its part of that of step 9."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came of a training."""
-
-    history: dict[str, list[float]]
-    accuracy: float
-    iterations: int
-    weights: str
-    rows: list[int]
-
-
-def train(
-    spark: SparkSession, observer: Events | None = None, epochs: int = EPOCHS, **options: Any
-) -> Trained:
-    """Train in order a model with state and random layers, evaluate it, end."""
-    rows = df_with_partitions(spark, ROWS)
-    feeding = Feeding(ordered=True, shuffle_rows=2 * BATCH)
-    with TFCluster.run(spark, with_state, {"num_classes": 2}, 2, observer=observer, **options) as cluster:
-        history = cluster.train(rows, epochs, features=["features"], batch_size=BATCH, feeding=feeding)
-        metrics = cluster.evaluate(rows)
-        nodes = cluster.shutdown()
-    first, second = nodes["worker 0"], nodes["worker 1"]
-    rows_of_epochs = [a + b for a, b in zip(first["rows"], second["rows"], strict=True)]
-    return Trained(history, metrics["accuracy"], first["iterations"], first["weights_sha256"], rows_of_epochs)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(spark: SparkSession) -> Trained:
-    return train(spark, checkpoint_every_steps=3)
 
 
 def test_training_without_a_failure_is_the_same_with_and_without_checkpoints(

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
+from cluster.registered import TIMEOUT_S, VERSIONS, register
+from support.clock import Clock
 
-from tfspark.cluster.state.registry import (
-    LOST_PEER_SETTLE_S,
-    MOVES,
-    REPLACEMENT_S,
-    NodeState,
-    Registry,
-    count_roles,
-    describe_mismatch,
-)
+from tfspark.cluster.state.registry import MOVES, NodeState, Registry, count_roles, describe_mismatch
 from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.errors import DataError, NodeFailedError, ReservationError, in_words
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.timing import LOST_PEER_SETTLE_S, REPLACEMENT_S
 
-VERSIONS = {"python": "3.11.9", "tensorflow": "2.21.0", "keras": "3.15.0", "tfspark": "0.1.0"}
 TRAINER_TIMEOUT_S = 40.0
-TIMEOUT_S = 10.0
-
-
-@dataclass
-class Clock:
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -52,10 +36,6 @@ def new_registry(clock: Clock) -> Registry:
     return Registry(
         plan_nodes(2), TIMEOUT_S, VERSIONS, TRAINER_TIMEOUT_S, clock, RestartBudget(5, 1000.0, clock)
     )
-
-
-def register(registry: Registry, index: int, **versions: str | None) -> dict[str, object]:
-    return registry.register(index, f"host-{index}", 7000 + index, {**VERSIONS, **versions})
 
 
 def test_missing_when_one_has_registered_names_the_other(clock: Clock) -> None:

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import Clock
 
 from tfspark.cluster.state.save_schedule import APART_S, SaveSchedule
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def saved_at(every_s: float, step_s: float, lasts_s: float) -> list[float]:

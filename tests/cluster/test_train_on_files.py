@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from cluster.lives import Events
-from cluster.programs import dense, fit_as_users_do
+from cluster.programs import COLUMNS, dense, fit_as_users_do
 from cluster.strikes import Strike, kill
-from cluster.test_main_fun import COLUMNS
 from pyspark.sql import DataFrame, SparkSession
 from support.errors import raises
 from support.rows import df_with_partitions

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cluster.lives import Events, leaving_nothing, plain_keras, save_rows
+from cluster.lives import (
+    CLASSES,
+    EVALUATE,
+    OTHER_ROWS,
+    TRAIN_ROWS,
+    Events,
+    Life,
+    leaving_nothing,
+    plain_keras,
+    save_rows,
+)
 from cluster.programs import dense, with_state
 from pyspark.sql import SparkSession
 from support.errors import raises
@@ -17,26 +25,6 @@ from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
 from tfspark.errors import ConfigError, DataError
-
-TRAIN_ROWS = [300, 41, 0, 7]
-OTHER_ROWS = [50, 13]
-CLASSES = 3
-
-
-@dataclass(frozen=True)
-class Life:
-    """What one cluster did: two trainings with validation, an evaluation, an export."""
-
-    first: dict[str, list[float]]
-    second: dict[str, list[float]]
-    metrics: dict[str, Any]
-    summaries: dict[str, Any]
-    events: Events
-    log_dir: Path
-
-    @property
-    def workers(self) -> list[dict[str, Any]]:
-        return [self.summaries["worker 0"], self.summaries["worker 1"]]
 
 
 @pytest.fixture(scope="module")
@@ -126,21 +114,6 @@ def test_observer_is_told_the_phases(life: Life) -> None:
     assert life.events.of("reserved")[0]["nodes"] == 2
     assert {fields["node"] for fields in life.events.of("tensorflow")} == {"worker 0", "worker 1"}
     assert life.events.of("checkpoint") == [{"node": "worker 0", "epoch": 2, "name": "epoch-0002.keras"}]
-
-
-EVALUATE = """
-import json, sys, warnings
-warnings.simplefilter("error", UserWarning)
-import keras, numpy as np, tensorflow as tf
-rows = np.load(sys.argv[2])
-model = keras.saving.load_model(sys.argv[1] + "/model.keras")
-loss, accuracy = model.evaluate(rows["x"], rows["y"], batch_size=len(rows["x"]), verbose=0)
-saved_model = tf.saved_model.load(sys.argv[1] + "/saved_model")
-served = saved_model.serve(rows["x"]).numpy()
-apart = float(np.abs(served - model.predict(rows["x"], verbose=0)).max())
-print(json.dumps({"loss": loss, "accuracy": accuracy, "apart": apart,
-                  "iterations": int(model.optimizer.iterations.numpy())}))
-"""
 
 
 def test_export_loads_in_plain_keras_and_gives_the_same_metrics(life: Life, tmp_path: Path) -> None:

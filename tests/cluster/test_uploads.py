@@ -11,21 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from cluster.planes import PART, SCHEMA, plane_of, upload
 
-from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
-from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.uploads import receive_files, safe_parts
-from tfspark.protocol.roles import plan_nodes
-from tfspark.protocol.wire import ActionClient, Secret, new_secret
-
-SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
-
-
-def upload(*files: tuple[str, bytes]) -> Iterator[pa.RecordBatch]:
-    """What the server reads: one (path, bytes) row per chunk of a file."""
-    for path, data in files:
-        yield pa.record_batch([[path], [data]], schema=SCHEMA)
+from tfspark.protocol.wire import ActionClient, new_secret
 
 
 def test_receive_files_when_a_folder_arrives_in_chunks_keeps_every_byte(tmp_path: Path) -> None:
@@ -116,28 +106,6 @@ def batches():
 
 ActionClient(location, Secret(token)).put(json.loads(header), schema, batches(), 60.0)
 """
-PART = {
-    "passes": 0,
-    "steps": 4,
-    "rank": 0,
-    "of": 1,
-    "used": {},
-    "rows": 0,
-    "facts": {"progress": {"call": 0, "finished": False}, "model": []},
-}
-
-
-def plane_of(run: Path, store: CheckpointStore, secret: Secret, events: list[str]) -> ControlPlane:
-    nodes = plan_nodes(1)
-    return ControlPlane(
-        ("127.0.0.1", "127.0.0.1"),
-        secret,
-        nodes,
-        Registry(nodes, 60.0, {}),
-        lambda event, fields: events.append(event),
-        run,
-        store=store,
-    )
 
 
 @pytest.mark.parametrize("num_batches", [0, 3])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.environment import TESTS, python_path
-from training.test_keras_corrections import free_ports
+from support.ports import free_ports
 
 from conformance.page import PAGE, page
 from conformance.table import FEATURES, Feature

@@ -261,3 +261,39 @@ def spark_starts(directory: Path) -> bool:
 def has_checkpoint(directory: Path) -> bool:
     """A moment: the run has kept its first checkpoint, which ends an epoch."""
     return any(directory.glob("runs/*/checkpoints/*.keras"))
+
+
+MODEL = """
+def build_model(params):
+    import keras
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+"""
+
+
+NUM_ROWS = 2000
+
+
+BATCH = 20
+
+
+def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
+    """Rows that Spark makes up itself, the same each time."""
+    sql = "SELECT transform(sequence(1, 4), i -> float(hash(id, i) / 2e9)) AS x, id % 2 AS y FROM range({})"
+    return {
+        "name": "lost",
+        "model": {"module": "model.py"},
+        "data": {
+            "sql": sql.format(NUM_ROWS),
+            "features": {"x": {}},
+            "label": {"column": "y", "classes": 2},
+            "batch_size": BATCH,
+            "shuffle": False,
+        },
+        "cluster": {"master": "local[4]", "executors": executors, **cluster},
+        "train": {"epochs": epochs},
+        "checkpoint": {"every_steps": 30},
+        "export": {"formats": []},
+    }

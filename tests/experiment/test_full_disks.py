@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 import pytest
-from experiment.test_run_restarts import MODEL, experiment
+from experiment.runs import MODEL, experiment
 from pyspark.sql import SparkSession
 from rich.console import Console
 from support.disks import small_disk

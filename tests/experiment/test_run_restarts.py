@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from experiment.runs import (
+    BATCH,
+    MODEL,
+    NUM_ROWS,
     disturb_run,
+    experiment,
     interrupt_run,
     kill_a_trainer,
     logged,
@@ -26,16 +30,7 @@ from tfspark.cli import app
 
 WRONG_CONFIGURATION = 2
 
-MODEL = """
-def build_model(params):
-    import keras
 
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dense(2, "softmax")])
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
-"""
-
-NUM_ROWS, BATCH = 2000, 20
 SLOW_AT_FIRST = """
 
 def callbacks(params):
@@ -62,26 +57,6 @@ def callbacks(params):
     return [SlowAtFirst(params["patience"])]
 """
 """Until it is resumed, an epoch is longer than the workers take to meet. It prints what it counts and was given."""
-
-
-def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
-    """Rows that Spark makes up itself, the same each time."""
-    sql = "SELECT transform(sequence(1, 4), i -> float(hash(id, i) / 2e9)) AS x, id % 2 AS y FROM range({})"
-    return {
-        "name": "lost",
-        "model": {"module": "model.py"},
-        "data": {
-            "sql": sql.format(NUM_ROWS),
-            "features": {"x": {}},
-            "label": {"column": "y", "classes": 2},
-            "batch_size": BATCH,
-            "shuffle": False,
-        },
-        "cluster": {"master": "local[4]", "executors": executors, **cluster},
-        "train": {"epochs": epochs},
-        "checkpoint": {"every_steps": 30},
-        "export": {"formats": []},
-    }
 
 
 def events_of(run: Path, name: str) -> list[dict[str, Any]]:

@@ -16,23 +16,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.clock import Clock
 
-from tfspark.feed.directory import SOURCE_SILENCE_S, FeedDirectory
+from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.ranges import Ranges
+from tfspark.protocol.timing import SOURCE_SILENCE_S
 
 STREAM = "train"
 BATCH = 2
 """Rows of a batch, and of a stripe of an ordered stream."""
-
-
-class Clock:
-    """Monotonic seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @dataclass(eq=False)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
+from support.clock import Clock
+
 from tfspark.feed.directory import FeedDirectory
-from tfspark.feed.offers import OFFER_SILENCE_S, Offers
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tfspark.feed.offers import Offers
+from tfspark.protocol.timing import SOURCE_SILENCE_S
 
 
 def test_take_when_partitions_wait_gives_each_to_one_reader_its_host_first() -> None:
@@ -31,10 +27,10 @@ def test_take_when_an_offer_went_silent_does_not_give_it() -> None:
     clock = Clock()
     offers = Offers(clock)
     silent = offers.offer("train", "grpc://a:1", "a")["offer"]
-    clock.now += OFFER_SILENCE_S
+    clock.now += SOURCE_SILENCE_S
 
     assert offers.take("train", 0, "a") is None
-    assert offers.alive(silent)["idle_s"] == OFFER_SILENCE_S
+    assert offers.alive(silent)["idle_s"] == SOURCE_SILENCE_S
     assert (offers.take("train", 0, "a") or {})["offer"] == silent, "it spoke again"
 
 

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
-from tfspark.protocol.wire import CALL_TIMEOUT_S
+from tfspark.protocol.timing import CALL_TIMEOUT_S
 
 PAUSE_S = CALL_TIMEOUT_S + 5
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyspark.errors import PySparkException
+from pyspark.ml.linalg import Vectors
 from pyspark.sql import Row, SparkSession
 
 from tfspark.cluster.inputs import as_dataframe, select_columns
@@ -28,6 +30,13 @@ NAMES = [
     "[0]",
     "count(1)",
     "ab ",
+    "*",
+    "a.*",
+    "",
+    'it\'s "x"\n\t',
+    "日本",
+    "1",
+    "\\",
 ]
 
 
@@ -98,6 +107,36 @@ def test_rdds_of_numpy_values_become_dataframes_of_their_types(spark: SparkSessi
         values = [element] if isinstance(element, np.ndarray) else values
         for found, value in zip(df.collect()[2], values, strict=True):
             assert np.array_equal(np.array(found), np.array(value))
+
+
+MIXED: list[tuple[list[Any], str, list[Any]]] = [
+    (
+        [(1, [0, 1]), (0.5, [0, 0.5])],
+        "struct<_1:double,_2:array<double>>",
+        [(1.0, [0.0, 1.0]), (0.5, [0.0, 0.5])],
+    ),
+    ([(np.int64(1),), (np.float32(0.5),), (2,)], "struct<_1:double>", [(1.0,), (0.5,), (2.0,)]),
+    ([(np.int8([1]),), (np.int32([70000]),)], "struct<_1:array<int>>", [([1],), ([70000],)]),
+    ([{"x": None, "y": 1}, {"x": 2.5}], "struct<x:double,y:bigint>", [(None, 1), (2.5, None)]),
+    ([(7,)] * 100 + [(3.0,)], "struct<_1:bigint>", [(7,)] * 100 + [(3,)]),
+    ([(Vectors.dense([1.0, 2.0]), 1), (Vectors.sparse(2, {0: 3.0}), 0.5)], "struct<_1:vector,_2:double>", []),
+]
+
+
+@pytest.mark.parametrize(("elements", "schema", "rows"), MIXED)
+def test_numbers_of_an_rdd_that_are_whole_in_some_elements_alone_are_none_the_less_numbers(
+    spark: SparkSession, elements: list[Any], schema: str, rows: list[Any]
+) -> None:
+    df = as_dataframe(spark, spark.sparkContext.parallelize(elements, 1))
+    assert df.schema.simpleString() == schema
+    found = [tuple(row) for row in df.collect()]
+    assert found == rows if rows else len(found) == len(elements)
+
+
+def test_number_of_an_rdd_that_does_not_fit_what_came_before_is_refused_by_name(spark: SparkSession) -> None:
+    rdd = spark.sparkContext.parallelize([(7, 1)] * 100 + [(7, 0.5)], 1)
+    with pytest.raises(PySparkException, match=r"column '_2': expected whole numbers, .* got 0.5"):
+        as_dataframe(spark, rdd).collect()
 
 
 def test_rdd_of_values_without_a_spark_type_is_refused_in_words(spark: SparkSession) -> None:

@@ -17,7 +17,8 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
 from support.processes import poll_until
 
-from tfspark.errors import ReservationError
+from tfspark.cluster.tfcluster import TFCluster
+from tfspark.errors import ConfigError, ReservationError
 from tfspark.ml import Dense, DenseClassifier
 from tfspark.ml.slots import FITS
 
@@ -71,6 +72,103 @@ def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_not
     model.write().overwrite().save(str(tmp_path / "best"))
     loaded = CrossValidatorModel.load(str(tmp_path / "best"))
     assert loaded.transform(blobs).collect() == model.transform(blobs).collect()
+
+
+@pytest.fixture
+def clusters(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of nodes of the clusters that were started."""
+    started: list[int] = []
+    run = TFCluster.run
+
+    def counted(*arguments: Any, **settings: Any) -> TFCluster:
+        started.append(settings["num_executors"])
+        return run(*arguments, **settings)
+
+    monkeypatch.setattr(TFCluster, "run", counted)
+    return started
+
+
+def weights(model: Any) -> list[Any]:
+    return [array.tolist() for array in model.keras().get_weights()]
+
+
+def test_settings_of_a_grid_are_trained_on_one_cluster_as_alone(
+    spark: Any, blobs: Any, clusters: list[int]
+) -> None:
+    network = DenseClassifier(featuresCol="x", maxIter=2, batchSize=16, numWorkers=2, seed=3)
+    split = blobs.withColumn("held", blobs["label"] == 2.0)
+    held = {network.validationIndicatorCol: "held"}
+    grid: list[dict[Any, Any]] = [
+        {network.stepSize: 0.05},
+        {network.layers: [Dense(8, "relu"), Dense(4)], network.maxIter: 3, network.optimizer: "sgd"},
+        {network.seed: 4, network.regParam: 0.01, network.batchSize: 30},
+        {network.stepSize: 0.05},
+    ]
+    found = dict(network.copy(held).fitMultiple(split, grid))
+    assert sorted(found) == [0, 1, 2, 3]
+    assert clusters == [2]
+    assert weights(found[0]) == weights(found[3]) != weights(found[2])
+    assert [found[place].summary.totalIterations for place in range(4)] == [2, 3, 2, 2]
+    assert {"loss", "val_loss"} <= set(found[3].summary.history)
+    for place in (1, 2, 3):
+        alone = network.copy({**held, **grid[place]}).fit(split)
+        assert weights(alone) == weights(found[place])
+        assert alone.summary.history == found[place].summary.history
+    assert clusters == [2, 2, 2, 2]
+    assert FITS.held(spark) == 0
+
+
+def test_settings_that_need_other_nodes_get_them(spark: Any, blobs: Any, clusters: list[int]) -> None:
+    network = DenseClassifier(featuresCol="x", maxIter=1, batchSize=16)
+    models = network.fitMultiple(blobs, [{network.numWorkers: 1}, {network.numWorkers: 2}])
+    assert [place for place, _ in models] == [0, 1]
+    assert clusters == [1, 2]
+    assert FITS.held(spark) == 0
+
+
+def test_models_that_nobody_asks_for_leave_no_cluster(spark: Any, blobs: Any, clusters: list[int]) -> None:
+    network = DenseClassifier(featuresCol="x", maxIter=1, batchSize=16)
+    models = network.fitMultiple(blobs, [{}, {}, {}])
+    assert next(models)[0] == 0
+    assert FITS.held(spark) == 1
+    del models
+    gc.collect()
+    assert FITS.held(spark) == 0
+    assert clusters == [1]
+
+
+def test_fit_that_fails_leaves_no_cluster(spark: Any, blobs: Any) -> None:
+    network = DenseClassifier(featuresCol="x", maxIter=1, batchSize=16)
+    models = network.fitMultiple(blobs, [{}, {network.labelCol: "lable"}, {}])
+    next(models)
+    with pytest.raises(ConfigError, match="label"):
+        next(models)
+    assert FITS.held(spark) == 0
+    assert next(models)[0] == 2
+    assert FITS.held(spark) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
+def test_cross_validator_of_three_folds_and_four_settings_leaves_nothing(
+    spark: Any, blobs: Any, accuracy: Any, clusters: list[int]
+) -> None:
+    network = DenseClassifier(featuresCol="x", maxIter=2, batchSize=16, numWorkers=2)
+    grid = (
+        ParamGridBuilder()
+        .addGrid(network.stepSize, [1e-6, 0.05])
+        .addGrid(network.regParam, [0.0, 0.01])
+        .build()
+    )
+    before = cached(spark)
+    model = CrossValidator(
+        estimator=network, estimatorParamMaps=grid, evaluator=accuracy, numFolds=3, seed=1
+    ).fit(blobs)
+    gc.collect()
+    assert model.bestModel.getStepSize() == 0.05
+    assert cached(spark) == before
+    assert FITS.held(spark) == 0
+    assert clusters == [2, 2, 2, 2]  # One for each fold, and one for the best setting.
 
 
 def test_fit_when_another_holds_the_slots_is_refused(spark: Any, blobs: Any) -> None:

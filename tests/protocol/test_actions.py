@@ -13,7 +13,7 @@ from tfspark.protocol.actions import ACTIONS, Action, renew
 
 REPOSITORY = Path(__file__).parents[2]
 KNOWN = {action.name: action for action in ACTIONS}
-OPTIONS = {"timeout_s", "attempts"}
+OPTIONS = {"timeout_s", "attempts", "unreached_s"}
 """Arguments of `ActionClient.call` that do not travel."""
 OF_THE_FEED = {"acknowledge"}
 """Answered by the server of a feed task, not by the driver's."""

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from support.environment import python_path
+from support.ports import free_ports
 from training.every_model import BATCH, CASES, CNN, STEPS
-from training.test_keras_corrections import free_ports
 
 SCRIPT = Path(__file__).with_name("every_model.py")
 DEADLINE_S = 560.0

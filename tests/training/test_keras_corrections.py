@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.environment import python_path
+from support.ports import free_ports
 
 SCRIPT = Path(__file__).with_name("two_workers.py")
 STEPS = 5 + 7 + 4
 DEADLINE_S = 240
 ALL = ("reduce", "build", "epochs", "state", "gradients")
-
-
-def free_ports() -> list[str]:
-    sockets = [socket.socket() for _ in range(2)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def fit_on_two_workers(*left_out: str) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfspark.training.evaluation import plain_logs
 from tfspark.training.state import (
     capture,
     capture_callbacks,
@@ -90,3 +91,15 @@ def test_learning_rate_of_a_run_that_is_resumed_is_that_asked_for_if_it_is(
     restore(after, arrays, arrays)
     keep_rates_that_were_changed(after, rates, at_first)
     assert float(after.optimizer.learning_rate) == pytest.approx(expected)
+
+
+def test_results_of_metrics_become_plain_numbers_under_one_name_each() -> None:
+    class Several(keras.metrics.Mean):
+        def result(self) -> dict[str, object]:
+            mean = super().result()
+            return {"mean": mean, "of both": [mean, 2 * mean]}
+
+    metric = Several()
+    metric.update_state([1.0, 3.0])
+    logs = {"loss": np.float32(0.5), "several": metric.result()}
+    assert plain_logs(logs) == {"loss": 0.5, "mean": 2.0, "of both": [2.0, 4.0]}

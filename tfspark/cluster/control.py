@@ -30,7 +30,9 @@ from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.offers import Offers
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec, reader_number, tf_config
-from tfspark.protocol.wire import LONG_POLL_S, ActionServer, Json, Secret, uploaded
+from tfspark.protocol.timing import LONG_POLL_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionServer, Secret, uploaded
 
 EXTRAS = ("checkpoints", "pictures")
 """Folders of the run directory without whose files a training goes on, and can still be exported."""
@@ -436,7 +438,7 @@ class ControlPlane(ActionServer):
             if error.errno is None:
                 raise  # The trainer is gone, which is found out elsewhere.
             if self.registry.stopping:
-                return  # What was on its way was removed by the life that follows.
+                return  # What was on its way was removed by the incarnation that follows.
             self.update(lambda: store.drop(header))
             read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})

@@ -1,7 +1,7 @@
-"""One life of a cluster: its servers on the driver, its nodes on the executors, its secret.
+"""One incarnation of a cluster: its servers on the driver, its nodes on the executors, its secret.
 
-After a failure a cluster begins a new life. It has nothing in common with the one before but what the driver knows:
-the secret and the addresses are new, so whatever is left of the old life cannot be heard any more.
+After a failure a cluster begins a new incarnation. It shares nothing with the one before but what the driver knows. Its
+secret and addresses are new, so calls of processes that are left of the old one are refused.
 """
 
 from __future__ import annotations
@@ -29,19 +29,11 @@ from tfspark.node.task import NODE_RESULT_DDL, NodeTask
 from tfspark.node.warm import installed_versions
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
+from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TRAINER_SILENCE_S
 from tfspark.protocol.wire import new_secret
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-STOP_TIMEOUT_S = 15.0
-"""How long nodes that are told to stop may take to end in order: a second until they hear it, their trainer's grace,
-and more on a busy machine. Spark kills those that are left, which then cannot remove their files."""
-TRAINER_SILENCE_S = 10.0
-"""How long a trainer may be silent, whatever `feed_timeout` is: on a busy machine the import of TensorFlow keeps all of
-its threads waiting for seconds."""
-EXPLAIN_S = 2.0
-"""How long after an error of Spark's a node may take to tell what was behind it."""
 
 
 class DriverNode:

@@ -2,8 +2,8 @@
 
 A ledger knows rows by partition and position. Spark cuts a DataFrame anew whenever it is planned: files by the cores
 there are just then (``FilePartition.maxSplitBytes``), ranges by a sample that the RDD's number seeds. So a pass is
-planned once, and what is served of it later, in another life of the cluster, too, comes of the same RDD. A pass that
-is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
+planned once, and what is served of it later, in another incarnation of the cluster, too, comes of the same RDD. A pass
+that is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
 digest of their splits, which have each file's name, offset, length, size and modification time, and of the seeds by
 which Spark draws rows.
 """
@@ -277,6 +277,9 @@ class _Plan:
         if name in ("FileSourceScanExec", "BatchScanExec"):
             self._scans.append(node.inputRDD())
         self._note_seeds(node, name)
+        if name == "RowDataSourceScanExec":
+            self.is_comparable = False
+            return False  # A database's rows: what they are, and in what order, it says anew each time.
         if name == "AQEShuffleReadExec":
             self.is_comparable = False  # It has joined partitions by the bytes they happened to have.
         below = keeps_order and any(kind in name for kind in _KEEPS_ORDER)
@@ -315,6 +318,8 @@ class _Plan:
         for leaf in self._leaves([rdd, *self._scans]):
             name = leaf.getClass().getSimpleName()
             found.update(f"{name} {leaf.getNumPartitions()} ".encode())
+            if name == "ReliableCheckpointRDD":  # What it has was computed by the program that wrote it.
+                found.update(str(leaf.checkpointPath()).encode())
             if name not in _NUMBERED:
                 found.update(self._serialized(leaf.partitions()))
             elif "Hadoop" in name:

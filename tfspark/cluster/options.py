@@ -16,11 +16,11 @@ from tfspark.driver_python import module_paths
 from tfspark.errors import ConfigError
 from tfspark.protocol.roles import plan_nodes
 from tfspark.protocol.settings import Hooks, Precision, TrainerSettings
+from tfspark.protocol.timing import HEARTBEAT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-HEARTBEAT_TIMEOUT_S = 30.0
 INDEPENDENT_TIMEOUT_S = 600.0
 INDEPENDENT_SILENCE_S = 600.0
 """Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.control import Observer, observer_failed
-from tfspark.cluster.incarnation import STOP_TIMEOUT_S
 from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
@@ -25,7 +24,7 @@ from tfspark.cluster.inputs import (
     session_of,
     what_to_feed,
 )
-from tfspark.cluster.options import HEARTBEAT_TIMEOUT_S, ClusterOptions
+from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
     check_encryption,
@@ -47,7 +46,8 @@ from tfspark.feed.stream import stream_of
 from tfspark.history import History
 from tfspark.progress import TrainingProgress, Verbose, where_to_show
 from tfspark.protocol.settings import Hooks, Precision, TrainerSettings, as_plain
-from tfspark.protocol.wire import Json
+from tfspark.protocol.timing import HEARTBEAT_TIMEOUT_S, STOP_TIMEOUT_S
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
@@ -97,7 +97,7 @@ class TFCluster:
         self._trainings = Trainings(spark, options, self._observe, self._supervisor, recovery)
         self._supervisor.work = self._trainings
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- begin and end --------------------------------------------------------------------------------------
 
     @classmethod
     def run(

@@ -39,9 +39,9 @@ from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
 from tfspark.experiment.session import is_submitted, spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
+from tfspark.feed.described import MODULE, Described
 from tfspark.feed.files import TFRecordFiles
 from tfspark.greetings import without_greetings
-from tfspark.inference.described import MODULE, Described
 from tfspark.protocol.roles import local_batch_size
 from tfspark.protocol.settings import Hooks
 

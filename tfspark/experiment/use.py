@@ -18,8 +18,8 @@ from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.inference.evaluate import evaluate
 from tfspark.inference.pictures import draw_rows
 from tfspark.inference.predict import find_model, predict
-from tfspark.ml.windows import WINDOW as ML_WINDOW
-from tfspark.ml.windows import Windows, with_windows
+from tfspark.inference.windows import WINDOW as ML_WINDOW
+from tfspark.inference.windows import Windows, with_windows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

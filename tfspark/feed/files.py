@@ -13,7 +13,7 @@ import pyarrow as pa
 from tfspark.errors import ConfigError, DataError
 from tfspark.feed.arrays import to_numpy
 from tfspark.feed.columns import Columns, check_columns
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.tfrecord import InputFile, count_records, feature_specs, list_files, read_schema
 from tfspark.tfrecord.damage import Damage
 from tfspark.tfrecord.decode import decode_block

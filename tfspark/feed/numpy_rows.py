@@ -1,11 +1,16 @@
-"""DataFrames of RDDs whose elements hold NumPy arrays and numbers. Runs on the driver and in Spark's Python workers."""
+"""DataFrames of RDDs whose elements hold numbers and NumPy arrays. Runs on the driver and in Spark's Python workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tfspark.errors import DataError
 
 if TYPE_CHECKING:
     from pyspark import RDD
@@ -13,36 +18,150 @@ if TYPE_CHECKING:
     from pyspark.sql.types import DataType, StructType
 
 
+SAMPLED_ROWS, FIRST_ITEMS = 100, 10
+
+
 def rdd_to_dataframe(spark: SparkSession, rdd: RDD[Any]) -> DataFrame:
     """Return an RDD as a DataFrame.
 
-    Types are those of the first element, as Spark infers them; where it holds NumPy values, or is one, they are those
-    of NumPy: an array of shape ``(4, 3)`` becomes an array of arrays.
+    Types are those of the first elements, as Spark infers them, but numbers may be whole in some of them and not in
+    others, which Spark would make null. NumPy values have NumPy's types: an array of shape ``(4, 3)`` becomes an array
+    of arrays.
 
     Raises:
         TypeError, ValueError, PySparkException: Spark cannot tell the columns.
     """
-    for first in rdd.take(1):
-        if _holds_numpy(first):
-            return spark.createDataFrame(rdd.map(plain_row), _schema_of(first))
+    for schema in rdd.mapPartitions(schema_of_first).take(1):
+        if isinstance(schema, str):
+            raise TypeError(schema)
+        if schema is not None:
+            return spark.createDataFrame(rdd.map(Fitted(schema)), schema)
     return spark.createDataFrame(rdd)
 
 
-def _holds_numpy(element: Any) -> bool:
-    if isinstance(element, dict):
-        return any(map(_holds_numpy, element.values()))
-    if isinstance(element, tuple | list):
-        return any(map(_holds_numpy, element))
-    return isinstance(element, np.ndarray | np.generic)
+def schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | str | None]:
+    """Yield the schema that holds the first elements of a partition; nothing if it has none.
+
+    None: Spark knows better; a text: why there is no schema.
+    """
+    try:
+        yield from _schema_of_first(elements)
+    except (TypeError, ValueError) as error:
+        yield str(error)
 
 
-def plain_row(element: Any) -> Any:
-    """Return an element as a tuple, or dict, of plain Python values; one that is no tuple is its only column."""
-    if isinstance(element, dict):
-        return {str(name): _plain(value) for name, value in element.items()}
-    if isinstance(element, tuple | list):
-        return tuple(_plain(value) for value in element)
-    return (_plain(element),)
+def _schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | None]:
+    schema: StructType | None = None
+    for element in islice(elements, SAMPLED_ROWS):
+        if not isinstance(element, dict | tuple | list | np.ndarray | np.generic):
+            yield None
+            return
+        found = _schema_of(element)
+        schema = found if schema is None else _joined(schema, found)
+    if schema is not None:
+        yield schema
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Makes plain Python values of an element's, as its columns have them."""
+
+    schema: StructType
+
+    def __call__(self, element: Any) -> tuple[Any, ...]:
+        """Return an element as a tuple; one that is no tuple is its only column.
+
+        Raises:
+            DataError: a value is no whole number in a column of whole numbers, or there are not as many as columns.
+        """
+        fields = self.schema.fields
+        if isinstance(element, dict):
+            named = {str(name): value for name, value in element.items()}
+            values = [named.get(field.name) for field in fields]
+        else:
+            values = list(element) if isinstance(element, tuple | list) else [element]
+        if len(values) != len(fields):
+            raise DataError(
+                f"expected an element of {len(fields)} values, as the first ones of the RDD, got {len(values)}: "
+                f"{str(element)[:200]}; make all elements alike with rdd.map(...) before feeding"
+            )
+        return tuple(
+            _fit(value, field.dataType, field.name) for value, field in zip(values, fields, strict=True)
+        )
+
+
+def _fit(value: Any, dtype: DataType, name: str) -> Any:
+    from pyspark.sql import types
+
+    is_float = isinstance(dtype, types.DoubleType | types.FloatType)
+    if isinstance(value, np.ndarray | np.generic):
+        inner = _innermost(dtype)
+        if value.dtype.kind in "iu" and isinstance(inner, types.DoubleType | types.FloatType):
+            value = value.astype(np.float64)
+        if not (value.dtype.kind == "f" and isinstance(inner, types.IntegralType)):
+            return value.tolist()
+        value = value.tolist()
+    if isinstance(dtype, types.ArrayType) and isinstance(value, list | tuple):
+        kinds = set(map(type, value))
+        is_float_too, is_long_too = (
+            isinstance(dtype.elementType, kind) for kind in (types.DoubleType, types.LongType)
+        )
+        if (kinds == {float} and is_float_too) or (kinds == {int} and is_long_too):
+            return list(value)
+        return [_fit(item, dtype.elementType, name) for item in value]
+    if is_float and isinstance(value, int):
+        return float(value)
+    if isinstance(dtype, types.IntegralType) and isinstance(value, float):
+        if not value.is_integer():
+            raise DataError(
+                f"column {name!r}: expected whole numbers, as in the first elements of the RDD, got {value}; make them "
+                "floats in all elements with rdd.map(...) before feeding"
+            )
+        return int(value)
+    return _plain(value)
+
+
+def _innermost(dtype: DataType) -> DataType:
+    from pyspark.sql.types import ArrayType
+
+    while isinstance(dtype, ArrayType):
+        dtype = dtype.elementType
+    return dtype
+
+
+def _joined(one: StructType, other: StructType) -> StructType:
+    """Return a schema for elements of both; of what one has alone, in dicts, the other has nulls."""
+    from pyspark.sql.types import StructField, StructType
+
+    types = {field.name: field.dataType for field in one.fields}
+    for field in other.fields:
+        types[field.name] = (
+            _wider(types[field.name], field.dataType) if field.name in types else field.dataType
+        )
+    return StructType([StructField(name, dtype) for name, dtype in types.items()])
+
+
+def _wider(one: DataType, other: DataType) -> DataType:
+    """Return a type for the numbers of both; the first, where they are no numbers."""
+    from pyspark.sql import types
+
+    if isinstance(one, types.NullType):
+        return other
+    if isinstance(one, types.ArrayType) and isinstance(other, types.ArrayType):
+        return types.ArrayType(_wider(one.elementType, other.elementType))
+    order = (
+        types.ByteType,
+        types.ShortType,
+        types.IntegerType,
+        types.LongType,
+        types.FloatType,
+        types.DoubleType,
+    )
+    if one == other or type(one) not in order or type(other) not in order:
+        return one
+    if isinstance(one, types.FractionalType) != isinstance(other, types.FractionalType):
+        return types.DoubleType()
+    return max(one, other, key=lambda dtype: order.index(type(dtype)))
 
 
 def _plain(value: Any) -> Any:
@@ -77,8 +196,10 @@ def _type_of(value: Any) -> DataType:
         for _ in range(np.ndim(value)):
             dtype = ArrayType(dtype)
         return dtype
-    if isinstance(value, list | tuple) and value and _holds_numpy(value[0]):
-        return ArrayType(_type_of(value[0]))
+    if isinstance(value, list | tuple) and value and not hasattr(value, "__fields__"):
+        # One of each kind tells it, and some more of those that are nested.
+        some = [*{type(item): item for item in value}.values(), *value[:FIRST_ITEMS]]
+        return ArrayType(reduce(_wider, map(_type_of, some)))
     inferred: DataType = _infer_type(value)
     return inferred
 

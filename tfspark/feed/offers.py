@@ -10,12 +10,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Json = dict[str, Any]
-
-OFFER_SILENCE_S = 5.0
-"""An offer that has not been heard of for this long is taken for dead."""
+from tfspark.protocol.timing import SOURCE_SILENCE_S
+from tfspark.protocol.values import Json
 
 
 @dataclass
@@ -81,7 +78,7 @@ class Offers:
             for name, entry in self._offers.items()
             if entry.stream == stream
             and (entry.taken_by is None or (entry.taken_by == rank and name not in held))
-            and now - entry.heard < OFFER_SILENCE_S
+            and now - entry.heard < SOURCE_SILENCE_S
         }
         if not waiting:
             return None

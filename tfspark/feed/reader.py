@@ -30,7 +30,9 @@ from tfspark.feed.source import CHUNK
 from tfspark.feed.stream import Start, StreamSpec
 from tfspark.feed.structs import is_vector
 from tfspark.protocol.activity import Activity
-from tfspark.protocol.wire import ActionClient, Json, Secret
+from tfspark.protocol.timing import SOURCE_UNREACHED_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret
 
 logger = logging.getLogger("tfspark")
 
@@ -44,8 +46,6 @@ PARTITION, ROW = "__partition__", "__row__"
 """Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
 
 BLOCKED_S = 0.05
-SOURCE_UNREACHED_S = 10.0
-"""How long a source the driver knows of is tried again when it is not reached: its connection may have been reset."""
 RETRY_S = 0.05
 PREFETCH_BATCHES = 4
 """Batches waiting for the training thread; more would be hoarded while other workers starve."""

@@ -28,9 +28,10 @@ from tfspark.feed.buffer import ChunkBuffer
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import SharedChunk, shared_place
 from tfspark.feed.stream import encode_sample
-from tfspark.protocol.wire import ActionClient, ActionServer, Json, Secret, local_address_towards
+from tfspark.protocol.timing import HEARTBEAT_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, ActionServer, Secret, local_address_towards
 
-HEARTBEAT_S = 1.0
 PULL_WAIT_S = 0.2
 FAILED_S = 5.0
 """How long a task that fails tries to say so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,10 +24,10 @@ def quoted(name: str) -> str:
 def map_in_arrow(df: DataFrame, function: ArrowFunction, schema: str | StructType) -> DataFrame:
     """Return ``df.mapInArrow(function, schema)``, for columns of any name.
 
-    PySpark 4 looks the columns up by ``df[name]`` there, unquoted, and fails where a name is an expression.
+    PySpark 4 looks the columns up by ``df[name]`` there, unquoted, and fails where a name is an expression or a star.
     """
     names = df.columns
-    if not any(set(name) & set(".`") for name in names) and not _alike(names):
+    if all(re.fullmatch(r"\w+", name) for name in names) and not _alike(names):
         return df.mapInArrow(function, schema)
     return df.toDF(*_positions(names)).mapInArrow(Renamed(tuple(names), function), schema)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
-from tfspark.protocol.wire import Json, plain
+from tfspark.protocol.values import Json, plain
 
 
 @dataclass(frozen=True)

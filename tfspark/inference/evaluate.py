@@ -203,7 +203,7 @@ class PartMetrics:
             total: what `state` returns.
         """
         from tfspark.training.class_counts import matrix_and_curves
-        from tfspark.training.evaluation import plain, roc_of
+        from tfspark.training.evaluation import plain_logs, roc_of
 
         place = 0
         for variable in self._model.metrics_variables:
@@ -211,7 +211,7 @@ class PartMetrics:
             values = total[place : place + size].reshape(variable.shape)
             variable.assign(values.astype(variable.numpy().dtype))
             place += size
-        results: dict[str, Any] = {name: plain(v) for name, v in self._model.get_metrics_result().items()}
+        results: dict[str, Any] = plain_logs(self._model.get_metrics_result())
         if self._num_classes is not None and kind:
             matrix, curves = matrix_and_curves(total[place:], self._num_classes, kind)  # type: ignore[arg-type]
             results["confusion_matrix"], results["roc"] = matrix, roc_of(self._model) or curves

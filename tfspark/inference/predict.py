@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +16,7 @@ import pyarrow as pa
 from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns, check_columns
-from tfspark.feed.spark_names import map_in_arrow
-from tfspark.inference.described import (
+from tfspark.feed.described import (
     MODULE,
     Described,
     Signature,
@@ -30,9 +31,9 @@ from tfspark.inference.values import spark_type
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-    from pyspark.sql.types import StructType
 
 INVALID = ("error", "skip", "keep")
+PREDICTED = "__tfspark_predicted"
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
     Raises:
         ConfigError: a column is not there, or one to be added is.
     """
-    names = [name for name in df.columns if name not in predictor.hidden]
+    fields = df.schema.fields
+    names = [field.name for field in fields if field.name not in predictor.hidden]
     for name in (output.column for output in predictor.outputs):
         if name.lower() in {known.lower() for known in names}:
             raise ConfigError(
@@ -115,15 +117,57 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
                 "drop it, or choose another name for the prediction (predictionCol, output=, --output-column)"
             )
     use_own_python(df.sparkSession)
-    return map_in_arrow(df, predictor, schema_of(df, predictor))
+    # By position: names may be expressions, or differ in capitals alone.
+    by_place = df.toDF(*(f"column_{place}" for place in range(len(fields))))
+    columns = [by_place[f"column_{place}"] for place in range(len(fields))]
+    read = [dict(zip(df.columns, columns, strict=True))[name] for name in predictor.read]
+    if predictor.handle_invalid == "skip":
+        by_place = by_place.where(functools.reduce(operator.and_, [part.isNotNull() for part in read]))
+    predicted = by_place.withColumn(PREDICTED, _function(predictor)(*read))
+    made = [
+        predicted[PREDICTED].getField(f"_{place}").alias(output.column)
+        for place, output in enumerate(predictor.outputs)
+    ]
+    kept = [
+        column.alias(field.name, metadata=field.metadata)
+        for column, field in zip(columns, fields, strict=True)
+        if field.name not in predictor.hidden
+    ]
+    return predicted.select(*kept, *made)
 
 
-def schema_of(df: DataFrame, predictor: Predictor) -> StructType:
-    """Return the schema of a DataFrame with a predictor's columns."""
+def _function(predictor: Predictor) -> Any:
+    """Return a function of Spark from the columns that are read to a struct of predictions.
+
+    The other columns do not leave the JVM. Spark may neither move it nor call it twice, which it does with those that
+    are deterministic where a filter looks at what they return.
+    """
+    from pyspark.sql.functions import ArrowUDFType, arrow_udf
     from pyspark.sql.types import StructField, StructType
 
-    kept = [field for field in df.schema.fields if field.name not in predictor.hidden]
-    return StructType([*kept, *(StructField(o.column, data_type(o.type)) for o in predictor.outputs)])
+    kind = StructType(
+        [StructField(f"_{place}", data_type(output.type)) for place, output in enumerate(predictor.outputs)]
+    )
+    return arrow_udf(PredictTask(predictor), kind, ArrowUDFType.SCALAR_ITER).asNondeterministic()
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """Predicts the rows of a partition. Runs in a Python worker of Spark.
+
+    Attributes:
+        predictor: the model, what it reads and what is made.
+    """
+
+    predictor: Predictor
+
+    def __call__(self, batches: Iterator[Any]) -> Iterator[pa.Array]:
+        """Yield a struct for each row."""
+        names = self.predictor.read
+        yield from self.predictor.predicted(
+            pa.RecordBatch.from_arrays(list(columns) if len(names) > 1 else [columns], names)
+            for columns in batches
+        )
 
 
 def data_type(name: str) -> Any:

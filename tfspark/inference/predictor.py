@@ -58,10 +58,14 @@ class Predictor:
     prepare: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
     call: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Add the predictions to Spark's batches; a partition without rows does not load the model."""
+    def predicted(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.StructArray]:
+        """Yield the predictions of Spark's batches, a struct for each row; without rows the model is not loaded.
+
+        Null features are an error, or keep their row, whose predictions are null.
+        """
+        names = [f"_{place}" for place in range(len(self.outputs))]
         for rows in self.slices(batches):
-            yield self._predicted(rows)
+            yield pa.StructArray.from_arrays(self._predicted(rows), names)
 
     def slices(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of one call after the other."""
@@ -82,35 +86,27 @@ class Predictor:
             size = min(size, rows_at_once(batch, self.columns, self.batch_bytes))
         return max(1, min(size, self.batch_rows))
 
-    def _predicted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        is_there: Array | None = self._is_there(batch)
-        if self.handle_invalid == "error" or bool(np.all(is_there)):
-            rows, is_there = batch, None
-        else:
-            rows = batch.filter(pa.array(is_there))
-            if self.handle_invalid == "skip":
-                batch, is_there = rows, None
+    def _predicted(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        is_there = self._is_there(batch)
+        if self.handle_invalid != "keep" or bool(np.all(is_there)):
+            return self._computed(batch)
+        rows = batch.filter(pa.array(is_there))
         made = self._computed(rows) if rows.num_rows else [output.empty(0) for output in self.outputs]
-        if is_there is not None:
-            made = [with_nulls(array, is_there) for array in made]
-        kept = [name for name in batch.schema.names if name not in self.hidden]
-        return pa.RecordBatch.from_arrays(
-            [*(batch.column(name) for name in kept), *made],
-            [*kept, *(output.column for output in self.outputs)],
-        )
+        return [with_nulls(array, is_there) for array in made]
 
     def _is_there(self, batch: pa.RecordBatch) -> Array:
         """Return which rows have a value in every feature."""
         there = np.ones(batch.num_rows, bool)
         for name in batch.schema.names:
-            if name in self._read and batch.column(name).null_count:
+            if name in self.read and batch.column(name).null_count:
                 there &= pc.is_valid(batch.column(name)).to_numpy(zero_copy_only=False)
         return there
 
     @property
-    def _read(self) -> set[str]:
-        own = {column.name for column in self.columns.sent}
-        return own | set(getattr(self.prepare, "reads", ()))
+    def read(self) -> tuple[str, ...]:
+        """The columns of the data that the model reads."""
+        reads = getattr(self.prepare, "reads", ())
+        return tuple(reads) or tuple(column.name for column in self.columns.sent)
 
     def _computed(self, batch: pa.RecordBatch) -> list[pa.Array]:
         rows = to_numpy(batch if self.prepare is None else self.prepare(batch), self.columns)

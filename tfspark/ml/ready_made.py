@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
+from tfspark.inference.windows import TARGET, WINDOW, Windows, with_windows
 from tfspark.ml.estimator import KerasModel, NetworkEstimator, Plan, State, module_network
 from tfspark.ml.inputs import Inputs, vocabulary_of
 from tfspark.ml.layers import LayerFactory, as_layers, make_layer
@@ -19,7 +20,6 @@ from tfspark.ml.params import text as text_of
 from tfspark.ml.persistence import own_modules
 from tfspark.ml.rows import Target, find_classes, find_numbers
 from tfspark.ml.training import Network
-from tfspark.ml.windows import TARGET, WINDOW, Windows, with_windows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -55,6 +55,7 @@ def shared_environment(inherited: Mapping[str, str], import_paths: Sequence[str]
         **{name: value for name, value in inherited.items() if name not in OF_ONE_TRAINER},
         "TF_GRPC_REUSE_PORT": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",  # As the node task reads it; a locale without a letter would end a print.
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in import_paths if path)),
         # Other work of the same user may need another one; `keras.json` gives way to the variable.
         "KERAS_BACKEND": "tensorflow",

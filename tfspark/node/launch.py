@@ -24,13 +24,12 @@ from typing import Any, Protocol
 from tfspark.node import warm
 from tfspark.node.lending import Process, lent_parent, soft_limits
 from tfspark.node.warm import ColdError, OtherModulesError, WantedParent, own_parent
+from tfspark.protocol.timing import STOP_GRACE_S
 
 FORK_TIMEOUT_S = 120.0
 """How long a warm parent may take to fork: it may have to import TensorFlow first, on a loaded machine."""
 STATUS_TIMEOUT_S = 5.0
 """How long after a trainer's end the warm parent may take to say how it ended."""
-STOP_GRACE_S = 3.0
-"""How long a trainer may take to end once its lifeline is closed."""
 
 
 @dataclass(frozen=True)

@@ -27,21 +27,18 @@ import pyarrow.flight as flight
 
 from tfspark.node import warm
 from tfspark.node.environment import trainer_environment
-from tfspark.node.launch import STOP_GRACE_S, Orders, Trainer
+from tfspark.node.launch import Orders, Trainer
 from tfspark.node.lending import Process, lent_parent
 from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
 from tfspark.node.warm import ColdError, installed_versions, own_parent
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
-from tfspark.protocol.wire import ActionClient, Json, Secret, local_address_towards
+from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret, local_address_towards
 
-HEARTBEAT_S = 1.0
 POLL_S = 0.1
-DRIVER_SILENCE_S = 60.0
-"""A driver that does not answer for this long is gone; the node ends."""
-LAST_WORDS_S = 3.0
-"""How long a node that has ended tries to reach its driver, which may have gone before it."""
 RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
 SHOW_STACKS = signal.SIGUSR1
 """Makes a trainer write the stacks of all its threads to its log, whatever it does."""
@@ -97,28 +94,30 @@ class NodeTask:
 
     def run(self, index: int) -> str:
         """Run a node to its end; return how that was."""
-        with ActionClient(self.location, self.secret) as control, _told_to_end(self.settings.saves_state):
-            return self._run_with_chief(self.nodes[index], control)
+        saves_state = self.settings.saves_state
+        with ActionClient(self.location, self.secret) as control, _sigterm_noted(saves_state) as sigterm:
+            return self._run_with_chief(self.nodes[index], control, sigterm)
 
-    def _run_with_chief(self, spec: NodeSpec, control: ActionClient) -> str:
+    def _run_with_chief(self, spec: NodeSpec, control: ActionClient, sigterm: threading.Event) -> str:
         """Run the node; beside worker 0 also the chief, which coordinates parameter servers, if there is one."""
         chiefs = [node for node in self.nodes if node.role == "chief"]
         if spec.name != "worker 0" or not chiefs:
-            return _Node(self, spec, control).run()
+            return _Node(self, spec, control, sigterm).run()
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-chief-node") as beside:
-            chief = beside.submit(_Node(self, chiefs[0], control).run)
-            outcome = _Node(self, spec, control).run()
+            chief = beside.submit(_Node(self, chiefs[0], control, sigterm).run)
+            outcome = _Node(self, spec, control, sigterm).run()
             chief.result()
         return outcome
 
 
 class _Node:
-    """One life of a node."""
+    """One attempt of a node."""
 
-    def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient):
+    def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient, sigterm: threading.Event):
         self._task = task
         self._spec = spec
         self._control = control
+        self._sigterm = sigterm
         self._host = local_address_towards(task.location)
         self._attempt = 0
         self._log = NodeLog()
@@ -256,7 +255,7 @@ class _Node:
             node=self._spec.index,
             attempt=self._attempt,
             log=self._log.take(),
-            preempted=RECEIVED_SIGTERM if _told.is_set() else "",
+            preempted=RECEIVED_SIGTERM if self._sigterm.is_set() else "",
         )
 
     def _say_ended(self, cause: str) -> None:
@@ -288,26 +287,25 @@ class _Node:
             self._log.read(stream)
 
 
-_told = threading.Event()
-
-
 @contextlib.contextmanager
-def _told_to_end(waits: bool) -> Iterator[None]:
+def _sigterm_noted(waits: bool) -> Iterator[threading.Event]:
     """Note a SIGTERM within the block instead of ending at once, so that the state can be saved before.
 
     Args:
         waits: whether there is a state to save.
+
+    Yields:
+        An event that a SIGTERM sets.
     """
+    received = threading.Event()
     if not waits or threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    _told.clear()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: _told.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
-        _told.clear()
 
 
 def executor_id() -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 BUSY, WAITING, IDLE = "busy", "waiting", "idle"
 

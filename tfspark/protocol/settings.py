@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tfspark.errors import ConfigError
-from tfspark.protocol.wire import Json, plain
+from tfspark.protocol.values import Json, plain
 
 Precision = Literal["float16", "bfloat16"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import os
 import secrets
 import socket
 import threading
@@ -23,23 +22,16 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-Json = dict[str, Any]
+from tfspark.protocol.timing import CALL_TIMEOUT_S, CLOSE_S, UNREACHED_S
+from tfspark.protocol.values import Json, plain
 
-CALL_TIMEOUT_S = 30.0
 CALL_ATTEMPTS = 2
 """A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
 Every action is idempotent: it says what is, not what to add, or who calls."""
-UNREACHED_S = 10.0
-"""How long a call is tried again whose connection was reset, as by a firewall or a VPN, or that reached nobody."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
-CLOSE_S = 5.0
-"""How long the end of a server waits for calls under way: a client that was stopped never ends the one it is in."""
-LONG_POLL_S = 1.0
-"""How long a server may hold a call that waits for something; the caller asks again."""
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest body of an action; rows, checkpoints and files travel in pieces of a few MB."""
@@ -66,7 +58,7 @@ _VALID = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Secret:
-    """What a process must know to be heard in one life of a cluster.
+    """What a process must know to be heard in one incarnation of a cluster.
 
     Attributes:
         token: 256 random bits.
@@ -80,7 +72,7 @@ class Secret:
 
 
 def new_secret(tls: bool = False) -> Secret:
-    """Make the secret of one life of a cluster."""
+    """Make the secret of one incarnation of a cluster."""
     return Secret(secrets.token_hex(32), *(_new_certificate() if tls else ()))
 
 
@@ -287,21 +279,6 @@ class ActionClient:
 
     def _options(self, timeout_s: float) -> flight.FlightCallOptions:
         return flight.FlightCallOptions(timeout=timeout_s, headers=self._headers)
-
-
-def plain(value: Any) -> Any:
-    """Return a NumPy number as Python's, and a path as text; for ``json.dumps(..., default=plain)``.
-
-    Raises:
-        TypeError: it is something else, which JSON cannot hold.
-    """
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"expected numbers, text, lists and dicts, got {type(value).__name__} {value!r}")
 
 
 def uploaded(reader: Any) -> Iterator[pa.RecordBatch]:

@@ -16,7 +16,7 @@ from keras.src.backend.common import global_state
 
 from tfspark.errors import ConfigError
 from tfspark.protocol.settings import TrainerSettings
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 BuildModel = Callable[..., keras.Model]
 

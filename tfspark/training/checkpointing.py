@@ -18,11 +18,12 @@ import keras
 
 from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.stream import Start
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training import state
-from tfspark.training.evaluation import plain
+from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
+    from tfspark.training.input.dataset import Feed
     from tfspark.training.node_context import NodeContext
     from tfspark.training.session import TrainingSession
 
@@ -33,7 +34,7 @@ KEPT_EPOCHS = 10_000
 
 @dataclass
 class Progress:
-    """What a node has done so far, over all lives of its cluster.
+    """What a node has done so far, over all incarnations of its cluster.
 
     Attributes:
         epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics. All of the training under
@@ -58,7 +59,7 @@ class Progress:
 
     def add(self, logs: Mapping[str, Any], rows: int) -> None:
         """Add an epoch."""
-        self.epochs.append({name: plain(value) for name, value in logs.items()})
+        self.epochs.append(plain_logs(logs))
         self.rows.append(rows)
 
     @property
@@ -94,7 +95,9 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on, if its steps are counted; None: only whole epochs are saved.
     """
 
-    def __init__(self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Any = None):
+    def __init__(
+        self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Feed | None = None
+    ):
         super().__init__()
         self._session = session
         self._others = others
@@ -121,7 +124,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save if it is time to."""
-        if not self._meets:
+        if self._feed is None or not self._meets:
             return
         steps = self._feed.first_step_of_pass + batch + 1
         due = bool(self._every) and steps % self._every == 0

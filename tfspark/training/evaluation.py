@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -86,7 +87,7 @@ class LocalEvaluator:
         for variable, value in zip(model.metrics_variables, total, strict=True):
             variable.assign(np.asarray(value).astype(variable.numpy().dtype))
         self.roc = roc_of(model) or curves
-        return {name: plain(value) for name, value in model.get_metrics_result().items()}
+        return plain_logs(model.get_metrics_result())
 
     def _build(self, feed: Feed) -> None:
         """Evaluate the sample: metrics' variables come with the first batch, which this rank may not have."""
@@ -120,6 +121,14 @@ class LocalEvaluator:
             return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
+
+
+def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics' results as JSON has them; those of a metric that has several by name are named like others."""
+    found: dict[str, Any] = {}
+    for name, value in logs.items():
+        found |= plain_logs(value) if isinstance(value, Mapping) else {name: plain(value)}
+    return found
 
 
 def plain(value: Any) -> float | list[Any]:

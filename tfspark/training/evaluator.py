@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel, call_build_model, set_precision
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.input.dataset import open_feed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext

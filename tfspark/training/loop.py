@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel
 from tfspark.training.evaluator import run_evaluator
 from tfspark.training.jobs import job_done, posted_jobs

@@ -11,7 +11,8 @@ from typing import Any, Self
 from tfspark.protocol.activity import Activity
 from tfspark.protocol.roles import NodeSpec, reader_number, stream_name, task_of
 from tfspark.protocol.settings import Hooks, TrainerSettings
-from tfspark.protocol.wire import ActionClient, Json, Secret
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient, Secret
 from tfspark.training.failing import describe
 from tfspark.training.input.graph_errors import as_text_error
 

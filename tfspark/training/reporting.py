@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tfspark.training.evaluation import plain
+from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
+    from tfspark.training.input.dataset import Feed
     from tfspark.training.node_context import NodeContext
 
 STEP_INTERVAL_S = 0.5
@@ -24,7 +25,7 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on, if its steps are counted: an epoch that was resumed begins with those before.
     """
 
-    def __init__(self, context: NodeContext, batch_size: int, feed: Any = None):
+    def __init__(self, context: NodeContext, batch_size: int, feed: Feed | None = None):
         super().__init__()
         self._context = context
         self._batch_size = batch_size
@@ -60,5 +61,5 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             "rows": (before + self._steps) * self._batch_size,
             "rows_before": before * self._batch_size,
             "seconds": time.monotonic() - self._began,
-            "metrics": {name: plain(value) for name, value in (logs or {}).items()},
+            "metrics": plain_logs(logs or {}),
         }

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -15,25 +15,17 @@ from tfspark.errors import DataError, NodeFailedError, ReservationError, Tfspark
 from tfspark.protocol.activity import IDLE, WAITING
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.timing import (
+    LOST_PEER_S,
+    LOST_PEER_SETTLE_S,
+    PREEMPTION_GRACE_S,
+    REPLACEMENT_S,
+    SETTLE_S,
+    SILENT_PEER_S,
+    STACKS_S,
+)
+from tfspark.protocol.values import Json
 
-Json = dict[str, Any]
-
-SETTLE_S = 1.5
-"""How long after the first failure report others may still come in that explain it better."""
-LOST_PEER_S = 3.0
-"""Silence that makes a node the one whom another's failed collective operation misses: its host is gone."""
-LOST_PEER_SETTLE_S = LOST_PEER_S + 1.0
-"""How long that may take to be seen, when nothing is reported but failed collective operations."""
-
-
-STACKS_S = 2.5
-"""How long trainers have to show what they do before one of them is failed."""
-PREEMPTION_GRACE_S = 20.0
-"""How long a node that will be taken away waits for a checkpoint: less than the 30 s that Kubernetes gives a pod."""
-SILENT_PEER_S = 6.0
-"""Silence that makes a trainer the one whom another's failed collective operation misses."""
-REPLACEMENT_S = 120.0
-"""How long a trainer that replaces another may take to come up."""
 TASK_AGAIN = "Spark started its task again: the process that ran it was killed"
 LEFT_EARLY = "its trainer process exited with code 0 before its function had returned, as os._exit(0) does"
 
@@ -222,9 +214,9 @@ class Registry:
     ) -> Json:
         """Take in a node; reply with its attempt number, the fencing token of all it says later.
 
-        A registration by another `task` means that Spark started the node's task anew: its first life was lost. If the
-        node is replaced, its TensorFlow server must have the address that the others know: the reply has its port. The
-        same task may register again, since its answer was lost: it gets the same.
+        A registration by another `task` means that Spark started the node's task anew: its first attempt was lost.
+        If the node is replaced, its TensorFlow server must have the address that the others know: the reply has its
+        port. The same task may register again, since its answer was lost: it gets the same.
         """
         node = self.nodes[index]
         if self.stopping:

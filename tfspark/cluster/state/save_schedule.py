@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-Json = dict[str, Any]
+from tfspark.protocol.values import Json
 
 APART_S = 2.0
 """Seconds between two meetings, about: each costs a call of every worker."""

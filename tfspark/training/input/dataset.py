@@ -19,7 +19,7 @@ from tfspark.feed.cache import NodeCache
 from tfspark.feed.ledger import Used
 from tfspark.feed.reader import WEIGHT, PassReader
 from tfspark.feed.stream import Start, StreamSpec, decode_sample
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.input.distribute import distribute_from_function
 from tfspark.training.input.elements import flattened, joined, signature, to_element
 from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext
@@ -43,6 +43,15 @@ class FilesFeed:
 
     def abandon_pass(self) -> None:
         """Leave an epoch before its end; the next one begins anew."""
+        self._iterator = None
+
+    @property
+    def is_over(self) -> bool:
+        """Never: files can be read again."""
+        return False
+
+    def end(self) -> None:
+        """Forget the iterator."""
         self._iterator = None
 
     @property

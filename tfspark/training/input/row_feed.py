@@ -23,7 +23,8 @@ from tfspark.feed.rdd_rows import arrow_batches, elements_of
 from tfspark.feed.reader import PassReader
 from tfspark.feed.source import CHUNK
 from tfspark.feed.stream import StreamSpec
-from tfspark.protocol.wire import ActionClient, Json
+from tfspark.protocol.values import Json
+from tfspark.protocol.wire import ActionClient
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.jobs import posted_jobs
 from tfspark.training.ps.sharding import look_up_on_servers
 from tfspark.training.ps.worker_feed import WorkerFeed

@@ -20,11 +20,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
-from tfspark.protocol.wire import Json
+from tfspark.protocol.values import Json
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
-from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain
+from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain_logs
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.ps.servers import CHIEF_DONE, barrier
 from tfspark.training.ps.sharding import whole_values
@@ -293,7 +293,7 @@ class ParameterServerSession(TrainingSession):
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, total.sums, strict=False):
             variable.assign(value.astype(variable.dtype))
-        results = {name: plain(value) for name, value in self.model.get_metrics_result().items()}
+        results = plain_logs(self.model.get_metrics_result())
         means = {name: value / total.steps for name, value in total.logs.items()}
         return results if set(means) <= set(results) else means
 
