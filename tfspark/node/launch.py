@@ -145,6 +145,8 @@ class Trainer:
 
     def _give_orders(self) -> None:
         """Write the orders in a thread: they may be larger than a pipe holds, and the heartbeat goes on meanwhile."""
+        if self._lifeline < 0:  # Told to end before it was forked: it finds its standard input closed.
+            return
         arguments = (os.dup(self._lifeline), self._orders.frames)
         threading.Thread(target=_write, args=arguments, name="tfspark-node-orders", daemon=True).start()
 
