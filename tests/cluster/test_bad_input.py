@@ -99,6 +99,21 @@ def test_train_when_arguments_are_wrong_says_so_and_the_cluster_lives_on(spark: 
         assert cluster.shutdown()["worker 1"] == {"said": "hello", "workers": 2}
 
 
+def test_train_when_there_are_no_rows_says_so_and_the_cluster_trains_on(spark: SparkSession) -> None:
+    rows = df_with_partitions(spark, [8, 8])
+    none = rows.where("id < 0")
+    with TFCluster.run(spark, dense, {}, 2) as cluster:
+        with raises(DataError, "expected rows to feed", "has none"):
+            cluster.train(none, features=["features"])
+        for _ in range(2):
+            with raises(DataError, "expected validation rows", "has none", "leave validation= out"):
+                cluster.train(rows, 2, features=["features"], validation=none)
+            history = cluster.train(rows, 2, features=["features"], validation=rows)
+            assert len(history["val_loss"]) == 2
+        nodes = cluster.shutdown()
+    assert sum(nodes["worker 0"]["rows"] + nodes["worker 1"]["rows"]) == 4 * 16
+
+
 def test_train_on_a_dataframe_in_tensorflow_mode_says_what_to_pass(spark: SparkSession) -> None:
     with (
         TFCluster.run(spark, say, None, input_mode=InputMode.TENSORFLOW) as cluster,

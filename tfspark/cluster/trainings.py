@@ -23,7 +23,9 @@ from tfspark.cluster.inputs import (
     as_dataframe,
     elements_to_feed,
     is_rdd,
+    no_validation_rows,
     select_columns,
+    validation_rows,
 )
 from tfspark.cluster.layout import Parallelism, PlannedRows, refuse_direct
 from tfspark.cluster.options import ClusterOptions
@@ -275,10 +277,7 @@ class Trainings:
         directory = self._supervisor.control.directory
         self._supervisor.feeder.show_first_row(self._validation, checked)
         if not directory.has_sample(self._validation):
-            raise DataError(
-                "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its "
-                "filters leave"
-            )
+            raise no_validation_rows()
         self._supervisor.control.update(lambda: directory.forget_asking(self._validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
@@ -412,7 +411,7 @@ class Trainings:
                 "expected the same columns as at the first train() with validation, got others; shut this cluster down "
                 "and run a new one"
             )
-        rows = select_columns(as_dataframe(self._spark, validation), spec.columns)
+        rows = validation_rows(self._spark, validation, spec.columns)
         check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         self._validated = spec.columns
         readers = self._supervisor.evaluators or self._supervisor.workers
