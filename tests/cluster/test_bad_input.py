@@ -289,7 +289,7 @@ RUN = """
 
     spark = SparkSession.builder.getOrCreate()
     try:
-        TFCluster.run(spark, say, None, 2)
+        TFCluster.run(spark, say, None, 2, warm=False)  # No trainer is started.
     except Exception as error:
         print(type(error).__name__, error)
     spark.stop()
