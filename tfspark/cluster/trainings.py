@@ -248,7 +248,7 @@ class Trainings:
         if self._broken_off:
             raise TfsparkError(
                 "expected a cluster whose workers have ended what they did before, an earlier call was broken off by "
-                f"{self._broken_off}; call shutdown(), which can still export the model, and run another cluster"
+                f"{self._broken_off}; shut this cluster down and run another, with resume= to go on"
             )
         try:
             return self._supervisor.surviving(work)
