@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import yaml
 from pyspark.sql import SparkSession
-from support.environment import DRIVER_ID, shared_warm_parent
+from support.environment import DRIVER_ID, OWN_WARM_PARENT, shared_warm_parent
 from support.processes import (
     Finished,
     command_line,
@@ -206,7 +206,7 @@ def disturb_run(
     mark = uuid.uuid4().hex
     out, err, scratch = directory / "stdout", directory / "stderr", directory / "tmp"
     scratch.mkdir()
-    more = {DRIVER_ID: mark, "TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch)}
+    more = {DRIVER_ID: mark, "TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch), **OWN_WARM_PARENT}
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(
             command(directory, config),

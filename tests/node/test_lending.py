@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.driver import run_driver
-from support.environment import SHARED_BY, TESTS
+from support.environment import OWN_WARM_PARENT, SHARED_BY, TESTS
 from support.processes import kill_all
 from support.trainers import shared_warm_parents
 
@@ -125,7 +125,7 @@ def test_local_executor_takes_the_parent_that_the_driver_started_which_ends_with
         told = {"is_drivers": owner == os.getpid(), "is_it": started.pid == parent.pid, "seen": seen}
         print(json.dumps({**told, "parent": parent.pid, "left": len(wait_until_ended([parent], 20.0))}))
     """
-    done = run_driver("local[3]", program, env={SHARED_BY: ""}, timeout_s=300, grace_s=5.0).check()
+    done = run_driver("local[3]", program, env=OWN_WARM_PARENT, timeout_s=300, grace_s=5.0).check()
     told = json.loads(done.stdout.splitlines()[-1])
     assert [seen["parent"] for seen in told["seen"]] == [told["parent"]] * 2
     assert [seen["variable"] for seen in told["seen"]] == ["given"] * 2

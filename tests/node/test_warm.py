@@ -219,6 +219,24 @@ def test_trainer_is_forked_only_when_its_node_task_still_waits_for_it(
     kill_all([parent])
 
 
+def test_trainer_that_is_told_to_end_before_it_is_forked_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The warm parent still imports TensorFlow; the fork finds its standard input closed."""
+    monkeypatch.setattr(launch, "STOP_GRACE_S", 120.0)
+    kill_all(warm_parents())
+    with socket.socket() as port:
+        environment = trainer_environment(os.environ, "", str(tmp_path), sys.path)
+        trainer = Trainer(Orders("worker 7", environment, port, (b"{}", b"")), True, print)
+        trainer.end()
+        printed = trainer.output.read().decode()
+        trainer.output.close()
+    assert trainer.failure == "its trainer process exited with code 1 without reporting an error"
+    assert "unpack requires a buffer of 8 bytes" in printed
+    assert "worker 7" not in trainers()
+    kill_all(warm_parents())
+
+
 def test_program_that_sets_a_variable_before_it_uses_tensorflow_is_begun_again_cold(
     spark: SparkSession,
 ) -> None:

@@ -21,12 +21,26 @@ def trainers() -> dict[str, psutil.Process]:
 
 def warm_parents() -> list[psutil.Process]:
     """Return the warm parents of this test run, but for those that driver programs share."""
-    return [process for process, line in _running(WARM_PARENT) if line[4] != SHARED]
+    return [process for process, owner in _warm_parents() if owner != SHARED]
 
 
 def shared_warm_parents() -> list[psutil.Process]:
     """Return the warm parents that driver programs of this test run share."""
-    return [process for process, line in _running(WARM_PARENT) if line[4] == SHARED]
+    return [process for process, owner in _warm_parents() if owner == SHARED]
+
+
+def _warm_parents() -> list[tuple[psutil.Process, str]]:
+    """Return them with their owners. A fork has its parent's command line until it is a trainer."""
+    found = _running(WARM_PARENT)
+    pids = {process.pid for process, _ in found}
+    return [(process, line[4]) for process, line in found if _parent_of(process) not in pids]
+
+
+def _parent_of(process: psutil.Process) -> int:
+    try:
+        return int(process.ppid())
+    except psutil.Error:
+        return 0
 
 
 def _running(module: str) -> list[tuple[psutil.Process, list[str]]]:
