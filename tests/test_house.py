@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "tfspark"
-MODULES = {
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-}
+from support.imports import MODULES, edges, folder, imports, renew
+
 BELOW = {
     "protocol": set[str](),
     "tfrecord": set[str](),
     "feed": {"protocol", "tfrecord"},
     "node": {"protocol"},
-    "training": {"protocol", "feed", "node", "inference"},
+    "training": {"protocol", "feed", "node"},
     "cluster": {"protocol", "feed", "node", "tfrecord"},
     "inference": {"protocol", "feed", "training", "cluster"},
     "migrate": {"protocol", "feed", "tfrecord", "inference", "cluster", "training"},
@@ -30,38 +26,6 @@ FRONT = {"tfcluster", "inputs", "layout", "preflight", "program", "warm_up", "st
 TENSORFLOW = ("tensorflow", "keras", "tensorflow_io")
 MAY_IMPORT_TENSORFLOW = {"tfspark.ml.sparse_dense"}
 """Beside `training/`: a layer is a class, which needs Keras when its module is imported."""
-
-
-def imports(module: str) -> Iterator[tuple[str, bool]]:
-    """Yield what a module imports, and whether it does so when it is imported itself; not what only mypy reads."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    yield from _imports_below(tree, at_once=True)
-
-
-def _imports_below(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-            continue
-        if isinstance(child, ast.Import):
-            yield from ((alias.name, at_once) for alias in child.names)
-        elif isinstance(child, ast.ImportFrom) and child.module:
-            for alias in child.names:
-                full = f"{child.module}.{alias.name}"
-                yield (full if full in MODULES else child.module), at_once
-        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        yield from _imports_below(child, at_once and not is_function)
-
-
-def folder(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 2 or (len(parts) == 2 and MODULES[module].name == "__init__.py") else ""
-
-
-def edges() -> Iterator[tuple[str, str]]:
-    for module in MODULES:
-        for imported, _ in imports(module):
-            if imported in MODULES and imported != module:
-                yield module, imported
 
 
 def test_no_import_leads_back() -> None:
@@ -132,3 +96,8 @@ def test_no_test_module_imports_another() -> None:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[-1] in names:
                 wrong.append((path.name, node.module))
     assert wrong == []
+
+
+def test_picture_in_the_docs_is_of_these_imports() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert renew(page) == page, "run: PYTHONPATH=tests python -m support.imports docs/architecture.md"

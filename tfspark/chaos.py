@@ -151,7 +151,7 @@ def build_model(params: Any) -> Any:
 
 
 def callbacks(params: Mapping[str, Any]) -> list[Any]:
-    """Return what strikes once: on the faulty worker, in the first life of its cluster."""
+    """Return what strikes once: on the faulty worker, in the first incarnation of its cluster."""
     import keras
 
     task = json.loads(os.environ["TF_CONFIG"])["task"]

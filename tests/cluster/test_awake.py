@@ -6,9 +6,10 @@ import pytest
 from cluster.registered import TIMEOUT_S, VERSIONS, register
 from support.clock import Clock
 
-from tfspark.cluster.awake import LONGEST_S, AwakeClock
+from tfspark.cluster.awake import AwakeClock
 from tfspark.cluster.state.registry import Registry
 from tfspark.protocol.roles import plan_nodes
+from tfspark.protocol.timing import AWAKE_S
 
 
 def test_time_goes_on_as_long_as_somebody_looks_and_a_pause_hardly_counts() -> None:
@@ -19,7 +20,7 @@ def test_time_goes_on_as_long_as_somebody_looks_and_a_pause_hardly_counts() -> N
         awake()
     assert awake() == pytest.approx(10.0)
     clock.now += 400.0
-    assert awake() == pytest.approx(10.0 + LONGEST_S)
+    assert awake() == pytest.approx(10.0 + AWAKE_S)
 
 
 def test_nodes_are_not_lost_when_the_driver_itself_was_stopped_and_are_when_they_stay_silent() -> None:

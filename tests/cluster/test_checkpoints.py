@@ -106,14 +106,14 @@ def test_partitions_that_were_trained_on_whole_are_known_over_runs_and_not_in_th
         sizes=sizes,
     )
     before = newest_in(tmp_path)
-    assert before.whole == {0: 16}
+    assert before.fully_trained == {0: 16}
     store = new_store(tmp_path, before)
     kept = save(store, 1, 6, {"1": [[8, 9]]}, {"2": [[4, 5]]}, sizes={2: 5})
     assert kept is not None
-    assert kept.whole == {0: 16, 1: 9, 2: 5}
+    assert kept.fully_trained == {0: 16, 1: 9, 2: 5}
     later = save(store, 2, 1, {"2": [[0, 5]]}, {}, sizes={})
     assert later is not None
-    assert later.whole == {}
+    assert later.fully_trained == {}
 
 
 def test_run_that_resumes_reads_parts_of_the_one_before_and_leaves_them_there(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from support.rows import df_with_partitions
 
 from tfspark import Feeding, TFCluster
 from tfspark.cluster import preflight
-from tfspark.cluster.state.size import Size, dealt
+from tfspark.cluster.state.size import Size, redistribute
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns
 from tfspark.feed.stream import StreamSpec
@@ -41,7 +41,7 @@ class Slots:
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=9), st.integers(1, 9))
 def test_dealt_keeps_the_sum_and_what_the_nodes_that_stay_had(rows: list[int], num_nodes: int) -> None:
-    found = dealt(rows, num_nodes)
+    found = redistribute(rows, num_nodes)
     assert len(found) == num_nodes
     assert sum(found) == sum(rows)
     assert list(found[1 : len(rows)]) == rows[1:num_nodes]

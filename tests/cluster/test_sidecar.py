@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tfspark.cluster.sidecar import SideCar
+from tfspark.cluster.sidecar import SidecarEvaluator
 
 EVALUATION_S = 0.1
 
@@ -19,7 +19,7 @@ def test_finish_when_many_evaluations_wait_gives_each_its_time() -> None:
         time.sleep(EVALUATION_S)
         done.append((epoch, weights))
 
-    side_car = SideCar(evaluate)
+    side_car = SidecarEvaluator(evaluate)
     for epoch in range(1, 11):
         side_car.weights_arrived(epoch, f"weights-{epoch}")
     assert side_car.finish(6 * EVALUATION_S)
@@ -28,7 +28,7 @@ def test_finish_when_many_evaluations_wait_gives_each_its_time() -> None:
 
 def test_finish_when_an_evaluation_does_not_end_returns_after_its_time() -> None:
     goes_on = threading.Event()
-    side_car = SideCar(lambda epoch, weights: epoch < 3 or bool(goes_on.wait(60)))
+    side_car = SidecarEvaluator(lambda epoch, weights: epoch < 3 or bool(goes_on.wait(60)))
     for epoch in range(1, 4):
         side_car.weights_arrived(epoch, "weights")
     began = time.monotonic()
@@ -42,7 +42,7 @@ def test_finish_when_an_evaluation_raises_raises_that() -> None:
     def fail(epoch: int, weights: str) -> None:
         raise ValueError(f"no luck with {weights} of epoch {epoch}")
 
-    side_car = SideCar(fail)
+    side_car = SidecarEvaluator(fail)
     side_car.weights_arrived(1, "weights")
     with pytest.raises(ValueError, match="no luck with weights of epoch 1"):
         side_car.finish(10.0)

@@ -16,7 +16,7 @@ from support.rows import df_with_partitions, features_of, partition_sizes
 
 from tfspark import Column, Columns, predict
 from tfspark.errors import ConfigError
-from tfspark.inference.described import FORMAT, Described, write_signature
+from tfspark.feed.described import FORMAT, Described, write_signature
 from tfspark.inference.model_files import LoadedModels, of_keras, read_model
 from tfspark.inference.predict import DescribeTask
 from tfspark.ml import KerasModel

@@ -16,6 +16,8 @@ from tfspark.protocol import timing as t
         pytest.param(
             t.UNREACHED_S, t.HEARTBEAT_TIMEOUT_S, id="a reset connection is tried again, no node is lost"
         ),
+        pytest.param(t.HEARTBEAT_S, t.AWAKE_S, id="time goes on for a driver that hears a node"),
+        pytest.param(t.AWAKE_S, t.LOST_PEER_S, id="a driver that was stopped blames no node"),
         pytest.param(
             2 * t.HEARTBEAT_S, t.LOST_PEER_S, id="a node misses more than one heartbeat before it is blamed"
         ),

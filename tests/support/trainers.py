@@ -7,10 +7,11 @@ import os
 import psutil
 
 from support.environment import TEST_ID
-from support.processes import command_line, marked_processes
+from support.processes import TRAINER, command_line, marked_processes
 
-TRAINER = "tfspark.trainer"
 WARM_PARENT = "tfspark.node.warm_parent"
+SHARED = "0"
+"""Owner of a warm parent that driver programs share."""
 
 
 def trainers() -> dict[str, psutil.Process]:
@@ -19,8 +20,13 @@ def trainers() -> dict[str, psutil.Process]:
 
 
 def warm_parents() -> list[psutil.Process]:
-    """Return the warm parents of this test run."""
-    return [process for process, _ in _running(WARM_PARENT)]
+    """Return the warm parents of this test run, but for those that driver programs share."""
+    return [process for process, line in _running(WARM_PARENT) if line[4] != SHARED]
+
+
+def shared_warm_parents() -> list[psutil.Process]:
+    """Return the warm parents that driver programs of this test run share."""
+    return [process for process, line in _running(WARM_PARENT) if line[4] == SHARED]
 
 
 def _running(module: str) -> list[tuple[psutil.Process, list[str]]]:

@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-LONGEST_S = 2.0
-"""Most that counts of what lies between two looks at the clock. While a node lives it is looked at every second."""
+from tfspark.protocol.timing import AWAKE_S
 
 
 class AwakeClock:
@@ -27,6 +26,6 @@ class AwakeClock:
         """Return the seconds."""
         with self._lock:
             now = self._clock()
-            self._seconds += min(now - self._last, LONGEST_S)
+            self._seconds += min(now - self._last, AWAKE_S)
             self._last = now
             return self._seconds

@@ -438,7 +438,7 @@ class ControlPlane(ActionServer):
             if error.errno is None:
                 raise  # The trainer is gone, which is found out elsewhere.
             if self.registry.stopping:
-                return  # What was on its way was removed by the life that follows.
+                return  # What was on its way was removed by the incarnation that follows.
             self.update(lambda: store.drop(header))
             read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})

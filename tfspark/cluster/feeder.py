@@ -93,7 +93,7 @@ class Feeder:
             spec: the stream, as the whole cluster reads it.
             readers: the nodes that read it.
             buffer_bytes: bound of the rows waiting in a feed task.
-            layout: more of its description, for readers of elements; see `Fed.layout`.
+            layout: more of its description, for readers of elements; see `TrainingRows.layout`.
         """
         if spec.name in self._specs:
             return
@@ -116,7 +116,7 @@ class Feeder:
         )
 
     def take_over(self, earlier: Feeder, names: Collection[str], nodes: Sequence[NodeSpec]) -> None:
-        """Open streams of an earlier life of the cluster, whose first rows are known, to the nodes of this."""
+        """Open streams of an earlier incarnation of the cluster, whose first rows are known, to the nodes of this."""
         for name in names:
             if name in earlier._whole:
                 readers = [node for node in nodes if node.role == earlier._readers[name][0].role]
@@ -178,7 +178,7 @@ class Feeder:
         )
         self._last_from_spark[stream] = index
         timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
-        whole = {} if begun is None else begun.whole
+        whole = {} if begun is None else begun.fully_trained
         if whole and not directory.has_sample(stream):
             whole.popitem()  # The task of this one shows the nodes a row.
         while self._serve(stream, index, rows, job, whole):

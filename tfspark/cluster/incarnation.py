@@ -1,7 +1,7 @@
-"""One life of a cluster: its servers on the driver, its nodes on the executors, its secret.
+"""One incarnation of a cluster: its servers on the driver, its nodes on the executors, its secret.
 
-After a failure a cluster begins a new life. It has nothing in common with the one before but what the driver knows:
-the secret and the addresses are new, so whatever is left of the old life cannot be heard any more.
+After a failure a cluster begins a new incarnation. It shares nothing with the one before but what the driver knows. Its
+secret and addresses are new, so calls of processes that are left of the old one are refused.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_st
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.state.restarts import RestartBudget
+from tfspark.cluster.warm_up import driver_of_local_executor
 from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 from tfspark.node.task import NODE_RESULT_DDL, NodeTask
@@ -192,6 +193,7 @@ class Incarnation:
             self._options.warm,
             self._options.module_paths,
             self._options.tensorboard_dir,
+            driver_of_local_executor(self._spark),
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:

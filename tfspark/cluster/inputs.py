@@ -112,7 +112,7 @@ def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
 
 
 @dataclass(frozen=True)
-class Fed:
+class TrainingRows:
     """What a `train` call feeds.
 
     Attributes:
@@ -132,25 +132,25 @@ class Fed:
         return bool(getattr(self.rows, "isStreaming", False))
 
 
-def columns_to_feed(df: DataFrame, columns: Columns) -> Fed:
+def columns_to_feed(df: DataFrame, columns: Columns) -> TrainingRows:
     """Feed just these columns of a DataFrame."""
     sent = [column.name for column in columns.sent]
     names = [name for name in df.columns if name in sent]
-    return Fed(select_columns(df, columns), columns, {"names": names})
+    return TrainingRows(select_columns(df, columns), columns, {"names": names})
 
 
-def all_columns_to_feed(df: DataFrame) -> Fed:
+def all_columns_to_feed(df: DataFrame) -> TrainingRows:
     """Feed a DataFrame whose label is not named: a `main_fun` may take its rows apart itself."""
-    return Fed(
+    return TrainingRows(
         df,
         Columns(tuple(Column(name) for name in df.columns)),
         {"names": df.columns, "no_dataset": _no_dataset(f"a DataFrame of {df.columns}")},
     )
 
 
-def elements_to_feed(rdd: RDD[Any]) -> Fed:
+def elements_to_feed(rdd: RDD[Any]) -> TrainingRows:
     """Feed the elements of an RDD as they are."""
-    return Fed(rdd, Columns((Column("value"),)), {"no_dataset": _no_dataset("an RDD")})
+    return TrainingRows(rdd, Columns((Column("value"),)), {"no_dataset": _no_dataset("an RDD")})
 
 
 def _no_dataset(what: str) -> str:
@@ -316,7 +316,7 @@ class Selection:
         )
 
 
-def what_to_feed(spark: SparkSession, data: Any, chosen: Selection, to_main_fun: bool) -> Fed:
+def what_to_feed(spark: SparkSession, data: Any, chosen: Selection, to_main_fun: bool) -> TrainingRows:
     """Resolve what was handed to `train`.
 
     A `main_fun` may read its rows with ``ctx.dataset()``, which needs to know the label, or take them apart

@@ -2,8 +2,8 @@
 
 A ledger knows rows by partition and position. Spark cuts a DataFrame anew whenever it is planned: files by the cores
 there are just then (``FilePartition.maxSplitBytes``), ranges by a sample that the RDD's number seeds. So a pass is
-planned once, and what is served of it later, in another life of the cluster, too, comes of the same RDD. A pass that
-is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
+planned once, and what is served of it later, in another incarnation of the cluster, too, comes of the same RDD. A pass
+that is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
 digest of their splits, which have each file's name, offset, length, size and modification time, and of the seeds by
 which Spark draws rows.
 """

@@ -11,7 +11,7 @@ ABANDON_S = 10.0
 POLL_S = 0.2
 
 
-class SideCar:
+class SidecarEvaluator:
     """Evaluates one epoch after the other in a thread.
 
     Args:

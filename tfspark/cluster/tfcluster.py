@@ -30,7 +30,6 @@ from tfspark.cluster.preflight import (
     check_encryption,
     check_settings,
     check_slots,
-    is_local,
     room_for,
 )
 from tfspark.cluster.program import is_main_fun, pickled
@@ -98,7 +97,7 @@ class TFCluster:
         self._trainings = Trainings(spark, options, self._observe, self._supervisor, recovery)
         self._supervisor.work = self._trainings
 
-    # --- life --------------------------------------------------------------------------------------
+    # --- begin and end --------------------------------------------------------------------------------------
 
     @classmethod
     def run(
@@ -270,8 +269,7 @@ class TFCluster:
             check_encryption(spark, options.allow_plaintext)
         if "TF_CONFIG" in os.environ:
             logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
-        # On a local master the nodes start at once: another Spark job would only take time from theirs.
-        with warming_up(spark, options.num_executors if options.warm and not is_local(spark) else 0):
+        with warming_up(spark, options.num_executors if options.warm else 0):
             code = pickled(map_fun, tf_args, options.hooks)
             wait_s = min(options.reservation_timeout, SLOTS_WAIT_S)
             if options.all_at_once:

@@ -1,6 +1,6 @@
 """What a cluster is trained on, call by call, and how far it is. Runs on the driver.
 
-`TFCluster` checks what it is given and hands it on to this; a new life of the cluster goes on with it.
+`TFCluster` checks what it is given and hands it on to this; a new incarnation of the cluster goes on with it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from tfspark.cluster.feeder import for_evaluation
 from tfspark.cluster.incarnation import Incarnation
 from tfspark.cluster.inputs import (
-    Fed,
     FeedOptions,
     InputMode,
+    TrainingRows,
     as_dataframe,
     elements_to_feed,
     is_rdd,
@@ -28,7 +28,7 @@ from tfspark.cluster.inputs import (
 from tfspark.cluster.layout import Parallelism, PlannedRows, refuse_direct
 from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import check_slots
-from tfspark.cluster.sidecar import SideCar
+from tfspark.cluster.sidecar import SidecarEvaluator
 from tfspark.cluster.state.checkpoint_store import RESIZED, Checkpoint, check_same_run
 from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.streaming import MicroBatches
@@ -95,8 +95,8 @@ class Trainings:
         self._validated: Columns | None = None
         self._evaluations = itertools.count(1)
         self._stream: MicroBatches | None = None
-        self._side_car: SideCar | None = None
-        self._num_side_car = 0
+        self._sidecar: SidecarEvaluator | None = None
+        self._num_sidecar = 0
         self._generation = generation
         self._train, self._validation = self.named("train"), self.named("validation")
 
@@ -138,8 +138,8 @@ class Trainings:
 
     def weights_arrived(self, epoch: int, name: str) -> None:
         """Note that the chief has sent the weights of an epoch."""
-        if self._side_car is not None:
-            self._side_car.weights_arrived(epoch, name)
+        if self._sidecar is not None:
+            self._sidecar.weights_arrived(epoch, name)
 
     def use_for(self, purpose: str, data: Any, qname: str) -> InputMode:
         """Check that this call fits the cluster and those before it; return who reads the data."""
@@ -176,7 +176,7 @@ class Trainings:
     def open(
         self,
         stream: str,
-        fed: Fed,
+        fed: TrainingRows,
         batch_size: int | None,
         feeding: FeedOptions,
         timeout_s: float,
@@ -230,7 +230,7 @@ class Trainings:
         )
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
-        """Let the partitions of rows stay as they are in all lives; elements of an RDD have no life but one."""
+        """Keep the partitions of rows the same in all incarnations; items of an RDD are fed in one incarnation only."""
         if is_rdd(rows):
             refuse_direct(self._feeding.scan, "they are the elements of an RDD")
             return None
@@ -262,7 +262,7 @@ class Trainings:
                 self._observe("cache", {"kept": self._supervisor.feeder.is_kept(stream)})
             if checked is not None and self._options.runs_main_fun:
                 self._validate_if_asked(stream, checked, job)
-            elif checked is not None and self._side_car is None and not self._supervisor.have_trained(job):
+            elif checked is not None and self._sidecar is None and not self._supervisor.have_trained(job):
                 self._feed(self._validation, checked, job)
             if self._supervisor.have_trained(job):
                 break
@@ -433,7 +433,7 @@ class Trainings:
         if left is None:
             return {}
         job = self._post_training(call, left, checked)
-        if checked is not None and self._side_car is None:
+        if checked is not None and self._sidecar is None:
             self._validate_when_asked(checked, job)
         return self._training_result(job)
 
@@ -503,9 +503,9 @@ class Trainings:
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
         job = self._supervisor.control.post_job(
-            "side_car", epoch=epoch, weights=weights, index=self._num_side_car
+            "side_car", epoch=epoch, weights=weights, index=self._num_sidecar
         )
-        self._num_side_car += 1
+        self._num_sidecar += 1
         self._feed(self._validation, validation, job)
         self._supervisor.control.wait(
             lambda: self._supervisor.have_ended(job, self._supervisor.evaluators),
@@ -539,16 +539,16 @@ class Trainings:
         results = self._supervisor.control.job_results(job)
         return {self._supervisor.nodes[index].name: result for index, result in results.items()}
 
-    # --- new lives -----------------------------------------------------------------------------------
+    # --- new incarnations -----------------------------------------------------------------------------------
 
     def take_over(self, earlier: Incarnation) -> None:
-        """Make the new life of the cluster go on with the work of one before."""
+        """Make the new incarnation of the cluster go on with the work of one before."""
         recovery = self._recovery
         assert recovery is not None
-        if self._side_car is not None:
-            self._side_car.abandon()
+        if self._sidecar is not None:
+            self._sidecar.abandon()
             self._supervisor.control.remove_artifact("side-car")  # Weights that were not evaluated.
-        self._side_car, self._num_side_car = None, 0
+        self._sidecar, self._num_sidecar = None, 0
         self._supervisor.feeder.take_over(
             earlier.feeder, [*self._opened, self._validation], self._supervisor.nodes
         )
@@ -619,7 +619,7 @@ class Trainings:
             self._go_back()
 
     def _left_of(self, call: range) -> tuple[range | None, Checkpoint | None]:
-        """Return the passes of a training that are not in the checkpoint this life began with, or not whole.
+        """Return the passes of a training that are not in the checkpoint this incarnation began with, or not whole.
 
         None: a run that was resumed has done this training, and a later one, before. The checkpoint comes with them if
         it is in the middle of the first, and that is not replayed.
@@ -676,14 +676,16 @@ class Trainings:
         if self._options.runs_main_fun:
             return 0
         if validation is not None and self._supervisor.evaluators:
-            self._side_car = SideCar(lambda epoch, name: self._evaluate_beside(epoch, name, validation))
+            self._sidecar = SidecarEvaluator(
+                lambda epoch, name: self._evaluate_beside(epoch, name, validation)
+            )
         return self._supervisor.control.post_job(
             "train",
             call=call.start,
             first_pass=left.start,
             epochs=len(left),
-            validation=validation is not None and self._side_car is None,
-            side_car=self._side_car is not None,
+            validation=validation is not None and self._sidecar is None,
+            side_car=self._sidecar is not None,
         )
 
     def _feed(
@@ -706,11 +708,11 @@ class Trainings:
         self._supervisor.control.wait(
             lambda: self._supervisor.have_trained(job), float("inf"), "the workers to train"
         )
-        if self._side_car is not None and not self._side_car.finish(self.feed_timeout_s):
+        if self._sidecar is not None and not self._sidecar.finish(self.feed_timeout_s):
             raise DeadlineError(
                 f"waited {self.feed_timeout_s:g} s for the evaluator to end the evaluation of an epoch; raise "
                 "feed_timeout if one may take that long"
             )
-        self._side_car = None
+        self._sidecar = None
         teller = self._supervisor.chief or self._supervisor.workers[0]
         return dict(self._supervisor.control.job_results(job)[teller.index]["history"])

@@ -147,7 +147,7 @@ class RunConsole:
 
 
 def rows_per_s(fields: Mapping[str, Any], rows: int) -> float:
-    """Return the speed of an epoch that has trained so many rows; an earlier life's part of it does not count."""
+    """Return the speed of an epoch that has trained so many rows; what was trained before a loss does not count."""
     return float((rows - fields.get("rows_before", 0)) / fields["seconds"]) if fields["seconds"] else 0.0
 
 

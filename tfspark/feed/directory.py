@@ -16,6 +16,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from tfspark.feed.ledger import union
 from tfspark.feed.ranges import Ranges
@@ -45,6 +46,23 @@ class Source:
     lost: bool = False
 
 
+class PassState(Enum):
+    """Where a pass is.
+
+    | state | next | when |
+    |---|---|---|
+    | SERVING | SERVED | Spark has finished every partition |
+    | SERVING, SERVED | LACKS_ROWS | a reader was lost, with rows that must be served again |
+    | LACKS_ROWS | SERVING | the partitions of which rows are missing were opened again |
+    | SERVED | OVER | the coordinator of the readers' steps has taken every step |
+    """
+
+    SERVING = "serving"
+    LACKS_ROWS = "lacks rows"
+    SERVED = "served"
+    OVER = "over"
+
+
 @dataclass
 class FeedPass:
     """One run over a stream.
@@ -54,11 +72,11 @@ class FeedPass:
         kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
         kept: readers that have kept all they received.
         layout: how Spark has cut its rows, for its checkpoints.
-        used: rows that need not be served, as an earlier life of the cluster has trained on them: the partition's own
-            number -> intervals.
+        used: rows that need not be served, as an earlier incarnation of the cluster has trained on them: the
+            partition's own number -> intervals.
         delivered: partition -> reader -> rows it said it received.
-        lacks_rows: a reader was lost; what it had received must be served again.
-        over: the coordinator of the readers' steps has taken every step of the pass.
+        abandoned: nobody reads the rest, so sources are told to stop.
+        cut: a reader has left the stream before it had all rows.
     """
 
     layout: Json = field(default_factory=dict)
@@ -71,16 +89,14 @@ class FeedPass:
     counted: dict[int, int] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)
     delivered: dict[int, dict[int, Ranges]] = field(default_factory=dict)
-    lacks_rows: bool = False
-    over: bool = False
-    final: bool = False
+    state: PassState = PassState.SERVING
     abandoned: bool = False
     announced: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
     cut: bool = False
 
 
-_FORGOTTEN = FeedPass(over=True, final=True)
+_FORGOTTEN = FeedPass(state=PassState.OVER)
 """Every pass that is long over; there may be millions of them."""
 
 
@@ -135,10 +151,12 @@ class FeedDirectory:
         return list(self._streams)
 
     def skip_passes(self, stream: str, count: int) -> None:
-        """Let the next pass have at least number `count`: an earlier life of the cluster had those before it."""
+        """Let the next pass have at least number `count`: an earlier incarnation of the cluster had those before it."""
         book = self._streams[stream]
         while len(book.passes) < count:
-            book.passes.append(FeedPass(over=True, ended=dict.fromkeys(range(book.num_readers), 0)))
+            book.passes.append(
+                FeedPass(state=PassState.OVER, ended=dict.fromkeys(range(book.num_readers), 0))
+            )
 
     def open_pass(
         self,
@@ -167,7 +185,7 @@ class FeedDirectory:
             book.totals.update(old.ended)
             for source in old.all_sources:
                 self._by_id.pop(source, None)
-            kept = FeedPass(keep=True, ended=old.ended, kept=old.kept, over=True, final=True)
+            kept = FeedPass(keep=True, ended=old.ended, kept=old.kept, state=PassState.OVER)
             book.passes[book.num_forgotten] = kept if old.keep else _FORGOTTEN
             book.num_forgotten += 1
 
@@ -189,7 +207,7 @@ class FeedDirectory:
         return self._streams[stream].passes[index].layout if self.has_pass(stream, index) else {}
 
     def leave_out(self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]) -> None:
-        """Take partitions for served, as an earlier life of the cluster has trained on them whole.
+        """Take partitions for served, as an earlier incarnation of the cluster has trained on them whole.
 
         Args:
             stream: name of the stream.
@@ -209,7 +227,8 @@ class FeedDirectory:
     def finish_pass(self, stream: str, index: int) -> int:
         """Say that Spark has finished every partition of the pass; return the rows it served."""
         feed_pass = self._streams[stream].passes[index]
-        feed_pass.final = not feed_pass.lacks_rows
+        if feed_pass.state is PassState.SERVING:
+            feed_pass.state = PassState.SERVED
         return sum(feed_pass.done.values())
 
     def unfinished(self, stream: str, index: int) -> list[int]:
@@ -419,7 +438,8 @@ class FeedDirectory:
                 "rows_before": self._rows_before(feed_pass, source.partition) if book.ordered else 0,
                 "keep": feed_pass.keep,
             }
-        return {"status": "end" if feed_pass.final else "wait", "keep": feed_pass.keep}
+        is_served = feed_pass.state in (PassState.SERVED, PassState.OVER)
+        return {"status": "end" if is_served else "wait", "keep": feed_pass.keep}
 
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
         """End a lease: note what the reader received of the source, and whether the source was lost."""
@@ -499,7 +519,7 @@ class FeedDirectory:
         self._lost.add(rank)
         for book in self._streams.values():
             for feed_pass in book.passes:
-                if book.coordinated and not feed_pass.over:
+                if book.coordinated and feed_pass.state is not PassState.OVER:
                     self._forget(feed_pass, rank)
 
     @staticmethod
@@ -510,7 +530,7 @@ class FeedDirectory:
             readers.pop(rank, None)
         feed_pass.announced.pop(rank, None)
         feed_pass.ended.pop(rank, None)
-        feed_pass.lacks_rows, feed_pass.final = True, False
+        feed_pass.state = PassState.LACKS_ROWS
 
     def end_pass(self, stream: str, index: int, seen: list[int], ended: list[int]) -> Json:
         """Let the coordinator of the readers' steps end a pass; tell which of its readers were lost meanwhile.
@@ -522,17 +542,17 @@ class FeedDirectory:
             ended: readers that have no more rows. The pass is over if none of these is lost.
         """
         if self.has_pass(stream, index) and self._lost.isdisjoint(ended):
-            self._streams[stream].passes[index].over = True
+            self._streams[stream].passes[index].state = PassState.OVER
         return {"lost": sorted(self._lost.intersection(seen))}
 
     def is_over(self, stream: str, index: int) -> bool:
         """Tell whether the coordinator has ended a pass, if the stream has one."""
         book = self._streams[stream]
-        return book.passes[index].over or not book.coordinated
+        return book.passes[index].state is PassState.OVER or not book.coordinated
 
     def lacks_rows(self, stream: str, index: int) -> bool:
         """Tell whether a reader was lost, and it has not been looked yet what must be served again."""
-        return self._streams[stream].passes[index].lacks_rows
+        return self._streams[stream].passes[index].state is PassState.LACKS_ROWS
 
     def is_settled(self, stream: str, index: int) -> bool:
         """Tell whether every reader that lives has told what it received of the sources so far."""
@@ -544,7 +564,8 @@ class FeedDirectory:
         Call it when the pass `is_settled`.
         """
         feed_pass = self._streams[stream].passes[index]
-        feed_pass.lacks_rows = False
+        if feed_pass.state is PassState.LACKS_ROWS:
+            feed_pass.state = PassState.SERVING
         missing = []
         for partition, source in feed_pass.sources.items():
             served = Ranges()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from tfspark.driver_python import use_own_python
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Column, Columns, check_columns
-from tfspark.inference.described import (
+from tfspark.feed.described import (
     MODULE,
     Described,
     Signature,

@@ -19,7 +19,7 @@ from pyspark.ml.util import MLReadable, MLWritable
 from tfspark.cluster.inputs import session_of
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns, check_columns
-from tfspark.inference.described import Signature
+from tfspark.feed.described import Signature
 from tfspark.inference.evaluate import evaluate
 from tfspark.inference.model_files import ModelFiles, of_keras
 from tfspark.inference.outputs import Output

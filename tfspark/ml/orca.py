@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
+from tfspark.feed.described import read_signature
 from tfspark.history import History
-from tfspark.inference.described import read_signature
 from tfspark.inference.model_files import of_keras
 from tfspark.inference.values import to_arrow
 from tfspark.ml.estimator import KerasEstimator, KerasModel, State

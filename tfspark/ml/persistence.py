@@ -17,7 +17,7 @@ from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReader, 
 
 from tfspark import shipped
 from tfspark.errors import ConfigError
-from tfspark.inference.described import FORMAT, check_format
+from tfspark.feed.described import FORMAT, check_format
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

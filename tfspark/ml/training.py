@@ -15,7 +15,7 @@ from tfspark.cluster.inputs import FeedOptions
 from tfspark.cluster.program import pickled
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
-from tfspark.inference.described import Signature, read_signature
+from tfspark.feed.described import Signature, read_signature
 from tfspark.ml.params import plain
 from tfspark.ml.rows import FitRows
 from tfspark.ml.slots import FITS

@@ -28,9 +28,10 @@ import pyarrow.flight as flight
 from tfspark.node import warm
 from tfspark.node.environment import trainer_environment
 from tfspark.node.launch import Orders, Trainer
+from tfspark.node.lending import Process, lent_parent
 from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
-from tfspark.node.warm import ColdError, installed_versions
+from tfspark.node.warm import ColdError, installed_versions, own_parent
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
 from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
@@ -54,7 +55,7 @@ class WarmUp:
         """Start it and return at once; yields nothing."""
         for _ in batches:
             with contextlib.suppress(ColdError):  # The node will say why.
-                warm.prepare()
+                warm.prepare(lent_parent(None) or own_parent())
         yield from ()
 
 
@@ -72,6 +73,7 @@ class NodeTask:
         warm: whether trainers are forked from a warm parent.
         module_paths: where the driver's program finds modules of its own.
         tensorboard_dir: directory that TensorBoard beside the chief shows; None: there is none.
+        driver: of a local master's application, which has started a warm parent for it; None: of another one.
     """
 
     location: str
@@ -83,6 +85,7 @@ class NodeTask:
     warm: bool
     module_paths: tuple[str, ...]
     tensorboard_dir: str | None
+    driver: Process | None = None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
@@ -91,28 +94,30 @@ class NodeTask:
 
     def run(self, index: int) -> str:
         """Run a node to its end; return how that was."""
-        with ActionClient(self.location, self.secret) as control, _told_to_end(self.settings.saves_state):
-            return self._run_with_chief(self.nodes[index], control)
+        saves_state = self.settings.saves_state
+        with ActionClient(self.location, self.secret) as control, _sigterm_noted(saves_state) as sigterm:
+            return self._run_with_chief(self.nodes[index], control, sigterm)
 
-    def _run_with_chief(self, spec: NodeSpec, control: ActionClient) -> str:
+    def _run_with_chief(self, spec: NodeSpec, control: ActionClient, sigterm: threading.Event) -> str:
         """Run the node; beside worker 0 also the chief, which coordinates parameter servers, if there is one."""
         chiefs = [node for node in self.nodes if node.role == "chief"]
         if spec.name != "worker 0" or not chiefs:
-            return _Node(self, spec, control).run()
+            return _Node(self, spec, control, sigterm).run()
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-chief-node") as beside:
-            chief = beside.submit(_Node(self, chiefs[0], control).run)
-            outcome = _Node(self, spec, control).run()
+            chief = beside.submit(_Node(self, chiefs[0], control, sigterm).run)
+            outcome = _Node(self, spec, control, sigterm).run()
             chief.result()
         return outcome
 
 
 class _Node:
-    """One life of a node."""
+    """One attempt of a node."""
 
-    def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient):
+    def __init__(self, task: NodeTask, spec: NodeSpec, control: ActionClient, sigterm: threading.Event):
         self._task = task
         self._spec = spec
         self._control = control
+        self._sigterm = sigterm
         self._host = local_address_towards(task.location)
         self._attempt = 0
         self._log = NodeLog()
@@ -186,7 +191,9 @@ class _Node:
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
         with _scratch_directory() as scratch:
-            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._log.add)
+            trainer = Trainer(
+                self._orders(config, port, scratch), self._task.warm, self._log.add, self._task.driver
+            )
             reader = threading.Thread(
                 target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
             )
@@ -248,7 +255,7 @@ class _Node:
             node=self._spec.index,
             attempt=self._attempt,
             log=self._log.take(),
-            preempted=RECEIVED_SIGTERM if _told.is_set() else "",
+            preempted=RECEIVED_SIGTERM if self._sigterm.is_set() else "",
         )
 
     def _say_ended(self, cause: str) -> None:
@@ -280,26 +287,25 @@ class _Node:
             self._log.read(stream)
 
 
-_told = threading.Event()
-
-
 @contextlib.contextmanager
-def _told_to_end(waits: bool) -> Iterator[None]:
+def _sigterm_noted(waits: bool) -> Iterator[threading.Event]:
     """Note a SIGTERM within the block instead of ending at once, so that the state can be saved before.
 
     Args:
         waits: whether there is a state to save.
+
+    Yields:
+        An event that a SIGTERM sets.
     """
+    received = threading.Event()
     if not waits or threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
-    _told.clear()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: _told.set())
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
-        _told.clear()
 
 
 def executor_id() -> str:

@@ -37,6 +37,10 @@ SOURCE_UNREACHED_S = 10.0
 """How long a reader tries a source again that it does not reach, and that the driver knows of: its connection may have
 been reset. Longer than `SOURCE_SILENCE_S`, so that the driver says first whether it is dead."""
 
+AWAKE_S = 2.0
+"""Most that counts as silence of what lies between two looks at the driver's clock, in which it may itself have been
+stopped. Two heartbeats: while a node lives the clock is looked at with each."""
+
 # --- whom a failure is blamed on -----------------------------------------------------------------------------------
 
 LOST_PEER_S = 3.0

@@ -58,7 +58,7 @@ _VALID = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Secret:
-    """What a process must know to be heard in one life of a cluster.
+    """What a process must know to be heard in one incarnation of a cluster.
 
     Attributes:
         token: 256 random bits.
@@ -72,7 +72,7 @@ class Secret:
 
 
 def new_secret(tls: bool = False) -> Secret:
-    """Make the secret of one life of a cluster."""
+    """Make the secret of one incarnation of a cluster."""
     return Secret(secrets.token_hex(32), *(_new_certificate() if tls else ()))
 
 

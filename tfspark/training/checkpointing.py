@@ -23,6 +23,7 @@ from tfspark.training import state
 from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
+    from tfspark.training.input.dataset import Feed
     from tfspark.training.node_context import NodeContext
     from tfspark.training.session import TrainingSession
 
@@ -33,7 +34,7 @@ KEPT_EPOCHS = 10_000
 
 @dataclass
 class Progress:
-    """What a node has done so far, over all lives of its cluster.
+    """What a node has done so far, over all incarnations of its cluster.
 
     Attributes:
         epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics. All of the training under
@@ -94,7 +95,9 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on, if its steps are counted; None: only whole epochs are saved.
     """
 
-    def __init__(self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Any = None):
+    def __init__(
+        self, session: TrainingSession, others: list[keras.callbacks.Callback], feed: Feed | None = None
+    ):
         super().__init__()
         self._session = session
         self._others = others
@@ -102,7 +105,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         settings = session.context.settings
         self._every = settings.checkpoint_every_steps if feed is not None else 0
         self._meets = feed is not None and bool(self._every or settings.checkpoint_every_seconds)
-        self._epoch = self._steps = self._meetings = 0
+        self._epoch = self._steps = self._meetings = self._begun = 0
         self._next_meeting = 1
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -119,12 +122,17 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         if resumed is not None and resumed.steps and resumed.own:
             state.restore_metrics(self.model, resumed.own)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Note where the steps begin that are taken at once."""
+        self._begun = batch
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save if it is time to."""
-        if not self._meets:
+        """Save if it is time to: at the end of the steps that were taken at once."""
+        if self._feed is None or not self._meets:
             return
+        before = self._feed.first_step_of_pass + self._begun
         steps = self._feed.first_step_of_pass + batch + 1
-        due = bool(self._every) and steps % self._every == 0
+        due = bool(self._every) and steps // self._every > before // self._every
         self._steps += 1
         if self._steps == self._next_meeting:
             due |= self._meet()

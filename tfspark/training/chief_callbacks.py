@@ -114,7 +114,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
             self._backup.on_train_end(logs)
 
     def _is_left_over(self) -> bool:
-        """Whether an earlier run, not an earlier life of this one, has left a backup."""
+        """Whether an earlier run, not an earlier incarnation of this one, has left a backup."""
         optimizer = self.model.optimizer
         steps = 0 if optimizer is None else int(optimizer.iterations.numpy())
         return steps == 0 and os.path.exists(self._backup._training_metadata_path)

@@ -48,8 +48,8 @@ class TrainingContext(NodeContext):
         B is the global batch size divided by the number of workers. The first call waits for the driver's
         ``train()``. Rows that are fed are the same dataset whenever it is called, which goes on with the next epoch.
         """
+        from tfspark.training.feeding import FEED_ATTRIBUTE
         from tfspark.training.input.dataset import Feed, distributed_dataset
-        from tfspark.training.keras_corrections import FEED_ATTRIBUTE
 
         if stream not in self._datasets:
             dataset = distributed_dataset(self, stream, self.strategy)

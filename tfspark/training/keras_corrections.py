@@ -11,7 +11,8 @@ test per fault that fails when upstream has mended it.
 3. Keras learns that an epoch is over from an ``OutOfRange`` raised inside the compiled step, of which the
    parts that need no data have run by then: ``optimizer.iterations`` counts one step too many per epoch.
    It also fixes the length of all epochs by the first. Corrected for datasets of tfspark, which know before
-   each step whether there is another.
+   each step whether there is another. With ``steps_per_execution`` they say how many of the next steps there are: see
+   `tfspark.training.several_steps`.
 4. Moving statistics of BatchNormalization are created without aggregation: each replica keeps its own.
    Corrected: averaged over the replicas at the end of each epoch, before evaluation.
 5. Each replica clips its own gradient before the sum, and changes variables by a ``merge_call``, which no branch of a
@@ -32,19 +33,12 @@ from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
-from tfspark.errors import ConfigError
 from tfspark.training.build import check_synchronous
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
+from tfspark.training.feeding import ReadPass, TrainingFeed, feed_of_dataset
 from tfspark.training.padding import count_real_rows_alone
+from tfspark.training.several_steps import Block, run_blocks
 from tfspark.training.summed_gradients import sum_gradients_first
-
-FEED_ATTRIBUTE = "_tfspark_feed"
-"""Attribute of a distributed dataset that holds its feed (`tfspark.training.input.dataset.Feed`).
-
-``open_pass()`` begins an epoch and returns what answers ``has_step(n)``; ``iterator()`` is the one iterator over the
-batches of all epochs; ``abandon_pass()`` is called for an epoch that was broken off; ``weighs_rows`` tells whether rows
-have weights of their own.
-"""
 
 
 def present_faults() -> set[str]:
@@ -79,6 +73,7 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
         trainer._maybe_symbolic_build = _build_from_element_spec(trainer._maybe_symbolic_build)
     if "epochs" in faults:
         keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
+        trainer._make_function = run_blocks(trainer._make_function)
     trainer.fit = _fit_with_callbacks(trainer.fit, averages="state" in faults)
     trainer.evaluate = _evaluate_real_rows(trainer.evaluate)
     if "gradients" in faults:
@@ -124,7 +119,7 @@ def _build_from_element_spec(original: Any) -> Any:
     def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> Any:
         dataset = getattr(iterator, "_distributed_dataset", None)
         strategy = self._distribute_strategy
-        is_fed = getattr(dataset, FEED_ATTRIBUTE, None) is not None  # By one worker alone, too.
+        is_fed = feed_of_dataset(dataset) is not None  # By one worker alone, too.
         is_ours = is_fed or keras_trainer._collective_all_reduce_multi_worker(strategy)
         if dataset is None or not is_ours:
             return original(self, iterator=iterator, data_batch=data_batch)
@@ -150,40 +145,46 @@ def _feed_epoch_iterator(base: Any) -> Any:
     class FeedEpochIterator(base):  # type: ignore[misc]
         """Keras's epoch iterator that asks the feed before each step whether there is one."""
 
-        _reading: Any = None
+        _reading: ReadPass | None = None
         _taken = 0
 
         def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
-            feed = getattr(self._distributed_dataset, FEED_ATTRIBUTE, None)
+            feed = feed_of_dataset(self._distributed_dataset)
             if feed is None:
                 yield from super()._enumerate_iterator()
                 return
             if self.steps_per_epoch:
                 yield from self._steps_over_passes(feed)
                 return
+            feed.steps_at_once = self.steps_per_execution
             reading, iterator = feed.open_pass(), feed.iterator()
-            step, stride, complete = 0, self.steps_per_execution, False
+            step, complete = 0, False
             try:
-                while reading.has_step(step):
-                    yield step, step + stride - 1, iterator
-                    step += stride
+                while steps := reading.steps_from(step, self.steps_per_execution):
+                    yield step, step + steps - 1, self._block(iterator, steps)
+                    step += steps
                 complete = True
             finally:
                 if not complete:
                     feed.abandon_pass()
 
-        def _steps_over_passes(self, feed: Any) -> Iterator[tuple[int, int, Any]]:
+        def _steps_over_passes(self, feed: TrainingFeed) -> Iterator[tuple[int, int, Any]]:
             """Take the steps of an epoch, on from where the one before ended, as Keras does of a repeated dataset."""
             for step in range(self.steps_per_epoch):
                 while self._reading is None or not self._reading.has_step(self._taken):
                     self._reading, self._taken = feed.open_pass(), 0
-                    if not self._reading.has_step(0) and getattr(feed, "is_over", False):
+                    if not self._reading.has_step(0) and feed.is_over:
                         self._interrupted_warning()
                         return
                 self._taken += 1
-                yield step, step, feed.iterator()
-            if not self._reading.has_step(self._taken):  # What is read to its end is told to be so at once.
+                yield step, step, self._block(feed.iterator(), 1)
+            if self._reading is not None and not self._reading.has_step(
+                self._taken
+            ):  # What is read to its end is told to be so at once.
                 self._reading = None
+
+        def _block(self, iterator: Any, steps: int) -> Any:
+            return iterator if self.steps_per_execution == 1 else Block(iterator, steps)
 
     return FeedEpochIterator
 
@@ -191,14 +192,9 @@ def _feed_epoch_iterator(base: Any) -> Any:
 def _fit_with_callbacks(original: Any, averages: bool) -> Any:
     @functools.wraps(original)
     def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        feed = getattr(kwargs["x"] if "x" in kwargs else next(iter(args), None), FEED_ATTRIBUTE, None)
+        feed = feed_of_dataset(kwargs["x"] if "x" in kwargs else next(iter(args), None))
         if feed is not None:
             check_synchronous(self)
-        if feed is not None and self.steps_per_execution > 1:
-            raise ConfigError(
-                f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
-                "run several steps at once under more than one worker; leave it out"
-            )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             theirs = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
             strategy = self.distribute_strategy
@@ -216,7 +212,7 @@ def _fit_with_callbacks(original: Any, averages: bool) -> Any:
 def _evaluate_real_rows(original: Any) -> Any:
     @functools.wraps(original)
     def evaluate(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        feed = getattr(x, FEED_ATTRIBUTE, None)
+        feed = feed_of_dataset(x)
         if feed is not None:
             count_real_rows_alone(self, feed.weighs_rows)
         return original(self, x, *args, **kwargs)
@@ -243,13 +239,13 @@ class EndWithStream(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on; None: not a feed.
     """
 
-    def __init__(self, feed: Any):
+    def __init__(self, feed: TrainingFeed | None):
         super().__init__()
         self._feed = feed
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Look whether there was an epoch."""
-        if getattr(self._feed, "is_over", False):
+        if self._feed is not None and self._feed.is_over:
             self.model.stop_training = True
             if logs is not None:
                 logs.clear()

@@ -10,6 +10,7 @@ import keras
 from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
+    from tfspark.training.input.dataset import Feed
     from tfspark.training.node_context import NodeContext
 
 STEP_INTERVAL_S = 0.5
@@ -24,7 +25,7 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
         feed: what is trained on, if its steps are counted: an epoch that was resumed begins with those before.
     """
 
-    def __init__(self, context: NodeContext, batch_size: int, feed: Any = None):
+    def __init__(self, context: NodeContext, batch_size: int, feed: Feed | None = None):
         super().__init__()
         self._context = context
         self._batch_size = batch_size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import pyarrow as pa
 
-from tfspark.inference.described import write_signature
+from tfspark.feed.described import write_signature
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext

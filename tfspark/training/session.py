@@ -34,6 +34,7 @@ from tfspark.training.callbacks import make_callbacks
 from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateCheckpoints, fetch, start_of
 from tfspark.training.chief_callbacks import written_by_chief
 from tfspark.training.evaluation import LocalEvaluator
+from tfspark.training.feeding import TrainingFeed, feed_of_dataset
 from tfspark.training.input.dataset import Feed, describe_stream, distributed_dataset, open_feed
 from tfspark.training.keras_corrections import SynchroniseState, build_for
 from tfspark.training.padding import count_real_rows_alone
@@ -82,11 +83,12 @@ class TrainingSession:
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
-        """Fit for the job's epochs; return the history of this job, earlier lives of the cluster included."""
+        """Fit for the job's epochs; return the history of this job, earlier incarnations of the cluster included."""
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
-        feed.start = self._start
         counted = feed if isinstance(feed, Feed) else None
+        if counted is not None:
+            counted.start = self._start
         if not self.begin(job):
             self.model.fit(
                 self._dataset,
@@ -115,7 +117,7 @@ class TrainingSession:
     @property
     def rows_of_pass(self) -> int:
         """Rows this node had of the last pass over the training rows."""
-        return int(self._training_feed().rows_of_pass)
+        return self._training_feed().rows_of_pass
 
     # --- checkpoints of the state ------------------------------------------------------------------
 
@@ -140,7 +142,7 @@ class TrainingSession:
         self._sender.send(arrays, facts, used)
 
     def resume(self, job: Json) -> None:
-        """Go back to a checkpoint, in a new life of the cluster."""
+        """Go back to a checkpoint, in a new incarnation of the cluster."""
         rank = self.context.node.task_index
         begun = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-fetch") as beside:
@@ -158,7 +160,7 @@ class TrainingSession:
         self._training_feed()
         build_for(self.model, self._dataset)
 
-    def _training_feed(self) -> Any:
+    def _training_feed(self) -> TrainingFeed:
         """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
         described = describe_stream(self.context, self.context.stream("train"))["description"]
         if self._dataset is None or described != self._described:
@@ -166,11 +168,14 @@ class TrainingSession:
                 distributed_dataset(self.context, self.context.stream("train"), self.context.strategy),
                 described,
             )
-        feed = self._dataset._tfspark_feed
+        feed = feed_of_dataset(self._dataset)
+        assert feed is not None
         count_real_rows_alone(self.model, feed.weighs_rows)
         return feed
 
-    def callbacks(self, job: Json, step_rows: int, feed: Any = None) -> list[keras.callbacks.Callback]:
+    def callbacks(
+        self, job: Json, step_rows: int, feed: Feed | None = None
+    ) -> list[keras.callbacks.Callback]:
         """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
         ours: list[keras.callbacks.Callback] = []
         if job["validation"]:
@@ -244,8 +249,8 @@ class TrainingSession:
 
     def renewed(self, job: Json) -> TrainingSession:
         """Forget this model, and return a session of another in the same process."""
-        if self._dataset is not None:
-            self._dataset._tfspark_feed.end()
+        if (feed := feed_of_dataset(self._dataset)) is not None:
+            feed.end()
         self.context.settings = TrainerSettings.from_json(job["settings"])
         keras.utils.clear_session()
         return type(self)(self._build_model, job["params"], self.context)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tfspark.cluster.state.size import dealt
+from tfspark.cluster.state.size import redistribute
 from tfspark.errors import ConfigError
 from tfspark.feed.ledger import Intervals, merged
 from tfspark.protocol.values import Json
@@ -94,12 +94,12 @@ class Checkpoint:
                 raise ValueError(f"{name} is missing or damaged")
         return found
 
-    def dealt_to(self, num_nodes: int) -> Checkpoint:
+    def redistributed(self, num_nodes: int) -> Checkpoint:
         """Return the same for another number of nodes."""
-        return replace(self, rows=dealt(self.rows, num_nodes))
+        return replace(self, rows=redistribute(self.rows, num_nodes))
 
     @property
-    def whole(self) -> dict[int, int]:
+    def fully_trained(self) -> dict[int, int]:
         """Partitions of the pass under way that were trained on whole -> their rows."""
         return {p: rows for p, rows in self.sizes.items() if rows and self.used.get(p) == [[0, rows]]}
 
@@ -162,7 +162,7 @@ class CheckpointStore:
         """
         draft = self._draft(header)
         if part.parent != draft.path:
-            return None  # Of a life of the cluster that is over.
+            return None  # Of an incarnation that is over.
         if draft.is_lost:
             shutil.rmtree(draft.path, ignore_errors=True)
             return None
@@ -189,7 +189,7 @@ class CheckpointStore:
         raise ValueError(f"expected a part of a checkpoint that is kept, got {name!r}")
 
     def _forget_drafts(self) -> None:
-        """Remove what a life that is over has left of checkpoints; what still comes in is another life's."""
+        """Remove unfinished checkpoints of an incarnation that is over."""
         for draft in self._drafts.values():
             shutil.rmtree(draft.path, ignore_errors=True)
         self._drafts.clear()
@@ -227,7 +227,7 @@ class CheckpointStore:
         return self.newest()
 
     def begin_at(self, point: Checkpoint) -> Checkpoint:
-        """Note where a life of the cluster begins; what it has done of an epoch adds to what was done before."""
+        """Note where an incarnation begins; what it has done of an epoch adds to what was done before."""
         self._base = point
         return point
 

@@ -1,4 +1,4 @@
-"""What a cluster needs to begin a new life: its checkpoints, and how often it may. Runs on the driver."""
+"""What a cluster needs to begin a new incarnation: its checkpoints, and how often it may. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Recovery:
         self.store = CheckpointStore(place, self.point)
 
     def begin_with(self, num_parts: int) -> Checkpoint | None:
-        """Return where a life of so many nodes that have a part begins; None: at the beginning."""
-        self.point = None if self.point is None else self.store.begin_at(self.point.dealt_to(num_parts))
+        """Return where an incarnation of so many nodes that have a part begins; None: at the beginning."""
+        self.point = None if self.point is None else self.store.begin_at(self.point.redistributed(num_parts))
         return self.point
 
     def begin_anew(self) -> None:
@@ -51,7 +51,7 @@ class Recovery:
         self.store.forget_all()
 
     def close(self) -> None:
-        """Remove what was for this life of the program only."""
+        """Remove what was for this run of the program only."""
         self.store.drop_drafts()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)

@@ -214,9 +214,9 @@ class Registry:
     ) -> Json:
         """Take in a node; reply with its attempt number, the fencing token of all it says later.
 
-        A registration by another `task` means that Spark started the node's task anew: its first life was lost. If the
-        node is replaced, its TensorFlow server must have the address that the others know: the reply has its port. The
-        same task may register again, since its answer was lost: it gets the same.
+        A registration by another `task` means that Spark started the node's task anew: its first attempt was lost.
+        If the node is replaced, its TensorFlow server must have the address that the others know: the reply has its
+        port. The same task may register again, since its answer was lost: it gets the same.
         """
         node = self.nodes[index]
         if self.stopping:

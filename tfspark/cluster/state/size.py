@@ -88,7 +88,7 @@ class Size:
         return replace(spec, num_readers=num_workers, batch_size=max(1, rows))
 
 
-def dealt(rows: Sequence[int], num_nodes: int) -> tuple[int, ...]:
+def redistribute(rows: Sequence[int], num_nodes: int) -> tuple[int, ...]:
     """Deal the row counts of an epoch under way to another number of nodes: node 0 takes over those that are gone."""
     kept = [*rows[:num_nodes], *[0] * (num_nodes - len(rows))]
     return (kept[0] + sum(rows[num_nodes:]), *kept[1:])

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfspark.training.keras_corrections import FEED_ATTRIBUTE
+from tfspark.training.feeding import FEED_ATTRIBUTE
 
 
 def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:

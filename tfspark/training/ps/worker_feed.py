@@ -70,10 +70,15 @@ def open_stream(context: NodeContext, name: str) -> WorkerStream:
     size = plan["batch_size"]
     if plan["kind"] == "files":
         parse = element_of_records(plan, context.hooks.features)
-        look = json.dumps([plan["columns"], plan["features"], plan["shapes"]], sort_keys=True)
+        trace_key = json.dumps([plan["columns"], plan["features"], plan["shapes"]], sort_keys=True)
         weighs = Columns.from_json(plan["columns"]).weighs_rows
         return WorkerStream(
-            name, SIGNATURE_OF_FILES, size, lambda batch: parse(batch[RECORDS], batch[WEIGHT]), look, weighs
+            name,
+            SIGNATURE_OF_FILES,
+            size,
+            lambda batch: parse(batch[RECORDS], batch[WEIGHT]),
+            trace_key,
+            weighs,
         )
     feed = feed_of(context, name, described)
     specs = signature(feed.sample, feed.spec.columns, None)
