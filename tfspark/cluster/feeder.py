@@ -351,7 +351,7 @@ class Feeder:
     def _all_arrived(self, stream: str, index: int, served: int, timeout_s: float, job: int) -> bool:
         """Nothing is lost: the readers together have received what was served, or one was lost and that lacks."""
         directory = self._directory
-        if not directory.has_sample(stream):
+        if not served or not directory.has_sample(stream):
             raise DataError(
                 f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
             )

@@ -17,11 +17,10 @@ from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
     Selection,
-    as_dataframe,
     is_dstream,
     is_rdd,
-    select_columns,
     session_of,
+    validation_rows,
     what_to_feed,
 )
 from tfspark.cluster.options import ClusterOptions
@@ -591,9 +590,7 @@ class TFCluster:
         if is_dstream(data):
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._options.runs_main_fun)
-        checked = (
-            None if validation is None else select_columns(as_dataframe(self._spark, validation), fed.columns)
-        )
+        checked = None if validation is None else validation_rows(self._spark, validation, fed.columns)
         self._trainings.open(
             stream,
             fed,

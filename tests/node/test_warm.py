@@ -19,7 +19,7 @@ import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import dense
-from cluster.warm_programs import (
+from node.warm_programs import (
     exits,
     look,
     look_and_wait,
@@ -278,7 +278,7 @@ def test_what_a_trainer_prints_arrives_or_is_said_to_be_left_out(spark: SparkSes
 OF_TWO_APPLICATIONS = """
     import json, sys
     from pyspark.sql import SparkSession
-    from cluster.warm_programs import look_and_wait, uses_onednn
+    from node.warm_programs import look_and_wait, uses_onednn
     from support.trainers import warm_parents
     from tfspark import InputMode, TFCluster
 
@@ -335,7 +335,7 @@ def test_node_where_the_interpreter_starts_with_threads_says_so_and_starts_its_t
     program = """
         from pyspark.sql import SparkSession
         from cluster.lives import Events
-        from cluster.warm_programs import look
+        from node.warm_programs import look
         from tfspark import InputMode, TFCluster
 
         spark, events = SparkSession.builder.getOrCreate(), Events()

@@ -109,7 +109,7 @@ def test_local_executor_takes_the_parent_that_the_driver_started_which_ends_with
     program = """
         import json
         from pyspark.sql import SparkSession
-        from cluster.warm_programs import look
+        from node.warm_programs import look
         from support.processes import wait_until_ended
         from support.trainers import warm_parents
         from tfspark import InputMode, TFCluster
@@ -137,7 +137,7 @@ SHARES = """
     import json, sys
     from pyspark.sql import SparkSession
     from cluster.lives import Events
-    from cluster.warm_programs import look
+    from node.warm_programs import look
     from tfspark import InputMode, TFCluster
 
     spark, events = SparkSession.builder.getOrCreate(), Events()
