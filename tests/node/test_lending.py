@@ -166,10 +166,10 @@ def test_applications_share_a_parent_that_outlives_them_and_have_their_own_where
     (parent,) = [process for process in shared_warm_parents() if process.pid not in before]
     kill_all([parent])
     parents = [{seen["parent"] for seen in of_one["seen"]} for of_one in (first, second, third)]
+    assert [of_one["logged"] for of_one in (first, second)] == [[], []]
     assert parents[:2] == [{parent.pid}, {parent.pid}]
     assert len(parents[2]) == 1
     assert parents[2] != parents[0]
-    assert [of_one["logged"] for of_one in (first, second)] == [[], []]
     assert ["h5py" in line for line in third["logged"]] == [True, True]
     directories = [seen["directory"] for of_one in (first, second) for seen in of_one["seen"]]
     assert [working == first_on_path for working, first_on_path in directories] == [True] * 4

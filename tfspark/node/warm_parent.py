@@ -237,6 +237,7 @@ class WarmParent:
 
     def _run(self, request: Any, descriptors: list[int], connection: socket.socket) -> int:
         if self._modules is not None:
+            os.chdir(request["directory"])  # Entries may be relative: Spark's executors have ".".
             path = [request["directory"], *request["path"]]
             if others := other_modules(self._modules, path):
                 send(connection, {"others": others})
