@@ -1,4 +1,4 @@
-"""Starts warm parents on executors before the nodes come. Runs on the driver."""
+"""Start warm parents on executors before the nodes start. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
-    """Start warm parents on the executors that are there, while the driver prepares what the nodes need in the block.
+    """Start warm parents on the current executors while the block prepares what the nodes need.
 
     Args:
         spark: the session.
-        num_nodes: how many nodes will come; 0: none that is forked.
+        num_nodes: number of nodes that will start; 0: none of them is forked.
     """
     if not num_nodes:
         yield
@@ -32,4 +32,4 @@ def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        job.cancel()  # Ended by now, unless something failed at once.
+        job.cancel()  # It has ended by now, unless the block failed early.
