@@ -38,8 +38,7 @@ def registered_beside(main_fun: Callable[..., Any]) -> dict[str, Any]:
     """Return the objects that the function's module has registered with Keras, by registered name.
 
     A module that is pickled by value does not run again where it is unpickled, so nothing would be registered there.
-    Then
-    the model that the trainer saves could not be loaded.
+    Then the model that the trainer saves could not be loaded.
     """
     if "keras" not in sys.modules:
         return {}

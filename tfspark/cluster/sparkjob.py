@@ -66,10 +66,9 @@ class SparkJob:
         """Tag the job, so that another thread can cancel it. A classic session's own tags only work for its thread.
 
         The thread of a cancelled task is not interrupted. If Spark is interrupted while it starts a Python worker, it
-        takes
-        this for that worker's timeout and ends every Python worker of the executor, also those of nodes. Python tasks
-        end
-        without an interrupt: ours when they are told to stop, all others after `spark.python.task.killTimeout`.
+        takes this for that worker's timeout and ends every Python worker of the executor, also those of nodes. Python
+        tasks end without an interrupt: ours when they are told to stop, all others after
+        `spark.python.task.killTimeout`.
         """
         if self._is_classic:
             self._spark.sparkContext.setInterruptOnCancel(False)

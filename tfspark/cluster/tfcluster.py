@@ -177,37 +177,29 @@ class TFCluster:
             checkpoint_dir: directory for the checkpoints that `main_fun` saves, on storage that all executors share.
             checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
             checkpoint_every_steps: with `build_model`: save the training state also after this number of steps, not
-                only
-                after each epoch.
+                only after each epoch.
             checkpoint_every_seconds: save the training state at this interval, with a tolerance of two seconds. With
-                either
-                argument, the state is also saved when Spark announces that it will take an executor away.
+                either argument, the state is also saved when Spark announces that it will take an executor away.
             max_restarts: number of restarts within `restart_window` when a process or an executor is lost. With
                 `build_model`, default 3: the cluster restarts from its newest checkpoint, which is in
                 ``log_dir/checkpoints``, or in a temporary directory if there is no `log_dir`. With a `main_fun` that
-                reads
-                files (`InputMode.TENSORFLOW`), default 0: all nodes run it again; it continues from its own
+                reads files (`InputMode.TENSORFLOW`), default 0: all nodes run it again; it continues from its own
                 checkpoints.
             restart_window: length of the window in seconds.
             min_executors: with `build_model`: the number of nodes that is enough when Spark cannot replace a lost node,
-                or
-                has no room for all nodes at the start; default `num_executors`. A smaller cluster restarts with more
-                nodes
-                after the next epoch for which Spark has room.
+                or has no room for all nodes at the start; default `num_executors`. A smaller cluster restarts with more
+                nodes after the next epoch for which Spark has room.
             resize_keeps: what stays the same when the number of workers changes: the ``global_batch``, or the part of
-                each
-                worker, ``worker_batch``.
+                each worker, ``worker_batch``.
             replacement_timeout: seconds that Spark has to replace what was lost, before `min_executors` is enough.
             resume: ``log_dir`` of an interrupted run; `train` continues from its newest checkpoint.
             tls: encrypt rows, calls, checkpoints and models in transit, with a certificate made for this cluster.
                 TensorFlow cannot encrypt the traffic between its servers.
             allow_plaintext: whether weights, and rows without `tls`, may travel unencrypted although Spark encrypts its
-                own
-                traffic.
+                own traffic.
             warm: fork trainers from a process on each executor that has already imported TensorFlow and stays for later
                 clusters and restarts; False: start each trainer as a new interpreter. The process holds about 250 MB.
-                It
-                ends with the executor, or after ten minutes without a trainer.
+                It ends with the executor, or after ten minutes without a trainer.
             hooks: more functions of the model module, only with `build_model`.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
@@ -312,15 +304,13 @@ class TFCluster:
         Args:
             ssc: the StreamingContext of a DStream that is fed; wait until it or all workers have ended.
             grace_secs: seconds that an evaluator with a `main_fun` has to return after the workers, at least 30.
-                Workers
-                are waited for in any case.
+                Workers are waited for in any case.
             timeout: seconds that the trainers have to return after the last row; -1: no limit.
             export: with `build_model`: formats to export to ``log_dir/export``: ``keras``, ``saved_model``.
 
         Returns:
             Node name, such as ``"worker 0"`` -> the value that the node's `main_fun` returned. For `build_model`, the
-            value
-            is a summary: ``history``, ``rows`` per epoch, ``iterations``, ``weights_sha256``.
+            value is a summary: ``history``, ``rows`` per epoch, ``iterations``, ``weights_sha256``.
 
         Raises:
             NodeFailedError: a node failed; the cluster is stopped in this case, too.
@@ -396,8 +386,7 @@ class TFCluster:
         """Train another model on the same nodes: the one that `build_model` returns for other arguments.
 
         The current model is lost, with its optimizer, history and checkpoints; `export` it first. Afterwards the
-        cluster is
-        as after `run` with these arguments, but no nodes have to be started.
+        cluster is as after `run` with these arguments, but no nodes have to be started.
 
         Args:
             tf_args: argument of `build_model`, as plain JSON data.
@@ -409,8 +398,7 @@ class TFCluster:
 
         Raises:
             ConfigError: the cluster runs a `main_fun`, or has parameter servers or an evaluator; or an argument is not
-                plain
-                JSON data.
+                plain JSON data.
         """
         has_others = any(node.role != "worker" for node in self._supervisor.nodes)
         if self._options.runs_main_fun or has_others:
@@ -511,16 +499,13 @@ class TFCluster:
         """Feed a DataFrame `num_epochs` times and wait until it is trained on.
 
         A streaming DataFrame is trained micro-batch by micro-batch, each one `num_epochs` times, until its query ends
-        or
-        `stop_stream` is called. Spark commits a micro-batch after it is trained.
+        or `stop_stream` is called. Spark commits a micro-batch after it is trained.
 
         Args:
             data: rows to train on; in `InputMode.TENSORFLOW`, the files to read. A `main_fun` also accepts an RDD of
-                any
-                values that Arrow can hold, or a DStream of them.
+                any values that Arrow can hold, or a DStream of them.
             num_epochs: number of epochs, default 1. For a `main_fun` that is fed an RDD, the default is ten, and 0
-                means
-                until the workers want no more rows, as in TensorFlowOnSpark.
+                means until the workers want no more rows, as in TensorFlowOnSpark.
             feed_timeout: seconds without progress in the feed before an error is raised; default: that of `run`.
             qname: one of the queues of `run`; a `main_fun` reads it with ``ctx.get_data_feed(qname_in=qname)`` or
                 ``ctx.dataset(qname)``.
@@ -537,13 +522,11 @@ class TFCluster:
             trigger: for a streaming DataFrame, arguments of Spark's `DataStreamWriter.trigger`, for example
                 ``{"processingTime": "10 seconds"}`` or ``{"availableNow": True}``.
             checkpoint_location: for a streaming DataFrame, the directory where Spark records what was trained, so that
-                a
-                later run can continue from there.
+                a later run can continue from there.
             weight: numeric column; a row's loss and weighted metrics are multiplied by its value, as by Keras's
                 ``sample_weight``. The rows of `validation` and `evaluate` must have it, too.
             verbose: with `build_model`, how progress is shown. ``"auto"``: a bar in a Jupyter notebook, a line per
-                epoch on
-                a terminal, otherwise nothing; 1: lines outside a notebook; 0: nothing.
+                epoch on a terminal, otherwise nothing; 1: lines outside a notebook; 0: nothing.
         Returns:
             With `build_model`, metric name -> value per epoch; a notebook shows it as curves. Empty for a `main_fun`.
 
@@ -646,14 +629,11 @@ class TFCluster:
 
         Returns:
             Metric name -> value. With `num_classes` also ``confusion_matrix`` and ``roc``. The matrix has
-            ``num_classes`` x
-            ``num_classes`` counts; rows are the true classes, columns the predicted ones. ``roc`` has a list of (false,
-            true)
+            ``num_classes`` x ``num_classes`` counts; rows are the true classes, columns the predicted ones. ``roc`` has
+            a list of (false, true)
             positive rates for each of up to 20 classes; for two classes, only for class 1. If the label is an array
-            with a
-            yes or no for each class, there are `num_classes` matrices of 2 x 2 counts: whether a row is of the class,
-            and
-            whether it is predicted.
+            with a yes or no for each class, there are `num_classes` matrices of 2 x 2 counts: whether a row is of the
+            class, and whether it is predicted.
         """
         spec = self._trainings.spec
         if self._options.runs_main_fun or spec is None:
@@ -679,10 +659,8 @@ class TFCluster:
         """Let the workers' `main_fun` compute one result for each row.
 
         The `main_fun` takes rows with ``next_batch()`` of a `TFNode.DataFeed` until ``should_stop()`` is true, and
-        returns one
-        result for each row with ``batch_results()``. The workers compute when Spark computes the returned RDD. So shut
-        the
-        cluster down after that; unless the RDD is cached, every action on it needs the cluster again.
+        returns one result for each row with ``batch_results()``. The workers compute when Spark computes the returned
+        RDD. So shut the cluster down after that; unless the RDD is cached, every action on it needs the cluster again.
 
         Args:
             data: an RDD, or a DataFrame, whose rows arrive as Spark Rows.

@@ -215,9 +215,8 @@ class Registry:
         """Register a node; reply with its attempt number, which it must send with every later message.
 
         If another `task` registers for the same node, Spark has started the node's task again: the first attempt was
-        lost.
-        If the node is replaced, its TensorFlow server must have the address that the other nodes know, so the reply has
-        the port. If the same task registers again because the reply was lost, it gets the same reply.
+        lost. If the node is replaced, its TensorFlow server must have the address that the other nodes know, so the
+        reply has the port. If the same task registers again because the reply was lost, it gets the same reply.
         """
         node = self.nodes[index]
         if self.stopping:
