@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
-    """Start warm parents on the executors that are there, while the driver prepares what the nodes need in the block.
+    """Start warm parents on the current executors while the block prepares what the nodes need.
 
     On a local master the driver starts it itself: a Spark job would take time from the nodes, which start at once.
 
     Args:
         spark: the session.
-        num_nodes: how many nodes will come; 0: none that is forked.
+        num_nodes: number of nodes that will start; 0: none of them is forked.
     """
     if not num_nodes:
         yield
