@@ -63,11 +63,7 @@ JOBS = {
     "mnist": Job("mnist_full", "accuracy"),
     "rotten_tomatoes": Job("rnn_rotten_tomatoes", "accuracy"),
     "imdb": Job("rnn_imdb", "accuracy"),
-    "sunspots": Job(
-        "rnn_sunspots",
-        "rmse",
-        choosing=("data.path=data/sunspots/early", "data.validation={path: data/sunspots/late}"),
-    ),
+    "sunspots": Job("rnn_sunspots", "rmse", choosing=("data.validation=0.16",)),
     "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds(), choosing=(), halves_test=True),
     "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
     "gan_mnist": Job("gan_mnist", "confidence"),
@@ -137,9 +133,14 @@ def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
     with contextlib.chdir(ROOT):
         experiment = load_config(f"configs/{job.config}.yaml", changes)
         for source in (experiment.data, experiment.data.validation_source, experiment.data.test_source):
-            prepared(str(Path((source or experiment.data).path).relative_to("data")))
+            prepared(place_of(source or experiment.data))
         module = load_model_module(experiment.model.module)
         return experiment, module, *rows_of(experiment, module)
+
+
+def place_of(source: Any) -> str:
+    """Return where a source's files are below ``data/``."""
+    return str((ROOT / source.path).relative_to(ROOT / "data"))
 
 
 def trained_by_plain_keras(
@@ -177,7 +178,7 @@ def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
 
     with contextlib.chdir(ROOT):
         experiment = load_config(f"configs/{job.config}.yaml", changes)
-        prepared(str(Path(experiment.data.path).relative_to("data")))
+        prepared(place_of(experiment.data))
         with spark_session(experiment.name, experiment.cluster) as spark:
             rows = load_rows(spark, experiment)
             label = rows.columns.label.name

@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from support.environment import BASE_CONF, LOOPBACK, QUICK_JVM, TEST_ID, python_path
 from support.leaks import Owned, Snapshot, find_leaks, kill_leaked_processes, running_jobs
+from support.processes import kill_all
 from support.standalone import StandaloneCluster
+from support.trainers import shared_warm_parents
 
 pytest_plugins = ["pytester"]
 # How long an example takes tells of the machine, which other tests load.
@@ -48,7 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove this run's temporary directory."""
+    """End the warm parents that driver programs shared, and remove this run's temporary directory."""
+    kill_all(shared_warm_parents())
     shutil.rmtree(config.stash[_TEMPORARY], ignore_errors=True)
 
 

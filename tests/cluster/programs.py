@@ -65,16 +65,6 @@ def uncompiled(params: Any) -> Any:
     return keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
 
 
-def several_steps(params: Any) -> Any:
-    """Compile for several steps at once."""
-    import keras
-
-    del params
-    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)])
-    model.compile("sgd", "mse", steps_per_execution=4)
-    return model
-
-
 def saving_callbacks(params: dict[str, Any]) -> list[Any]:
     """Callbacks that write files: one model per epoch, and what TensorBoard shows."""
     import keras

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from cluster.lives import Events
-from cluster.programs import dense, fit_as_users_do, no_model, say, several_steps, uncompiled
+from cluster.programs import dense, fit_as_users_do, no_model, say, uncompiled
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from support.driver import run_driver
@@ -18,7 +19,7 @@ from support.errors import raises
 from support.rows import df_with_partitions
 
 from tfspark import InputMode, TFCluster
-from tfspark.errors import ConfigError, DataError, NodeFailedError, ReservationError
+from tfspark.errors import ConfigError, DataError, NodeFailedError, ReservationError, TfsparkError
 from tfspark.node.task import installed_versions
 from tfspark.protocol.settings import Hooks
 
@@ -97,6 +98,47 @@ def test_train_when_arguments_are_wrong_says_so_and_the_cluster_lives_on(spark: 
         with raises(ConfigError, "expected no export with a main_fun", "ctx.export(model)"):
             cluster.shutdown(export=["keras"])
         assert cluster.shutdown()["worker 1"] == {"said": "hello", "workers": 2}
+
+
+def test_train_when_there_are_no_rows_says_so_and_the_cluster_trains_on(spark: SparkSession) -> None:
+    rows = df_with_partitions(spark, [8, 8])
+    none = rows.where("id < 0")
+    with TFCluster.run(spark, dense, {}, 2) as cluster:
+        with raises(DataError, "expected rows to feed", "has none"):
+            cluster.train(none, features=["features"])
+        for _ in range(2):
+            with raises(DataError, "expected rows to feed", "has none"):
+                cluster.train(none, features=["features"])
+            with raises(DataError, "expected validation rows", "has none", "leave validation= out"):
+                cluster.train(rows, 2, features=["features"], validation=none)
+            history = cluster.train(rows, 2, features=["features"], validation=rows)
+            assert len(history["val_loss"]) == 2
+        nodes = cluster.shutdown()
+    assert sum(nodes["worker 0"]["rows"] + nodes["worker 1"]["rows"]) == 4 * 16
+
+
+@pytest.mark.parametrize("broken", ["the training", "the evaluation", "no rows for several epochs"])
+def test_call_after_one_that_was_broken_off_says_so_at_once(spark: SparkSession, broken: str) -> None:
+    rows = df_with_partitions(spark, [40, 40])
+    bad = rows.withColumn("label", sf.expr("if(id = 79, raise_error('no such label'), label)"))
+    with TFCluster.run(spark, dense, {}, 2) as cluster:
+        cluster.train(rows, features=["features"])
+        break_off: dict[str, Callable[[], Any]] = {
+            "the training": lambda: cluster.train(bad, 2, features=["features"]),
+            "the evaluation": lambda: cluster.evaluate(bad),
+            "no rows for several epochs": lambda: cluster.train(
+                rows.where("id < 0"), 2, features=["features"]
+            ),
+        }
+        with pytest.raises((PySparkException, DataError)):
+            break_off[broken]()
+        began = time.monotonic()
+        with raises(TfsparkError, "an earlier call was broken off by ", "run another"):
+            cluster.train(rows, features=["features"])
+        with raises(TfsparkError, "an earlier call was broken off by "):
+            cluster.evaluate(rows)
+        assert time.monotonic() - began < 30
+        cluster.stop()
 
 
 def test_train_on_a_dataframe_in_tensorflow_mode_says_what_to_pass(spark: SparkSession) -> None:
@@ -181,7 +223,6 @@ def test_train_when_rows_are_not_as_declared_names_the_row(
             id="other",
         ),
         pytest.param(uncompiled, ["the model is not compiled", "model.compile("], id="not compiled"),
-        pytest.param(several_steps, ["steps_per_execution=1, got 4", "leave it out"], id="several steps"),
     ],
 )
 def test_build_model_when_it_returns_no_compiled_model_says_so(
@@ -275,7 +316,7 @@ RUN = """
 
     spark = SparkSession.builder.getOrCreate()
     try:
-        TFCluster.run(spark, say, None, 2)
+        TFCluster.run(spark, say, None, 2, warm=False)  # No trainer is started.
     except Exception as error:
         print(type(error).__name__, error)
     spark.stop()

@@ -15,6 +15,7 @@ from cluster.lives import Events
 from cluster.programs import TOLD_S, dense, say
 from pyspark.sql import SparkSession
 from support.driver import run_driver
+from support.environment import OWN_WARM_PARENT
 from support.rows import df_with_partitions
 from support.trainers import trainers
 
@@ -126,7 +127,7 @@ KILL_DRIVER = """
     "master", ["local[4]", pytest.param("local-cluster[2,2,1024]", marks=pytest.mark.slow)]
 )
 def test_driver_when_killed_leaves_no_process(master: str) -> None:
-    result = run_driver(master, KILL_DRIVER, timeout_s=180, grace_s=20.0)
+    result = run_driver(master, KILL_DRIVER, env=OWN_WARM_PARENT, timeout_s=180, grace_s=20.0)
 
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert result.survivors == ()
@@ -151,7 +152,8 @@ WITHOUT_SHUTDOWN = """
 
 @pytest.mark.parametrize("how", ["raise", pytest.param("stop", marks=pytest.mark.slow)])
 def test_driver_that_ends_without_shutdown_leaves_no_process_and_no_file(tmp_path: Path, how: str) -> None:
-    result = run_driver("local[2]", WITHOUT_SHUTDOWN, how, timeout_s=180, env={"TMPDIR": str(tmp_path)})
+    env = {**OWN_WARM_PARENT, "TMPDIR": str(tmp_path)}
+    result = run_driver("local[2]", WITHOUT_SHUTDOWN, how, timeout_s=180, env=env)
 
     assert result.returncode == (how == "raise"), result.stderr
     assert result.survivors == ()

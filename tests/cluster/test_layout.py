@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cluster.file_rows import FORMATS, NUM_ROWS
+from cluster.file_rows import FORMATS, NUM_ROWS, files
 from cluster.programs import counting
 from cluster.strikes import Strike, kill
 from pyspark.sql import DataFrame, SparkSession
@@ -20,6 +20,8 @@ from pyspark.sql import DataFrame, SparkSession
 from tfspark import Feeding, TFCluster
 from tfspark.cluster.layout import PARALLELISM, Parallelism, PlannedRows
 from tfspark.errors import NodeFailedError
+
+__all__ = ["files"]
 
 BATCH = 32
 

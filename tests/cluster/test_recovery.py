@@ -390,7 +390,9 @@ def test_main_fun_that_rows_are_fed_to_is_not_restarted(spark: SparkSession) -> 
         del args, ctx
 
     with raises(
-        ConfigError, "expected input_mode=InputMode.TENSORFLOW with max_restarts=1", "rows that are fed"
+        ConfigError,
+        "expected input_mode=InputMode.TENSORFLOW with max_restarts=1",
+        "cannot tell which fed rows",
     ):
         TFCluster.run(spark, main_fun, {}, 1, max_restarts=1)
     with raises(ConfigError, "expected no checkpoint_every_steps", "ctx.checkpoint_dir"):

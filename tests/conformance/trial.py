@@ -70,6 +70,10 @@ def plain(feature: Feature) -> dict[str, Any]:
     model = feature.build()
     model.run_eagerly = not feature.needs_graph  # Nothing to trace: much quicker.
     given = {} if weights is None else {"sample_weight": for_values(model, y, weights)}
+    fitted: dict[str, Any] = {**given, "class_weight": feature.class_weights}
+    if weights is not None and feature.class_weights:  # Keras takes one of them; tfspark multiplies.
+        both = (weights * class_weights(y, feature.class_weights)).astype(np.float32)
+        fitted = {"sample_weight": for_values(model, y, both)}
     x = feature.hook(x)
     validation = {"validation_data": (x, y, *given.values())} if feature.validates else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +81,7 @@ def plain(feature: Feature) -> dict[str, Any]:
         def fit() -> Any:
             return model.fit(
                 x, y, batch_size=BATCH, epochs=feature.epochs, shuffle=False, verbose=0,
-                callbacks=feature.callbacks(folder), class_weight=feature.class_weights, **given, **validation,
+                callbacks=feature.callbacks(folder), **fitted, **validation,
             ).history  # fmt: skip
 
         history = fit()
@@ -132,6 +136,7 @@ class Shard:
         self.rows_of_pass, self.steps_of_pass, self.global_batch_size = len(own), self.num_steps, BATCH
         self.first_step_of_pass = 0
         self.next_index, self.start, self.is_over = 0, None, False
+        self.steps_at_once = 1
         self.sample = part((x, y, rows), slice(0, 1))
         self.dataset: Any = None
 
@@ -143,7 +148,10 @@ class Shard:
         return as_tuples(self.hook(x)), y, weights
 
     def open_pass(self) -> Any:
-        return SimpleNamespace(has_step=lambda step: step < self.num_steps)
+        return SimpleNamespace(
+            has_step=lambda step: step < self.num_steps,
+            steps_from=lambda step, most: min(most, self.num_steps - step),
+        )
 
     def abandon_pass(self) -> None:
         pass
@@ -163,6 +171,9 @@ class MirroredContext(SimpleNamespace):
     """A worker whose driver adds sums up by the workers' own collectives."""
 
     has_parameter_servers = False
+
+    def stream(self, name: str) -> str:
+        return name
 
     def report(self, event: str, **fields: Any) -> None:
         json.dumps(fields)

@@ -140,7 +140,7 @@ def test_snippets_without_a_cluster_run(tmp_path: Path) -> None:
     run_program("\n".join(code), tmp_path)
 
 
-SLOW = [("docs/python-api.md", tuple(range(1, 11)))]
+SLOW = [("docs/python-api.md", tuple(range(1, 12)))]
 STREAM_BEFORE = """
 import json
 from pathlib import Path
@@ -164,9 +164,9 @@ cluster = TFCluster.run(spark, clicks_model, None, 1)
 
 @pytest.mark.slow
 def test_program_of_the_python_api_runs_snippet_by_snippet(tmp_path: Path) -> None:
-    snippets = [snippet("docs/python-api.md", number) for number in range(1, 11)]
-    snippets[5] = (
-        STREAM_BEFORE + snippets[5] + 'print("of a stream:", cluster.shutdown()["worker 0"]["rows"])\n'
+    snippets = [snippet("docs/python-api.md", number) for number in range(1, 12)]
+    snippets[6] = (
+        STREAM_BEFORE + snippets[6] + 'print("of a stream:", cluster.shutdown()["worker 0"]["rows"])\n'
     )
     finished = run_program("\n\n".join([*snippets, "spark.stop()"]), tmp_path)
 
@@ -175,6 +175,7 @@ def test_program_of_the_python_api_runs_snippet_by_snippet(tmp_path: Path) -> No
     assert re.search(r"^worker 0 \S+ ValueError: no such thing$", finished.stdout, re.MULTILINE)
     runs = tmp_path / "elsewhere" / "runs"
     assert (runs / "points" / "export" / "model.keras").is_file()
+    assert (runs / "grid" / "export" / "model.keras").is_file()
     assert (runs / "hooks" / "export" / "model.weights.h5").is_file()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import yaml
 from pyspark.sql import SparkSession
-from support.environment import DRIVER_ID
+from support.environment import DRIVER_ID, OWN_WARM_PARENT, shared_warm_parent
 from support.processes import (
     Finished,
     command_line,
@@ -93,9 +93,9 @@ class Images:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a person's shell has: nothing of what the tests set for Spark."""
+    """What a person's shell has: nothing of what the tests set for Spark, but for the shared warm parent."""
     kept = {name: value for name, value in os.environ.items() if name not in _SET_BY_THE_TESTS}
-    return {**kept, **more}
+    return {**kept, **shared_warm_parent(), **more}
 
 
 def command(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -> list[str]:
@@ -206,7 +206,7 @@ def disturb_run(
     mark = uuid.uuid4().hex
     out, err, scratch = directory / "stdout", directory / "stderr", directory / "tmp"
     scratch.mkdir()
-    more = {DRIVER_ID: mark, "TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch)}
+    more = {DRIVER_ID: mark, "TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch), **OWN_WARM_PARENT}
     with out.open("wb") as out_file, err.open("wb") as err_file:
         process = subprocess.Popen(
             command(directory, config),

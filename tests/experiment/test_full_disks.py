@@ -157,7 +157,7 @@ def test_export_without_room_is_an_error_that_names_the_directory_and_leaves_no_
 def test_command_that_finds_no_room_says_it_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any]
 ) -> None:
-    with small_disk(tmp_path / "disk", "nr_inodes=2") as disk:
+    with small_disk(tmp_path / "disk", "nr_inodes=1") as disk:
         monkeypatch.setattr("tfspark.experiment.use.evaluate_files", lambda *given: write(disk))
         ended = CliRunner().invoke(app, ["evaluate", "run", "--data", "rows"])
     assert ended.exit_code in (1, 2), ended.output

@@ -32,7 +32,7 @@ def experiment(folder: Path, windows: str, *more: str) -> Experiment:
 def days(spark: Any, tmp_path: Path) -> Path:
     """Two places of ten days: the heat is the day's number, 100 more at the other place; rain is twice the heat."""
     rows = [
-        (place, day, offset + day, 2.0 * (offset + day))
+        (place, day, float(offset + day), 2.0 * (offset + day))
         for place, offset in (("a", 0), ("b", 100))
         for day in range(10)
     ]

@@ -201,9 +201,6 @@ def test_prepare_when_sunspots_tests_on_the_last_fifth_of_the_months(
     assert [month for month, *_ in train] == list(range(24, 48))
     assert [month for month, *_ in test] == list(range(48, 60))
     assert test[0] == (48, [float(month) for month in range(24, 48)], [48.0])
-    early, late = (sorted(load(spark, made / part, schema)) for part in ("early", "late"))
-    assert early + late == train
-    assert [month for month, *_ in late] == list(range(38, 48))
 
 
 def test_prepare_when_diamonds_keeps_each_row_once(shop: Path, tmp_path: Path, spark: Any) -> None:

@@ -16,8 +16,14 @@ import pyspark
 LOOPBACK = "127.0.0.1"
 # Every process of one pytest run carries this variable: the leak guard finds re-parented orphans by it.
 TEST_ID = "TFSPARK_TEST_ID"
-# Every process of one driver program carries this one as well, executors below another daemon included.
-DRIVER_ID = "TFSPARK_TEST_DRIVER"
+# Every process of one driver program carries this one as well, executors below another daemon included. Only the warm
+# parent that the programs share does not, nor its forks (`support.processes.marked_processes` knows them): it leaves
+# out what begins as Spark's own variables do.
+DRIVER_ID = "SPARK_TEST_DRIVER"
+# Driver programs in which this variable says the same share a warm parent: those of one pytest process, unless a test
+# is about warm parents or about what a start costs (`OWN_WARM_PARENT`).
+SHARED_BY = "TFSPARK_SHARED_WARM_PARENT"
+OWN_WARM_PARENT = {SHARED_BY: ""}
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = REPOSITORY / "tests"
@@ -64,7 +70,13 @@ def spark_environment(spark_home: Path, conf_dir: Path, local_dir: Path) -> dict
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "PYTHONPATH": python_path(os.environ.get("PYTHONPATH", "")),
+        **shared_warm_parent(),
     }
+
+
+def shared_warm_parent() -> dict[str, str]:
+    """Return the variable by which programs of this pytest process share a warm parent."""
+    return {SHARED_BY: os.environ.get(TEST_ID, "")}
 
 
 def bare_environment(home: Path, **more: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ import psutil
 
 from support.environment import TEST_ID
 from support.processes import carries, describe, kill_all, what_stays
-from support.trainers import WARM_PARENT
+from support.trainers import SHARED, WARM_PARENT
 
 GRACE_S = 5.0
 PREFIX = "tfspark-"
@@ -140,7 +140,8 @@ def _belongs(process: psutil.Process, owned: Owned) -> bool:
         if process.pid in owned.jvm_pids | owned.pids or "multiprocessing.resource_tracker" in " ".join(line):
             return True
         if line[1:3] == ["-m", WARM_PARENT]:
-            return _is_of_a_fixture(int(line[4]), owned)
+            # What driver programs share is the run's, which ends it.
+            return line[4] == SHARED or _is_of_a_fixture(int(line[4]), owned)
         if any(_NAMES_TFSPARK.search(word) for word in line[1:]):
             return False
         return _is_pyspark_daemon(line) and _within_two_of(process, owned.jvm_pids)

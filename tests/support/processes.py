@@ -14,7 +14,10 @@ from typing import TypeVar
 
 import psutil
 
+from support.environment import DRIVER_ID, TEST_ID
+
 T = TypeVar("T")
+TRAINER = "tfspark.trainer"
 POLL_S = 0.05
 KILL_S = 10.0
 _TAIL_CHARS = 6000
@@ -117,8 +120,36 @@ def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: flo
 
 
 def marked_processes(name: str, value: str) -> list[psutil.Process]:
-    """Return this user's living processes whose environment carries ``name=value``, this one excepted."""
-    return [p for p in psutil.process_iter() if p.pid != os.getpid() and carries(p, name, value)]
+    """Return this user's living processes whose environment carries ``name=value``, this one excepted.
+
+    And the trainers that their node tasks have from a warm parent that programs share, which carries no program's mark.
+    A trainer of this run that has lost its node task counts for every program: it should be gone.
+    """
+    marked = [p for p in psutil.process_iter() if p.pid != os.getpid() and carries(p, name, value)]
+    pids = {process.pid for process in marked}
+    return marked + [
+        p for p in _forks_of_shared_parents() if p.pid not in pids and _node_task(p) in (0, *pids)
+    ]
+
+
+def _forks_of_shared_parents() -> list[psutil.Process]:
+    run = os.environ.get(TEST_ID, "")
+    trainers = [p for p in psutil.process_iter() if command_line(p)[1:3] == ["-m", TRAINER]]
+    return [p for p in trainers if run and carries(p, TEST_ID, run) and not _has(p, DRIVER_ID)]
+
+
+def _has(process: psutil.Process, name: str) -> bool:
+    try:
+        return name in process.environ()
+    except (psutil.Error, OSError):
+        return True
+
+
+def _node_task(trainer: psutil.Process) -> int:
+    """Return the process number of a trainer's node task; 0 if that has ended."""
+    named = [word for word in command_line(trainer) if word.startswith("node-task=")]
+    pid = int(named[0].removeprefix("node-task=")) if named else 0
+    return pid if psutil.pid_exists(pid) else 0
 
 
 def is_alive(process: psutil.Process) -> bool:

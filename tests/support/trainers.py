@@ -7,10 +7,11 @@ import os
 import psutil
 
 from support.environment import TEST_ID
-from support.processes import command_line, marked_processes
+from support.processes import TRAINER, command_line, marked_processes
 
-TRAINER = "tfspark.trainer"
 WARM_PARENT = "tfspark.node.warm_parent"
+SHARED = "0"
+"""Owner of a warm parent that driver programs share."""
 
 
 def trainers() -> dict[str, psutil.Process]:
@@ -19,8 +20,27 @@ def trainers() -> dict[str, psutil.Process]:
 
 
 def warm_parents() -> list[psutil.Process]:
-    """Return the warm parents of this test run."""
-    return [process for process, _ in _running(WARM_PARENT)]
+    """Return the warm parents of this test run, but for those that driver programs share."""
+    return [process for process, owner in _warm_parents() if owner != SHARED]
+
+
+def shared_warm_parents() -> list[psutil.Process]:
+    """Return the warm parents that driver programs of this test run share."""
+    return [process for process, owner in _warm_parents() if owner == SHARED]
+
+
+def _warm_parents() -> list[tuple[psutil.Process, str]]:
+    """Return them with their owners. A fork has its parent's command line until it is a trainer."""
+    found = _running(WARM_PARENT)
+    pids = {process.pid for process, _ in found}
+    return [(process, line[4]) for process, line in found if _parent_of(process) not in pids]
+
+
+def _parent_of(process: psutil.Process) -> int:
+    try:
+        return int(process.ppid())
+    except psutil.Error:
+        return 0
 
 
 def _running(module: str) -> list[tuple[psutil.Process, list[str]]]:

@@ -118,6 +118,11 @@ def test_two_workers_learn_as_plain_keras_does(together: dict[str, Any]) -> None
             id="workers would change the scale under each other",
         ),
         pytest.param(
+            {"optimizer": keras.optimizers.SGD, "steps_per_execution": 4},
+            "steps_per_execution=1 under parameter servers, got 4",
+            id="several steps at once",
+        ),
+        pytest.param(
             {"optimizer": keras.optimizers.SGD, "run_eagerly": True},
             "without run_eagerly=True",
             id="steps are graphs",

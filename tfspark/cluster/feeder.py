@@ -355,7 +355,7 @@ class Feeder:
         Return False if the nodes ended the pass before they had received all rows.
         """
         directory = self._directory
-        if not directory.has_sample(stream):
+        if not served or not directory.has_sample(stream):
             raise DataError(
                 f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
             )

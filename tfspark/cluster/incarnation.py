@@ -22,6 +22,7 @@ from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_st
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.state.restarts import RestartBudget
+from tfspark.cluster.warm_up import driver_of_local_executor
 from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 from tfspark.node.task import NODE_RESULT_DDL, NodeTask
@@ -192,6 +193,7 @@ class Incarnation:
             self._options.warm,
             self._options.module_paths,
             self._options.tensorboard_dir,
+            driver_of_local_executor(self._spark),
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:

@@ -241,6 +241,29 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
     return selected
 
 
+def validation_rows(spark: SparkSession, data: Any, columns: Columns) -> DataFrame:
+    """Return what is evaluated after each epoch with just the columns that are fed.
+
+    It is looked for a first row: workers that wait for one in the middle of a training could not do anything else.
+
+    Raises:
+        ConfigError: a column is not there.
+        DataError: there are no rows.
+    """
+    rows = select_columns(as_dataframe(spark, data), columns)
+    if rows.isEmpty():
+        raise no_validation_rows()
+    return rows
+
+
+def no_validation_rows() -> DataError:
+    """Return the error that says that there is nothing to validate on."""
+    return DataError(
+        "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its filters "
+        "leave"
+    )
+
+
 def check_text(df: DataFrame, columns: Columns) -> None:
     """Reject text columns where numbers are declared, as in a CSV file that was read without a schema.
 

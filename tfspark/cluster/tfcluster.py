@@ -17,11 +17,10 @@ from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
     Selection,
-    as_dataframe,
     is_dstream,
     is_rdd,
-    select_columns,
     session_of,
+    validation_rows,
     what_to_feed,
 )
 from tfspark.cluster.options import ClusterOptions
@@ -30,7 +29,6 @@ from tfspark.cluster.preflight import (
     check_encryption,
     check_settings,
     check_slots,
-    is_local,
     room_for,
 )
 from tfspark.cluster.program import is_main_fun, pickled
@@ -269,9 +267,8 @@ class TFCluster:
         if not options.independent:  # Independent nodes do not communicate.
             check_encryption(spark, options.allow_plaintext)
         if "TF_CONFIG" in os.environ:
-            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node its own")
-        # On a local master the nodes start at once. Another Spark job would only delay them.
-        with warming_up(spark, options.num_executors if options.warm and not is_local(spark) else 0):
+            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
+        with warming_up(spark, options.num_executors if options.warm else 0):
             code = pickled(map_fun, tf_args, options.hooks)
             wait_s = min(options.reservation_timeout, SLOTS_WAIT_S)
             if options.all_at_once:
@@ -592,9 +589,7 @@ class TFCluster:
         if is_dstream(data):
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._options.runs_main_fun)
-        checked = (
-            None if validation is None else select_columns(as_dataframe(self._spark, validation), fed.columns)
-        )
+        checked = None if validation is None else validation_rows(self._spark, validation, fed.columns)
         self._trainings.open(
             stream,
             fed,

@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tfspark.cluster.feeder import for_evaluation
 from tfspark.cluster.incarnation import Incarnation
@@ -23,7 +23,9 @@ from tfspark.cluster.inputs import (
     as_dataframe,
     elements_to_feed,
     is_rdd,
+    no_validation_rows,
     select_columns,
+    validation_rows,
 )
 from tfspark.cluster.layout import Parallelism, PlannedRows, refuse_direct
 from tfspark.cluster.options import ClusterOptions
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from tfspark.feed.files import TFRecordFiles
 
 logger = logging.getLogger("tfspark")
+
+T = TypeVar("T")
 
 KEPT_EPOCHS = 10_000
 """Maximum number of values per metric in the history of a stream, which may have no end."""
@@ -98,6 +102,7 @@ class Trainings:
         self._sidecar: SidecarEvaluator | None = None
         self._num_sidecar = 0
         self._generation = generation
+        self._broken_off = ""
         self._train, self._validation = self.named("train"), self.named("validation")
 
     # --- state for other modules -----------------------------------------------------------------------------
@@ -225,9 +230,34 @@ class Trainings:
         call = range(first, self._num_passes)
         if self._planned is None or self._planned.rows is not rows:
             self._planned = self._plan(rows)
-        return self._supervisor.surviving(
-            lambda: self._train_passes(stream, self._planned or rows, call, checked)
+        return self._done_whole(
+            lambda: self._train_passes(stream, self._planned or rows, call, checked),
+            begins_again=num_epochs == 1,
         )
+
+    def _done_whole(self, work: Callable[[], T], begins_again: bool = False) -> T:
+        """Do some work that the workers do, too; once they are left in the middle of it they do no other.
+
+        Args:
+            work: what to do.
+            begins_again: whether they have ended it after a `DataError`, as when there were no rows.
+
+        Raises:
+            TfsparkError: they are in the middle of an earlier one.
+        """
+        if self._broken_off:
+            raise TfsparkError(
+                "expected a cluster whose workers have ended what they did before, an earlier call was broken off by "
+                f"{self._broken_off}; shut this cluster down and run another, with resume= to go on"
+            )
+        try:
+            return self._supervisor.surviving(work)
+        except BaseException as error:
+            is_over = self._supervisor.registry.failed or (begins_again and isinstance(error, DataError))
+            if not is_over:
+                said = str(error).strip().splitlines()
+                self._broken_off = f"{type(error).__name__}{': ' if said else ''}{said[0] if said else ''}"
+            raise
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
         """Fix the partitions of rows for all incarnations; items of an RDD are fed in one incarnation only."""
@@ -275,10 +305,7 @@ class Trainings:
         directory = self._supervisor.control.directory
         self._supervisor.feeder.show_first_row(self._validation, checked)
         if not directory.has_sample(self._validation):
-            raise DataError(
-                "expected validation rows, the DataFrame has none; leave validation= out of train(), or see what its "
-                "filters leave"
-            )
+            raise no_validation_rows()
         self._supervisor.control.update(lambda: directory.forget_asking(self._validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
@@ -398,7 +425,7 @@ class Trainings:
         self._opened[self._train] = spec
         call = range(self._num_passes, self._num_passes + num_epochs)
         self._num_passes = call.stop
-        return self._supervisor.surviving(lambda: self._train_on_shares(data, spec, call, checked))
+        return self._done_whole(lambda: self._train_on_shares(data, spec, call, checked))
 
     def _open_validation(self, spec: StreamSpec, validation: DataFrame) -> DataFrame:
         """Open the stream of rows that Spark feeds beside the files; return the rows."""
@@ -412,7 +439,7 @@ class Trainings:
                 "expected the same columns as at the first train() with validation, got others; shut this cluster down "
                 "and run a new one"
             )
-        rows = select_columns(as_dataframe(self._spark, validation), spec.columns)
+        rows = validation_rows(self._spark, validation, spec.columns)
         check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         self._validated = spec.columns
         readers = self._supervisor.evaluators or self._supervisor.workers
@@ -468,7 +495,7 @@ class Trainings:
         if self._input_mode is InputMode.TENSORFLOW:
             check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         rows = select_columns(as_dataframe(self._spark, df), spec.columns)
-        return self._supervisor.surviving(lambda: self._evaluated(spec, rows, num_classes))
+        return self._done_whole(lambda: self._evaluated(spec, rows, num_classes), begins_again=True)
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
         name = self.named(f"evaluate-{next(self._evaluations)}")
@@ -528,8 +555,8 @@ class Trainings:
         )
 
     def export(self, formats: Sequence[str]) -> dict[str, Any]:
-        """Let the chief send the model; return each worker's summary of it."""
-        return self._supervisor.surviving(lambda: self._exported(formats))
+        """Let the chief send the model; return what each worker says of it."""
+        return self._done_whole(lambda: self._exported(formats))
 
     def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
         job = self._supervisor.control.post_job("export", formats=list(formats))

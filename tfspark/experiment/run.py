@@ -18,7 +18,7 @@ from tfspark.cluster.inputs import FeedOptions, InputMode
 from tfspark.cluster.layout import parallelism_of
 from tfspark.cluster.preflight import check_settings
 from tfspark.cluster.tfcluster import MOST_COUNTED_CLASSES, TFCluster
-from tfspark.cluster.warm_up import warming_up
+from tfspark.cluster.warm_up import warm_up_before_spark, warming_up
 from tfspark.errors import ConfigError, TfsparkError, in_words
 from tfspark.experiment.config import Experiment, resolved_yaml
 from tfspark.experiment.console import RunConsole, format_metrics, rows_per_s
@@ -37,7 +37,7 @@ from tfspark.experiment.report import (
 from tfspark.experiment.resume import Earlier, find_earlier
 from tfspark.experiment.rows import Rows, load_rows, path_exists
 from tfspark.experiment.rundir import RunDirectory
-from tfspark.experiment.session import spark_session
+from tfspark.experiment.session import is_submitted, spark_session
 from tfspark.experiment.spark_errors import spark_errors_in_words
 from tfspark.feed.described import MODULE, Described
 from tfspark.feed.files import TFRecordFiles
@@ -267,14 +267,16 @@ def _run(
 ) -> Outcome:
     watch = _Watch(shown, directory, experiment.checkpoint.keep)
     began = time.monotonic()
+    # TensorFlow is imported while Spark starts and while the data is prepared.
+    num_warm = experiment.cluster.executors if experiment.cluster.warm else 0
+    if num_warm and not is_submitted():
+        warm_up_before_spark(experiment.cluster.master or "", experiment.cluster.spark)
     with spark_session(experiment.name, experiment.cluster) as spark:
         watch.seconds["session"] = time.monotonic() - began
         shown.line(
             f"{'Spark session':<24} {watch.seconds['session']:6.1f} s  {spark.conf.get('spark.master')}"
         )
         check_settings(spark)
-        # TensorFlow is imported on the executors while the data is prepared.
-        num_warm = experiment.cluster.executors if experiment.cluster.warm else 0
         with spark_errors_in_words(), warming_up(spark, num_warm):
             fetch_known_data(experiment, spark, shown)
             results = _train(experiment, module, directory, shown, watch, spark, earlier)

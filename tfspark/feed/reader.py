@@ -88,12 +88,13 @@ class PassReader:
         secret: the cluster's secret, for calls to the sources.
         spec: the stream.
         index: number of the pass.
-        rank: number of this reader.
-        host: name of this machine, to prefer sources on it.
-        filler: rows used as padding if this reader gets no rows of its own in the pass.
-        cache: where this reader stores its rows when the driver asks for it.
-        start: position within the pass at which to begin.
-        activity: records waits for rows.
+        rank: this reader.
+        host: this machine, for sources of the same host.
+        filler: rows to pad with when the pass brings this reader none of its own.
+        cache: where this reader keeps its rows when the driver asks for it.
+        start: where within the pass to begin.
+        activity: notes waits for rows.
+        steps_at_once: how many batches must be ready at once.
     """
 
     def __init__(
@@ -108,8 +109,11 @@ class PassReader:
         cache: NodeCache | None = None,
         start: Start | None = None,
         activity: Activity | None = None,
+        steps_at_once: int = 1,
     ):
         start = start or Start()
+        # Steps that are taken at once must wait together, and those after them come meanwhile.
+        self._max_queued = PREFETCH_BATCHES + steps_at_once - 1
         self._activity = activity or Activity()
         self._control = control
         self._secret = secret
@@ -151,6 +155,14 @@ class PassReader:
             self._changed.wait_for(lambda: self._formed > wanted or self._ended)
             self._raise_error()
             return self._formed > wanted
+
+    def steps_from(self, step: int, most: int) -> int:
+        """Wait until `most` batches from number `step` on are there; return how many are, fewer at the end."""
+        wanted = self._first_step + step + most
+        with self._activity.waiting(), self._changed:
+            self._changed.wait_for(lambda: self._formed >= wanted or self._ended)
+            self._raise_error()
+            return min(most, max(self._formed - self._first_step - step, 0))
 
     def __iter__(self) -> Iterator[Rows]:
         """Yield batches until the pass ends."""
@@ -306,7 +318,7 @@ class PassReader:
             self._changed.wait_for(self._has_space)
 
     def _has_space(self) -> bool:
-        return self._stopped or len(self._queue) < PREFETCH_BATCHES
+        return self._stopped or len(self._queue) < self._max_queued
 
     def _settle(self) -> None:
         """Acknowledge all chunks, release the leases, and announce the steps that the received rows make.

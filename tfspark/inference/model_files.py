@@ -133,10 +133,13 @@ def load(model: ModelFiles, compiled: bool = False) -> Any:
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"  # As in trainers; other work of the user may need another.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with without_greetings():
-        import tensorflow  # noqa: F401
-    for name, source in model.modules:
-        run_module(name, source)
+    with without_greetings():  # Some come with the first variable.
+        for name, source in model.modules:
+            run_module(name, source)
+        return _loaded(model, compiled)
+
+
+def _loaded(model: ModelFiles, compiled: bool) -> Any:
     with tempfile.TemporaryDirectory(prefix="tfspark-model-") as folder:
         for name, data in model.files:
             place = Path(folder, name)

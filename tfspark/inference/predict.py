@@ -142,13 +142,14 @@ def _function(predictor: Predictor) -> Any:
     The other columns do not leave the JVM. Spark may neither move it nor call it twice, which it does with those that
     are deterministic where a filter looks at what they return.
     """
-    from pyspark.sql.functions import ArrowUDFType, arrow_udf
+    from pyspark.sql.functions import arrow_udf
     from pyspark.sql.types import StructField, StructType
 
     kind = StructType(
         [StructField(f"_{place}", data_type(output.type)) for place, output in enumerate(predictor.outputs)]
     )
-    return arrow_udf(PredictTask(predictor), kind, ArrowUDFType.SCALAR_ITER).asNondeterministic()
+    task = PredictTask(predictor)
+    return arrow_udf(task.of_one if len(predictor.read) == 1 else task.of_several, kind).asNondeterministic()
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,15 @@ class PredictTask:
 
     predictor: Predictor
 
-    def __call__(self, batches: Iterator[Any]) -> Iterator[pa.Array]:
-        """Yield a struct for each row."""
-        names = self.predictor.read
+    def of_one(self, batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        """Yield a struct for each row of one column."""
+        yield from self.of_several((column,) for column in batches)
+
+    def of_several(self, batches: Iterator[tuple[pa.Array, ...]]) -> Iterator[pa.Array]:
+        """Yield a struct for each row of several columns."""
+        names = list(self.predictor.read)
         yield from self.predictor.predicted(
-            pa.RecordBatch.from_arrays(list(columns) if len(names) > 1 else [columns], names)
-            for columns in batches
+            pa.RecordBatch.from_arrays(list(columns), names) for columns in batches
         )
 
 

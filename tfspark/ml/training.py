@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ from tfspark.cluster.program import pickled
 from tfspark.cluster.tfcluster import TFCluster
 from tfspark.errors import ConfigError
 from tfspark.feed.described import Signature, read_signature
+from tfspark.ml.params import plain
 from tfspark.ml.rows import FitRows
 from tfspark.ml.slots import FITS
 from tfspark.progress import Verbose
@@ -46,6 +46,14 @@ class Network:
     callbacks: Callable[[Any], Any] | None = None
     modules: tuple[tuple[str, str], ...] = ()
     custom_objects: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def plain_params(self) -> dict[str, Any] | None:
+        """The parameters as JSON has them; None: they hold something else."""
+        try:
+            return dict(plain(self.params))
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -168,19 +176,11 @@ class Clusters:
 
 
 def _key(network: Network, how: HowToTrain) -> Any:
-    """Return what two fits must share to be trained on one cluster; what is plain in a network may differ."""
-    params = dict(network.params)
-    if not _is_plain(params):
+    """Return what two fits must share to be trained on one cluster: all but the parameters, if these are plain data."""
+    if network.plain_params is None:
         return object()
     code = pickled(network.build_model, None, Hooks(callbacks=network.callbacks))
     return code, how.num_workers, how.log_dir
-
-
-def _is_plain(params: Mapping[str, Any]) -> bool:
-    try:
-        return bool(json.loads(json.dumps(params)) == params)
-    except (TypeError, ValueError):
-        return False
 
 
 class _Running:
@@ -195,7 +195,7 @@ class _Running:
                 TFCluster.run(
                     spark,
                     network.build_model,
-                    dict(network.params),
+                    network.plain_params or dict(network.params),
                     num_executors=how.num_workers,
                     log_dir=str(self.log_dir),
                     hooks=Hooks(callbacks=network.callbacks),
@@ -206,7 +206,7 @@ class _Running:
 
     def begin_anew(self, network: Network, how: HowToTrain) -> None:
         """Let it train another network."""
-        self.cluster.begin_anew(dict(network.params), **how.of_model)
+        self.cluster.begin_anew(network.plain_params, **how.of_model)
 
     def end(self) -> None:
         """End it in order."""

@@ -13,14 +13,17 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from tfspark.node import warm
-from tfspark.node.warm import ColdError
+from tfspark.node.lending import Process, lent_parent, soft_limits
+from tfspark.node.warm import ColdError, OtherModulesError, WantedParent, own_parent
 from tfspark.protocol.timing import STOP_GRACE_S
 
 FORK_TIMEOUT_S = 120.0
@@ -67,9 +70,12 @@ class Trainer:
         orders: what it is started with.
         is_warm: whether it may be forked from the warm parent.
         say: called with a line for the node's log.
+        driver: of a local master's application, which may have started a warm parent already.
     """
 
-    def __init__(self, orders: Orders, is_warm: bool, say: Callable[[str], None]):
+    def __init__(
+        self, orders: Orders, is_warm: bool, say: Callable[[str], None], driver: Process | None = None
+    ):
         self._orders = orders
         self._say = say
         self._lifeline = -1
@@ -80,7 +86,7 @@ class Trainer:
             self._start_cold()
             return
         try:
-            self._process = self._started(_Forked)
+            self._start_warm(lent_parent(driver) or own_parent())
         except ColdError as error:
             self._start_cold(error)
 
@@ -88,9 +94,11 @@ class Trainer:
         """Wait for its end; return whether it has ended."""
         try:
             return self._process.wait(timeout_s)
+        except OtherModulesError as error:
+            self._start_with_other_modules(error)
         except ColdError as error:
             self._start_cold(error)
-            return False
+        return False
 
     @property
     def failure(self) -> str:
@@ -110,6 +118,18 @@ class Trainer:
                 self._process.wait(STATUS_TIMEOUT_S)
         os.close(self._output)
 
+    def _start_warm(self, parent: WantedParent) -> None:
+        self._process = self._started(partial(_Forked, parent))
+
+    def _start_with_other_modules(self, reason: OtherModulesError) -> None:
+        """Take a warm parent that has the same module path as this node."""
+        self._say(f"tfspark: {self._orders.name} has a warm parent for its executor alone: {reason}")
+        self._close_lifeline()
+        try:
+            self._start_warm(own_parent())
+        except ColdError as error:
+            self._start_cold(error)
+
     def _start_cold(self, reason: ColdError | None = None) -> None:
         if reason is not None:
             self._say(f"tfspark: {self._orders.name} starts without a warm parent: {reason}")
@@ -125,6 +145,8 @@ class Trainer:
 
     def _give_orders(self) -> None:
         """Write the orders in a thread: they may be larger than a pipe holds, and the heartbeat goes on meanwhile."""
+        if self._lifeline < 0:  # Told to end before it was forked: it finds its standard input closed.
+            return
         arguments = (os.dup(self._lifeline), self._orders.frames)
         threading.Thread(target=_write, args=arguments, name="tfspark-node-orders", daemon=True).start()
 
@@ -169,22 +191,28 @@ class _Forked:
 
     Raises:
         ColdError: there can be no warm parent; `wait` raises it when the warm parent is gone or refuses.
+        OtherModulesError: `wait` raises it when the warm parent has other modules than this node would import.
     """
 
-    def __init__(self, orders: Orders, stdin: int, output: int, give_orders: Callable[[], None]):
+    def __init__(
+        self, parent: WantedParent, orders: Orders, stdin: int, output: int, give_orders: Callable[[], None]
+    ):
         self.returncode: int | None = None
         self._give_orders = give_orders
         self._pidfd = -1
         self._has_ended = False
         self._said: int | None = None
         self._until = time.monotonic() + FORK_TIMEOUT_S
-        self._connection: socket.socket | None = warm.connect()
+        self._connection: socket.socket | None = warm.connect(parent)
         request = {
             "name": orders.name,
             "node_task": os.getpid(),
             "environment": dict(orders.environment),
             "directory": os.getcwd(),
             "path": orders.environment["PYTHONPATH"].split(os.pathsep),
+            "python": sys.executable,
+            "limits": soft_limits(),
+            "owner": warm.owner_of_this_process(),
         }
         self._connection.settimeout(STATUS_TIMEOUT_S)
         try:
@@ -240,6 +268,9 @@ class _Forked:
         if "returncode" in message:
             self.returncode = message["returncode"]
             self._end()
+        if others := message.get("others"):
+            self._end()
+            raise OtherModulesError(f"here its imports would find others by the names {others}")
         if reason := message.get("refused") or message.get("cold"):
             self.send_signal(signal.SIGKILL)
             self._end()

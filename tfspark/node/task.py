@@ -28,9 +28,10 @@ import pyarrow.flight as flight
 from tfspark.node import warm
 from tfspark.node.environment import trainer_environment
 from tfspark.node.launch import Orders, Trainer
+from tfspark.node.lending import Process, lent_parent
 from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
-from tfspark.node.warm import ColdError, installed_versions
+from tfspark.node.warm import ColdError, installed_versions, own_parent
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
 from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
@@ -54,7 +55,7 @@ class WarmUp:
         """Start it and return at once; yields nothing."""
         for _ in batches:
             with contextlib.suppress(ColdError):  # The node will say why.
-                warm.prepare()
+                warm.prepare(lent_parent(None) or own_parent())
         yield from ()
 
 
@@ -72,6 +73,7 @@ class NodeTask:
         warm: whether trainers are forked from a warm parent.
         module_paths: where the driver's program finds modules of its own.
         tensorboard_dir: directory that TensorBoard beside the chief shows; None: there is none.
+        driver: of a local master's application, which has started a warm parent for it; None: of another one.
     """
 
     location: str
@@ -83,6 +85,7 @@ class NodeTask:
     warm: bool
     module_paths: tuple[str, ...]
     tensorboard_dir: str | None
+    driver: Process | None = None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
@@ -188,7 +191,9 @@ class _Node:
     def _supervise(self, config: str, port: socket.socket) -> str:
         """Run the trainer to its end; return what was wrong, empty if nothing."""
         with _scratch_directory() as scratch:
-            trainer = Trainer(self._orders(config, port, scratch), self._task.warm, self._log.add)
+            trainer = Trainer(
+                self._orders(config, port, scratch), self._task.warm, self._log.add, self._task.driver
+            )
             reader = threading.Thread(
                 target=self._read_log, args=(trainer,), name="tfspark-node-log", daemon=True
             )

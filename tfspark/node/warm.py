@@ -3,10 +3,10 @@
 Runs in node tasks and in short tasks that start the warm parent early. Imports no package but tfspark's own light
 modules, so that such a task costs next to nothing.
 
-There is one warm parent for each executor and environment. Both are in the name of its socket, a Unix socket in
-Linux's abstract namespace: it needs no file (a full or read-only disk does not matter, no path can be too long), it is
-gone with the process, and only one process can bind it. Each side asks the kernel whose the other side is
-(``SO_PEERCRED``) and refuses any user but its own.
+There is one warm parent for each executor and environment; `tfspark.node.lending` has those that are for more. Whom it
+is for is in the name of its socket, a Unix socket in Linux's abstract namespace: it needs no file (a full or read-only
+disk does not matter, no path can be too long), it is gone with the process, and only one process can bind it. Each
+side asks the kernel whose the other side is (``SO_PEERCRED``) and refuses any user but its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,36 @@ MAX_FRAME_BYTES = 16 << 20
 ATTEMPTS = 3
 BACKLOG = 128
 TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
-_PACKAGES = ("tensorflow", "keras", "pyarrow", "numpy", "tfspark")
-
+PACKAGES = ("tensorflow", "keras", "pyarrow", "numpy", "tfspark")
+LENT = "lent"
+"""Last word of the command line of a warm parent that is for several Python daemons."""
 
 TRAINER_MODULE = "tfspark.trainer"
 
 
 class ColdError(Exception):
     """A trainer can't be forked from a warm parent, for the reason given; it is started cold instead."""
+
+
+class OtherModulesError(ColdError):
+    """A trainer can't be forked from this warm parent: here its imports would find other modules."""
+
+
+@dataclass(frozen=True)
+class WantedParent:
+    """A warm parent, as those who want a trainer from it know it.
+
+    Attributes:
+        name: of its socket.
+        owner: number of the process with which it ends; 0: it ends when nobody has asked for a while.
+        environment: what it is started with.
+        is_lent: whether it is for other Python daemons, too: then a fork looks first whether its modules are right.
+    """
+
+    name: str
+    owner: int
+    environment: Mapping[str, str] = field(repr=False)
+    is_lent: bool = False
 
 
 def installed_versions() -> dict[str, str | None]:
@@ -78,34 +101,47 @@ def node_task_of_this_trainer() -> int:
     return int(next(word for word in line if word.startswith("node-task=")).partition("=")[2])
 
 
-def prepare() -> None:
-    """Start the warm parent if there is none; it imports TensorFlow while this process goes on.
+def prepare(wanted: WantedParent) -> None:
+    """Start a warm parent if there is none; it imports TensorFlow while this process goes on.
 
     Raises:
         ColdError: there can be none here.
     """
-    connect().close()
+    connect(wanted).close()
 
 
-def connect() -> socket.socket:
-    """Connect to the warm parent, which is started if there is none; it answers when it has imported TensorFlow.
+def connect(wanted: WantedParent) -> socket.socket:
+    """Connect to a warm parent, which is started if there is none; it answers when it has imported TensorFlow.
 
     Raises:
         ColdError: there can be none here.
     """
-    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
-        raise ColdError(f"forking needs Linux 5.3 or newer, this is {platform.platform()}")
-    owner, environment = owner_of_this_process(), shared_environment(os.environ, sys.path)
-    name = socket_name(owner, environment, sys.path)
     try:
         for _ in range(ATTEMPTS):
-            client = _client(name)
+            client = _client(wanted.name)
             if client is not None:
                 return client
-            _start(name, owner, environment)
+            _start(wanted)
     except OSError as error:
         raise ColdError(f"the warm parent can't be reached: {error}") from error
     raise ColdError(f"the warm parent ended {ATTEMPTS} times while it was started")
+
+
+def check_platform() -> None:
+    """Raise a `ColdError` where there can be no warm parent."""
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
+        raise ColdError(f"forking needs Linux 5.3 or newer, this is {platform.platform()}")
+
+
+def own_parent() -> WantedParent:
+    """Return the warm parent of this executor alone.
+
+    Raises:
+        ColdError: there can be none here.
+    """
+    check_platform()
+    owner, environment = owner_of_this_process(), shared_environment(os.environ, sys.path)
+    return WantedParent(socket_name(owner, environment, sys.path), owner, environment)
 
 
 def owner_of_this_process() -> int:
@@ -127,10 +163,15 @@ def socket_name(owner: int, environment: Mapping[str, str], path: Sequence[str])
         "owner": [owner, started_at(owner)],
         "python": sys.executable,
         "versions": installed_versions(),
-        "packages": [spec.origin if (spec := util.find_spec(name)) else None for name in _PACKAGES],
+        "packages": [spec.origin if (spec := util.find_spec(name)) else None for name in PACKAGES],
         "path": list(path),
         "environment": sorted(environment.items()),
     }
+    return named(identity)
+
+
+def named(identity: Mapping[str, object]) -> str:
+    """Return the name of the socket of the warm parent of an identity."""
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return f"\0tfspark-warm-{digest[:32]}"
 
@@ -173,23 +214,25 @@ def peer_user(connection: socket.socket) -> int:
     return int(struct.unpack("3i", credentials)[1])
 
 
-def _start(name: str, owner: int, environment: Mapping[str, str]) -> None:
+def _start(wanted: WantedParent) -> None:
     """Bind the name and hand the socket to a new warm parent; whoever else wants one connects to it meanwhile.
 
     The shell puts it into the background, so that it is nobody's child: Python workers come and go, and it stays.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            listener.bind(name)
+            listener.bind(wanted.name)
         except OSError:
             return  # Another node task was quicker.
         listener.listen(BACKLOG)
-        module = "tfspark.node.warm_parent"
-        command = [sys.executable, "-m", module, str(listener.fileno()), str(owner), name[1:]]
+        arguments = [str(listener.fileno()), str(wanted.owner), wanted.name[1:], *([LENT] * wanted.is_lent)]
         subprocess.run(
-            ["/bin/sh", "-c", '"$@" &', "sh", *command],
+            ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "tfspark.node.warm_parent", *arguments],
             check=True,
-            env=dict(environment),
+            env=dict(wanted.environment),
+            # Whoever it is for, works elsewhere, and may have a terminal that this process has not.
+            cwd="/" if wanted.is_lent else None,
+            start_new_session=not wanted.owner,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
 """The warm parent of an executor: it has imported TensorFlow, runs nothing, and forks trainers for node tasks.
 
-Started by `tfspark.node.warm`; ends with the executor, or when nobody has asked for `IDLE_S`. It imports nothing of
-the user's, runs no TensorFlow operation, opens no gRPC and lists no GPU, so a fork of it is as good as a fresh process
-after the same imports. A process may only be forked safely while no other of its threads holds a lock. So it looks at
-its threads before each fork, and refuses if there is one that it does not know.
+Started by `tfspark.node.warm`; ends with its owner (as a rule the executor), or when nobody has asked for `IDLE_S`. It
+imports nothing of the user's, runs no TensorFlow operation, opens no gRPC and lists no GPU, so a fork of it is as good
+as a fresh process after the same imports. A process may only be forked safely while no other of its threads holds a
+lock. So it looks at its threads before each fork, and refuses if there is one that it does not know.
 
 A trainer does not need its warm parent once it runs: it has its own connection to its node task, and the kernel ends it
 with that task (`tfspark.node.lifeline`).
@@ -23,12 +23,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfspark.node.warm import TRAINER_MODULE, peer_user, receive, send, trainer_command
+from tfspark.node.lending import MissedModules, known_entries, modules_found, other_modules, set_soft_limits
+from tfspark.node.warm import LENT, TRAINER_MODULE, peer_user, receive, send, trainer_command
 
 IDLE_S = 600.0
 """Without a trainer and without a request for this long, it ends: it holds some 250 MB."""
@@ -51,6 +52,8 @@ MODULES = (
     "tfspark.feed.files",
     "tfspark.training.input.row_feed",
 )
+AT_THE_START = ("sitecustomize", "usercustomize")
+"""Modules that the interpreter looks for before anything else."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,19 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal's Ctrl-C is for the driver.
     try:
-        owner = os.pidfd_open(int(sys.argv[2]))
+        owner = os.pidfd_open(int(sys.argv[2])) if int(sys.argv[2]) else None
     except ProcessLookupError:
         return
-    WarmParent(listener, owner, _why_cold()).serve()
+    if sys.argv[4:] == [LENT]:
+        del sys.path[0]  # The directory it was started in: none of its trainers'.
+        missed = MissedModules()
+        sys.meta_path.append(missed)
+        why_cold = _why_cold()
+        sys.meta_path.remove(missed)
+        names = {name.partition(".")[0] for name in (*sys.modules, *missed.names, *AT_THE_START)}
+        WarmParent(listener, owner, why_cold, modules_found(names, sys.path)).serve()
+    else:
+        WarmParent(listener, owner, _why_cold()).serve()
 
 
 def _why_cold() -> str:
@@ -110,18 +122,29 @@ class WarmParent:
 
     Args:
         listener: the socket, which listens already.
-        owner: pidfd of the process with which this one ends.
+        owner: pidfd of the process with which this one ends; None: with nobody.
         why_cold: why no trainer can be forked; empty if one can.
+        modules: where the modules were found that it imported, or looked for in vain. A trainer must find them there,
+            too; None: its path is that of its trainers anyway.
     """
 
-    def __init__(self, listener: socket.socket, owner: int, why_cold: str):
+    def __init__(
+        self,
+        listener: socket.socket,
+        owner: int | None,
+        why_cold: str,
+        modules: Mapping[str, list[str]] | None = None,
+    ):
         self._listener = listener
-        self._owner = owner
         self._why_cold = why_cold
+        self._modules = modules
+        self._is_owned = owner is not None
+        self._owners: dict[int, int] = {}
         self._trainers: set[_Trainer] = set()
         self._poll = select.poll()  # An epoll would be shared with the trainers.
         self._answers: dict[int, Callable[[], None]] = {}
-        self._await(owner, select.POLLIN, self._end)
+        if owner is not None:
+            self._end_with(0, owner)
         self._await(listener.fileno(), select.POLLIN, self._accept)
         self._is_over = False
 
@@ -149,6 +172,16 @@ class WarmParent:
     def _end(self) -> None:
         self._is_over = True
 
+    def _end_with(self, pid: int, pidfd: int) -> None:
+        self._owners[pid] = pidfd
+        self._await(pidfd, select.POLLIN, self._end)
+
+    def _adopt_by(self, pid: int) -> None:
+        """End with the Python daemon of an executor, too, if with anybody: it may end before the driver does."""
+        if self._is_owned and pid not in self._owners:
+            with contextlib.suppress(ProcessLookupError):
+                self._end_with(pid, os.pidfd_open(pid))
+
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         try:
@@ -174,6 +207,7 @@ class WarmParent:
         pid = os.fork()
         if pid == 0:
             self._become_trainer(request, descriptors, connection)
+        self._adopt_by(int(request["owner"]))
         trainer = _Trainer(pid, os.pidfd_open(pid), connection)
         self._trainers.add(trainer)
         self._await(trainer.pidfd, select.POLLIN, lambda: self._reap(trainer))
@@ -187,9 +221,10 @@ class WarmParent:
             for trainer in self._trainers:
                 os.close(trainer.pidfd)
                 trainer.connection.close()
-            os.close(self._owner)
+            for owner in self._owners.values():
+                os.close(owner)
             self._listener.close()
-            code = run_forked(request, descriptors, connection)
+            code = self._run(request, descriptors, connection)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -199,6 +234,17 @@ class WarmParent:
             with contextlib.suppress(OSError):
                 send(connection, {"exits": code})
             os._exit(code)
+
+    def _run(self, request: Any, descriptors: list[int], connection: socket.socket) -> int:
+        if self._modules is not None:
+            os.chdir(request["directory"])  # Entries may be relative: Spark's executors have ".".
+            path = [request["directory"], *request["path"]]
+            if others := other_modules(self._modules, path):
+                send(connection, {"others": others})
+                return 0
+            request["path"] = known_entries(request["path"], sys.path)
+            set_soft_limits(request["limits"])
+        return run_forked(request, descriptors, connection)
 
     def _reap(self, trainer: _Trainer) -> None:
         """Tell the node task how its trainer ended."""
@@ -226,7 +272,8 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
 
     Args:
         request: ``name`` of the node, ``node_task`` (its process number), and its ``environment``, working
-            ``directory`` and ``path`` of modules.
+            ``directory``, ``path`` of modules, ``python``, soft ``limits`` and ``owner`` (the process of which it is
+            a child).
         descriptors: standard input, standard output and the port's socket.
         connection: to the node task.
     """
@@ -246,6 +293,7 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
     sys.path[:] = [request["directory"], *request["path"]]
+    sys.executable = request["python"]
     command = trainer_command(request["name"], port, request["node_task"])
     sys.argv = [str(sys.modules[TRAINER_MODULE].__file__), *command[3:]]
     show_as(command)

@@ -40,11 +40,6 @@ def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
             f"expected {name} to return a compiled keras.Model, the model is not compiled; call "
             "model.compile(optimizer=..., loss=..., metrics=[...]) before returning it"
         )
-    if model.steps_per_execution > 1:
-        raise ConfigError(
-            f"expected {name} to compile with steps_per_execution=1, got {model.steps_per_execution}: Keras cannot run "
-            "several steps at once under more than one worker; leave it out"
-        )
     return model
 
 

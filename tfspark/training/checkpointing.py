@@ -105,7 +105,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         settings = session.context.settings
         self._every = settings.checkpoint_every_steps if feed is not None else 0
         self._meets = feed is not None and bool(self._every or settings.checkpoint_every_seconds)
-        self._epoch = self._steps = self._meetings = 0
+        self._epoch = self._steps = self._meetings = self._begun = 0
         self._next_meeting = 1
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -122,12 +122,17 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         if resumed is not None and resumed.steps and resumed.own:
             state.restore_metrics(self.model, resumed.own)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Note where the steps begin that are taken at once."""
+        self._begun = batch
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save if it is time to."""
+        """Save if it is time to: at the end of the steps that were taken at once."""
         if self._feed is None or not self._meets:
             return
+        before = self._feed.first_step_of_pass + self._begun
         steps = self._feed.first_step_of_pass + batch + 1
-        due = bool(self._every) and steps % self._every == 0
+        due = bool(self._every) and steps // self._every > before // self._every
         self._steps += 1
         if self._steps == self._next_meeting:
             due |= self._meet()

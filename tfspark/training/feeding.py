@@ -15,15 +15,20 @@ class ReadPass(Protocol):
     def has_step(self, step: int) -> bool:
         """Wait until a step, from 0, can be taken on all workers; False at the end of the pass, the same on all."""
 
+    def steps_from(self, step: int, most: int) -> int:
+        """Wait until `most` steps can be taken from this one on; return how many there are, fewer at the end."""
+
 
 class TrainingFeed(Protocol):
     """All passes of what a model is trained on, as one worker reads them.
 
     Attributes:
         next_index: number of the pass that is opened next.
+        steps_at_once: how many batches must be ready at once, for ``steps_per_execution``.
     """
 
     next_index: int
+    steps_at_once: int
 
     @property
     def global_batch_size(self) -> int:

@@ -11,7 +11,8 @@ test per fault that fails when upstream has mended it.
 3. Keras learns that an epoch is over from an ``OutOfRange`` raised inside the compiled step, of which the
    parts that need no data have run by then: ``optimizer.iterations`` counts one step too many per epoch.
    It also fixes the length of all epochs by the first. Corrected for datasets of tfspark, which know before
-   each step whether there is another.
+   each step whether there is another. With ``steps_per_execution`` they say how many of the next steps there are: see
+   `tfspark.training.several_steps`.
 4. Moving statistics of BatchNormalization are created without aggregation: each replica keeps its own.
    Corrected: averaged over the replicas at the end of each epoch, before evaluation.
 5. Each replica clips its own gradient before the sum, and changes variables by a ``merge_call``, which no branch of a
@@ -32,11 +33,11 @@ from keras.src.backend.tensorflow import trainer as keras_trainer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from keras.src.trainers.epoch_iterator import EpochIterator
 
-from tfspark.errors import ConfigError
 from tfspark.training.build import check_synchronous
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.feeding import ReadPass, TrainingFeed, feed_of_dataset
 from tfspark.training.padding import count_real_rows_alone
+from tfspark.training.several_steps import Block, run_blocks
 from tfspark.training.summed_gradients import sum_gradients_first
 
 
@@ -72,6 +73,7 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
         trainer._maybe_symbolic_build = _build_from_element_spec(trainer._maybe_symbolic_build)
     if "epochs" in faults:
         keras_trainer.TFEpochIterator = _feed_epoch_iterator(keras_trainer.TFEpochIterator)
+        trainer._make_function = run_blocks(trainer._make_function)
     trainer.fit = _fit_with_callbacks(trainer.fit, averages="state" in faults)
     trainer.evaluate = _evaluate_real_rows(trainer.evaluate)
     if "gradients" in faults:
@@ -154,12 +156,13 @@ def _feed_epoch_iterator(base: Any) -> Any:
             if self.steps_per_epoch:
                 yield from self._steps_over_passes(feed)
                 return
+            feed.steps_at_once = self.steps_per_execution
             reading, iterator = feed.open_pass(), feed.iterator()
-            step, stride, complete = 0, self.steps_per_execution, False
+            step, complete = 0, False
             try:
-                while reading.has_step(step):
-                    yield step, step + stride - 1, iterator
-                    step += stride
+                while steps := reading.steps_from(step, self.steps_per_execution):
+                    yield step, step + steps - 1, self._block(iterator, steps)
+                    step += steps
                 complete = True
             finally:
                 if not complete:
@@ -174,11 +177,14 @@ def _feed_epoch_iterator(base: Any) -> Any:
                         self._interrupted_warning()
                         return
                 self._taken += 1
-                yield step, step, feed.iterator()
+                yield step, step, self._block(feed.iterator(), 1)
             if self._reading is not None and not self._reading.has_step(
                 self._taken
             ):  # What is read to its end is told to be so at once.
                 self._reading = None
+
+        def _block(self, iterator: Any, steps: int) -> Any:
+            return iterator if self.steps_per_execution == 1 else Block(iterator, steps)
 
     return FeedEpochIterator
 
@@ -189,11 +195,6 @@ def _fit_with_callbacks(original: Any, averages: bool) -> Any:
         feed = feed_of_dataset(kwargs["x"] if "x" in kwargs else next(iter(args), None))
         if feed is not None:
             check_synchronous(self)
-        if feed is not None and self.steps_per_execution > 1:
-            raise ConfigError(
-                f"expected a model compiled with steps_per_execution=1, got {self.steps_per_execution}: Keras cannot "
-                "run several steps at once under more than one worker; leave it out"
-            )
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             theirs = callbacks if isinstance(callbacks, list | tuple) else [callbacks] if callbacks else []
             strategy = self.distribute_strategy

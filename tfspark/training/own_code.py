@@ -69,7 +69,31 @@ def watch_steps(model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], 
             watched = _on_real_rows(model, step, share_of, is_real)
             watched._tfspark_watched = True
             setattr(model, name, watched)
+            _let_results_be_those_of_all(model)
     tf.nn.compute_average_loss = _of_these_rows(tf.nn.compute_average_loss)
+
+
+def _let_results_be_those_of_all(model: keras.Model) -> None:
+    """Let an epoch's logs be the results of all replicas' metrics also where a step returns those of `compile` nested.
+
+    Keras's guide returns them so; Keras then takes the last step's logs, which are means of the replicas' results.
+    """
+    original = model._get_metrics_result_or_logs
+    if hasattr(original, "_tfspark_watched"):
+        return
+
+    def results(logs: Any) -> Any:
+        nested = [value for value in logs.values() if isinstance(value, dict)] if logs else []
+        if not nested:
+            return original(logs)
+        flat = {name: value for name, value in logs.items() if not isinstance(value, dict)}
+        for part in nested:
+            flat.update(part)
+        found = model.get_metrics_result()
+        return found if set(found) == set(flat) else logs
+
+    results._tfspark_watched = True  # type: ignore[attr-defined]
+    model._get_metrics_result_or_logs = results
 
 
 def _on_real_rows(model: keras.Model, step: Any, share_of: Any, is_real: Any) -> Any:

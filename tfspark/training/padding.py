@@ -264,6 +264,7 @@ class _Step:
             x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
         ) -> Any:
             if not _is_row_weight(sample_weight):
+                self._rows = None
                 return compute_loss(x, y, y_pred, sample_weight, training)
             real = real_rows(sample_weight)
             self._rows = _Rows(real, sample_weight, self._weights_given)
@@ -294,6 +295,7 @@ class _Step:
 
         def called(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             if not _is_row_weight(sample_weight):
+                self._rows = None  # Those of another trace, which no metric has asked for.
                 return call(y_true, y_pred, sample_weight)
             self._rows = _Rows(real_rows(sample_weight), sample_weight, self._weights_given)
             self._data_loss = self._tracked = 0.0

@@ -41,6 +41,7 @@ class Feed:
         self.spec = spec
         self.sample = sample
         self.next_index = 0
+        self.steps_at_once = 1
         self.start: tuple[int, Start] = (0, Start())
         self.features_hook = context.hooks.features
         self._context = context
@@ -104,6 +105,7 @@ class Feed:
             self._cache,
             start if index == self.next_index else None,
             self._context.activity,
+            self.steps_at_once,
         )
         self._last = reading
         self._opened.put(reading)

@@ -27,6 +27,7 @@ class FilesFeed:
     global_batch_size: int
     weighs_rows: bool = False
     next_index: int = 0
+    steps_at_once: int = 1
     make_iterator: Callable[[], Any] = lambda: None
     _iterator: Any = None
 
@@ -67,6 +68,10 @@ class FilesFeed:
     def has_step(self, step: int) -> bool:
         """Tell whether an epoch has a step of this number, from 0."""
         return step < self.num_steps
+
+    def steps_from(self, step: int, most: int) -> int:
+        """Return how many of the next `most` steps there are."""
+        return min(most, max(self.num_steps - step, 0))
 
 
 def files_dataset(

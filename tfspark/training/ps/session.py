@@ -25,6 +25,7 @@ from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
 from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain_logs
+from tfspark.training.own_code import is_own
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.ps.servers import CHIEF_DONE, barrier
 from tfspark.training.ps.sharding import whole_values
@@ -52,6 +53,7 @@ class ParameterServerSession(TrainingSession):
     def prepare(self) -> None:
         """Connect to the workers and see that the model can be trained this way."""
         refuse_unsupported(self.model)
+        refuse_calls_of_callbacks(self.model)
         self._strategy = self.context.strategy
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self._strategy)
         self._steps: dict[str, WorkerStep] = {}
@@ -383,7 +385,9 @@ class Part:
 
 
 def build_variables(model: keras.Model, specs: Any) -> None:
-    """Make all variables of a model: as ``fit`` does, or by tracing a `train_step` that does not call the model.
+    """Make all variables of a model, those of a training step's own optimizers, too.
+
+    As ``fit`` does, and by tracing a `train_step` of the model's own, or one that does not call the model.
 
     Args:
         model: a compiled model.
@@ -392,7 +396,8 @@ def build_variables(model: keras.Model, specs: Any) -> None:
     if type(model).call is not keras.Model.call:
         batch = tf.nest.map_structure(lambda s: keras.KerasTensor(tuple(s.shape), s.dtype.name), specs)
         model._symbolic_build(data_batch=batch)
-        return
+        if not is_own(model, "train_step"):
+            return
 
     def step(*element: Any) -> Any:
         return tf.distribute.get_strategy().run(model.train_step, args=(element,))
@@ -403,6 +408,22 @@ def build_variables(model: keras.Model, specs: Any) -> None:
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the optimizer a model was compiled with, and those of a training step of its own."""
     return [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
+
+
+def refuse_calls_of_callbacks(model: keras.Model) -> None:
+    """Let what a callback may call, and what works in this process alone, say that it does not."""
+
+    def refusing(name: str) -> Callable[..., None]:
+        def refused(*args: Any, **kwargs: Any) -> None:
+            raise ConfigError(
+                f"expected callbacks that do not call model.{name}() under parameter servers: its variables are in "
+                "other processes; call the model itself, model(x, training=False), or train synchronously (num_ps=0)"
+            )
+
+        return refused
+
+    for name in ("predict", "evaluate", "fit"):
+        setattr(model, name, refusing(name))
 
 
 def refuse_unsupported(model: keras.Model) -> None:
@@ -430,6 +451,12 @@ def refuse_unsupported(model: keras.Model) -> None:
                 f"{each.ema_overwrite_frequency}: workers would overwrite weights that others train; leave it out (the "
                 "average is taken over at the end), or train synchronously (num_ps=0)"
             )
+    if model.steps_per_execution > 1:
+        raise ConfigError(
+            f"expected a model compiled with steps_per_execution=1 under parameter servers, got "
+            f"{model.steps_per_execution}: each step is given to whichever worker is free; leave it out, or train "
+            "synchronously (num_ps=0)"
+        )
     if model.run_eagerly:
         raise ConfigError(
             "expected a model compiled without run_eagerly=True under parameter servers, whose steps are graphs; leave "

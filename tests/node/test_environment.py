@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.environment import bare_environment
+from support.environment import OWN_WARM_PARENT, bare_environment
 from support.processes import run_to_end
 
 from tfspark.driver_python import module_paths, python_advice
@@ -200,5 +200,7 @@ print("DONE")
 def test_text_where_the_model_wants_numbers_names_the_column_and_an_exit_of_0_is_an_end() -> None:
     from support.driver import run_driver
 
-    result: Any = run_driver("local[2]", textwrap.dedent(TEXT_PROGRAM), timeout_s=400).check()
+    result: Any = run_driver(
+        "local[2]", textwrap.dedent(TEXT_PROGRAM), env=OWN_WARM_PARENT, timeout_s=400
+    ).check()
     assert "DONE" in result.stdout

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import dense
-from cluster.warm_programs import (
+from node.warm_programs import (
     exits,
     look,
     look_and_wait,
@@ -31,6 +31,7 @@ from cluster.warm_programs import (
 from pyspark.sql import SparkSession
 from support.disks import small_disk
 from support.driver import run_driver
+from support.environment import OWN_WARM_PARENT
 from support.errors import raises
 from support.processes import is_alive, kill_all, poll_until, wait_until_ended
 from support.rows import df_with_partitions
@@ -42,7 +43,7 @@ from tfspark.node import launch, warm
 from tfspark.node import warm_parent as cluster_warm_parent
 from tfspark.node.environment import shared_environment, trainer_environment
 from tfspark.node.launch import Orders, Trainer
-from tfspark.node.warm import ColdError
+from tfspark.node.warm import ColdError, own_parent
 from tfspark.node.warm_parent import WarmParent
 
 GONE_S = 20.0
@@ -192,8 +193,9 @@ def test_trainer_is_forked_only_when_its_node_task_still_waits_for_it(
 ) -> None:
     """A warm parent that was stopped, answers after the node task had given it up and started its trainer cold."""
     monkeypatch.setattr(launch, "FORK_TIMEOUT_S", 1.0)
+    kill_all(warm_parents())
     # This process owns this warm parent, as a driver that runs parameter servers does.
-    warm.prepare()
+    warm.prepare(own_parent())
     (parent,) = [p for p in warm_parents() if int(p.cmdline()[4]) == os.getpid()]
     parent.suspend()
     said: list[str] = []
@@ -215,6 +217,24 @@ def test_trainer_is_forked_only_when_its_node_task_still_waits_for_it(
     )  # Its orders were empty.
     assert seen == []
     kill_all([parent])
+
+
+def test_trainer_that_is_told_to_end_before_it_is_forked_has_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The warm parent still imports TensorFlow; the fork finds its standard input closed."""
+    monkeypatch.setattr(launch, "STOP_GRACE_S", 120.0)
+    kill_all(warm_parents())
+    with socket.socket() as port:
+        environment = trainer_environment(os.environ, "", str(tmp_path), sys.path)
+        trainer = Trainer(Orders("worker 7", environment, port, (b"{}", b"")), True, print)
+        trainer.end()
+        printed = trainer.output.read().decode()
+        trainer.output.close()
+    assert trainer.failure == "its trainer process exited with code 1 without reporting an error"
+    assert "unpack requires a buffer of 8 bytes" in printed
+    assert "worker 7" not in trainers()
+    kill_all(warm_parents())
 
 
 def test_program_that_sets_a_variable_before_it_uses_tensorflow_is_begun_again_cold(
@@ -258,7 +278,7 @@ def test_what_a_trainer_prints_arrives_or_is_said_to_be_left_out(spark: SparkSes
 OF_TWO_APPLICATIONS = """
     import json, sys
     from pyspark.sql import SparkSession
-    from cluster.warm_programs import look_and_wait, uses_onednn
+    from node.warm_programs import look_and_wait, uses_onednn
     from support.trainers import warm_parents
     from tfspark import InputMode, TFCluster
 
@@ -286,6 +306,7 @@ def test_applications_of_one_user_have_warm_parents_of_their_own_with_the_variab
                 OF_TWO_APPLICATIONS,
                 str(tmp_path / "go on"),
                 conf=conf,
+                env=OWN_WARM_PARENT,
                 timeout_s=400,
                 grace_s=5.0,
             )
@@ -314,7 +335,7 @@ def test_node_where_the_interpreter_starts_with_threads_says_so_and_starts_its_t
     program = """
         from pyspark.sql import SparkSession
         from cluster.lives import Events
-        from cluster.warm_programs import look
+        from node.warm_programs import look
         from tfspark import InputMode, TFCluster
 
         spark, events = SparkSession.builder.getOrCreate(), Events()
@@ -322,7 +343,8 @@ def test_node_where_the_interpreter_starts_with_threads_says_so_and_starts_its_t
             print(cluster.shutdown()["worker 0"]["name"])
         print([line for told in events.of("log") for line in told["lines"] if "warm" in line])
     """
-    env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]), "TF_CONFIG": "{}"}
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    env = {**OWN_WARM_PARENT, "PYTHONPATH": path, "TF_CONFIG": "{}"}
     result = run_driver("local[1]", program, env=env, timeout_s=300).check()
     name, said = result.stdout.splitlines()[-2:]
     assert name == "worker 0"
@@ -345,7 +367,7 @@ def test_warm_parent_needs_no_room_on_any_disk(full_disk: Path, tmp_path: Path) 
         from pathlib import Path
         from tfspark.node import warm
 
-        connection = warm.connect()
+        connection = warm.connect(warm.own_parent())
         warm.send(connection, "not a request")
         print(warm.receive.__name__)
     """
@@ -402,7 +424,7 @@ def test_connection_to_another_users_process_is_refused() -> None:
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == b"1\n"
         with pytest.raises(ColdError, match="taken by another user's process"):
-            warm.connect()
+            warm.connect(own_parent())
         stranger.kill()
 
 

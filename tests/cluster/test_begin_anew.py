@@ -1,0 +1,108 @@
+"""Another model on a running cluster: as on one of its own, also when a process is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+from cluster.lives import Events
+from cluster.programs import dense, with_state
+from cluster.strikes import Strike, kill
+from cluster.trained import BATCH, ROWS
+from pyspark.sql import SparkSession
+from support.rows import df_with_partitions
+
+from tfspark import Feeding, TFCluster
+from tfspark.errors import ConfigError
+
+FIRST, SECOND = {"num_classes": 2}, {"num_classes": 3}
+
+
+def idle(args: Any, ctx: Any) -> None:
+    """A main_fun."""
+
+
+def train(cluster: TFCluster, rows: Any, batch_size: int = BATCH) -> dict[str, list[float]]:
+    feeding = Feeding(ordered=True, shuffle_rows=2 * batch_size)
+    return cluster.train(
+        rows, 2, features=["features"], batch_size=batch_size, feeding=feeding, validation=rows.limit(50)
+    )
+
+
+def second_of_two(spark: SparkSession, folder: Path, observer: Events) -> tuple[Any, ...]:
+    """Train a model, and then another; return what came of the second."""
+    rows = df_with_partitions(spark, ROWS)
+    with TFCluster.run(
+        spark,
+        with_state,
+        FIRST,
+        2,
+        log_dir=str(folder),
+        observer=observer,
+        checkpoint_every_steps=3,
+    ) as cluster:
+        train(cluster, rows)
+        first = cluster.export("keras")
+        assert keras.saving.load_model(folder / "export" / "model.keras").output.shape[-1] == 2
+        cluster.begin_anew(SECOND, seed=7, learning_rate=0.02, optimizer={"name": "adam"})
+        history = train(cluster, rows, 32)
+        metrics = cluster.evaluate(rows)
+        nodes = cluster.shutdown(export=["keras"])
+    model = keras.saving.load_model(folder / "export" / "model.keras")
+    assert model.output.shape[-1] == 3
+    assert first["worker 0"]["weights_sha256"] == first["worker 1"]["weights_sha256"]
+    return history, metrics, [nodes[name] for name in ("worker 0", "worker 1")]
+
+
+@pytest.fixture(scope="module")
+def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The second model on a cluster of its own."""
+    rows = df_with_partitions(spark, ROWS)
+    settings: dict[str, Any] = {"seed": 7, "learning_rate": 0.02, "optimizer": {"name": "adam"}}
+    folder = tmp_path_factory.mktemp("alone")
+    with TFCluster.run(spark, with_state, SECOND, 2, log_dir=str(folder), **settings) as cluster:
+        history = train(cluster, rows, 32)
+        metrics = cluster.evaluate(rows)
+        nodes = cluster.shutdown()
+    return history, metrics, [nodes[name] for name in ("worker 0", "worker 1")]
+
+
+def test_model_after_another_is_as_on_a_cluster_of_its_own(
+    spark: SparkSession, alone: tuple[Any, ...], tmp_path: Path
+) -> None:
+    events = Events()
+    assert second_of_two(spark, tmp_path, events) == alone
+    assert len(events.of("reserved")) == 1
+
+
+def test_model_after_another_goes_on_when_a_process_is_lost(
+    spark: SparkSession, alone: tuple[Any, ...], tmp_path: Path
+) -> None:
+    observer = Strike(kill(), "fed", stream="train@1")
+    assert second_of_two(spark, tmp_path, observer) == alone
+    assert len(observer.of("reserved")) == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        (idle, {}, "a main_fun, parameter servers or an evaluator"),
+        (dense, {"layers": object()}, "tf_args: .* give plain values"),
+    ],
+    ids=["a main_fun", "arguments that JSON does not have"],
+)
+def test_begin_anew_when_it_cannot_be_is_refused(
+    spark: SparkSession,
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    expected: str,
+) -> None:
+    cluster = TFCluster.run(spark, function, {}, 1)
+    try:
+        with pytest.raises(ConfigError, match=expected):
+            cluster.begin_anew(arguments)
+    finally:
+        cluster.stop()

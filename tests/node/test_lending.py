@@ -1,0 +1,176 @@
+"""Warm parents that the driver starts for its local executor, and those that applications share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.driver import run_driver
+from support.environment import OWN_WARM_PARENT, SHARED_BY, TESTS
+from support.processes import kill_all
+from support.trainers import shared_warm_parents
+
+from tfspark.node.lending import Process, known_entries, lent_to, modules_found, other_modules, reads_late
+from tfspark.node.warm import WantedParent
+
+ENVIRONMENT = {"HOME": "/home/me", "PATH": "/bin", "PYTHONHASHSEED": "0", SHARED_BY: "of the test"}
+
+
+def wanted(more: dict[str, str] | None = None, before: tuple[str, ...] = ()) -> WantedParent:
+    found = lent_to({**ENVIRONMENT, **(more or {})}, [*before, *sys.path], None)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "is_late"),
+    [
+        pytest.param("SPARK_LOCAL_DIRS", True, id="one for each executor"),
+        pytest.param("PYTHON_WORKER_FACTORY_SECRET", True, id="one for each Python daemon"),
+        pytest.param("PYSPARK_PYTHON", True, id="read by Spark"),
+        pytest.param("PYSPARK_ENABLE_NAMEDTUPLE_PATCH", False, id="read when pyspark is imported"),
+        pytest.param("PWD", True, id="the fork changes its directory itself"),
+        pytest.param("PYTEST_CURRENT_TEST", True, id="of a test that starts a program"),
+        pytest.param("_", True, id="the shell's word for the last program"),
+        pytest.param("PYTHONHASHSEED", False, id="read by the interpreter"),
+        pytest.param(
+            "PYTHON_GIL", False, id="read by the interpreter, although it looks like one of Spark's"
+        ),
+        pytest.param("PYTHON_CPU_COUNT", False, id="read by the interpreter, too"),
+        pytest.param("OMP_NUM_THREADS", False, id="read by OpenMP"),
+        pytest.param("TF_ENABLE_ONEDNN_OPTS", False, id="read when TensorFlow is imported"),
+        pytest.param("HOME", False, id="Keras reads its settings there"),
+        pytest.param("LANG", False, id="read by the interpreter"),
+        pytest.param("MY_OWN", False, id="who knows what reads it"),
+        pytest.param(SHARED_BY, False, id="by what it says, groups of programs stay apart"),
+    ],
+)
+def test_variable_may_differ_between_applications_only_if_nothing_reads_it_at_import(
+    name: str, is_late: bool
+) -> None:
+    assert reads_late(name) == is_late
+    assert (wanted({name: "another"}).name == wanted().name) == is_late
+
+
+def test_shared_parent_is_named_by_what_a_trainer_could_notice_and_not_by_its_application(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").touch()
+    same = [
+        wanted({"TMPDIR": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1", "TF_CONFIG": "{}"}),
+        wanted(before=(str(tmp_path),)),
+        wanted({"PYTHONPATH": str(tmp_path)}),
+        wanted({"TF2_BEHAVIOR": "1"}),
+    ]
+    (tmp_path / "tfspark").mkdir()
+    (tmp_path / "tfspark" / "__init__.py").touch()
+    others = [
+        wanted(before=(str(tmp_path),)),
+        wanted({"TF2_BEHAVIOR": "0"}),
+        wanted({SHARED_BY: "others"}),
+        lent_to({**ENVIRONMENT, SHARED_BY: ""}, sys.path, Process.this()),
+    ]
+    (tmp_path / "tfspark" / "more.py").touch()
+    others.append(wanted(before=(str(tmp_path),)))
+    assert {found.name for found in same} == {wanted().name}
+    assert len({wanted().name, *(found.name for found in others if found)}) == 6
+    assert [found.owner for found in (same[0], others[3]) if found] == [0, os.getpid()]
+    assert "TMPDIR" not in same[0].environment
+    assert str(tmp_path) not in same[2].environment["PYTHONPATH"]
+
+
+def test_nothing_is_lent_without_the_variable_and_without_a_local_driver() -> None:
+    assert lent_to({"PATH": "/bin"}, sys.path, None) is None
+    assert lent_to({"PATH": "/bin", SHARED_BY: ""}, sys.path, None) is None
+
+
+def test_modules_are_others_if_one_that_is_known_is_found_elsewhere_or_found_at_all(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, files in ((first, ["known.py", "unknown.py"]), (second, ["known.py", "missed.py"])):
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+    (tmp_path / "link").symlink_to(first)
+    found = modules_found(["known", "missed"], [str(first)])
+    assert found == {"known": [str(first / "known.py")], "missed": []}
+    assert other_modules(found, [str(tmp_path / "link"), str(tmp_path)]) == ""
+    assert other_modules(found, [str(first), str(second)]) == "missed"
+    assert other_modules(found, [str(second), str(first)]) == "known, missed"
+    assert known_entries([str(tmp_path / "link"), "/else"], [str(first)]) == [str(first), "/else"]
+
+
+def test_local_executor_takes_the_parent_that_the_driver_started_which_ends_with_either(
+    tmp_path: Path,
+) -> None:
+    program = """
+        import json
+        from pyspark.sql import SparkSession
+        from node.warm_programs import look
+        from support.processes import wait_until_ended
+        from support.trainers import warm_parents
+        from tfspark import InputMode, TFCluster
+
+        spark = SparkSession.builder.config("spark.executorEnv.TF_OF_THE_TEST", "given").getOrCreate()
+        with TFCluster.run(spark, look, None, 2, input_mode=InputMode.TENSORFLOW) as cluster:
+            (started,) = warm_parents()  # Before a node could: it is the driver's.
+            owner = int(started.cmdline()[4])
+            seen = list(cluster.shutdown().values())
+        (parent,) = warm_parents()
+        spark.stop()
+        import os
+        told = {"is_drivers": owner == os.getpid(), "is_it": started.pid == parent.pid, "seen": seen}
+        print(json.dumps({**told, "parent": parent.pid, "left": len(wait_until_ended([parent], 20.0))}))
+    """
+    done = run_driver("local[3]", program, env=OWN_WARM_PARENT, timeout_s=300, grace_s=5.0).check()
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert [seen["parent"] for seen in told["seen"]] == [told["parent"]] * 2
+    assert [seen["variable"] for seen in told["seen"]] == ["given"] * 2
+    assert [seen["files"] for seen in told["seen"]] == [[]] * 2
+    assert (told["is_drivers"], told["is_it"], told["left"]) == (True, True, 0)
+
+
+SHARES = """
+    import json, sys
+    from pyspark.sql import SparkSession
+    from cluster.lives import Events
+    from node.warm_programs import look
+    from tfspark import InputMode, TFCluster
+
+    spark, events = SparkSession.builder.getOrCreate(), Events()
+    with TFCluster.run(spark, look, None, 2, input_mode=InputMode.TENSORFLOW, observer=events) as cluster:
+        seen = list(cluster.shutdown().values())
+    logged = [line for told in events.of("log") for line in told["lines"] if "warm parent" in line]
+    print(json.dumps({"seen": seen, "logged": logged}))
+"""
+
+
+def shares(master: str, **env: str) -> dict[str, Any]:
+    env = {SHARED_BY: "test_lending", **env}
+    done = run_driver(master, SHARES, env=env, timeout_s=400, grace_s=5.0).check()
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_applications_share_a_parent_that_outlives_them_and_have_their_own_where_modules_differ(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "h5py.py").write_text("name = 'mine'")
+    before = {process.pid for process in shared_warm_parents()}
+    other_path = os.pathsep.join([str(tmp_path), str(TESTS.parent), str(TESTS)])
+    first = shares("local[3]")
+    second = shares("local-cluster[1,2,1024]", SPARK_OF_THE_TEST="second")
+    third = shares("local[3]", PYTHONPATH=other_path)
+    (parent,) = [process for process in shared_warm_parents() if process.pid not in before]
+    kill_all([parent])
+    parents = [{seen["parent"] for seen in of_one["seen"]} for of_one in (first, second, third)]
+    assert [of_one["logged"] for of_one in (first, second)] == [[], []]
+    assert parents[:2] == [{parent.pid}, {parent.pid}]
+    assert len(parents[2]) == 1
+    assert parents[2] != parents[0]
+    assert ["h5py" in line for line in third["logged"]] == [True, True]
+    directories = [seen["directory"] for of_one in (first, second) for seen in of_one["seen"]]
+    assert [working == first_on_path for working, first_on_path in directories] == [True] * 4
+    assert len({working for working, _ in directories}) == 2

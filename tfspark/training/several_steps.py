@@ -1,0 +1,68 @@
+"""``steps_per_execution``: several steps in one call of a graph, under many workers. Runs in the trainer.
+
+Keras asks within the graph whether the data has another batch, in a branch that no exchange between workers may stand
+in. A feed of tfspark knows that before: it says how many of the next steps there are, the same number on all workers.
+So the graph is a plain loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from keras.src.backend.tensorflow import trainer as keras_trainer
+
+
+@dataclass(frozen=True)
+class Block:
+    """Steps to take in one call.
+
+    Attributes:
+        iterator: yields their batches.
+        steps: how many, 1 or more; all workers have as many.
+    """
+
+    iterator: Any
+    steps: int
+
+
+def run_blocks(original: Any) -> Any:
+    """Correct Keras's `_make_function`: what it makes takes a `Block`, too."""
+
+    @functools.wraps(original)
+    def make_function(self: Any, step_function: Any) -> Any:
+        of_keras = original(self, step_function)
+        if self.steps_per_execution == 1:
+            return of_keras
+        of_blocks = _block_function(self, step_function)
+
+        def call(data: Any) -> Any:
+            return of_blocks(data) if isinstance(data, Block) else of_keras(data)
+
+        return call
+
+    return make_function
+
+
+def _block_function(model: Any, step_function: Any) -> Any:
+    def one_step(data: Any) -> Any:
+        outputs = model.distribute_strategy.run(step_function, args=(data,))
+        return keras_trainer.reduce_per_replica(outputs, model.distribute_strategy, reduction="auto")
+
+    if not model.run_eagerly:
+        one_step = tf.function(one_step, reduce_retracing=True, jit_compile=model.jit_compile)
+    one_step = model._autoconvert_optionals(one_step)
+
+    def several_steps(iterator: Any, steps: tf.Tensor) -> Any:
+        for _ in tf.range(steps - 1):
+            one_step(iterator.get_next())
+        return one_step(iterator.get_next())  # As with Keras, the logs are those after the last step.
+
+    run = several_steps if model.run_eagerly else tf.function(several_steps, reduce_retracing=True)
+
+    def call(block: Block) -> Any:
+        return run(block.iterator, tf.constant(block.steps))
+
+    return call
