@@ -141,12 +141,12 @@ def room_for(spark: SparkSession, size: Size, num_feed_slots: int, timeout_s: fl
 
 
 def is_local(spark: SparkSession) -> bool:
-    """Whether Spark runs its tasks in the driver's own JVM."""
+    """Return whether Spark runs its tasks in the driver's own JVM."""
     return is_local_master(str(spark.conf.get("spark.master", "")))
 
 
 def is_local_master(master: str) -> bool:
-    """Whether a master is one that runs its tasks in the driver's own JVM."""
+    """Return whether a master URL means that tasks run in the driver's own JVM."""
     return master == "local" or master.startswith("local[")
 
 

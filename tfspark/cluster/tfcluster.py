@@ -267,7 +267,7 @@ class TFCluster:
         if not options.independent:  # Independent nodes do not communicate.
             check_encryption(spark, options.allow_plaintext)
         if "TF_CONFIG" in os.environ:
-            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
+            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node its own")
         with warming_up(spark, options.num_executors if options.warm else 0):
             code = pickled(map_fun, tf_args, options.hooks)
             wait_s = min(options.reservation_timeout, SLOTS_WAIT_S)

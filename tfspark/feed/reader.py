@@ -88,13 +88,13 @@ class PassReader:
         secret: the cluster's secret, for calls to the sources.
         spec: the stream.
         index: number of the pass.
-        rank: this reader.
-        host: this machine, for sources of the same host.
-        filler: rows to pad with when the pass brings this reader none of its own.
-        cache: where this reader keeps its rows when the driver asks for it.
-        start: where within the pass to begin.
-        activity: notes waits for rows.
-        steps_at_once: how many batches must be ready at once.
+        rank: number of this reader.
+        host: name of this machine, to prefer sources on it.
+        filler: rows used as padding if this reader gets no rows of its own in the pass.
+        cache: where this reader stores its rows when the driver asks for it.
+        start: position within the pass at which to begin.
+        activity: records waits for rows.
+        steps_at_once: number of batches that must be ready at the same time.
     """
 
     def __init__(
