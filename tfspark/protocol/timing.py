@@ -40,7 +40,7 @@ AWAKE_S = 2.0
 """Maximum silence that is counted between two looks at the driver's clock, because the driver may have been stopped
 meanwhile. Two heartbeats: while a node is up, each heartbeat causes a look at the clock."""
 
-# --- which node to blame for a failure ----------------------------------------------------------------------------------
+# --- which node to blame for a failure -------------------------------------------------------------------------------
 
 LOST_PEER_S = 3.0
 """Silence after which a node is lost if a collective operation of a peer has failed: its host is gone. Three heartbeats
