@@ -54,7 +54,7 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("epoch", **self._progress(logs), epoch=epoch + 1)
 
     def _progress(self, logs: Any) -> dict[str, Any]:
-        """Return the progress within the epoch; its timer counts rows from `rows_before`, 0 unless the epoch was resumed."""
+        """Return the progress within the epoch; its timer started at `rows_before`, 0 unless it was resumed."""
         before = self._feed.first_step_of_pass if self._feed is not None else 0
         return {
             "steps": before + self._steps,
