@@ -1,9 +1,9 @@
 """The warm parent of an executor: it has imported TensorFlow, runs nothing, and forks trainers for node tasks.
 
 Started by `tfspark.node.warm`; it ends with its owner (usually the executor), or after `IDLE_S` without a request. It
-imports no user code, runs no TensorFlow operation, opens no gRPC connection and lists no GPU, so a fork of it is as good
-as a new process after the same imports. A fork is safe only while no other thread of the process holds a lock. So it
-checks its threads before each fork, and refuses if there is one that it does not know.
+imports no user code, runs no TensorFlow operation, opens no gRPC connection and lists no GPU, so a fork of it is as
+good as a new process after the same imports. A fork is safe only while no other thread of the process holds a lock. So
+it checks its threads before each fork, and refuses if there is one that it does not know.
 
 A trainer does not need its warm parent once it runs: it has its own connection to its node task, and the kernel ends it
 with that task (`tfspark.node.lifeline`).
