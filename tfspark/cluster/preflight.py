@@ -146,7 +146,7 @@ def is_local(spark: SparkSession) -> bool:
 
 
 def is_local_master(master: str) -> bool:
-    """Whether a master is one that runs its tasks in the driver's own JVM."""
+    """Return whether a master URL means that tasks run in the driver's own JVM."""
     return master == "local" or master.startswith("local[")
 
 

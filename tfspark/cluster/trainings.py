@@ -236,14 +236,14 @@ class Trainings:
         )
 
     def _done_whole(self, work: Callable[[], T], begins_again: bool = False) -> T:
-        """Do some work that the workers do, too; once they are left in the middle of it they do no other.
+        """Do some work together with the workers. If it is interrupted, the workers can do no other work.
 
         Args:
-            work: what to do.
-            begins_again: whether they have ended it after a `DataError`, as when there were no rows.
+            work: the driver's part of the work.
+            begins_again: whether the workers have ended it after a `DataError`, for example if there were no rows.
 
         Raises:
-            TfsparkError: they are in the middle of an earlier one.
+            TfsparkError: an earlier call was interrupted, and the workers are still in the middle of it.
         """
         if self._broken_off:
             raise TfsparkError(
