@@ -55,7 +55,7 @@ def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) ->
                 late.watch_until_used(context)
             elif late is not None:
                 late.end()
-            result = run_user_function(function, args, context)
+            result = _run_user_function(function, args, context)
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
         except BaseException as raised:
             traceback.print_exc()
@@ -74,7 +74,7 @@ def _register_with_keras(registered: dict[str, Any]) -> None:
             keras.saving.register_keras_serializable(package, own_name)(value)
 
 
-def run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
+def _run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
     """Call ``main_fun(args, ctx)``, or train the model that ``build_model`` returns."""
     if context.settings.runs_main_fun:
         if isinstance(args, list):

@@ -489,7 +489,7 @@ class ControlPlane(ActionServer):
             reply = self.directory.source_up(**request)
             if reply.get("moved"):
                 self.registry.fail_cluster(
-                    rows_moved(request["partition"], request["stream"]), transient=True
+                    _rows_moved(request["partition"], request["stream"]), transient=True
                 )
             if reply["action"] == "wait":
                 self._changed.wait(LONG_POLL_S)
@@ -642,7 +642,7 @@ def observer_failed(event: str, error: BaseException) -> TfsparkError:
     return failure
 
 
-def rows_moved(partition: int, stream: str) -> TfsparkError:
+def _rows_moved(partition: int, stream: str) -> TfsparkError:
     """Return the error for a partition that cannot be served again from the row where its first attempt ended."""
     return TfsparkError(
         f"expected Spark to compute partition {partition} of {stream!r} again with its rows in the same places, since "

@@ -133,14 +133,14 @@ class TrainingRows:
         return bool(getattr(self.rows, "isStreaming", False))
 
 
-def columns_to_feed(df: DataFrame, columns: Columns) -> TrainingRows:
+def _columns_to_feed(df: DataFrame, columns: Columns) -> TrainingRows:
     """Feed exactly these columns of a DataFrame."""
     sent = [column.name for column in columns.sent]
     names = [name for name in df.columns if name in sent]
     return TrainingRows(select_columns(df, columns), columns, {"names": names})
 
 
-def all_columns_to_feed(df: DataFrame) -> TrainingRows:
+def _all_columns_to_feed(df: DataFrame) -> TrainingRows:
     """Feed a DataFrame whose label was not named: a `main_fun` may take its rows apart itself."""
     return TrainingRows(
         df,
@@ -161,7 +161,7 @@ def _no_dataset(what: str) -> str:
     )
 
 
-def has_field(rdd: RDD[Any], name: str) -> bool:
+def _has_field(rdd: RDD[Any], name: str) -> bool:
     """Return whether the first item of an RDD is a Row or a dict with this field; runs a small Spark job."""
     for first in rdd.take(1):
         return name in (first if isinstance(first, dict) else getattr(first, "__fields__", ()))
@@ -178,7 +178,7 @@ def is_dstream(data: Any) -> bool:
     return hasattr(data, "foreachRDD")
 
 
-def choose_columns(
+def _choose_columns(
     df: DataFrame,
     features: Sequence[str | Column] | None,
     label: str | Column | Sequence[str | Column] | None,
@@ -335,7 +335,7 @@ class Selection:
 
     def of(self, df: DataFrame) -> Columns:
         """Return these columns of a DataFrame; see `choose_columns`."""
-        return self.columns or choose_columns(
+        return self.columns or _choose_columns(
             df, self.features, self.label, self.num_classes, self.class_weights, self.weight
         )
 
@@ -350,12 +350,12 @@ def what_to_feed(spark: SparkSession, data: Any, chosen: Selection, to_main_fun:
         ConfigError: the data cannot be fed, or a column is missing.
     """
     as_it_is = to_main_fun and chosen.is_default
-    if as_it_is and is_rdd(data) and not has_field(data, "label"):
+    if as_it_is and is_rdd(data) and not _has_field(data, "label"):
         return elements_to_feed(data)
     df = as_dataframe(spark, data)
     if as_it_is and "label" not in df.columns:
-        return all_columns_to_feed(df)
-    return columns_to_feed(df, chosen.of(df))
+        return _all_columns_to_feed(df)
+    return _columns_to_feed(df, chosen.of(df))
 
 
 def default_fs(spark: SparkSession) -> str:

@@ -335,7 +335,7 @@ class TFCluster:
         self._await_evaluator(grace_s)
         if not self._options.runs_main_fun:
             nodes = self._supervisor.registry.nodes.values()
-            check_identical_weights({node.spec.name: node.result for node in nodes})
+            _check_identical_weights({node.spec.name: node.result for node in nodes})
         try:
             self._supervisor.control.wait(
                 lambda: self._supervisor.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
@@ -436,7 +436,7 @@ class TFCluster:
                 "train() before, and give log_dir to TFCluster.run"
             )
         results = self._trainings.export(formats)
-        check_identical_weights(results)
+        _check_identical_weights(results)
         return results
 
     def stop(self) -> None:
@@ -744,7 +744,7 @@ class TFCluster:
             self._lacks_logs = True
 
 
-def check_identical_weights(results: Mapping[str, Any]) -> None:
+def _check_identical_weights(results: Mapping[str, Any]) -> None:
     """Check that all workers have the same weights, as they must after synchronous training.
 
     Args:

@@ -155,7 +155,7 @@ class ParquetScan:
         constants = dict(groups.constants)
         names = [name for name in self.selection.columns.names if name not in constants]
         rows = 0
-        with open_unchanged(groups.file) as stream:
+        with _open_unchanged(groups.file) as stream:
             try:
                 for batch in self._batches(stream, groups, names):
                     rows += batch.num_rows
@@ -211,7 +211,7 @@ class TFRecordScan:
         """
         for piece in split:
             version = FileVersion(piece.file.path, piece.file.num_bytes, piece.file.modified_ns // 1_000_000)
-            check_unchanged(version)
+            _check_unchanged(version)
             for batch in read_slice(piece, self.selection.columns, FAILFAST, self.raw):
                 yield self.selection.of(batch)
 
@@ -241,7 +241,7 @@ class ScanTask:
         yield self.task.serve(partition, self.scan.read(split))
 
 
-def check_unchanged(file: FileVersion) -> tuple[Any, str]:
+def _check_unchanged(file: FileVersion) -> tuple[Any, str]:
     """Return the file system of a file and its path there.
 
     Raises:
@@ -270,9 +270,9 @@ def check_unchanged(file: FileVersion) -> tuple[Any, str]:
     return system, inner
 
 
-def open_unchanged(file: FileVersion) -> Any:
+def _open_unchanged(file: FileVersion) -> Any:
     """Open a file for reading; see `check_unchanged`."""
-    system, inner = check_unchanged(file)
+    system, inner = _check_unchanged(file)
     return system.open_input_file(inner)
 
 
@@ -286,7 +286,7 @@ def footer_of(file: FileVersion) -> Footer:
         OSError: the file cannot be read.
         pyarrow.ArrowException: the file is not Parquet, or is encrypted.
     """
-    with open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
+    with _open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return Footer(

@@ -178,7 +178,7 @@ class FeedTask:
             try:
                 rows, stopped = self._serve(control, partition, batches)
             except InputBrokeOffError:
-                return feed_result(partition, 0)  # Spark fails this task and runs it again.
+                return _feed_result(partition, 0)  # Spark fails this task and runs it again.
             reply = control.call(
                 "partition_done",
                 stream=self.stream,
@@ -192,7 +192,7 @@ class FeedTask:
                 f"partition {partition}: {NOT_REACHED}; Spark serves the rest in another attempt, if "
                 "spark.task.maxFailures allows one"
             )
-        return feed_result(partition, rows)
+        return _feed_result(partition, rows)
 
     def _serve(
         self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]
@@ -262,7 +262,7 @@ FEED_RESULT = pa.schema([("partition", pa.int64()), ("rows", pa.int64())])
 FEED_RESULT_DDL = "partition bigint, rows bigint"
 
 
-def feed_result(partition: int, rows: int) -> pa.RecordBatch:
+def _feed_result(partition: int, rows: int) -> pa.RecordBatch:
     """Return the row that a feed task returns to Spark."""
     return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
 

@@ -84,7 +84,7 @@ def predict(
     Raises:
         ConfigError: there is no such model, a column is missing, or a new column's name already exists.
     """
-    check_invalid(handle_invalid)
+    _check_invalid(handle_invalid)
     if hasattr(model, "transform"):
         predicted: DataFrame = model.transform(df)
         return predicted
@@ -95,7 +95,7 @@ def predict(
     columns = _columns(df, found, features)
     described = found.described
     if described is not None and described.classes and not described.is_multi_label:
-        outputs = class_outputs(described.classes, output, probability)
+        outputs = _class_outputs(described.classes, output, probability)
     else:
         assert found.signature is not None
         outputs = value_outputs(found.signature, output)
@@ -146,7 +146,7 @@ def _function(predictor: Predictor) -> Any:
     from pyspark.sql.types import StructField, StructType
 
     kind = StructType(
-        [StructField(f"_{place}", data_type(output.type)) for place, output in enumerate(predictor.outputs)]
+        [StructField(f"_{place}", _data_type(output.type)) for place, output in enumerate(predictor.outputs)]
     )
     task = PredictTask(predictor)
     return arrow_udf(task.of_one if len(predictor.read) == 1 else task.of_several, kind).asNondeterministic()
@@ -174,7 +174,7 @@ class PredictTask:
         )
 
 
-def data_type(name: str) -> Any:
+def _data_type(name: str) -> Any:
     """Return the Spark type of a DDL string; ``vector`` is that of Spark ML."""
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql.types import StructType
@@ -182,7 +182,7 @@ def data_type(name: str) -> Any:
     return VectorUDT() if name == "vector" else StructType.fromDDL(f"value {name}").fields[0].dataType
 
 
-def check_invalid(given: str) -> str:
+def _check_invalid(given: str) -> str:
     """Return how nulls are handled; reject unknown values.
 
     Raises:
@@ -309,7 +309,7 @@ def _as_column(tensor: Any, name: str) -> Column:
     return Column(name, shape=shape)
 
 
-def class_outputs(classes: tuple[Any, ...], output: str, probability: str | None) -> tuple[Output, ...]:
+def _class_outputs(classes: tuple[Any, ...], output: str, probability: str | None) -> tuple[Output, ...]:
     """Return the columns of a classifier: the label, and each class's probability as an array."""
     kind = "string" if isinstance(classes[0], str) else "bigint"
     made = [Output(output, "class", kind, classes=tuple(classes))]

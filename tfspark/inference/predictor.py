@@ -117,7 +117,7 @@ class Predictor:
         results = step(rows)
         arrays = []
         for output in self.outputs:
-            values = results[output_name(output, list(results))].numpy()
+            values = results[_output_name(output, list(results))].numpy()
             if values.ndim == 0 or len(values) != batch.num_rows:
                 raise ConfigError(
                     f"expected an output for each of {batch.num_rows} rows, the model's output for column "
@@ -131,7 +131,7 @@ class Predictor:
         """Return a function from converted rows to the model's outputs by name."""
         from tfspark.feed.reader import WEIGHT
 
-        call = _call_signature if self.model.kind == SAVED_MODEL else (self.call or call_model)
+        call = _call_signature if self.model.kind == SAVED_MODEL else (self.call or _call_model)
         step = self.element_function(
             {**sample, WEIGHT: np.ones(1, np.float32)}, lambda element: call(model, element[0])
         )
@@ -186,7 +186,7 @@ def _parser(columns: Columns, sample: Mapping[str, Array]) -> Callable[[Any], An
     return lambda batch: parse_examples(batch[name], features, columns)
 
 
-def call_model(model: Any, x: Any) -> Mapping[str, Any]:
+def _call_model(model: Any, x: Any) -> Mapping[str, Any]:
     """Call a Keras model for prediction; return its outputs by name."""
     return named(model(x, training=False), getattr(model, "output_names", None))
 
@@ -201,7 +201,7 @@ def named(results: Any, names: Sequence[str] | None) -> Mapping[str, Any]:
     return dict(zip(names, listed, strict=True))
 
 
-def output_name(output: Output, present: list[str]) -> str:
+def _output_name(output: Output, present: list[str]) -> str:
     """Return the name of the model's output from which a column is computed.
 
     Raises:

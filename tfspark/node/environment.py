@@ -34,7 +34,7 @@ def trainer_environment(
     """
     environment = {
         **shared_environment(inherited, [*import_paths, *module_paths]),
-        **no_proxy_between_nodes(inherited, tf_config),
+        **_no_proxy_between_nodes(inherited, tf_config),
         "TMPDIR": scratch,  # TensorFlow leaves files there, because a trainer ends abruptly.
     }
     if tf_config:  # An inherited one belongs to another cluster.
@@ -64,7 +64,7 @@ def shared_environment(inherited: Mapping[str, str], import_paths: Sequence[str]
     return environment
 
 
-def no_proxy_between_nodes(inherited: Mapping[str, str], tf_config: str) -> dict[str, str]:
+def _no_proxy_between_nodes(inherited: Mapping[str, str], tf_config: str) -> dict[str, str]:
     """Return the variable with which TensorFlow's gRPC reaches the nodes directly, also if proxies are set.
 
     Only the nodes' hosts are excluded from the proxy, because programs may need it for downloads. gRPC reads

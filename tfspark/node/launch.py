@@ -103,7 +103,7 @@ class Trainer:
     @property
     def failure(self) -> str:
         """Describe how an ended process failed; empty if it returned 0."""
-        return describe_exit(self._process.returncode)
+        return _describe_exit(self._process.returncode)
 
     def send_signal(self, number: int) -> None:
         """Send a signal if it runs."""
@@ -299,7 +299,7 @@ class _Forked:
             self._connection = None
 
 
-def describe_exit(code: int | None) -> str:
+def _describe_exit(code: int | None) -> str:
     """Describe how a trainer process ended; empty if it returned 0.
 
     Args:
@@ -319,10 +319,10 @@ def describe_exit(code: int | None) -> str:
 
 def _write(descriptor: int, frames: tuple[bytes, ...]) -> None:
     with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb") as stream:  # It died at once.
-        write_frames(stream, *frames)
+        _write_frames(stream, *frames)
 
 
-def write_frames(stream: Any, *frames: bytes) -> None:
+def _write_frames(stream: Any, *frames: bytes) -> None:
     """Write length-prefixed byte strings and flush."""
     for frame in frames:
         stream.write(struct.pack("<Q", len(frame)))

@@ -88,7 +88,7 @@ def main() -> None:
 def _why_cold() -> str:
     """Import what trainers need; return why they cannot be forked from this process, empty if they can."""
     # A site's own startup code may start threads. In that case the imports would be useless.
-    if strange := strange_threads():
+    if strange := _strange_threads():
         return f"the interpreter starts with threads of its own ({', '.join(strange)})"
     gc.disable()  # It would scan all imports a dozen times: a fifth of the time.
     try:
@@ -107,7 +107,7 @@ def _why_cold() -> str:
     return ""
 
 
-def strange_threads() -> list[str]:
+def _strange_threads() -> list[str]:
     """Return the names of this process's threads that a fork might not survive, as the kernel lists them."""
     names = []
     for task in Path("/proc/self/task").iterdir():
@@ -197,7 +197,7 @@ class WarmParent:
             os.close(descriptor)
 
     def _fork(self, request: Any, descriptors: list[int], connection: socket.socket) -> None:
-        strange = strange_threads()
+        strange = _strange_threads()
         reason = self._why_cold or (f"it has threads ({', '.join(strange)})" if strange else "")
         if reason:
             with contextlib.suppress(OSError):
@@ -244,7 +244,7 @@ class WarmParent:
                 return 0
             request["path"] = known_entries(request["path"], sys.path)
             set_soft_limits(request["limits"])
-        return run_forked(request, descriptors, connection)
+        return _run_forked(request, descriptors, connection)
 
     def _reap(self, trainer: _Trainer) -> None:
         """Report to the node task how its trainer ended."""
@@ -267,7 +267,7 @@ class WarmParent:
         trainer.connection.close()
 
 
-def run_forked(request: Any, descriptors: list[int], connection: socket.socket) -> int:
+def _run_forked(request: Any, descriptors: list[int], connection: socket.socket) -> int:
     """Run as a trainer in a fork of the warm parent, like `python -m tfspark.trainer`; return the exit code.
 
     Args:
@@ -295,7 +295,7 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     sys.executable = request["python"]
     command = trainer_command(request["name"], port, request["node_task"])
     sys.argv = [str(sys.modules[TRAINER_MODULE].__file__), *command[3:]]
-    show_as(command)
+    _show_as(command)
     importlib.invalidate_caches()
     tempfile.tempdir = None  # The imports set it, from the warm parent's TMPDIR.
     import numpy as np
@@ -306,7 +306,7 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     return run_trainer(sys.stdin.buffer, port, connection)
 
 
-def show_as(command_line: list[str]) -> None:
+def _show_as(command_line: list[str]) -> None:
     """Let ``ps`` show a command line for this process, cut to the space of the current one."""
     stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     start, end = int(stat[45]), int(stat[46])  # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5)

@@ -92,24 +92,24 @@ def set_optimizer(model: keras.Model, settings: TrainerSettings) -> None:
             raise ConfigError(
                 f"expected a Keras optimizer and its arguments, got {wanted}: {error}"
             ) from None
-        use_optimizer(model, optimizer)
+        _use_optimizer(model, optimizer)
     if rate is not None:
         model.optimizer.learning_rate = rate
     if settings.schedule is not None:
-        set_schedule(model, make_schedule(dict(settings.schedule)))
+        _set_schedule(model, _make_schedule(dict(settings.schedule)))
 
 
-def set_schedule(model: keras.Model, schedule: keras.optimizers.schedules.LearningRateSchedule) -> None:
+def _set_schedule(model: keras.Model, schedule: keras.optimizers.schedules.LearningRateSchedule) -> None:
     """Let the learning rate of a model's optimizer follow a schedule.
 
     The model gets a new optimizer of the same kind. Assigning a schedule to an optimizer whose rate is a variable
     removes this variable from its list, and TensorFlow refuses to save such a list.
     """
     old = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # A loss-scaling optimizer wraps it.
-    use_optimizer(model, type(old).from_config({**old.get_config(), "learning_rate": schedule}))
+    _use_optimizer(model, type(old).from_config({**old.get_config(), "learning_rate": schedule}))
 
 
-def use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+def _use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Compile a model again with another optimizer.
 
     Raises:
@@ -126,7 +126,7 @@ def use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> 
         )
 
 
-def make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedule:
+def _make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedule:
     """Create a learning rate schedule from its ``name`` and the arguments of its class.
 
     Raises:

@@ -78,7 +78,7 @@ class LocalEvaluator:
         shown = np.zeros(self._num_ranks)
         shown[rank] = sum(len(weights) for *_, weights in first)
         states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
-        *total, counts, shown = sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
+        *total, counts, shown = _sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
         # Any rank, also the chief, may get no rows of a small evaluation, because free ranks take them.
         self.first_rows = _joined([element[:2] for element in first]) if np.argmax(shown) == rank else None
         self.confusion_matrix, curves = None, None
@@ -168,7 +168,7 @@ def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
     return x, y
 
 
-def sum_over_ranks(
+def _sum_over_ranks(
     context: NodeContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
 ) -> list[Any]:
     """Add up arrays of all ranks through the driver."""

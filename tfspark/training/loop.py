@@ -23,15 +23,15 @@ def run_jobs(build_model: BuildModel, params: Any, context: TrainingContext) -> 
     if context.role == "evaluator":
         return run_evaluator(build_model, params, context)
     if not context.has_parameter_servers:
-        return do_jobs(TrainingSession(build_model, params, context), context)
+        return _do_jobs(TrainingSession(build_model, params, context), context)
     if not context.is_chief:
         return serve(context)
     from tfspark.training.ps.session import ParameterServerSession
 
-    return do_jobs(ParameterServerSession(build_model, params, context), context)
+    return _do_jobs(ParameterServerSession(build_model, params, context), context)
 
 
-def do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
+def _do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
     """Do one job after another with a session's model."""
     summary: Json = {}
     for job in posted_jobs(context):

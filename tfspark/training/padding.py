@@ -87,7 +87,7 @@ class _Rows:
     def in_step(self) -> tf.Tensor:
         """Return the number of rows on all replicas, at least 1; replicas exchange it once per step, for all losses."""
         if self._in_step is None:
-            self._in_step = tf.stop_gradient(tf.maximum(over_replicas(self.count()), 1.0))
+            self._in_step = tf.stop_gradient(tf.maximum(_over_replicas(self.count()), 1.0))
         return self._in_step
 
 
@@ -132,7 +132,7 @@ def _reduced(
         return weighed
     if reduction != "sum":
         counted = weights if reduction == "mean_with_sample_weight" else tf.cast(mask, values.dtype)
-        total = tf.math.divide_no_nan(total, tf.stop_gradient(over_replicas(tf.reduce_sum(counted))))
+        total = tf.math.divide_no_nan(total, tf.stop_gradient(_over_replicas(tf.reduce_sum(counted))))
     rows.tracked = total * tf.cast(rows.in_step(), total.dtype)
     return total
 
@@ -145,7 +145,7 @@ def _scaled(value: Any) -> Any:
 def _share_of(real: tf.Tensor) -> tf.Tensor:
     """Return this replica's share of all replicas' real rows."""
     rows = tf.reduce_sum(tf.cast(real, tf.float32))
-    return rows / tf.maximum(over_replicas(rows), 1.0)
+    return rows / tf.maximum(_over_replicas(rows), 1.0)
 
 
 def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
@@ -165,13 +165,13 @@ def _replicas() -> Any:
     return context if context.strategy.num_replicas_in_sync > 1 else None
 
 
-def num_replicas() -> int:
+def _num_replicas() -> int:
     """Return the number of replicas that take a step together."""
     context = _replicas()
     return 1 if context is None else int(context.strategy.num_replicas_in_sync)
 
 
-def over_replicas(value: tf.Tensor) -> tf.Tensor:
+def _over_replicas(value: tf.Tensor) -> tf.Tensor:
     """Return the sum of a number over all replicas."""
     context = _replicas()
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
@@ -202,7 +202,7 @@ class _LossOfRows:
             return self._loss(y_true, y_pred, sample_weight)
         rows = _current[-1]
         value = None
-        if not compares_rows(self._loss):
+        if not _compares_rows(self._loss):
             rows.is_whole, rows.tracked, rows.reductions = False, None, 0
             value = self._loss(y_true, y_pred, rows.weights)
         if value is None or rows.is_whole or rows.reductions > 1:
@@ -210,9 +210,9 @@ class _LossOfRows:
             rows.tracked = value * tf.cast(rows.in_step(), value.dtype)
         elif rows.tracked is None:  # The loss handles the weights itself.
             of_rows = share()
-            value = value * num_replicas() if of_rows is None else value
+            value = value * _num_replicas() if of_rows is None else value
             rows.tracked = value * tf.cast(rows.count(), value.dtype)
-            value = value / num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
+            value = value / _num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
         return value
 
     def _of_whole_batch(self, rows: _Rows, y_true: Any, y_pred: Any) -> Any:
@@ -231,10 +231,10 @@ class _LossOfRows:
         finally:
             _current[:] = of_rows
             _whole.pop()
-        return tf.reduce_sum(value) / num_replicas()
+        return tf.reduce_sum(value) / _num_replicas()
 
 
-def compares_rows(loss: Any) -> bool:
+def _compares_rows(loss: Any) -> bool:
     """Return whether a row's value depends on other rows of its batch."""
     axis = getattr(loss, "axis", None)
     is_over_rows = isinstance(loss, keras.losses.Dice | keras.losses.Tversky) and 0 in tree.flatten(axis)
@@ -356,14 +356,14 @@ class _Step:
         if self._data_loss is None:  # The model has no compiled loss, or does not use it.
             if is_own_step or not is_own(self._model, "compute_loss"):
                 return loss * rows
-            return loss / num_replicas() * self._rows.in_step()
+            return loss / _num_replicas() * self._rows.in_step()
         if is_own_step:
             return self._tracked + (loss - tf.reduce_mean(_of_own_rows(self._data_loss))) * rows
-        of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * num_replicas()
+        of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * _num_replicas()
         # Other terms, such as regularisation or a changed loss, are divided among the replicas.
         is_shared = tf.convert_to_tensor(self._data_loss).shape.rank == 0
         in_step = self._rows.in_step() if is_shared else tf.cast(tf.size(self._rows.real), tf.float32)
-        return self._tracked + (loss - of_rows) / num_replicas() * in_step
+        return self._tracked + (loss - of_rows) / _num_replicas() * in_step
 
     # --- metrics -----------------------------------------------------------------------------------
 

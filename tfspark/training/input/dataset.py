@@ -187,13 +187,13 @@ def feed_of(context: NodeContext, stream: str, described: Json) -> Feed:
     if described["sample"] is None:
         raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
     rows = to_numpy(decode_sample(described["sample"]), spec.columns)
-    text = [c.name for c in spec.columns.sent if c.decode is None and is_of_bytes(rows[c.name])]
+    text = [c.name for c in spec.columns.sent if c.decode is None and _is_of_bytes(rows[c.name])]
     context.text_columns = [] if spec.columns.examples else text
     weights = row_weights(rows, spec.columns, 1)
     return Feed(context, spec, {**rows, WEIGHT: weights})
 
 
-def is_of_bytes(values: Any) -> bool:
+def _is_of_bytes(values: Any) -> bool:
     """Return whether a column's array holds text or bytes, also as objects."""
     while values.dtype == object and len(values) and isinstance(values.flat[0], np.ndarray):
         values = values.flat[0]

@@ -88,7 +88,7 @@ def files_dataset(
 
     def epoch(told: Any) -> tf.data.Dataset:
         replicas = told.num_replicas_in_sync // told.num_input_pipelines
-        return share_dataset(plan, context.node.task_index, hook, replicas)
+        return _share_dataset(plan, context.node.task_index, hook, replicas)
 
     feed.make_iterator = lambda: iter(
         distribute_from_function(strategy, lambda told: epoch(told).repeat().prefetch(2), feed)
@@ -96,7 +96,7 @@ def files_dataset(
     return distribute_from_function(strategy, lambda told: epoch(told).prefetch(2), feed)
 
 
-def share_dataset(
+def _share_dataset(
     plan: Json, rank: int, features_hook: Any = None, local_replicas: int = 1
 ) -> tf.data.Dataset:
     """Read one worker's share in batches of equal size; the last is padded, and all workers have the same number.

@@ -233,7 +233,7 @@ class RowFeed:
                     self._begin_part(reply)
 
     def _fill_up(self, most_rows: int) -> None:
-        if self._recent and trains_synchronously():
+        if self._recent and _trains_synchronously():
             self._rows.extend(islice(cycle(list(self._recent)), max(most_rows - self._num_fed, 0)))
 
     def _begin_part(self, reply: Json) -> None:
@@ -245,7 +245,7 @@ class RowFeed:
         self._pieces = iter(cast(Any, self._part))
 
 
-def trains_synchronously() -> bool:
+def _trains_synchronously() -> bool:
     """Return whether TensorFlow in this process reduces over several workers, as set up by a strategy."""
     if "tensorflow" not in sys.modules:
         return False

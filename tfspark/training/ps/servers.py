@@ -29,7 +29,7 @@ def serve(context: NodeContext) -> Json:
         For a worker, ``rows``: the number of rows it trained on in each epoch. For a parameter server, nothing.
     """
     feed = WorkerFeed(context) if context.role == "worker" else None
-    server = start_server(context)
+    server = _start_server(context)
     context.report("tensorflow", seconds=context.age_s)
     # A replacement joins a cluster that is already up: the coordinator finds it.
     if context.attempt == 1:
@@ -44,7 +44,7 @@ def serve(context: NodeContext) -> Json:
     return {"rows": feed.rows}
 
 
-def start_server(context: NodeContext) -> tf.distribute.Server:
+def _start_server(context: NodeContext) -> tf.distribute.Server:
     """Start this node's TensorFlow server, with enough threads for all workers that may wait in it."""
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     config = tf.compat.v1.ConfigProto(

@@ -53,7 +53,7 @@ class ParameterServerSession(TrainingSession):
     def prepare(self) -> None:
         """Connect to the workers, and check that the model can be trained this way."""
         refuse_unsupported(self.model)
-        refuse_calls_of_callbacks(self.model)
+        _refuse_calls_of_callbacks(self.model)
         self._strategy = self.context.strategy
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self._strategy)
         self._steps: dict[str, WorkerStep] = {}
@@ -241,7 +241,7 @@ class ParameterServerSession(TrainingSession):
                         value = pending.pop(future)
                         fetched = self._fetched(future)
                         if fetched is None:
-                            pending[pool.submit(fetch_again, value)] = value
+                            pending[pool.submit(_fetch_again, value)] = value
                             continue
                         result = step.unpack(fetched)
                         if result.rows:
@@ -307,8 +307,8 @@ class ParameterServerSession(TrainingSession):
         for model in (self.model, self.local_model):
             count_real_rows_alone(model, stream.weighs_rows)
         with self._strategy.scope():
-            build_variables(self.model, specs)
-        build_variables(self.local_model, specs)
+            _build_variables(self.model, specs)
+        _build_variables(self.local_model, specs)
         self._is_built = True
 
     def _specs(self, stream: WorkerStream) -> Any:
@@ -317,7 +317,7 @@ class ParameterServerSession(TrainingSession):
         return element.get_concrete_function(stream.signature).structured_outputs
 
 
-def fetch_again(value: Any) -> Any:
+def _fetch_again(value: Any) -> Any:
     """Fetch a step's result later, after another worker has repeated the step."""
     threading.Event().wait(FETCH_AGAIN_S)
     return value.fetch()
@@ -384,7 +384,7 @@ class Part:
             self.logs[name] = self.logs.get(name, 0.0) + value
 
 
-def build_variables(model: keras.Model, specs: Any) -> None:
+def _build_variables(model: keras.Model, specs: Any) -> None:
     """Create all variables of a model, also those of the optimizers of its own training step.
 
     This is done as in ``fit``, or by tracing a `train_step` that the model overrides or that does not call the model.
@@ -405,12 +405,12 @@ def build_variables(model: keras.Model, specs: Any) -> None:
     tf.function(step, autograph=False).get_concrete_function(*specs)
 
 
-def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+def _optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the optimizer a model was compiled with, and the optimizers of its own training step."""
     return [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
 
 
-def refuse_calls_of_callbacks(model: keras.Model) -> None:
+def _refuse_calls_of_callbacks(model: keras.Model) -> None:
     """Let methods that work in this process only raise an error when a callback calls them."""
 
     def refusing(name: str) -> Callable[..., None]:
@@ -432,19 +432,19 @@ def refuse_unsupported(model: keras.Model) -> None:
     Raises:
         ConfigError: the model was compiled with such a setting.
     """
-    for each in optimizers_of(model):
+    for each in _optimizers_of(model):
         if each.gradient_accumulation_steps:
             raise ConfigError(
                 "expected an optimizer without gradient_accumulation_steps under parameter servers, got "
                 f"{each.gradient_accumulation_steps}: workers would add to each other's gradients; leave it out, or "
                 "train synchronously (num_ps=0)"
             )
-    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in optimizers_of(model)):
+    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in _optimizers_of(model)):
         raise ConfigError(
             "expected no LossScaleOptimizer (mixed_float16) under parameter servers: workers would change the scale "
             "under each other; use float32 or mixed_bfloat16, or train synchronously (num_ps=0)"
         )
-    for each in optimizers_of(model):
+    for each in _optimizers_of(model):
         if each.use_ema and each.ema_overwrite_frequency:
             raise ConfigError(
                 "expected an optimizer without ema_overwrite_frequency under parameter servers, got "
