@@ -40,14 +40,14 @@ def pss(process: psutil.Process) -> int:
 
 
 def _of_this_benchmark() -> list[tuple[psutil.Process, list[str]]]:
-    """Return trainers and warm parents with their command lines, if what they belong to is below this process."""
+    """Return trainers and warm parents with their command lines, if they belong to this process or to one below it."""
     found, me = [], psutil.Process()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError, ValueError):
             line = process.cmdline()
             if line[1] == "-m" and line[2] in (TRAINER, WARM_PARENT):
                 above = int(line[4]) if WARM_PARENT in line else _node_task(line)
-                if me in psutil.Process(above).parents():
+                if above == me.pid or me in psutil.Process(above).parents():
                     found.append((process, line))
     return found
 

@@ -103,12 +103,12 @@ def where_to_show(verbose: Verbose) -> Shown:
         raise ConfigError(f"expected verbose to be 'auto', 0 or 1, got {verbose!r}")
     if verbose == 0:
         return Nowhere()
-    if in_notebook():
+    if _in_notebook():
         return NotebookBar(importlib.import_module("IPython.display").display)
     return Lines() if verbose == 1 or sys.stderr.isatty() else Nowhere()
 
 
-def in_notebook() -> bool:
+def _in_notebook() -> bool:
     """Tell whether a Jupyter kernel runs this program; imports nothing."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()

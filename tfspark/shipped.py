@@ -27,7 +27,7 @@ def find_shipped(relative: str) -> Path:
     path = Path(relative)
     if path.is_file():
         return path
-    root = shipped_root()
+    root = _shipped_root()
     if root is not None and path.parts[:1] in [(kind,) for kind in _KINDS] and (root / path).is_file():
         return root / path
     what = "a directory" if path.is_dir() else "no such file"
@@ -39,7 +39,7 @@ def find_shipped(relative: str) -> Path:
 
 def list_shipped() -> list[str]:
     """Return the names of the shipped files, as `find_shipped` takes them."""
-    root = shipped_root()
+    root = _shipped_root()
     if root is None:
         return []
     return [
@@ -50,7 +50,7 @@ def list_shipped() -> list[str]:
     ]
 
 
-def shipped_root() -> Path | None:
+def _shipped_root() -> Path | None:
     """Return the directory that holds ``configs`` and ``models``: in the package, or a checkout's top."""
     package = Path(__file__).resolve().parent
     if (package / "_shipped").is_dir():

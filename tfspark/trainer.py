@@ -1,7 +1,7 @@
-"""The trainer: the only process that runs TensorFlow. One for each attempt of a node; see `tfspark.node.launch`.
+"""The trainer: the only process that runs TensorFlow. Each attempt of a node has its own; see `tfspark.node.launch`.
 
-It reads its orders from standard input, which then stays open as its lifeline: when the node task goes, for
-whatever reason, the pipe closes and the trainer ends.
+It reads its orders from standard input, which then stays open as its lifeline. When the node task ends for any reason,
+the pipe closes and the trainer ends.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) ->
 
     Args:
         orders: standard input.
-        port: descriptor of the socket that keeps the port of TensorFlow's server.
-        node_task: the connection to the node task, in a fork of the warm parent.
+        port: descriptor of the socket that holds the port of TensorFlow's server.
+        node_task: in a fork of the warm parent, the connection to the node task.
     """
     faulthandler.register(SHOW_STACKS)
     header = {**json.loads(read_frame(orders)), "port_fd": port}
@@ -55,7 +55,7 @@ def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) ->
                 late.watch_until_used(context)
             elif late is not None:
                 late.end()
-            result = run_user_function(function, args, context)
+            result = _run_user_function(function, args, context)
             control.call("trainer_ended", node=context.node.index, result=_as_json(result))
         except BaseException as raised:
             traceback.print_exc()
@@ -74,18 +74,18 @@ def _register_with_keras(registered: dict[str, Any]) -> None:
             keras.saving.register_keras_serializable(package, own_name)(value)
 
 
-def run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
+def _run_user_function(function: Callable[..., Any], args: Any, context: TFContext) -> Any:
     """Call ``main_fun(args, ctx)``, or train the model that ``build_model`` returns."""
     if context.settings.runs_main_fun:
         if isinstance(args, list):
-            sys.argv = args  # As TensorFlowOnSpark did, for functions that parse a command line.
+            sys.argv = args  # As in TensorFlowOnSpark, for functions that parse it.
         correct_keras_when_imported()
         try:
             return function(args, context)
         except SystemExit as ended:
             if ended.code not in (None, 0):
                 raise
-            return None  # As absl's app.run ends a program that is done.
+            return None  # absl's app.run ends a finished program in this way.
         finally:
             context.leave_feeds()
     from tfspark.training.loop import run_jobs
@@ -94,13 +94,11 @@ def run_user_function(function: Callable[..., Any], args: Any, context: TFContex
 
 
 def _say_alive(control: ActionClient, context: TFContext) -> None:
-    """Tell the driver every few seconds that this process runs: the node task cannot know when it is stopped."""
+    """Report every few seconds that this process runs: the node task cannot detect that it is stopped."""
 
     def beat() -> None:
         while True:
-            with contextlib.suppress(
-                flight.FlightError
-            ):  # The node task finds out whether the driver is gone.
+            with contextlib.suppress(flight.FlightError):  # The node task detects whether the driver is gone.
                 control.call("trainer_alive", node=context.node.index, **context.activity.to_json())
             time.sleep(TRAINER_HEARTBEAT_S)
 
@@ -123,5 +121,5 @@ if __name__ == "__main__":
     code = main(sys.stdin.buffer, int(sys.argv[2].removeprefix("port=")))
     sys.stdout.flush()
     sys.stderr.flush()
-    # TensorFlow's servers and threads have no orderly end; everything of ours is closed by now.
+    # TensorFlow's servers and threads do not end by themselves; everything of tfspark is closed by now.
     os._exit(code)

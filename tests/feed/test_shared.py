@@ -58,7 +58,7 @@ def test_chunk_that_was_let_go_is_not_mistaken_for_what_has_its_descriptor_now()
         open_shared(found)
     second = SharedChunk(table(5))
     assert second.to_json()["descriptor"] == found["descriptor"]
-    with pytest.raises(FileNotFoundError, match="let go before it was opened"):
+    with pytest.raises(FileNotFoundError, match="closed before it was opened"):
         open_shared(found)
     second.close()
 

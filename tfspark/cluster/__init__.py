@@ -1,1 +1,1 @@
-"""Reserving executors as TensorFlow nodes and supervising them."""
+"""The driver's part: reserve executors as TensorFlow nodes, supervise and feed them."""

@@ -1,4 +1,4 @@
-"""Seconds in which this process ran: the driver counts the silence of others by them."""
+"""A clock that counts only the time in which this process ran; the driver measures silence with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfspark.protocol.timing import AWAKE_S
 
 
 class AwakeClock:
-    """A clock that stands still while this process is stopped, as by Ctrl-Z or a laptop's lid; thread-safe.
+    """A clock that stands still while this process is stopped, for example by Ctrl-Z or a closed laptop; thread-safe.
 
     Args:
         clock: monotonic seconds.
@@ -23,7 +23,7 @@ class AwakeClock:
         self._lock = threading.Lock()
 
     def __call__(self) -> float:
-        """Return the seconds."""
+        """Return the seconds so far."""
         with self._lock:
             now = self._clock()
             self._seconds += min(now - self._last, AWAKE_S)

@@ -1,8 +1,8 @@
-"""The control plane: a Flight server in the driver through which nodes, trainers and feed tasks speak.
+"""The control plane: a Flight server in the driver that nodes, trainers and feed tasks call.
 
-It holds the `Registry` (who lives), the `FeedDirectory` (who has rows) and the list of jobs (what the
-trainers shall do next), all under one lock. Calls that wait for something are answered after at most
-`LONG_POLL_S`; the caller asks again until its own deadline.
+It holds the `Registry` (which nodes are up), the `FeedDirectory` (which tasks have rows) and the list of jobs (what
+the trainers do next). One lock guards all three. A call that waits for something is answered after at most
+`LONG_POLL_S`; the caller repeats it until its own deadline.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from tfspark.protocol.values import Json
 from tfspark.protocol.wire import ActionServer, Secret, uploaded
 
 EXTRAS = ("checkpoints", "pictures")
-"""Folders of the run directory without whose files a training goes on, and can still be exported."""
+"""Folders of the run directory. Training continues, and the model can be exported, if they cannot be written."""
 CHECK_S = 0.2
-"""How often a wait looks for nodes that have fallen silent, which wakes nobody."""
+"""Seconds between two looks for silent nodes during a wait; a node that falls silent wakes nobody."""
 KEPT_SUMS = 4
 KEPT_RESULTS = 64
-"""Of so many jobs the results are kept: a side-car evaluator may be that far behind."""
+"""Number of jobs whose results are kept: a sidecar evaluator may be this many jobs behind."""
 KEPT_JOBS = 1024
-"""So many jobs are kept; of those before, one that asks for the next after them is given the oldest that is left."""
+"""Number of jobs kept. A caller that asks for an older job gets the oldest one that is left."""
 SAVE_LAST_S = 5.0
-"""How long a program that was interrupted waits for a checkpoint before it ends."""
+"""Seconds that an interrupted program waits for a last checkpoint before it ends."""
 
 Observer = Callable[[str, Json], None]
 
@@ -53,18 +53,18 @@ class ControlPlane(ActionServer):
     """The driver's server; see the module's docstring.
 
     Args:
-        addresses: address to listen on, and address the executors reach it by, as Spark's driver uses them.
-        secret: the cluster's.
-        nodes: the plan.
-        registry: the book of nodes.
-        observer: called with (event, fields) for what a person may want to see.
-        artifact_dir: where uploads of the chief are kept; None refuses them.
+        addresses: the address to listen on, and the one executors reach it by, as Spark's driver uses them.
+        secret: the cluster's secret.
+        nodes: the planned nodes.
+        registry: the state of the nodes.
+        observer: called with (event, fields) for events that a user may want to see.
+        artifact_dir: directory for the chief's uploads; None rejects them.
         master_node: name of worker 0's task type in ``TF_CONFIG``; None: ``worker``.
-        independent: nodes get no ``TF_CONFIG``: each runs TensorFlow for itself.
-        all_at_once: no node begins before all have registered.
-        store: where checkpoints of the state are kept; None refuses them.
-        save_every_s: seconds between two checkpoints in the middle of an epoch; 0: as often as the workers say.
-        clock: seconds, by which others count as silent.
+        independent: nodes get no ``TF_CONFIG``; each runs TensorFlow on its own.
+        all_at_once: no node starts before all have registered.
+        store: holds the checkpoints of the training state; None rejects them.
+        save_every_s: seconds between two checkpoints within an epoch; 0: whenever the workers ask for one.
+        clock: seconds, used to measure silence.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class ControlPlane(ActionServer):
     # --- the driver's side -------------------------------------------------------------------------
 
     def wait(self, reached: Callable[[], bool], timeout_s: float, what: str) -> None:
-        """Wait for a condition over the books; raise as soon as the cluster has failed.
+        """Wait until `reached` is true; raise as soon as the cluster has failed. `reached` runs under the lock.
 
         Raises:
             DeadlineError: `timeout_s` passed; the message names `what`.
@@ -126,7 +126,7 @@ class ControlPlane(ActionServer):
             raise
 
     def _save_last(self) -> None:
-        """Let a training that is interrupted save its state, while rows still come: it may be gone on with."""
+        """Let an interrupted training save its state while rows still arrive, so that it can be resumed later."""
         with self._changed:
             if self._save_schedule.in_use:
                 self._save_schedule.save_soon()
@@ -139,7 +139,7 @@ class ControlPlane(ActionServer):
             self._raise_failure()
 
     def wait_for_failure(self, timeout_s: float) -> None:
-        """Wait until a node has failed, or for so long."""
+        """Wait until a node has failed, at most `timeout_s` seconds."""
         until = time.monotonic() + timeout_s
         with self._changed:
             while not (self.registry.failed or self.registry.check()) and time.monotonic() < until:
@@ -150,19 +150,19 @@ class ControlPlane(ActionServer):
             raise self.registry.error()
 
     def update(self, change: Callable[[], Any]) -> Any:
-        """Change the books under the lock and wake whoever waits."""
+        """Change the state under the lock and wake all waiting calls."""
         with self._changed:
             value = change()
             self._changed.notify_all()
             return value
 
     def end_feeding(self) -> None:
-        """Note that no rows come any more; call it under the lock."""
+        """Record that no more rows will be fed; call it under the lock."""
         self.feeding_over = True
         self.registry.may_replace_workers = False
 
     def post_job(self, kind: str, **fields: Any) -> int:
-        """Give the trainers their next job; return its number."""
+        """Post the next job for the trainers; return its number."""
 
         def post() -> int:
             self._num_jobs += 1
@@ -176,26 +176,26 @@ class ControlPlane(ActionServer):
 
     @property
     def has_chief(self) -> bool:
-        """Whether a chief coordinates the workers' steps: there are parameter servers."""
+        """Whether a chief coordinates the workers' steps. It does if there are parameter servers."""
         return any(node.role == "chief" for node in self._nodes)
 
     def job_results(self, job: int) -> dict[int, Json]:
-        """Node index -> what it reported for a job; of those that have ended it."""
+        """Return node index -> result of a job, for the nodes that have finished it."""
         with self._changed:
             return {node: result for (number, node), result in self._done.items() if number == job}
 
     def _observer(self, event: str, fields: Json) -> None:
-        """Tell the observer; a mistake in it ends the run, and is not taken for the caller's, which only reports."""
+        """Call the observer; an exception in it fails the run, but not the caller, which only reports."""
         try:
             self._told(event, fields)
-        except BaseException as error:  # SystemExit, too: this is one of the server's threads.
+        except BaseException as error:  # Also SystemExit: this is a thread of the server.
             failure = error if isinstance(error, TfsparkError) else observer_failed(event, error)
             self.update(lambda: self.registry.fail_cluster(failure))
 
     # --- nodes -------------------------------------------------------------------------------------
 
     def on_register(self, request: Json) -> Json:
-        """Take in a node."""
+        """Register a node."""
         node = request["node"]
 
         def register() -> tuple[Json, bool]:
@@ -223,7 +223,7 @@ class ControlPlane(ActionServer):
         return reply
 
     def on_trainer_lost(self, request: Json) -> Json:
-        """Take the news that a node's trainer was killed; tell the node whether to start another in its place."""
+        """Record that a node's trainer was killed; reply whether the node should start another one."""
         node, cause = request["node"], request["cause"]
 
         def replace() -> int:
@@ -238,7 +238,7 @@ class ControlPlane(ActionServer):
         return {"attempt": attempt}
 
     def _lose_reader(self, node: int) -> None:
-        """Note that what a worker read in its attempt before this one is lost."""
+        """Record that the rows read by a worker's previous attempt are lost."""
         entry = self.registry.nodes[node]
         self.directory.lose_reader(reader_number(self._nodes, entry.spec, entry.attempt - 1))
 
@@ -261,7 +261,7 @@ class ControlPlane(ActionServer):
         return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
 
     def mark_preempted(self, node: int, cause: str) -> None:
-        """Note that a node will be lost soon: the state is saved, and then it counts as lost."""
+        """Record that a node will be lost soon: the state is saved first, then the node counts as lost."""
 
         def note() -> None:
             self.registry.mark_preempted(node, cause)
@@ -270,17 +270,17 @@ class ControlPlane(ActionServer):
         self.update(note)
 
     def on_heartbeat(self, request: Json) -> Json:
-        """Hear a node, take its new log lines, tell it whether to stop, or to show its trainer's stacks."""
+        """Record a heartbeat and new log lines; reply whether to stop, and whether to show the trainer's stacks."""
         if request.get("preempted"):
             self.mark_preempted(request["node"], request["preempted"])
-        # Nobody waits for a heartbeat, so nobody is woken: there may be a thousand a second.
+        # Nobody waits for a heartbeat, so no waiting call is woken: there may be a thousand heartbeats a second.
         with self._changed:
             stop = self.registry.heartbeat(request["node"], request["attempt"])
         self._log(request)
         return {"stop": stop, "stacks": self.registry.wants_stacks}
 
     def on_node_ended(self, request: Json) -> Json:
-        """Take a node's last word."""
+        """Record that a node's task is over, and its last log lines."""
         self._log(request)
         self.update(
             lambda: self.registry.node_ended(
@@ -300,13 +300,13 @@ class ControlPlane(ActionServer):
     # --- trainers ----------------------------------------------------------------------------------
 
     def on_trainer_alive(self, request: Json) -> Json:
-        """Hear a trainer."""
+        """Record that a trainer is alive, and its progress."""
         with self._changed:
             self.registry.trainer_alive(request["node"], request["steps"], request["activity"])
         return {}
 
     def on_trainer_ended(self, request: Json) -> Json:
-        """Take the value a trainer returned; it reads no further rows."""
+        """Record the value a trainer returned; it reads no more rows."""
 
         def ended() -> None:
             node = self.registry.nodes[request["node"]].spec
@@ -318,7 +318,7 @@ class ControlPlane(ActionServer):
         return {}
 
     def on_trainer_failed(self, request: Json) -> Json:
-        """Take the exception that ended a trainer."""
+        """Record the exception that ended a trainer."""
         self.update(
             lambda: self.registry.trainer_failed(
                 request["node"], request["cause"], request["traceback"], FailureKind(request["kind"])
@@ -327,9 +327,9 @@ class ControlPlane(ActionServer):
         return {}
 
     def on_report(self, request: Json) -> Json:
-        """Pass on what a trainer reports of its progress."""
+        """Pass a trainer's progress on to the observer."""
         if self.registry.stopping:
-            return {}  # A feed that is broken off looks like the end of an epoch to a trainer; it is none.
+            return {}  # To a trainer, an aborted feed looks like the end of an epoch.
         node = self.registry.nodes[request["node"]]
         if request["event"] == "tensorflow":
             seconds = self.update(lambda: self.registry.replacement_up(request["node"]))
@@ -339,7 +339,7 @@ class ControlPlane(ActionServer):
         return {}
 
     def on_next_job(self, request: Json) -> Json:
-        """Give a trainer the job after the one it has done."""
+        """Return the job that follows the one a trainer has done."""
         after = request["after"]
         with self._changed:
             self._changed.wait_for(lambda: self._num_jobs > after or self._stopping(), LONG_POLL_S)
@@ -348,16 +348,17 @@ class ControlPlane(ActionServer):
             return self._jobs[max(0, after - (self._num_jobs - len(self._jobs)))]
 
     def on_job_done(self, request: Json) -> Json:
-        """Take a trainer's result of a job."""
+        """Record a trainer's result of a job."""
         key = (request["job"], request["node"])
         self.update(lambda: self._done.__setitem__(key, request["result"]))
         return {}
 
     def on_sum(self, request: Json) -> Json:
-        """Add up arrays of all ranks: metric states, which are sums themselves.
+        """Add up arrays of all ranks, such as the states of metrics.
 
-        The call is repeated until every rank has given its part; each rank's part counts once. It may be repeated
-        without ``values`` when they have arrived, and once more when the answer was lost: the newest sums are kept.
+        The caller repeats the call until every rank has sent its part; each rank's part counts once. A repeated call
+        may leave out ``values`` if they have already arrived. The newest sums are kept, so that a caller whose reply
+        was lost can ask once more.
         """
         key, rank = request["key"], request["rank"]
         with self._changed:
@@ -379,7 +380,7 @@ class ControlPlane(ActionServer):
             return {"status": "ok", "values": total}
 
     def on_arrive(self, request: Json) -> Json:
-        """See `SaveSchedule.arrive`; a worker waits here for the others."""
+        """See `SaveSchedule.arrive`; a worker waits here for the other workers."""
 
         def arrive() -> Json | None:
             return self._save_schedule.arrive(request["number"], request["rank"], self.num_workers)
@@ -390,7 +391,7 @@ class ControlPlane(ActionServer):
         return {"status": "ok", **decision} if decision else {"status": "wait"}
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Take an upload as a stream of (path, bytes) rows: a part of a checkpoint, or files for the run directory."""
+        """Receive an upload as (path, bytes) rows: a part of a checkpoint, or files for the run directory."""
         del context, writer
         header = json.loads(descriptor.command)
         if "part" in header:
@@ -411,7 +412,7 @@ class ControlPlane(ActionServer):
         self.update(lambda: None)
 
     def remove_artifact(self, name: str) -> None:
-        """Remove an upload that nobody needs any more, and its folder if it was the last in it."""
+        """Remove an upload that is no longer needed, and its folder if that is empty then."""
         if self._artifact_dir is not None:
             with contextlib.suppress(OSError):
                 path = self._artifact_dir.joinpath(*safe_parts(name))
@@ -419,14 +420,14 @@ class ControlPlane(ActionServer):
                 path.parent.rmdir()
 
     def _take_part(self, header: Json, reader: Any) -> None:
-        """Keep a part of a checkpoint; a disk that cannot hold it is told, and training goes on."""
+        """Store a part of a checkpoint; if the disk cannot hold it, report that and let training continue."""
         store = self._store
         if store is None:
             raise ValueError("this cluster keeps no checkpoints of its state")
         batches = uploaded(reader)
         try:
             part: Path = self.update(lambda: store.place(header))
-            aside = part.with_suffix(f".{uuid.uuid4().hex}")  # A part may come twice at a time: see `put`.
+            aside = part.with_suffix(f".{uuid.uuid4().hex}")  # A part may arrive twice at once: see `put`.
             digest = write_part(aside, batches)
             aside.rename(part)
             kept = self.update(lambda: self._add_part(store, header, part, digest))
@@ -436,16 +437,16 @@ class ControlPlane(ActionServer):
                 )
         except OSError as error:
             if error.errno is None:
-                raise  # The trainer is gone, which is found out elsewhere.
+                raise  # The trainer is gone; that is detected elsewhere.
             if self.registry.stopping:
-                return  # What was on its way was removed by the incarnation that follows.
+                return  # The next incarnation has removed this part.
             self.update(lambda: store.drop(header))
             read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
     def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
         if self.registry.stopping:
-            return None  # It may be of an epoch whose feed was broken off: see `on_report`.
+            return None  # Its epoch may be one whose feed was aborted: see `on_report`.
         passes, name = header["passes"], self.train_stream
         sizes, layout = self.directory.sizes(name, passes), self.directory.layout(name, passes)
         kept = store.add(header, part, digest, sizes, layout)
@@ -455,9 +456,9 @@ class ControlPlane(ActionServer):
         return kept
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
-        """Fail the cluster for a disk of the driver's; the trainer's own error would not name it."""
+        """Fail the cluster because a disk of the driver cannot be written; the trainer's error would not name it."""
         if error.errno is None:
-            return  # The trainer is gone, which is found out elsewhere.
+            return  # The trainer is gone; that is detected elsewhere.
         failure = TfsparkError(
             f"expected to keep {name} in the run directory {self._artifact_dir}, the driver's system said: "
             f"{error.strerror}; make room there, or choose another directory"
@@ -465,7 +466,7 @@ class ControlPlane(ActionServer):
         self.update(lambda: self.registry.fail_cluster(failure))
 
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
-        """Give out a file that was uploaded before."""
+        """Send a file that was uploaded before."""
         del context
         file = self._uploaded(json.loads(ticket.ticket))
         schema = pa.schema([("data", pa.binary())])
@@ -488,7 +489,7 @@ class ControlPlane(ActionServer):
             reply = self.directory.source_up(**request)
             if reply.get("moved"):
                 self.registry.fail_cluster(
-                    rows_moved(request["partition"], request["stream"]), transient=True
+                    _rows_moved(request["partition"], request["stream"]), transient=True
                 )
             if reply["action"] == "wait":
                 self._changed.wait(LONG_POLL_S)
@@ -501,7 +502,7 @@ class ControlPlane(ActionServer):
         return reply
 
     def on_source_alive(self, request: Json) -> Json:
-        """See `FeedDirectory.source_alive`; a failed cluster stops its sources."""
+        """See `FeedDirectory.source_alive`; when the cluster has failed, the source is told to stop."""
         with self._changed:
             is_offer = request["source"] in self.offers
             reply = (
@@ -534,7 +535,7 @@ class ControlPlane(ActionServer):
         return self._poll(lambda: self.directory.describe(**request))
 
     def on_lease(self, request: Json) -> Json:
-        """See `FeedDirectory.lease`; held leases are asked about without waiting."""
+        """See `FeedDirectory.lease`; a reader that already holds leases gets its answer without waiting."""
         wait_s = 0.0 if request["held"] else LONG_POLL_S
         return self._poll(lambda: self.directory.lease(**request), wait_s)
 
@@ -544,7 +545,7 @@ class ControlPlane(ActionServer):
         return reply
 
     def on_next_rows(self, request: Json) -> Json:
-        """Tell a reader of elements what comes next: a pass, a partition to infer, or the end."""
+        """Reply what a reader of rows does next: read a pass, compute a partition's results, or end."""
         stream, rank = request["stream"], request["rank"]
 
         def ask() -> Json:
@@ -559,7 +560,7 @@ class ControlPlane(ActionServer):
         return self._poll(ask)
 
     def on_leave(self, request: Json) -> Json:
-        """Note that a reader wants no more rows of a stream."""
+        """Record that a reader wants no more rows of a stream."""
 
         def leave() -> None:
             self.directory.cut_short(**request)
@@ -575,7 +576,7 @@ class ControlPlane(ActionServer):
         return reply
 
     def on_await_reader(self, request: Json) -> Json:
-        """Hear an offer and wait for its reader."""
+        """Record that an offer still waits, and wait for its reader."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self.offers.alive(**request)["taken"] or self._no_reader(), LONG_POLL_S
@@ -601,7 +602,7 @@ class ControlPlane(ActionServer):
         self.offers.drop(rank)
 
     def on_agree(self, request: Json) -> Json:
-        """See `FeedDirectory.agree`; a reader that ended waits here for news."""
+        """See `FeedDirectory.agree`; a reader that has ended waits here until another reader changes the agreement."""
         with self._changed:
             reply = self.directory.agree(**request)
             self._changed.notify_all()
@@ -617,7 +618,10 @@ class ControlPlane(ActionServer):
         return bool(reply["final"] or reply["closed"] or reply["steps"] > known)
 
     def _poll(self, ask: Callable[[], Json], wait_s: float = LONG_POLL_S) -> Json:
-        """Ask until the answer is not ``wait``, at most `wait_s`; once per change, as asking may change the books."""
+        """Call `ask` until its reply is not ``wait``, for at most `wait_s` seconds.
+
+        It is called once per change only, because a call may itself change the state.
+        """
         with self._changed:
             until = time.monotonic() + wait_s
             while (reply := ask())["status"] == "wait" and not self._stopping():
@@ -629,7 +633,7 @@ class ControlPlane(ActionServer):
 
 
 def observer_failed(event: str, error: BaseException) -> TfsparkError:
-    """Return the error that says what an observer raised."""
+    """Return the error that reports what an observer raised."""
     failure = TfsparkError(
         f"expected the observer to return when it is told of {event!r}, it raised {type(error).__name__}: {error}; "
         "correct it: observer(event, fields) is called for every event, each with fields of its own"
@@ -638,8 +642,8 @@ def observer_failed(event: str, error: BaseException) -> TfsparkError:
     return failure
 
 
-def rows_moved(partition: int, stream: str) -> TfsparkError:
-    """Return the error that says why a partition cannot be served again from where its first attempt ended."""
+def _rows_moved(partition: int, stream: str) -> TfsparkError:
+    """Return the error for a partition that cannot be served again from the row where its first attempt ended."""
     return TfsparkError(
         f"expected Spark to compute partition {partition} of {stream!r} again with its rows in the same places, since "
         "a part of it was trained on before its task was lost; after a shuffle they are in the order in which they "

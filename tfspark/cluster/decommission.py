@@ -1,4 +1,4 @@
-"""Spark says beforehand which executors it will take away, if it is set to. Runs on the driver."""
+"""Ask Spark which executors it is about to take away, if Spark is configured to say so. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ JOIN_TIMEOUT_S = 10.0
 
 
 class DecommissionWatch:
-    """Asks Spark which of the nodes' executors are being decommissioned, as a cloud's spot machines are.
+    """Asks Spark which of the nodes' executors are being decommissioned, for example spot machines of a cloud.
 
-    It does so only with ``spark.decommission.enabled``, and not on Spark Connect, where the driver's JVM cannot be
+    It runs only with ``spark.decommission.enabled``. It does not run on Spark Connect, where the driver's JVM cannot be
     asked.
 
     Args:
-        spark: the session.
-        registry: the nodes, and the executors they are on.
-        mark_preempted: called with a node that will be lost and why; more than once.
+        registry: the nodes, and their executors.
+        mark_preempted: called with the node that will be lost, and the reason; may be called more than once.
     """
 
     def __init__(self, spark: SparkSession, registry: Registry, mark_preempted: Callable[[int, str], None]):
@@ -36,7 +35,7 @@ class DecommissionWatch:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to ask, if there is somebody to ask."""
+        """Start the watch if Spark can be asked."""
         context = jvm_context(self._spark)
         if context is None or not is_on(self._spark, "spark.decommission.enabled"):
             return
@@ -46,7 +45,7 @@ class DecommissionWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; harmless when it did not begin."""
+        """Stop the watch; harmless if it was not started."""
         self._over.set()
         if self._thread is not None:
             self._thread.join(JOIN_TIMEOUT_S)

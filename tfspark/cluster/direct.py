@@ -1,7 +1,8 @@
-"""Find out whether feed tasks can read files themselves, instead of Spark. Runs on the driver.
+"""Decide whether feed tasks can read files themselves, instead of Spark. Runs on the driver.
 
-Spark has planned the scan. If the plan is one scan of Parquet or TFRecord files, plain columns of it, and filters that
-pyarrow evaluates alike, its splits are read off the plan. For all else there is a reason, in words.
+Spark has planned the query. If its plan is one scan of Parquet or TFRecord files, with plain columns and with filters
+that pyarrow evaluates in the same way, the splits are taken from the plan. Otherwise Spark reads the rows, and the
+reason is given in words.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _PARQUET = "org.apache.spark.sql.execution.datasources.parquet.ParquetFileFormat"
-"""The class itself: table formats that delete rows or rename columns have others that extend it."""
+"""The exact class is compared: table formats that delete rows or rename columns extend it."""
 _WRAPPERS = ("WholeStageCodegenExec", "InputAdapter", "ColumnarToRowExec")
 _TOLERANT = ("spark.sql.files.ignoreCorruptFiles", "spark.sql.files.ignoreMissingFiles")
 _BY_FIELD_ID = "spark.sql.parquet.fieldId.read.enabled"
@@ -50,9 +51,9 @@ _TYPES = {
     "string": pa.string(),
     "binary": pa.binary(),
 }
-"""Types whose values Spark and pyarrow read alike from any file; times may be shifted between calendars."""
+"""Types whose values Spark and pyarrow read identically from any file. Times may be shifted between calendars."""
 _COMPARED = ("boolean", "tinyint", "smallint", "int", "bigint", "string")
-"""Types that compare alike: for Spark NaN is greater than any number, and equal to itself."""
+"""Types that compare identically. In Spark, NaN is greater than any number and equal to itself."""
 _COMPARISONS = {
     "EqualTo": "equal",
     "GreaterThan": "greater",
@@ -65,7 +66,7 @@ _OF_NULLS = {"IsNull": "is_null", "IsNotNull": "is_valid"}
 
 
 class NotDirectError(Exception):
-    """Spark must read the rows, for the reason given."""
+    """Spark must read the rows; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class DirectRows:
 
     Attributes:
         scan: reads a split.
-        splits: one for each partition, in Spark's order.
-        kind: of the files.
+        splits: one per partition, in Spark's order.
+        kind: of the files: Parquet or TFRecord.
     """
 
     scan: Scan
@@ -88,14 +89,14 @@ def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRo
 
     Args:
         spark: the session.
-        execution: Spark's `QueryExecution`, which has made its RDD.
-        anywhere: take Parquet files of file systems, too, that the driver can open with pyarrow and executors perhaps
-            cannot: they may have no credentials but Spark's, or no library.
+        execution: Spark's `QueryExecution`, whose RDD has been made.
+        anywhere: also accept Parquet files on file systems that the driver can open with pyarrow but executors perhaps
+            cannot, because they have no library or only Spark's credentials.
 
     Raises:
-        NotDirectError: they cannot.
+        NotDirectError: feed tasks cannot read them.
         DataError: a file was changed or removed since Spark listed it.
-        Py4JError: Spark's plans are not those that this code knows.
+        Py4JError: Spark's plan has a form that this code does not know.
     """
     query = _Query(execution.executedPlan())
     kind = _simple(query.scan)
@@ -108,13 +109,13 @@ def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRo
 
 @dataclass
 class _Query:
-    """A plan taken apart: columns and filters over one scan.
+    """A plan taken apart into columns and filters over one scan.
 
     Attributes:
         root: the physical plan.
-        scan: the node that reads.
-        given: (name, number of the attribute) of each column given out.
-        conditions: Catalyst's expressions of the filters.
+        scan: the node that reads the files.
+        given: (name, attribute number) of each output column.
+        conditions: the filters, as Catalyst expressions.
     """
 
     root: Any
@@ -149,16 +150,16 @@ class _Query:
         self._of[column.exprId().id()] = inner.exprId().id()
 
     def source(self, attribute: int) -> int:
-        """Return the attribute of the scan that an attribute above it is."""
+        """Return the attribute of the scan from which `attribute` comes."""
         while attribute in self._of and self._of[attribute] != attribute:
             attribute = self._of[attribute]
         return attribute
 
     def selection(self, columns: Mapping[int, str]) -> Selection:
-        """Return what is read and given out.
+        """Return which columns are read, which are output, and the filter.
 
         Args:
-            columns: number of each attribute that the files or their directories have -> its name there.
+            columns: attribute number -> name of the column in the files or their directories.
         """
         types = {a.exprId().id(): a.dataType().sql().lower() for a in _each(self.scan.output())}
         found: dict[str, pa.DataType] = {}
@@ -175,7 +176,7 @@ class _Query:
         for expression in self.conditions:
             part = _condition(expression, read)
             condition = part if condition is None else ("and_kleene", condition, part)
-        # In the order of the scan, whose columns Spark has sorted out.
+        # In the order of the scan: Spark has removed the columns that are not needed.
         names = [columns[a] for a in types if a in columns and columns[a] in found]
         return Selection(pa.schema([(name, found[name]) for name in names]), given, condition)
 
@@ -200,7 +201,7 @@ def _condition(expression: Any, read: Any) -> Condition:
 
 
 def _arrow(name: str, spark_type: str) -> pa.DataType:
-    """Return the Arrow type by which Spark hands a type over; given in Spark's SQL, such as ``array<float>``."""
+    """Return the Arrow type to which Spark converts a SQL type, for example ``array<float>``."""
     if spark_type.startswith("array<"):
         return pa.list_(pa.field("element", _arrow(name, spark_type[len("array<") : -1])))
     if spark_type not in _TYPES:
@@ -268,7 +269,7 @@ def _listed(
 
 
 def _check_footers(files: set[FileVersion], wanted: Mapping[str, pa.DataType]) -> None:
-    """See that each file has the columns, in types that pyarrow reads as Spark does."""
+    """Check that each file has the columns, with types that pyarrow reads as Spark does."""
     if len(files) > MAX_FILES:
         raise NotDirectError(
             f"there are {len(files)} files, more than the {MAX_FILES} whose footers are looked at"
@@ -295,7 +296,7 @@ def _check_footers(files: set[FileVersion], wanted: Mapping[str, pa.DataType]) -
 
 
 def _plain(dtype: pa.DataType) -> pa.DataType:
-    """Return the type as Spark would hand it over, of a column that may have been written by Arrow."""
+    """Return a column's type as Spark would pass it on; Arrow may have written the column."""
     kinds = pa.types
     if kinds.is_dictionary(dtype):
         return _plain(dtype.value_type)
@@ -322,7 +323,7 @@ def _tfrecords(query: _Query) -> DirectRows:
     columns = {a.exprId().id(): a.name() for a in _each(query.scan.output())}
     selection = query.selection(columns)
     if any(split.mode != FAILFAST for split in splits):
-        # A record that is dropped for a column that is not fed would be kept here.
+        # The feed does not read all columns, so it would keep a record that Spark drops for one of the others.
         raise NotDirectError("records that do not fit are dropped, which needs all of their columns")
     is_raw = any(split.raw for split in splits)
     return DirectRows(TFRecordScan(selection, is_raw), tuple(split.slices for split in splits), "TFRecord")

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 JOIN_TIMEOUT_S = 5.0
 NETWORK_FAILED = (NOT_REACHED, "FlightUnavailableError: ", "FlightTimedOutError: ")
-"""What is in the error of a Spark job when the network between feed tasks, workers and driver failed."""
+"""Words in the error of a Spark job that failed because of the network between feed tasks, workers and driver."""
 
 
 def for_evaluation(spec: StreamSpec, name: str) -> StreamSpec:
-    """Return a stream of the same columns whose readers need not keep step, every row weighing 1."""
+    """Return a stream of the same columns for an evaluation: readers need not keep in step, and every row weighs 1."""
     columns: Columns = replace(spec.columns, class_weights=())
     return replace(
         spec,
@@ -55,9 +55,9 @@ class Feeder:
     Args:
         spark: the session.
         control: the control plane.
-        secret: the cluster's.
-        ended: tells whether all of some nodes have ended a job; what they then still have to read is not fed.
-        for_workers: makes of a stream of the whole cluster one of as many workers as there are.
+        secret: the cluster's secret.
+        ended: returns whether all of the given nodes have ended a job; rows they have not read yet are not fed.
+        for_workers: converts the stream of the whole cluster to one for the current number of workers.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Feeder:
         buffer_bytes: int,
         layout: Mapping[str, object] | None = None,
     ) -> None:
-        """Declare a stream; one that is open already is left as it is.
+        """Declare a stream. A stream that is already open stays as it is.
 
         Args:
-            spec: the stream, as the whole cluster reads it.
+            spec: the stream as the whole cluster reads it.
             readers: the nodes that read it.
-            buffer_bytes: bound of the rows waiting in a feed task.
-            layout: more of its description, for readers of elements; see `TrainingRows.layout`.
+            buffer_bytes: maximum size of the rows that wait in a feed task.
+            layout: further description, for readers of items; see `TrainingRows.layout`.
         """
         if spec.name in self._specs:
             return
@@ -116,7 +116,7 @@ class Feeder:
         )
 
     def take_over(self, earlier: Feeder, names: Collection[str], nodes: Sequence[NodeSpec]) -> None:
-        """Open streams of an earlier incarnation of the cluster, whose first rows are known, to the nodes of this."""
+        """Open the streams of an earlier incarnation for the nodes of this one; their first rows are known."""
         for name in names:
             if name in earlier._whole:
                 readers = [node for node in nodes if node.role == earlier._readers[name][0].role]
@@ -126,17 +126,17 @@ class Feeder:
                     self._directory.offer_sample(name, sample)
 
     def show_first_row(self, stream: str, rows: DataFrame) -> None:
-        """Let the nodes know shapes and types of a stream of which no pass will be fed."""
+        """Give the nodes the shapes and types of a stream when no pass of it will be fed."""
         directory = self._directory
         if not directory.has_sample(stream):
-            # `take` computes as few partitions as it can, a limit below something else all of them.
+            # `take` computes as few partitions as possible; a limit below another operation computes all of them.
             first = self._spark.createDataFrame(rows.take(1), rows.schema)
             for row in map_in_arrow(first, first_row, SAMPLE_DDL).collect():
                 sample: str = row["sample"]
                 self._control.update(functools.partial(directory.offer_sample, stream, sample))
 
     def begin_at(self, stream: str, index: int) -> None:
-        """Let the next pass of a stream be number `index`, or a later one if that was fed."""
+        """Number the next pass of a stream `index`, or higher if that one was already fed."""
         self._control.update(lambda: self._directory.skip_passes(stream, index))
 
     def feed(
@@ -148,26 +148,26 @@ class Feeder:
         again: bool = False,
         begun: Checkpoint | None = None,
     ) -> int | None:
-        """Feed every row once, and see that all arrived.
+        """Feed every row once, and check that all of them arrived.
 
-        One Spark job serves them, or, where the nodes have kept them, the nodes themselves do. If a worker is lost and
-        replaced, one more serves what it had received.
+        One Spark job serves the rows. If the nodes have cached them, the nodes read their cache instead. If a worker is
+        lost and replaced, another job serves the rows that it had received.
 
         Args:
             stream: an open stream.
-            rows: with the stream's columns, or an RDD of elements.
-            job: what the nodes need the rows for; if they end it early, the rest is not fed.
-            keep: let the nodes keep these rows, if the stream has a node cache.
-            again: these are the rows of the pass before.
-            begun: a checkpoint in the middle of this pass; rows it has trained on are not fed, and partitions of
-                which it has all not computed.
+            rows: a DataFrame with the stream's columns, or an RDD of items.
+            job: the job for which the nodes need the rows; if they end it early, the rest is not fed.
+            keep: let the nodes cache these rows, if the stream has a node cache.
+            again: these are the same rows as in the previous pass.
+            begun: a checkpoint in the middle of this pass. Rows it was trained on are not fed, and partitions that were
+                trained on completely are not computed.
 
         Returns:
-            The number of rows; None if the nodes ended the job before they had them all.
+            The number of rows; None if the nodes ended the job before they had received all rows.
 
         Raises:
             DataError: there are no rows.
-            Exception: what Spark raised when the rows could not be computed.
+            Exception: the error that Spark raised while it computed the rows.
         """
         if again and self.is_kept(stream):
             return self._feed_kept(stream, job)
@@ -180,7 +180,7 @@ class Feeder:
         timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
         whole = {} if begun is None else begun.fully_trained
         if whole and not directory.has_sample(stream):
-            whole.popitem()  # The task of this one shows the nodes a row.
+            whole.popitem()  # Compute this one all the same: its task shows the nodes a row.
         while self._serve(stream, index, rows, job, whole):
             while not self._reopened(stream, index, job):
                 served: int = self._control.update(lambda: directory.finish_pass(stream, index))
@@ -193,13 +193,13 @@ class Feeder:
     def _serve(
         self, stream: str, index: int, rows: PlannedRows | RDD[Any], job: int, whole: Mapping[int, int]
     ) -> bool:
-        """Let Spark serve a pass, or what is missing of it; tell whether the nodes wanted it all."""
+        """Let Spark serve a pass, or what is missing of it; return whether the nodes took all rows."""
         directory = self._directory
         feeding = SparkJob(
             self._spark,
             lambda: self._serving(stream, index, rows, whole),
             f"tfspark feed {stream} pass {index + 1}",
-            on_end=lambda: self._control.update(lambda: None),  # Wakes the wait below.
+            on_end=lambda: self._control.update(lambda: None),  # Wake the wait below.
         )
 
         def over() -> bool:
@@ -220,14 +220,14 @@ class Feeder:
             if unfinished and not self._control.registry.failed:
                 raise TfsparkError(
                     f"expected Spark to compute all of {stream!r}, its job ended before partition {unfinished[0]} did; "
-                    "this is a defect of tfspark, please report it"
+                    "this is a bug in tfspark, please report it"
                 )
             return True
         finally:
             feeding.cancel()
 
     def _check_network(self, stream: str, error: Exception) -> None:
-        """If it was the network that made a feed task fail, as often as Spark tried it, raise that: it may pass."""
+        """Raise a transient error if a feed task failed because of the network, however often Spark tried it."""
         message = str(error)
         if any(cause in message for cause in NETWORK_FAILED):
             lines = message.splitlines()
@@ -240,7 +240,7 @@ class Feeder:
             self._control.check()
 
     def _reopened(self, stream: str, index: int, job: int) -> bool:
-        """Tell whether rows must be served again, since a worker that had received them was lost."""
+        """Return whether rows must be served again because a worker that had received them was lost."""
         directory = self._directory
         if not directory.lacks_rows(stream, index):
             return False
@@ -253,21 +253,21 @@ class Feeder:
         return again
 
     def is_kept(self, stream: str) -> bool:
-        """Whether the nodes have kept all rows of the last pass that Spark served."""
+        """Whether the nodes have cached all rows of the last pass that Spark served."""
         last = self._last_from_spark.get(stream)
         return last is not None and self._directory.all_kept(stream, last)
 
     def _feed_kept(self, stream: str, job: int) -> int | None:
-        """Let the nodes read again what they have kept."""
+        """Let the nodes read the rows that they have cached."""
         directory, kept_in = self._directory, self._last_from_spark[stream]
         expected = sum(directory.rows_received(stream, kept_in).values())
         index = self._control.update(lambda: directory.open_pass(stream, kept_in=kept_in))
-        # No deadline but the nodes' own: this wait is as long as the epoch.
+        # The deadlines are in the nodes: this wait lasts as long as the epoch.
         arrived = self._all_arrived(stream, index, expected, float("inf"), job)
         return expected if arrived else None
 
     def _unwanted(self, stream: str, index: int, job: int) -> bool:
-        """Whether the nodes have ended the job, or left the stream, before they had all rows of the pass."""
+        """Return whether the nodes ended the job or left the stream before they received all rows of the pass."""
         if self._directory.unread(stream, index):
             return True
         readers = self._readers[stream]
@@ -275,7 +275,7 @@ class Feeder:
         return not all_read and self._ended(job, readers)
 
     def close_all(self) -> None:
-        """Say that nothing more will be fed; sources and readers still at work stop."""
+        """Announce that no more rows will be fed; sources and readers that still run will stop."""
         directory = self._directory
 
         def close() -> None:
@@ -292,9 +292,10 @@ class Feeder:
     def _serving(
         self, stream: str, index: int, rows: PlannedRows | RDD[Any], whole: Mapping[int, int]
     ) -> DataFrame:
-        """Return what serves a pass when Spark computes it; shuffled rows come in partitions of mixed order.
+        """Return the DataFrame that serves a pass when Spark computes it.
 
-        Partitions that are served already are not computed, where Spark lets us choose.
+        If rows are shuffled, the partitions come in mixed order. Partitions that were already served are not computed,
+        except on Spark Connect, where they cannot be chosen.
         """
         spec, order, directory = self._specs[stream], list[int](), self._directory
         if not isinstance(rows, PlannedRows):
@@ -313,13 +314,13 @@ class Feeder:
         left_out = directory.served(stream, index) if hasattr(planned, "_jdf") else []
         task = replace(self._task(stream, index, order), left_out=tuple(left_out))
         served = map_in_arrow(planned, task, FEED_RESULT_DDL)
-        # Pruned behind the task: what is computed is planned as it was for the whole pass.
+        # Prune after the task was added: Spark then plans these partitions exactly as for the whole pass.
         return without_partitions(served, left_out) if left_out else served
 
     def _serving_files(
         self, stream: str, index: int, direct: DirectRows, whole: Mapping[int, int]
     ) -> DataFrame:
-        """Return what serves a pass when its feed tasks read the files, in the order in which Spark would have them."""
+        """Return the DataFrame that serves a pass when feed tasks read the files; rows come in Spark's order."""
         spec, directory = self._specs[stream], self._directory
         order = mixed_order(len(direct.splits), spec.seed, index) if spec.shuffle_rows else []
         self._control.update(lambda: directory.leave_out(stream, index, whole, order))
@@ -349,7 +350,10 @@ class Feeder:
         )
 
     def _all_arrived(self, stream: str, index: int, served: int, timeout_s: float, job: int) -> bool:
-        """Nothing is lost: the readers together have received what was served, or one was lost and that lacks."""
+        """Check that readers received every served row, unless a reader was lost.
+
+        Return False if the nodes ended the pass before they had received all rows.
+        """
         directory = self._directory
         if not served or not directory.has_sample(stream):
             raise DataError(
@@ -374,6 +378,6 @@ class Feeder:
         if sum(received.values()) != served:
             raise TfsparkError(
                 f"expected the workers to receive the {served} rows that were served in epoch {index + 1} of "
-                f"{stream!r}, they received {sum(received.values())}; this is a defect of tfspark, please report it"
+                f"{stream!r}, they received {sum(received.values())}; this is a bug in tfspark, please report it"
             )
         return True

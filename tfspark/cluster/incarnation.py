@@ -1,7 +1,7 @@
 """One incarnation of a cluster: its servers on the driver, its nodes on the executors, its secret.
 
-After a failure a cluster begins a new incarnation. It shares nothing with the one before but what the driver knows. Its
-secret and addresses are new, so calls of processes that are left of the old one are refused.
+After a failure the cluster starts a new incarnation. The two share nothing except what the driver knows. The new one
+has a new secret and new addresses, so calls from processes that the old one left behind are rejected.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 class DriverNode:
-    """A node on the driver's machine, in a thread of the driver's program instead of a Spark task.
+    """A node on the driver's machine. It runs in a thread of the driver's program instead of a Spark task.
 
     Args:
-        task: what a Spark task would run.
-        node: which node.
+        task: the function that a Spark task would run.
+        node: which node it is.
     """
 
     def __init__(self, task: NodeTask, node: NodeSpec):
@@ -50,11 +50,11 @@ class DriverNode:
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the node's end."""
+        """Wait until the node has ended."""
         self._thread.join(timeout_s)
 
     def cancel(self) -> None:
-        """Wait once more: nobody but the node itself can end it."""
+        """Wait once more: only the node itself can end its work."""
         self._thread.join(CANCEL_TIMEOUT_S)
 
 
@@ -63,14 +63,14 @@ class Incarnation:
 
     Args:
         spark: the session.
-        nodes: the plan.
-        options: of the whole cluster, of which there may be fewer nodes now.
-        settings: what the trainers are told.
+        nodes: the planned nodes.
+        options: of the cluster; this incarnation may have fewer nodes than they say.
+        settings: sent to the trainers.
         code: the user's function and its arguments, pickled.
         observer: called with (event, fields).
-        store: where checkpoints of the state are kept.
-        budget: restarts that are left; None: there are none.
-        ended: tells whether all of some nodes have ended a job.
+        store: holds the checkpoints of the training state.
+        budget: the restarts that are left; None: restarts are off.
+        ended: returns whether all of the given nodes have ended a job.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Incarnation:
         self.secret = new_secret(options.tls)
         self._jobs: list[SparkJob | DriverNode] = []
         self.is_over = False
-        # Less than the feed itself bears, so that the trainer is named and not those that wait for it.
+        # Shorter than the timeout of the feed, so that the error names the silent trainer, not those that wait for it.
         trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
         clock = AwakeClock()
         self.registry = Registry(
@@ -150,7 +150,7 @@ class Incarnation:
         self._observer("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
 
     def stop(self) -> None:
-        """End it now, in whatever state it is; harmless when it has ended."""
+        """Stop it now, in any state; harmless if it has already ended."""
         if self.is_over:
             return
         self.is_over = True
@@ -165,9 +165,9 @@ class Incarnation:
         self.control.close()
 
     def failure_behind(self, error: Exception) -> Exception | None:
-        """Return the nodes' failure that explains an error; None if no node has failed.
+        """Return the node failure that explains an error; None if no node has failed.
 
-        When an executor goes, the Spark job that feeds may fail before the nodes' end is known.
+        When an executor is lost, the Spark job that feeds may fail before the driver knows that a node was lost.
         """
         self.control.wait_for_failure(0.0 if isinstance(error, TfsparkError) else EXPLAIN_S)
         return self.registry.error() if self.registry.failed else None
@@ -197,7 +197,7 @@ class Incarnation:
         )
 
     def _spark_failed(self, role: str, first_index: int, error: Exception) -> None:
-        """Note that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
+        """Record that Spark gave up a job of nodes: blame the node whose task failed, if it was up."""
         message = without_java_stack(str(error))
         failed = re.search(r"Task (\d+) in stage .*?most recent failure: (.*)", message)
 

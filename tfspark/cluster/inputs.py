@@ -1,4 +1,4 @@
-"""What users hand to `TFCluster`, made a session, a DataFrame and columns. Runs on the driver."""
+"""Convert what users pass to `TFCluster` to a session, a DataFrame and columns. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -35,21 +35,22 @@ class InputMode(IntEnum):
 
 @dataclass(frozen=True)
 class FeedOptions:
-    """How rows travel; the defaults suit most.
+    """How rows are sent to the workers; the defaults suit most cases.
 
     Attributes:
-        ordered: deal rows by their position in the DataFrame, so that every run with the same data, seed
-            and number of workers trains on the same batches. Off: whoever is free takes what is there.
-        shuffle_rows: rows of each worker's shuffle window; 0 feeds rows as they come. A window that holds no more
-            than a worker's batch, which could mix nothing, is made two batches large.
+        ordered: give rows to workers by their position in the DataFrame, so that every run with the same data, seed
+            and number of workers trains on the same batches. False: a free worker takes any row that is available.
+        shuffle_rows: number of rows in each worker's shuffle window; 0: do not shuffle. A window that is no larger than
+            a worker's batch could not mix anything, so it is enlarged to two batches.
         chunk_bytes: size of one pull.
-        buffer_bytes: rows waiting in a feed task for a pull.
-        cache: ``none``: Spark computes the DataFrame anew for every epoch; ``node``: each worker keeps its rows of
-            the first epoch on its node's disk and reads them from there in the later epochs of the same `train`.
-        cache_bytes: disk one worker may take for that; rows that need more are read from Spark every epoch.
-        scan: who reads files. ``auto``: feed tasks read Parquet and TFRecord files themselves, without Spark's JVM,
-            where the DataFrame is no more than such a scan, with plain columns and simple filters; Spark reads all
-            else. ``spark``: Spark reads. ``direct``: as ``auto``, but what feed tasks cannot read is refused.
+        buffer_bytes: maximum size of the rows that wait in a feed task.
+        cache: ``none``: Spark computes the DataFrame again for every epoch. ``node``: each worker stores its rows of
+            the first epoch on its node's disk, and reads them from there in the later epochs of the same `train`.
+        cache_bytes: maximum disk space per worker for the cache; if the rows need more, Spark computes them every
+            epoch.
+        scan: who reads files. ``auto``: feed tasks read Parquet and TFRecord files themselves, without Spark's JVM, if
+            the DataFrame is only a scan of them with plain columns and simple filters; Spark reads everything else.
+            ``spark``: Spark reads. ``direct``: as ``auto``, but raise an error if feed tasks cannot read the rows.
     """
 
     ordered: bool = False
@@ -61,7 +62,7 @@ class FeedOptions:
     scan: Literal["auto", "spark", "direct"] = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Reject invalid values."""
         if self.cache not in ("none", "node"):
             raise ConfigError(f"expected cache to be 'none' or 'node', got {self.cache!r}")
         if self.scan not in ("auto", "spark", "direct"):
@@ -74,11 +75,11 @@ class FeedOptions:
 
 
 Feeding = FeedOptions
-"""Its name in earlier versions."""
+"""The name of `FeedOptions` in earlier versions."""
 
 
 def session_of(spark: Any) -> SparkSession:
-    """Return the session itself, or the one of a SparkContext; its Python workers can import tfspark."""
+    """Return the session, or the session of a SparkContext; its Python workers can import tfspark."""
     from pyspark.sql import SparkSession
 
     session: SparkSession = spark
@@ -89,10 +90,10 @@ def session_of(spark: Any) -> SparkSession:
 
 
 def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
-    """Return a DataFrame itself, or one made of an RDD of Rows or tuples.
+    """Return the DataFrame, or make one from an RDD of Rows or tuples.
 
     Raises:
-        ConfigError: it is something else, or Spark cannot tell the columns of the RDD's elements.
+        ConfigError: it is of another type, or Spark cannot infer the columns from the RDD's items.
     """
     if hasattr(data, "mapInArrow"):
         frame: DataFrame = data
@@ -113,13 +114,13 @@ def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What a `train` call feeds.
+    """The rows that one `train` call feeds.
 
     Attributes:
-        rows: a DataFrame with the columns fed, or, for a `main_fun`, an RDD.
-        columns: what ``ctx.dataset()`` makes of them.
-        layout: what readers of elements need beside: ``names``, the columns in the DataFrame's order, and
-            ``no_dataset``, why ``ctx.dataset()`` cannot have the rows, if it cannot.
+        rows: a DataFrame with the fed columns, or an RDD, for a `main_fun`.
+        columns: features, label and weight, as ``ctx.dataset()`` returns them.
+        layout: further description for readers of items: ``names``, the columns in the DataFrame's order, and
+            ``no_dataset``, the reason why ``ctx.dataset()`` cannot return the rows, if it cannot.
     """
 
     rows: DataFrame | RDD[Any]
@@ -128,19 +129,19 @@ class TrainingRows:
 
     @property
     def is_streaming(self) -> bool:
-        """Whether these are the rows of a streaming DataFrame."""
+        """Whether the rows come from a streaming DataFrame."""
         return bool(getattr(self.rows, "isStreaming", False))
 
 
-def columns_to_feed(df: DataFrame, columns: Columns) -> TrainingRows:
-    """Feed just these columns of a DataFrame."""
+def _columns_to_feed(df: DataFrame, columns: Columns) -> TrainingRows:
+    """Feed exactly these columns of a DataFrame."""
     sent = [column.name for column in columns.sent]
     names = [name for name in df.columns if name in sent]
     return TrainingRows(select_columns(df, columns), columns, {"names": names})
 
 
-def all_columns_to_feed(df: DataFrame) -> TrainingRows:
-    """Feed a DataFrame whose label is not named: a `main_fun` may take its rows apart itself."""
+def _all_columns_to_feed(df: DataFrame) -> TrainingRows:
+    """Feed a DataFrame whose label was not named: a `main_fun` may take its rows apart itself."""
     return TrainingRows(
         df,
         Columns(tuple(Column(name) for name in df.columns)),
@@ -149,7 +150,7 @@ def all_columns_to_feed(df: DataFrame) -> TrainingRows:
 
 
 def elements_to_feed(rdd: RDD[Any]) -> TrainingRows:
-    """Feed the elements of an RDD as they are."""
+    """Feed the items of an RDD unchanged."""
     return TrainingRows(rdd, Columns((Column("value"),)), {"no_dataset": _no_dataset("an RDD")})
 
 
@@ -160,24 +161,24 @@ def _no_dataset(what: str) -> str:
     )
 
 
-def has_field(rdd: RDD[Any], name: str) -> bool:
-    """Tell whether the first element of an RDD is a Row or a dict with this field; runs a small Spark job."""
+def _has_field(rdd: RDD[Any], name: str) -> bool:
+    """Return whether the first item of an RDD is a Row or a dict with this field; runs a small Spark job."""
     for first in rdd.take(1):
         return name in (first if isinstance(first, dict) else getattr(first, "__fields__", ()))
     return False
 
 
 def is_rdd(data: Any) -> bool:
-    """Tell an RDD from a DataFrame, without importing either."""
+    """Return whether this is an RDD, without importing pyspark."""
     return hasattr(data, "mapPartitionsWithIndex") and not hasattr(data, "mapInArrow")
 
 
 def is_dstream(data: Any) -> bool:
-    """Tell whether this is a stream of RDDs."""
+    """Return whether this is a DStream."""
     return hasattr(data, "foreachRDD")
 
 
-def choose_columns(
+def _choose_columns(
     df: DataFrame,
     features: Sequence[str | Column] | None,
     label: str | Column | Sequence[str | Column] | None,
@@ -185,10 +186,10 @@ def choose_columns(
     class_weights: Mapping[int, float] | None,
     weight: str | Column | None = None,
 ) -> Columns:
-    """Resolve names against the DataFrame.
+    """Find the named columns in the DataFrame.
 
     Raises:
-        ConfigError: a column is not there; the message names the nearest.
+        ConfigError: a column is missing; the message names the most similar one.
     """
     labels = _as_columns([] if label is None else [label] if isinstance(label, str | Column) else label)
     weights = _as_columns([] if weight is None else [weight])
@@ -221,10 +222,10 @@ def _as_columns(items: Sequence[str | Column]) -> tuple[Column, ...]:
 
 
 def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
-    """Return the DataFrame with just the columns that are fed.
+    """Return the DataFrame with only the columns that are fed.
 
     Raises:
-        ConfigError: one is not there, or is there twice.
+        ConfigError: a column is missing, or is there twice.
     """
     check_columns(columns, df.columns)
     wanted = [column.name for column in columns.sent]
@@ -264,10 +265,10 @@ def no_validation_rows() -> DataError:
 
 
 def check_text(df: DataFrame, columns: Columns) -> None:
-    """Refuse columns of text where numbers are declared, as in a CSV file that was read without a schema.
+    """Reject text columns where numbers are declared, as in a CSV file that was read without a schema.
 
     Raises:
-        DataError: names the first.
+        DataError: names the first such column.
     """
     if columns.examples is not None:
         return
@@ -309,15 +310,15 @@ def _check_weight(df: DataFrame, columns: Columns) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a caller of `train` said about columns.
+    """The column arguments of one `train` call.
 
     Attributes:
-        features: feature columns; None: every column but the label.
-        label: label column, or several; None: there is none.
+        features: feature columns; None: every column except the label.
+        label: one label column, or several; None: there is no label.
         num_classes: labels lie in [0, num_classes).
         class_weights: class -> weight of its rows in the loss.
-        columns: all of the others in one.
-        weight: column of each row's weight.
+        columns: all of these in one object.
+        weight: the column with each row's weight.
     """
 
     features: Sequence[str | Column] | None = None
@@ -329,36 +330,39 @@ class Selection:
 
     @property
     def is_default(self) -> bool:
-        """Whether nothing was said."""
+        """Whether no argument was given."""
         return self == Selection()
 
     def of(self, df: DataFrame) -> Columns:
-        """Return the columns of a DataFrame; see `choose_columns`."""
-        return self.columns or choose_columns(
+        """Return these columns of a DataFrame; see `choose_columns`."""
+        return self.columns or _choose_columns(
             df, self.features, self.label, self.num_classes, self.class_weights, self.weight
         )
 
 
 def what_to_feed(spark: SparkSession, data: Any, chosen: Selection, to_main_fun: bool) -> TrainingRows:
-    """Resolve what was handed to `train`.
+    """Convert the data that was passed to `train` to the rows that are fed.
 
-    A `main_fun` may read its rows with ``ctx.dataset()``, which needs to know the label, or take them apart
-    itself. So if nothing was said about columns and there is none called ``label``, it gets the rows as they are.
+    A `main_fun` may read its rows with ``ctx.dataset()``, which must know the label, or it may take them apart itself.
+    So if no columns were named and there is no column ``label``, it gets the rows unchanged.
 
     Raises:
-        ConfigError: it cannot be fed, or a column is not there.
+        ConfigError: the data cannot be fed, or a column is missing.
     """
     as_it_is = to_main_fun and chosen.is_default
-    if as_it_is and is_rdd(data) and not has_field(data, "label"):
+    if as_it_is and is_rdd(data) and not _has_field(data, "label"):
         return elements_to_feed(data)
     df = as_dataframe(spark, data)
     if as_it_is and "label" not in df.columns:
-        return all_columns_to_feed(df)
-    return columns_to_feed(df, chosen.of(df))
+        return _all_columns_to_feed(df)
+    return _columns_to_feed(df, chosen.of(df))
 
 
 def default_fs(spark: SparkSession) -> str:
-    """Return Hadoop's default file system without a slash at its end; on Spark Connect it is not known: local."""
+    """Return Hadoop's default file system without a trailing slash.
+
+    On Spark Connect it is not known; the local file system is returned.
+    """
     try:
         found = spark.sparkContext._jsc.hadoopConfiguration().get("fs.defaultFS")
     except PySparkException:

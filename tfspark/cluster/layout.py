@@ -1,11 +1,11 @@
-"""How Spark has cut rows into partitions, kept for all of a pass and compared with a checkpoint's. Runs on the driver.
+"""How Spark divides rows into partitions; compared with what a checkpoint says. Runs on the driver.
 
-A ledger knows rows by partition and position. Spark cuts a DataFrame anew whenever it is planned: files by the cores
-there are just then (``FilePartition.maxSplitBytes``), ranges by a sample that the RDD's number seeds. So a pass is
-planned once, and what is served of it later, in another incarnation of the cluster, too, comes of the same RDD. A pass
-that is planned again, as by another program, is compared with what the checkpoint says: the number of partitions, and a
-digest of their splits, which have each file's name, offset, length, size and modification time, and of the seeds by
-which Spark draws rows.
+A ledger identifies rows by partition and position. But Spark divides a DataFrame anew each time it is planned: files by
+the number of cores at that moment (``FilePartition.maxSplitBytes``), ranges by a sample whose seed is the RDD's number.
+So each pass is planned once, and everything that is served of it later, also by another incarnation of the cluster,
+comes from the same RDD. If a pass is planned again, for example by another program, it is compared with the
+checkpoint. Two values must match: the number of partitions, and a digest of their splits (each file's name, offset,
+length, size and modification time) and of the seeds by which Spark draws rows.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tfspark")
 
 PARALLELISM = "spark.sql.leafNodeDefaultParallelism"
-"""What files, ranges and local rows are cut by; if it is not set, by the cores of the executors there are."""
+"""The settings by which files, ranges and local rows are divided; if unset, Spark uses the number of executor cores."""
 COALESCED = "spark.sql.adaptive.coalescePartitions.minPartitionNum"
-"""The same for what adaptive execution makes of the partitions of a shuffle."""
+"""The same for the partitions that adaptive execution makes after a shuffle."""
 _PARALLELISM_FIRST = "spark.sql.adaptive.coalescePartitions.parallelismFirst"
 
 _KEEPS_ORDER = (
@@ -43,23 +43,23 @@ _KEEPS_ORDER = (
     *("BatchEvalPython", "ArrowEvalPython", "DeserializeToObject", "MapElements", "MapPartitions"),
     *("SerializeFromObject", "QueryStage"),
 )
-"""Nodes of a physical plan that take their rows one after the other. A sort below any other may be Spark's own, which
-leaves rows of the same key, as of a join, in the order in which they came."""
+"""Nodes of a physical plan that keep the order of their rows. A sort below any other node may be one that Spark added.
+Such a sort leaves rows of the same key, for example in a join, in the order in which they arrived."""
 _NUMBERED = ("ParallelCollectionRDD", "HadoopRDD", "NewHadoopRDD")
-"""Their partitions have the number of the RDD, which is another in every program."""
+"""Nodes whose partitions contain the RDD's number, which is different in every program."""
 _NUMBER_OF_EXPRESSION = re.compile(r"#\d+L?")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are cut into partitions.
+    """How rows are divided into partitions.
 
     Attributes:
-        partitions: how many there are.
-        digest: of their splits and seeds; empty: it cannot be known, so it is like no other.
+        partitions: their number.
+        digest: of their splits and seeds; empty: unknown, and then different from every other digest.
         repeatable: whether a partition that is computed again has its rows in the same places.
-        parallelism: settings of Spark by which they were cut.
-        plan: of this one plan.
+        parallelism: the Spark settings that were used.
+        plan: identifies this one plan.
     """
 
     partitions: int = 0
@@ -69,11 +69,11 @@ class Layout:
     plan: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the values that a checkpoint stores."""
         return asdict(self)
 
     def differs_from(self, kept: Mapping[str, Any]) -> str:
-        """Say in what these partitions may be others than those a checkpoint was made of; empty: in nothing."""
+        """Return why these partitions may differ from those of a checkpoint; empty if they are the same."""
         if not kept:
             return "the checkpoint does not say how Spark had cut the rows"
         if kept["partitions"] != self.partitions:
@@ -96,10 +96,10 @@ _NOT_REPEATABLE = (
 
 
 class Parallelism:
-    """The settings by which Spark cuts rows, the same whenever rows are planned under them; thread-safe.
+    """The settings by which Spark divides rows. They stay the same for all plans made under them; thread-safe.
 
     Args:
-        settings: those of an earlier program; None: as they are when rows are first planned.
+        settings: those of an earlier program; None: the session's, when rows are first planned.
     """
 
     def __init__(self, settings: Mapping[str, str] | None = None):
@@ -108,17 +108,18 @@ class Parallelism:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """The settings; empty before anything was planned."""
+        """The settings; empty before the first plan."""
         return self._settings or {}
 
     @contextmanager
     def held(self, spark: SparkSession) -> Iterator[None]:
-        """Plan under these settings; the session's own come back afterwards."""
+        """Plan under these settings; restore the session's own afterwards."""
         with self._lock:
             if self._settings is None:
                 self._settings = parallelism_of(spark)
             now = parallelism_of(spark)
-            # Spark warns of each setting of an older name, even if nothing changes by it.
+            # Set only what differs: Spark warns about each setting with an older name, even if its value stays the
+            # same.
             changed = {name: value for name, value in self._settings.items() if now.get(name) != value}
             before = {name: spark.conf.get(name, None) for name in changed}
             try:
@@ -134,7 +135,7 @@ class Parallelism:
 
 
 def parallelism_of(spark: SparkSession) -> dict[str, str]:
-    """Return the settings by which Spark cuts rows just now."""
+    """Return the current settings by which Spark divides rows."""
     cores = str(spark.sparkContext.defaultParallelism)
     found = {PARALLELISM: spark.conf.get(PARALLELISM, None) or cores}
     parallelism_first = str(spark.conf.get(_PARALLELISM_FIRST, "true")).lower() == "true"
@@ -145,13 +146,13 @@ def parallelism_of(spark: SparkSession) -> dict[str, str]:
 class PlannedRows:
     """Rows that are planned once for each pass.
 
-    On Spark Connect, which shows no plan, they are planned whenever they are served.
+    On Spark Connect, which shows no plan, they are planned each time they are served.
 
     Args:
-        rows: what is fed.
+        rows: the rows to feed.
         parallelism: settings to plan them under.
-        scan: who reads files: see `FeedOptions.scan`.
-        observe: called with ``scan`` and who reads the rows and why, when that is known and when it changes.
+        scan: who reads files, see `FeedOptions.scan`.
+        observe: called with ``scan``, who reads the rows, and the reason: at first, and when it changes.
     """
 
     def __init__(
@@ -173,13 +174,14 @@ class PlannedRows:
         self._lock = threading.Lock()
 
     def of_pass(self, index: int) -> tuple[DataFrame, Layout]:
-        """Return the rows of a pass with partitions that stay, and how they are cut; the first call plans them."""
+        """Return the rows of a pass, with fixed partitions, and their layout; the first call plans them."""
         if not hasattr(self.rows, "_jdf"):
             refuse_direct(self._scan, "Spark Connect does not say how it reads them")
             return self.rows, Layout()
         with self._lock:
-            # A plan of its own for each pass: what was shuffled for one is computed anew for the next. Rows that are
-            # only read are not shuffled; to plan them costs 0.2 s.
+            # Each pass gets its own plan, so that the rows of a shuffle are computed again for the next pass. Rows that
+            # are only
+            # read are not shuffled; planning them costs 0.2 s.
             if self._planned is None or (self._index != index and self._direct is None):
                 df = self.rows.select("*")
                 with self._parallelism.held(df.sparkSession):
@@ -189,7 +191,7 @@ class PlannedRows:
             return self._planned, self._layout
 
     def direct(self) -> DirectRows | None:
-        """Return how feed tasks read the rows of the last pass that was planned; None: Spark does."""
+        """Return how feed tasks read the rows of the last planned pass; None if Spark reads them."""
         return self._direct
 
     def _read_directly(self, df: DataFrame) -> DirectRows | None:
@@ -212,7 +214,7 @@ class PlannedRows:
         return direct
 
     def differ_from(self, index: int, kept: Mapping[str, Any]) -> str:
-        """Say why the rows of a pass cannot be told from their places in a checkpoint; empty: they can."""
+        """Return why the rows of a pass cannot be found by their places in a checkpoint; empty if they can."""
         if not hasattr(self.rows, "_jdf"):
             return "Spark Connect does not say how it cuts them"
         if self._index == index and self._layout.plan == kept.get("plan"):
@@ -221,10 +223,10 @@ class PlannedRows:
 
 
 def refuse_direct(scan: str, why: str) -> None:
-    """Refuse rows that only Spark can read.
+    """Reject rows that only Spark can read.
 
     Raises:
-        ConfigError: feed tasks were to read them.
+        ConfigError: scan='direct' was given.
     """
     if scan == "direct":
         raise ConfigError(
@@ -234,7 +236,7 @@ def refuse_direct(scan: str, why: str) -> None:
 
 
 def is_determinate(rdd: RDD[Any]) -> bool:
-    """Tell whether Spark computes an RDD's partitions again with their elements in the same places."""
+    """Return whether Spark, computing an RDD's partitions again, puts their items in the same places."""
     return _is_determinate(rdd._jrdd.rdd())
 
 
@@ -243,7 +245,7 @@ def _is_determinate(jvm_rdd: Any) -> bool:
 
 
 def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout]:
-    """Plan a DataFrame; return one that reads the RDD of this plan."""
+    """Plan a DataFrame; return one that reads the RDD of this plan, and its layout."""
     from pyspark.sql import DataFrame
 
     spark = df.sparkSession
@@ -255,14 +257,14 @@ def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, 
         plan = _Plan(spark, execution.executedPlan())
         digest = plan.digest(rdd) if plan.is_comparable else ""
         layout = Layout(partitions, digest, plan.is_repeatable, parallelism)
-    except Py4JError as error:  # Another version of Spark, or a source of data that is made otherwise.
+    except Py4JError as error:  # Another version of Spark, or an unknown data source.
         logger.info("how Spark cuts the rows cannot be told: %s", str(error).splitlines()[0])
         layout = Layout(partitions, parallelism=parallelism)
     return DataFrame(fixed, spark), layout
 
 
 class _Plan:
-    """What a physical plan tells of its partitions."""
+    """What a physical plan says about its partitions."""
 
     def __init__(self, spark: SparkSession, root: Any):
         self._jvm: Any = spark.sparkContext._jvm
@@ -272,20 +274,20 @@ class _Plan:
         self.is_repeatable = self._look_at(root, True)
 
     def _look_at(self, node: Any, keeps_order: bool) -> bool:
-        """Look at a node and what is below; tell whether its rows come in the same order again."""
+        """Inspect a node and those below it; return whether its rows come in the same order each time."""
         name = node.getClass().getSimpleName()
         if name in ("FileSourceScanExec", "BatchScanExec"):
             self._scans.append(node.inputRDD())
         self._note_seeds(node, name)
         if name == "RowDataSourceScanExec":
             self.is_comparable = False
-            return False  # A database's rows: what they are, and in what order, it says anew each time.
+            return False  # A database may return other rows, or another order, each time.
         if name == "AQEShuffleReadExec":
-            self.is_comparable = False  # It has joined partitions by the bytes they happened to have.
+            self.is_comparable = False  # It merged partitions by their size in this one run.
         below = keeps_order and any(kind in name for kind in _KEEPS_ORDER)
         are_repeatable = [self._look_at(each, below) for each in self._below(node, name)]
         if "ShuffleExchange" in name:
-            # Bounds of ranges come of a sample that is drawn by the RDD's number.
+            # The bounds of ranges come from a sample whose seed is the RDD's number.
             self.is_comparable &= "Range" not in node.outputPartitioning().getClass().getSimpleName()
             return False
         if name == "RDDScanExec":
@@ -295,7 +297,7 @@ class _Plan:
         return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)
 
     def _note_seeds(self, node: Any, name: str) -> None:
-        """Note what is drawn at random, which rows there are of it: with another seed there are others."""
+        """Record the random seeds of a node: with another seed, it has other rows."""
         if name == "SampleExec":
             self._drawn.append(str(node.seed()))
         if not node.deterministic():
@@ -312,13 +314,13 @@ class _Plan:
         return [node.plan()] if name.endswith("QueryStageExec") else self._list(node.children())
 
     def digest(self, rdd: Any) -> str:
-        """Return a digest of all splits that the partitions are computed of."""
+        """Return a digest of all splits from which the partitions are computed."""
         found = hashlib.sha256(str(rdd.getNumPartitions()).encode())
         found.update("\n".join(self._drawn).encode())
         for leaf in self._leaves([rdd, *self._scans]):
             name = leaf.getClass().getSimpleName()
             found.update(f"{name} {leaf.getNumPartitions()} ".encode())
-            if name == "ReliableCheckpointRDD":  # What it has was computed by the program that wrote it.
+            if name == "ReliableCheckpointRDD":  # Its rows were computed by the program that wrote it.
                 found.update(str(leaf.checkpointPath()).encode())
             if name not in _NUMBERED:
                 found.update(self._serialized(leaf.partitions()))
@@ -340,7 +342,7 @@ class _Plan:
                 yield rdd
 
     def _serialized(self, partitions: Any) -> bytes:
-        """Return a digest of the partitions as Spark would send them to executors; nothing of them leaves the JVM."""
+        """Return a digest of the partitions, serialized as Spark sends them to executors; the bytes stay in the JVM."""
         digest = self._jvm.java.security.MessageDigest.getInstance("SHA-256")
         nowhere = self._jvm.java.io.OutputStream.nullOutputStream()
         out = self._jvm.java.io.ObjectOutputStream(

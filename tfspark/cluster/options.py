@@ -1,4 +1,4 @@
-"""`ClusterOptions`: everything that `TFCluster.run` is told, checked when it is made. Runs on the driver."""
+"""`ClusterOptions`: all arguments of `TFCluster.run`, checked when they are created. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 INDEPENDENT_TIMEOUT_S = 600.0
 INDEPENDENT_SILENCE_S = 600.0
-"""Half of this a process of `TFParallel` may hold the interpreter's lock, as it does while it unpickles gigabytes."""
+"""A process of `TFParallel` may hold the interpreter's lock for half of this, for example to unpickle gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """The arguments of `TFCluster.run`, which describes them, and what follows from them.
+    """The arguments of `TFCluster.run`, where they are described, and values that follow from them.
 
     Attributes:
         runs_main_fun: whether the function takes a context.
-        independent: whether the nodes know nothing of each other, as those of `TFParallel`.
-        all_at_once: whether all nodes must be there before any of them starts.
+        independent: whether the nodes do not know each other, as with `TFParallel`.
+        all_at_once: whether no node starts before all have registered.
 
     Raises:
-        ConfigError: an argument is out of range, or two of them contradict each other.
+        ConfigError: an argument is out of range, or two arguments contradict each other.
     """
 
     runs_main_fun: bool
@@ -76,7 +76,7 @@ class ClusterOptions:
     all_at_once: bool = True
 
     def __post_init__(self) -> None:
-        """Check them; see the class."""
+        """Check the arguments; see the class."""
         if self.master_node not in (None, "chief", "master"):
             raise ConfigError(f"expected master_node='chief', 'master' or None, got {self.master_node!r}")
         plan_nodes(self.num_executors, self.num_ps, self.eval_node)
@@ -86,7 +86,7 @@ class ClusterOptions:
 
     @classmethod
     def for_independent(cls, num_nodes: int, all_at_once: bool) -> ClusterOptions:
-        """Return the options of nodes that know nothing of each other; see `TFParallel.run`."""
+        """Return the options of nodes that do not know each other; see `TFParallel.run`."""
         return cls(
             runs_main_fun=True,
             num_executors=num_nodes,
@@ -134,14 +134,14 @@ class ClusterOptions:
 
     @property
     def restarts(self) -> int:
-        """How often the cluster may be started again: `max_restarts`, or its default."""
+        """Number of times the cluster may be restarted: `max_restarts`, or its default."""
         if self.max_restarts is not None:
             return self.max_restarts
         return 0 if self.runs_main_fun else MAX_RESTARTS
 
     @property
     def size(self) -> Size:
-        """How many nodes the cluster wants, and with how many it makes do."""
+        """How many nodes the cluster wants, and how many are enough."""
         return Size(
             self.num_executors,
             self.num_executors if self.min_executors is None else self.min_executors,
@@ -154,13 +154,13 @@ class ClusterOptions:
 
     @property
     def may_restart(self) -> bool:
-        """Whether the work may be done again after a loss, or goes on from an earlier run."""
+        """Whether work may be repeated after a loss, or continues an earlier run."""
         saves = self.checkpoint_every_steps or self.checkpoint_every_seconds
         return bool(self.restarts or saves or self.resume)
 
     @property
     def feeds(self) -> bool:
-        """Whether Spark feeds rows, as far as that is known before the first call."""
+        """Whether Spark feeds rows, as far as this is known before the first call."""
         return self.input_mode is InputMode.SPARK or (self.input_mode is None and not self.runs_main_fun)
 
     @property
@@ -170,16 +170,16 @@ class ClusterOptions:
 
     @property
     def tensorboard_dir(self) -> str | None:
-        """Directory that TensorBoard shows; None: it does not run."""
+        """Directory that TensorBoard shows; None: TensorBoard does not run."""
         return os.path.abspath(self.log_dir or "tensorboard") if self.tensorboard else None
 
     @property
     def module_paths(self) -> tuple[str, ...]:
-        """Where the driver's program finds modules of its own."""
+        """Directories in which the driver's program finds its own modules."""
         return tuple(module_paths())
 
     def recovery(self) -> Recovery | None:
-        """Return what a restart needs; None: the first failure is the end.
+        """Return what a restart needs; None: the first failure ends the run.
 
         Raises:
             ConfigError: `resume` has no checkpoint.
@@ -191,10 +191,10 @@ class ClusterOptions:
         return Recovery(budget, self.run_directory, resumed)
 
     def trainer_settings(self, spark: SparkSession) -> TrainerSettings:
-        """Return what the trainers are told.
+        """Return the settings that are sent to the trainers.
 
         Raises:
-            ConfigError: an argument cannot travel as JSON; the message names it.
+            ConfigError: an argument cannot be written as JSON; the message names it.
         """
         settings = TrainerSettings(
             runs_main_fun=self.runs_main_fun,

@@ -1,8 +1,8 @@
-"""Which partitions of a pass Spark serves, and in which order. Runs on the driver.
+"""Choose which partitions of a pass Spark serves, and in which order. Runs on the driver.
 
-Spark starts the tasks of a job in the order of the partitions, so mixing rows needs another order in every epoch.
-The DataFrame API has no way to say so; the RDD below it has: a union of parts of itself, each pruned to some of its
-partitions (`PartitionPruningRDD`). No row is moved, and every partition keeps its preferred hosts.
+Spark starts the tasks of a job in the order of the partitions, so mixing rows needs a different order in every epoch.
+The DataFrame API cannot change this order, but the RDD API can: a union of copies of the RDD, each reduced to some of
+its partitions (`PartitionPruningRDD`). No row moves, and every partition keeps its preferred hosts.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 MAX_BLOCKS = 64
-"""Partitions are mixed in this many blocks of neighbours at most: each costs the driver some milliseconds."""
+"""Maximum number of blocks of neighbouring partitions that are mixed: each costs the driver some milliseconds."""
 
 
 def mixed_blocks(num_partitions: int, seed: int, index: int) -> list[list[int]]:
-    """Return all partitions, in blocks of neighbours that are in the order of pass `index`."""
+    """Return all partitions as blocks of neighbours; the blocks are in the order of pass `index`."""
     blocks = np.array_split(np.arange(num_partitions), min(num_partitions, MAX_BLOCKS))
     order = np.random.default_rng([seed, index]).permutation(len(blocks))
     return [blocks[number].tolist() for number in order]
 
 
 def mixed_order(num_partitions: int, seed: int, index: int) -> list[int]:
-    """Return all partitions in the order of pass `index`; none where there is nothing to mix."""
+    """Return all partitions in the order of pass `index`; empty if there is nothing to mix."""
     blocks = mixed_blocks(num_partitions, seed, index)
     return _flat(blocks) if len(blocks) > 1 else []
 
@@ -37,9 +37,9 @@ def _flat(blocks: list[list[int]]) -> list[int]:
 
 
 def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFrame, list[int]]:
-    """Return the same rows with the partitions in the order of pass `index`, and that order.
+    """Return the same rows with their partitions in the order of pass `index`, and that order.
 
-    On Spark Connect, where there is no RDD, the order stays as it is.
+    On Spark Connect, which has no RDD, the order does not change.
     """
     if not hasattr(df, "_jdf"):
         return df, []
@@ -51,9 +51,9 @@ def with_mixed_partitions(df: DataFrame, seed: int, index: int) -> tuple[DataFra
 
 
 def without_partitions(df: DataFrame, left_out: Collection[int]) -> DataFrame:
-    """Return a DataFrame without some of its partitions, which are not computed.
+    """Return a DataFrame without some of its partitions; these are not computed.
 
-    Not on Spark Connect, where there is no RDD.
+    It does not work on Spark Connect, which has no RDD.
     """
     rows = df._jdf.queryExecution().toRdd()
     return _of_blocks(df, rows, [[n for n in range(rows.getNumPartitions()) if n not in left_out]])
@@ -68,7 +68,7 @@ def _of_blocks(df: DataFrame, rows: object, blocks: list[list[int]]) -> DataFram
     scala = jvm.scala.jdk.javaapi.CollectionConverters
     parts = jvm.java.util.ArrayList()
     for block in blocks:
-        # A Scala set of numbers is a function from a number to whether it is in the set.
+        # In Scala, a set of numbers is also a function that returns whether a number is in the set.
         chosen = scala.asScala(jvm.java.util.HashSet(block)).toSet()
         parts.add(jvm.org.apache.spark.rdd.PartitionPruningRDD.create(rows, chosen))
     union = spark.sparkContext._jsc.sc().union(scala.asScala(parts).toSeq(), rows.elementClassTag())  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What is checked on the driver before anything is launched."""
+"""Checks on the driver before anything is launched."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ ENCRYPTING = (
     "spark.ssl.enabled",
     "spark.ssl.rpc.enabled",
 )
-"""Settings by which Spark encrypts what its own processes say to each other."""
+"""Settings by which Spark encrypts the traffic between its own processes."""
 IDLE = ("spark.python.worker", "spark.sql.execution.pyspark.udf")
-"""What names of settings about idle Python workers begin with; Spark's SQL takes the first if the second is unset."""
+"""Prefixes of the settings for idle Python workers; Spark SQL uses the first if the second is unset."""
 
 
 def check_settings(spark: SparkSession) -> None:
-    """Refuse Spark settings under which nodes cannot live.
+    """Reject Spark settings under which nodes cannot run.
 
     Raises:
-        ConfigError: dynamic allocation is on: Spark would take executors away from waiting nodes; or
-            speculation: Spark would start a node that takes long, as all do, a second time; or it kills Python
-            workers that give it no rows for a while.
+        ConfigError: dynamic allocation is on, so Spark would remove executors whose nodes wait; or speculation is on,
+            so Spark would start long-running nodes a second time; or Spark kills Python workers that return no rows
+            for a while.
     """
     if is_on(spark, "spark.dynamicAllocation.enabled"):
         raise ConfigError(
@@ -53,18 +53,18 @@ def check_settings(spark: SparkSession) -> None:
 
 
 def is_on(spark: SparkSession, name: str) -> bool:
-    """Tell whether a setting of Spark is true, in any case of letters, as Scala reads it."""
+    """Return whether a Spark setting is true; upper and lower case do not matter, as in Scala."""
     return str(spark.conf.get(name, "false")).strip().lower() == "true"
 
 
 def _is_some(spark: SparkSession, name: str) -> bool:
-    """Tell whether a time in Spark's words, such as ``30`` or ``30s``, is not 0; one that cannot be read is not."""
+    """Return whether a Spark duration, such as ``30`` or ``30s``, is not 0; False if it cannot be parsed."""
     digits = re.match(r"\s*(\d+)", str(spark.conf.get(name, "0")))
     return digits is None or int(digits[1]) > 0
 
 
 def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
-    """Refuse a Spark that encrypts its traffic, since TensorFlow cannot encrypt its own.
+    """Reject a Spark that encrypts its traffic, because TensorFlow cannot encrypt its own.
 
     Raises:
         ConfigError: Spark encrypts, and plaintext was not allowed.
@@ -80,7 +80,7 @@ def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
 
 
 def jvm_context(spark: SparkSession) -> Any | None:
-    """Return Spark's own context in the driver's JVM; None on Spark Connect, where there is none."""
+    """Return Spark's own context in the driver's JVM; None on Spark Connect, which has none."""
     try:
         return spark.sparkContext._jsc.sc()
     except Exception:
@@ -88,7 +88,7 @@ def jvm_context(spark: SparkSession) -> Any | None:
 
 
 def count_slots(spark: SparkSession) -> int | None:
-    """Return how many tasks the application's executors can run at once now; None on Spark Connect."""
+    """Return how many tasks the application's executors can run at the same time now; None on Spark Connect."""
     context = jvm_context(spark)
     if context is None:
         return None
@@ -104,22 +104,22 @@ def check_slots(
     count: Callable[[SparkSession], int | None] | None = None,
     least: int | None = None,
 ) -> int:
-    """Wait until there are enough task slots; executors may still be starting.
+    """Wait until there are enough task slots, because executors may still be starting.
 
     Args:
         spark: the session.
-        num_nodes: slots the nodes hold as long as the cluster lives.
-        num_feed_slots: slots that must stay free for the tasks that feed.
-        timeout_s: how long to wait for executors; a local master never gets more, so it is not waited for.
-        count: counts the slots, `count_slots` by default; None from it means that they cannot be counted and the
-            reservation will tell.
-        least: so many nodes will do when the time is over; None: all are needed.
+        num_nodes: slots that the nodes hold for the lifetime of the cluster.
+        num_feed_slots: slots that must stay free for feed tasks.
+        timeout_s: seconds to wait for executors. A local master never gets more slots, so it is not waited for.
+        count: counts the slots, `count_slots` by default. If it returns None, slots cannot be counted; then a
+            reservation that times out shows that there were too few.
+        least: number of nodes that is enough when the time is over; None: all are needed.
 
     Returns:
-        The number of nodes there is room for, `num_nodes` at most.
+        The number of nodes that fit, at most `num_nodes`.
 
     Raises:
-        ReservationError: too few slots.
+        ReservationError: there are too few slots.
     """
     needed = num_nodes + num_feed_slots
     until = time.monotonic() + timeout_s
@@ -131,22 +131,22 @@ def check_slots(
             if least is not None and slots - num_feed_slots >= least:
                 return slots - num_feed_slots
             raise ReservationError(_too_few(least or num_nodes, num_feed_slots, slots, spark))
-        time.sleep(SLOTS_POLL_S)  # Spark tells nobody when an executor arrives.
+        time.sleep(SLOTS_POLL_S)  # Spark has no event for a new executor.
 
 
 def room_for(spark: SparkSession, size: Size, num_feed_slots: int, timeout_s: float) -> int:
-    """Return how many of a cluster's nodes there is room for; see `check_slots`."""
+    """Return how many of the wanted nodes fit; see `check_slots`."""
     wanted, least = size.wanted - size.on_driver, size.least - size.on_driver
     return check_slots(spark, wanted, num_feed_slots, timeout_s, least=least) + size.on_driver
 
 
 def is_local(spark: SparkSession) -> bool:
-    """Whether Spark runs its tasks in the driver's own JVM."""
+    """Return whether Spark runs its tasks in the driver's own JVM."""
     return is_local_master(str(spark.conf.get("spark.master", "")))
 
 
 def is_local_master(master: str) -> bool:
-    """Whether a master is one that runs its tasks in the driver's own JVM."""
+    """Return whether a master URL means that tasks run in the driver's own JVM."""
     return master == "local" or master.startswith("local[")
 
 
@@ -166,6 +166,6 @@ def _too_few(num_nodes: int, num_feed_slots: int, slots: int, spark: SparkSessio
 
 
 def driver_addresses(spark: SparkSession) -> tuple[str, str]:
-    """Return (address to listen on, address executors reach the driver by), as Spark itself uses them."""
+    """Return (address to listen on, address by which executors reach the driver), as Spark itself uses them."""
     host = str(spark.conf.get("spark.driver.host", None) or "127.0.0.1")
     return str(spark.conf.get("spark.driver.bindAddress", None) or host), host

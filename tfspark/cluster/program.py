@@ -1,4 +1,4 @@
-"""The user's function: what kind it is, and how it travels to the trainers. Runs on the driver."""
+"""The user's function: find out its kind, and pickle it for the trainers. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tfspark.protocol.settings import Hooks
 
 
 def is_main_fun(main_fun: Callable[..., Any]) -> bool:
-    """Tell ``main_fun(args, ctx)`` from ``build_model(args)`` and ``build_model()``.
+    """Return True for ``main_fun(args, ctx)``, False for ``build_model(args)`` and ``build_model()``.
 
     Raises:
-        ConfigError: the function takes neither none, one nor two arguments.
+        ConfigError: the function does not take zero, one or two arguments.
     """
     if not callable(main_fun):
         raise ConfigError(
@@ -35,10 +35,10 @@ def is_main_fun(main_fun: Callable[..., Any]) -> bool:
 
 
 def registered_beside(main_fun: Callable[..., Any]) -> dict[str, Any]:
-    """Return what the function's module has registered with Keras, by the name it is saved under.
+    """Return the objects that the function's module has registered with Keras, by registered name.
 
-    A module that is pickled by value is not run again where it is unpickled; without this, what the trainer saves
-    could not be loaded.
+    A module that is pickled by value does not run again where it is unpickled, so nothing would be registered there.
+    Then the model that the trainer saves could not be loaded.
     """
     if "keras" not in sys.modules:
         return {}
@@ -51,7 +51,7 @@ def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:
     """Pickle the user's function for the trainers.
 
     Raises:
-        ConfigError: it, its arguments or something it refers to cannot be pickled.
+        ConfigError: the function, its arguments or an object it refers to cannot be pickled.
     """
     try:
         code: bytes = cloudpickle.dumps((main_fun, args, hooks, registered_beside(main_fun)))

@@ -1,4 +1,4 @@
-"""The driver's part of side-car evaluation: when weights arrive, feed the evaluator, while training goes on."""
+"""The driver's part of sidecar evaluation: feed the evaluator when weights arrive, while training continues."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ POLL_S = 0.2
 
 
 class SidecarEvaluator:
-    """Evaluates one epoch after the other in a thread.
+    """Evaluates epochs one after another in a thread.
 
     Args:
-        evaluate: evaluates one epoch, given its number and the name of the weights; runs in the thread.
+        evaluate: evaluates one epoch; called in the thread with the epoch's number and the name of its weights.
     """
 
     def __init__(self, evaluate: Callable[[int, str], None]):
@@ -27,14 +27,14 @@ class SidecarEvaluator:
         self._thread.start()
 
     def weights_arrived(self, epoch: int, name: str) -> None:
-        """Note that the chief has sent the weights of an epoch."""
+        """Record that the chief has sent the weights of an epoch."""
         self._waiting.put((epoch, name))
 
     def finish(self, timeout_s: float) -> bool:
-        """Evaluate what is waiting, then end; return whether no evaluation took longer than that.
+        """Evaluate all waiting epochs, then end; return False if one evaluation took longer than `timeout_s`.
 
         Raises:
-            Exception: what an evaluation raised.
+            Exception: the error that an evaluation raised.
         """
         self._waiting.put(None)
         before = -1
@@ -48,7 +48,7 @@ class SidecarEvaluator:
         return not self._thread.is_alive()
 
     def abandon(self) -> None:
-        """End without what is waiting; the cluster has failed, so an evaluation under way ends with an error."""
+        """End without evaluating the waiting epochs; the cluster has failed, so a running evaluation raises."""
         while not self._waiting.empty():
             self._waiting.get_nowait()
         self._waiting.put(None)

@@ -1,4 +1,4 @@
-"""One Spark job in a thread of its own, which can be waited for and cancelled."""
+"""One Spark job in its own thread; another thread can wait for it and cancel it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class SparkJob:
 
     Args:
         spark: the session.
-        make: makes the DataFrame to collect; runs in the thread, since planning may run stages of its own.
-        description: what Spark's UI shows.
-        on_error: called with the exception when the job fails of itself.
-        on_end: called when the job is over, one way or the other.
+        make: returns the DataFrame to collect; runs in the thread, because planning may run Spark stages.
+        description: text shown in Spark's UI.
+        on_error: called with the exception when the job fails without being cancelled.
+        on_end: called when the job is over, for any reason.
     """
 
     def __init__(
@@ -63,11 +63,12 @@ class SparkJob:
                 self._on_end()
 
     def _mark(self) -> None:
-        """Tag the job, so that another thread can cancel it; a classic session's own tags are for its thread alone.
+        """Tag the job, so that another thread can cancel it. A classic session's own tags only work for its thread.
 
-        A cancelled task's thread is not interrupted. Spark takes an interruption while a Python worker is started for
-        that worker's time limit, and ends every Python worker of the executor, the nodes of a cluster among them.
-        Python tasks end without it: ours when they are told so, all of them after `spark.python.task.killTimeout`.
+        The thread of a cancelled task is not interrupted. If Spark is interrupted while it starts a Python worker, it
+        takes this for that worker's timeout and ends every Python worker of the executor, also those of nodes. Python
+        tasks end without an interrupt: ours when they are told to stop, all others after
+        `spark.python.task.killTimeout`.
         """
         if self._is_classic:
             self._spark.sparkContext.setInterruptOnCancel(False)
@@ -88,33 +89,34 @@ class SparkJob:
 
     @property
     def ended(self) -> bool:
-        """Whether the job is over, one way or the other."""
+        """Whether the job is over, for any reason."""
         return self._over
 
     def result(self) -> list[Any]:
-        """Return the rows of an ended job, or raise what Spark raised."""
+        """Return the rows of a job that has ended, or raise the error from Spark."""
         if self._error is not None:
             raise self._error
         return self._rows
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the job's end."""
+        """Wait until the job has ended."""
         self._thread.join(timeout_s)
 
     def cancel(self) -> None:
-        """End the job if it is not over; returns when its thread has ended."""
+        """Cancel the job if it still runs; return when its thread has ended."""
         if self.ended:
             return
         self._cancelled = True
         until = time.monotonic() + CANCEL_TIMEOUT_S
         while not self.ended and time.monotonic() < until:
-            # In vain while the job is still planned, and when Spark is gone, as after a signal: it ends itself then.
+            # No effect while the job is being planned, or when Spark is gone, as after a signal; then the job ends by
+            # itself.
             with contextlib.suppress(Exception):
                 self._interrupt()
             self._thread.join(CANCEL_AGAIN_S)
 
 
 def without_java_stack(message: str) -> str:
-    """Return an error message of Spark's without the lines of the JVM's stack."""
+    """Return a Spark error message without the lines of the JVM's stack."""
     lines = message.splitlines()
     return "\n".join(line for line in lines if not re.match(r"\s+(at |\.\.\. \d+ more)", line)).strip()

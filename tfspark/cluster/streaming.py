@@ -1,9 +1,9 @@
-"""Training on the micro-batches of a streaming DataFrame. Runs on the driver.
+"""Train on the micro-batches of a streaming DataFrame. Runs on the driver.
 
-Each micro-batch is trained as a pass of its own, and Spark commits it only when that is done: what was committed
-is in the weights, what is in the weights is committed, unless the process dies between the two. A stop lets the
-micro-batch in work end and be committed; the next one is refused, so that Spark hands it out again after a restart
-from the same checkpoint location.
+Each micro-batch is trained as a separate pass. Spark commits it only after that. So the weights include exactly the
+committed micro-batches, unless the process dies between training and commit. After a stop, the current micro-batch
+ends and is committed; the next one is refused, so Spark delivers it again after a restart from the same checkpoint
+location.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _PY4J_LOG = logging.getLogger("py4j.clientserver")
 
 
 class StreamStoppedError(TfsparkError):
-    """Raised within Spark to refuse a micro-batch after the stop; the user never sees it."""
+    """Raised within Spark to refuse a micro-batch after the stop; users never see it."""
 
 
 class _Quiet(logging.Filter):
-    """Keeps the refusal after a stop, which is no fault, out of py4j's log."""
+    """Removes the refusal after a stop from py4j's log, because it is not an error."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], StreamStoppedError))
 
 
 class MicroBatches:
-    """A streaming query whose micro-batches are given to a function, one after the other.
+    """A streaming query that passes its micro-batches to a function, one after another.
 
     Args:
         df: the streaming DataFrame.
-        train: trains one micro-batch and returns when that is done; called in a thread of Spark's.
-        trigger: arguments of `DataStreamWriter.trigger`; empty: as soon as there are rows.
-        checkpoint_location: where Spark notes what was committed; None: a temporary place.
+        train: trains one micro-batch and then returns; called in one of Spark's threads.
+        trigger: arguments of `DataStreamWriter.trigger`; empty: whenever there are rows.
+        checkpoint_location: directory where Spark records its commits; None: a temporary directory.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MicroBatches:
         self._quiet = _Quiet()
 
     def stop(self) -> None:
-        """Ask for the end after the micro-batch in work; returns at once."""
+        """Ask the query to end after the current micro-batch; return at once."""
         with self._lock:
             self._stopping = True
 
@@ -80,13 +80,13 @@ class MicroBatches:
         self._query = writer.start()
 
     def wait_over(self, is_alive: Callable[[], None]) -> None:
-        """Wait until the query has ended of itself, or may be stopped after `stop`.
+        """Wait until the query has ended, or can be stopped after `stop`.
 
         Args:
-            is_alive: called again and again; raises when the cluster has failed.
+            is_alive: called repeatedly; raises when the cluster has failed.
 
         Raises:
-            Exception: what the training of a micro-batch raised, or Spark.
+            Exception: the error from the training of a micro-batch, or from Spark.
         """
         query = self._query
         assert query is not None
@@ -97,7 +97,7 @@ class MicroBatches:
         self._wait_committed(query, is_alive)
 
     def close(self) -> None:
-        """End the query; harmless when it has ended."""
+        """End the query; harmless if it has ended."""
         self.stop()
         if self._query is not None:
             self._query.stop()
@@ -108,7 +108,7 @@ class MicroBatches:
             return self._stopping and not self._busy
 
     def _ended(self, query: StreamingQuery) -> bool:
-        """Wait a moment for the query's end; raise what ended it."""
+        """Wait a short time for the query's end; raise the error that ended it."""
         try:
             return bool(query.awaitTermination(POLL_S))
         except Exception as error:

@@ -1,6 +1,6 @@
-"""The incarnations of a cluster, one after the other: brought up, and again after a loss. Runs on the driver.
+"""Start the incarnations of a cluster, one after another: the first, and a new one after a loss. Runs on the driver.
 
-What follows a loss is decided in `tfspark.cluster.state.policy`.
+`tfspark.cluster.state.policy` decides what to do after a loss.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 REGISTERED_S = 30.0
-"""How long the nodes of a cluster that may have fewer are waited for at least: Spark may take a lost host for there."""
+"""Minimum seconds to wait for nodes if fewer may be enough: Spark may still count the slots of a lost host."""
 
 
 class Work(Protocol):
-    """What a cluster does, as far as its supervisor must know it."""
+    """The part of a cluster's work that its supervisor must know."""
 
     @property
     def feed_slots(self) -> int:
@@ -42,32 +42,32 @@ class Work(Protocol):
 
     @property
     def may_replace_workers(self) -> bool:
-        """Whether a worker of parameter servers may be replaced alone."""
+        """Whether a worker beside parameter servers may be replaced alone."""
 
     def take_over(self, earlier: Incarnation) -> None:
-        """Go on with the work of an earlier incarnation in the current one."""
+        """Continue the work of an earlier incarnation in the current one."""
 
 
 class _ResizeError(Exception):
-    """Leaves the work, to do the rest of it with more workers."""
+    """Interrupts the work, to do the rest with more workers."""
 
 
 class Supervisor:
-    """Keeps a cluster up while work is done with it.
+    """Keeps a cluster up while it works.
 
     Args:
         spark: the session.
         options: of the cluster.
-        settings: what the trainers are told.
-        num_nodes: how many of its nodes there is room for at first.
+        settings: sent to the trainers.
+        num_nodes: number of nodes for which there is room at first.
         code: the user's function and its arguments, pickled.
         observer: called with (event, fields).
-        recovery: what a restart needs; None: the first failure is the end.
+        recovery: what a restart needs; None: the first failure ends the run.
 
     Attributes:
         current: the incarnation that is up; the properties below read from it.
-        nodes: its plan.
-        work: what the cluster does; set before it is launched.
+        nodes: the planned nodes.
+        work: what the cluster does; set before the launch.
     """
 
     def __init__(
@@ -91,14 +91,15 @@ class Supervisor:
         self._is_up = False
         self._stopped = threading.Event()
         self._begin_with(num_nodes)
-        # A program may end without `shutdown`, or stop Spark before: what it has started ends with it all the same.
+        # A program may end without `shutdown`, or stop Spark first. The processes it started must end in that case,
+        # too.
         atexit.register(self.stop)
 
     def surviving(self, work: Callable[[], T]) -> T:
-        """Do some work with the cluster; after a loss do it again, in a new incarnation, from the newest checkpoint.
+        """Do some work with the cluster. After a loss, repeat it in a new incarnation from the newest checkpoint.
 
         Raises:
-            TfsparkError: a node failed for good, or too often.
+            TfsparkError: a failure that a restart cannot repair, or too many failures.
         """
         while True:
             try:
@@ -110,7 +111,7 @@ class Supervisor:
                 self._recover_from(error)
 
     def check_for_good(self) -> None:
-        """Raise if the cluster has failed, and the work under way or the next begins no other incarnation."""
+        """Raise if the cluster has failed and no new incarnation will follow, for the current or the next work."""
         failed = self.current
         try:
             failed.control.check()
@@ -124,7 +125,7 @@ class Supervisor:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """End the cluster now, in whatever state it is; harmless when it has ended."""
+        """Stop the cluster now, in any state; harmless if it has ended."""
         if self.stopped:
             return
         self._stopped.set()
@@ -134,7 +135,7 @@ class Supervisor:
             self._recovery.close()
 
     def begin_anew(self, code: bytes, settings: TrainerSettings) -> None:
-        """Let the current incarnation and those after it train another model."""
+        """Let the current incarnation and later ones train another model."""
         self._code, self._settings = code, settings
         self._name_streams()
         if self._recovery is not None:
@@ -144,20 +145,20 @@ class Supervisor:
         self.control.train_stream = stream_name("train", self._settings.generation)
 
     def resize_if_possible(self, ready: Callable[[], bool]) -> None:
-        """Leave the work, to do the rest of it with more workers, if some are missing and Spark has room for them.
+        """Interrupt the work, to do the rest with more workers, if some are missing and Spark has room for them.
 
         Args:
-            ready: waits until the work can be left; returns whether any is left then.
+            ready: waits until the work can be interrupted; returns whether any work is left then.
         """
         slots = preflight.count_slots(self._spark)
         room = None if slots is None else slots - self.work.feed_slots
         if decide_growth(self._size, self.num_slots, room) is not None and ready():
             raise _ResizeError
 
-    # --- from one to the next ----------------------------------------------------------------------
+    # --- from one incarnation to the next ----------------------------------------------------------------------
 
     def _begin_with(self, num_nodes: int) -> None:
-        """Make a new incarnation of so many nodes."""
+        """Create a new incarnation of `num_nodes` nodes."""
         self.nodes = self._size.nodes(num_nodes)
         self.current = Incarnation(
             self._spark,
@@ -182,7 +183,7 @@ class Supervisor:
         return Means(False) if recovery is None else Means(True, recovery.budget.next_pause_s)
 
     def _recover_from(self, error: Exception) -> None:
-        """End an incarnation that has failed and wait for the next; raise the error if none follows."""
+        """End a failed incarnation and wait until the next may start; raise the error if there is none."""
         if self._recovery is None or self.stopped:
             raise error
         cause = self.current.failure_behind(error)
@@ -204,7 +205,7 @@ class Supervisor:
             raise cause
 
     def _bring_up(self) -> None:
-        """Launch the cluster if it is not up; after a loss the work takes over what the earlier incarnation did."""
+        """Launch the cluster if it is not up; after a loss, the work continues what the earlier incarnation did."""
         if self._is_up:
             return
         earlier = self.current
@@ -223,7 +224,7 @@ class Supervisor:
         self._is_up = True
 
     def _launch(self) -> None:
-        """Start the nodes; if some do not come, fewer of them, as far as that is allowed."""
+        """Start the nodes. If some do not register, start fewer, if that is allowed."""
         until = time.monotonic() + self._options.reservation_timeout
         while True:
             left_s = until - time.monotonic()
@@ -257,40 +258,43 @@ class Supervisor:
 
     @property
     def feeder(self) -> Feeder:
-        """What feeds the nodes."""
+        """Feeds the nodes."""
         return self.current.feeder
 
     @property
     def registry(self) -> Registry:
-        """What is known of the nodes."""
+        """The state of the nodes."""
         return self.current.registry
 
     @property
     def workers(self) -> list[NodeSpec]:
-        """Those that train."""
+        """The nodes that train."""
         return [node for node in self.nodes if node.role == "worker"]
 
     @property
     def evaluators(self) -> list[NodeSpec]:
-        """Those that evaluate beside them."""
+        """The nodes that evaluate while the workers train."""
         return [node for node in self.nodes if node.role == "evaluator"]
 
     @property
     def chief(self) -> NodeSpec | None:
-        """Who coordinates the parameter servers, if there are any."""
+        """The node that coordinates the parameter servers, if there are any."""
         return next((node for node in self.nodes if node.role == "chief"), None)
 
     @property
     def num_slots(self) -> int:
-        """Task slots the nodes hold: one each, but the chief shares that of worker 0."""
+        """Task slots that the nodes hold: one each, but the chief shares the slot of worker 0."""
         return sum(node.role != "chief" for node in self.nodes) - self._size.on_driver
 
     def have_trained(self, job: int) -> bool:
-        """Whether every worker has ended the job, perhaps early."""
+        """Return whether every worker has ended the job, perhaps early."""
         return self.have_ended(job, self.workers)
 
     def have_ended(self, job: int, nodes: Sequence[NodeSpec]) -> bool:
-        """Whether these nodes have ended the job; a `main_fun` ends it by returning, and a chief for its workers."""
+        """Return whether these nodes have ended the job.
+
+        A `main_fun` ends a job by returning. A chief ends it for its workers.
+        """
         if self._settings.runs_main_fun:
             return self.registry.all_succeeded("worker")
         results = self.control.job_results(job)

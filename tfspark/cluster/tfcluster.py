@@ -57,18 +57,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tfspark")
 
 MOST_COUNTED_CLASSES = 2000
-"""The square of this is about what one call may have."""
+"""Its square is about the number of counts that fit into one call."""
 SHUTDOWN_TIMEOUT_S = 3 * 24 * 3600.0
-"""As in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
+"""Three days, as in TensorFlowOnSpark: without feeding, training happens during `shutdown`."""
 EVALUATOR_GRACE_S = 30.0
 DEFAULT_PASSES = 10
-"""What TensorFlowOnSpark makes of ``num_epochs=0``, its default."""
+"""Number of passes that TensorFlowOnSpark uses for ``num_epochs=0``, its default."""
 Mode = InputMode
-"""The same, where `TFCluster.InputMode` hides it."""
+"""`InputMode` under another name, for annotations in the class, where `TFCluster.InputMode` hides it."""
 
 
 class TFCluster:
-    """A running cluster; made by `run`, ended by `shutdown`. Also a context manager."""
+    """A running cluster. Create it with `run`, end it with `shutdown`, or use it as a context manager."""
 
     InputMode = InputMode
 
@@ -146,70 +146,70 @@ class TFCluster:
 
         Args:
             sc: the session, or a SparkContext.
-            map_fun: ``main_fun(args, ctx)``, run on every node; or a function that takes no context and
-                returns a compiled `keras.Model` (``build_model(args)`` or ``build_model()``), which
-                tfspark trains itself.
-            tf_args: first argument of `map_fun`. A list becomes ``sys.argv`` of a `main_fun`, too.
-            num_executors: nodes of all roles together; each holds one Spark task slot.
-            num_ps: how many of them are parameter servers; with any, workers train asynchronously
+            map_fun: ``main_fun(args, ctx)``, run on every node; or a function without a context that returns a compiled
+                `keras.Model` (``build_model(args)`` or ``build_model()``), which tfspark trains itself.
+            tf_args: first argument of `map_fun`. For a `main_fun`, a list also becomes ``sys.argv``.
+            num_executors: number of nodes of all roles; each holds one Spark task slot.
+            num_ps: number of parameter servers among them. If there are any, workers train asynchronously
                 (ParameterServerStrategy), and a chief beside worker 0 coordinates them.
-            tensorboard: run TensorBoard on the chief's executor, over `log_dir`, until the cluster ends.
-            input_mode: who reads the data; None: the first call tells: TFRecordFiles given to `train` are read
-                by the workers, anything else by Spark.
-            log_dir: the run directory on the driver's machine: logs, checkpoints and exports go there.
-            driver_ps_nodes: run the parameter servers on the driver's machine; they then need no slots.
+            tensorboard: run TensorBoard for `log_dir` on the chief's executor until the cluster ends.
+            input_mode: who reads the data. None: the first call decides. Workers read TFRecordFiles that are passed to
+                `train`; Spark reads everything else.
+            log_dir: the run directory on the driver's machine, for logs, checkpoints and exports.
+            driver_ps_nodes: run the parameter servers on the driver's machine, where they need no slots.
             master_node: ``"chief"`` or ``"master"``: worker 0's ``ctx.job_name``; None: ``"worker"``.
-            reservation_timeout: seconds until every node must have registered.
-            queues: names that ``qname`` of `train` and `inference` may have.
-            eval_node: reserve one node as a side-car evaluator.
+            reservation_timeout: seconds within which every node must register.
+            queues: allowed values of ``qname`` in `train` and `inference`.
+            eval_node: reserve one node as a sidecar evaluator.
             release_port: no effect: a node's port is kept until TensorFlow listens on it.
             seed: seed of weights, shuffling and dropout, the same on every worker.
-            feed_timeout: seconds the feed may stand still in any place before that is an error.
-            heartbeat_timeout: seconds of silence after which a node is lost, and a worker for the others' TensorFlow.
-            optimizer: a Keras optimizer instead of the one `build_model` compiled: ``{"name": "sgd", ...}``.
-            learning_rate: instead of the compiled one.
-            schedule: of the learning rate, instead of the compiled one, by its name in `keras.optimizers.schedules`:
+            feed_timeout: seconds without progress anywhere in the feed before an error is raised.
+            heartbeat_timeout: seconds of silence after which a node is lost, also for the TensorFlow of other workers.
+            optimizer: a Keras optimizer that replaces the one `build_model` compiled: ``{"name": "sgd", ...}``.
+            learning_rate: replaces the compiled learning rate.
+            schedule: a learning rate schedule that replaces the compiled one, by its name in
+                `keras.optimizers.schedules`:
                 ``{"name": "cosine_decay", "initial_learning_rate": 0.01, "decay_steps": 1000}``.
-            mixed_precision: with `build_model`: compute in this type, with weights in float32.
+            mixed_precision: with `build_model`: compute in this type, and keep the weights in float32.
             callbacks: ``early_stopping``, ``reduce_lr_on_plateau``, ``terminate_on_nan`` with their arguments.
-            checkpoint_dir: directory for `main_fun`'s own checkpoints, on storage all executors share.
+            checkpoint_dir: directory for the checkpoints that `main_fun` saves, on storage that all executors share.
             checkpoint_every_epochs: with `build_model`: save into ``log_dir/checkpoints``; 0: never.
-            checkpoint_every_steps: with `build_model`: save the training's state after every so many steps, too, and
-                not only after each epoch.
-            checkpoint_every_seconds: the same by the clock, give or take two seconds. With either, the state is also
-                saved when Spark says that it will take an executor away.
-            max_restarts: with `build_model`: how often within `restart_window` the cluster is started again, from its
-                newest checkpoint, when a process or an executor is lost; default 3. Checkpoints of the state are in
-                ``log_dir/checkpoints``, or without `log_dir` in a temporary directory. With a `main_fun` that reads
-                files (`InputMode.TENSORFLOW`) how often that is run again, by all nodes; default 0. It goes on from
-                checkpoints of its own.
-            restart_window: seconds.
-            min_executors: with `build_model`: with how many nodes training goes on when Spark cannot replace one that
-                was lost, or has no room for all at the start; default `num_executors`. With fewer than those it
-                starts again with more after the next epoch for which Spark has room.
-            resize_keeps: what stays when the number of workers changes: the ``global_batch``, or each worker's part
-                of it, ``worker_batch``.
-            replacement_timeout: seconds that Spark has to replace what was lost, before `min_executors` will do.
-            resume: ``log_dir`` of a run that was interrupted; `train` goes on where its newest checkpoint was.
-            tls: encrypt rows, calls, checkpoints and models on their way, with a certificate made for this cluster;
-                TensorFlow cannot encrypt what its servers say to each other.
-            allow_plaintext: whether weights, and rows without `tls`, may travel unencrypted although Spark's own
-                traffic is encrypted.
-            warm: fork trainers from a process on each executor that has imported TensorFlow and stays for later
-                clusters and restarts; False: start each as a fresh interpreter. It holds some 250 MB, and ends with
-                the executor, or after ten minutes without a trainer.
-            hooks: more functions of the model module, with `build_model` only.
+            checkpoint_every_steps: with `build_model`: save the training state also after this number of steps, not
+                only after each epoch.
+            checkpoint_every_seconds: save the training state at this interval, with a tolerance of two seconds. With
+                either argument, the state is also saved when Spark announces that it will take an executor away.
+            max_restarts: number of restarts within `restart_window` when a process or an executor is lost. With
+                `build_model`, default 3: the cluster restarts from its newest checkpoint, which is in
+                ``log_dir/checkpoints``, or in a temporary directory if there is no `log_dir`. With a `main_fun` that
+                reads files (`InputMode.TENSORFLOW`), default 0: all nodes run it again; it continues from its own
+                checkpoints.
+            restart_window: length of the window in seconds.
+            min_executors: with `build_model`: the number of nodes that is enough when Spark cannot replace a lost node,
+                or has no room for all nodes at the start; default `num_executors`. A smaller cluster restarts with more
+                nodes after the next epoch for which Spark has room.
+            resize_keeps: what stays the same when the number of workers changes: the ``global_batch``, or the part of
+                each worker, ``worker_batch``.
+            replacement_timeout: seconds that Spark has to replace what was lost, before `min_executors` is enough.
+            resume: ``log_dir`` of an interrupted run; `train` continues from its newest checkpoint.
+            tls: encrypt rows, calls, checkpoints and models in transit, with a certificate made for this cluster.
+                TensorFlow cannot encrypt the traffic between its servers.
+            allow_plaintext: whether weights, and rows without `tls`, may travel unencrypted although Spark encrypts its
+                own traffic.
+            warm: fork trainers from a process on each executor that has already imported TensorFlow and stays for later
+                clusters and restarts; False: start each trainer as a new interpreter. The process holds about 250 MB.
+                It ends with the executor, or after ten minutes without a trainer.
+            hooks: more functions of the model module, only with `build_model`.
             observer: called with (event, fields) for phases, steps, epochs and log lines.
 
         Raises:
             ConfigError: an argument or a Spark setting is wrong; nothing was started.
-            ReservationError: too few slots, other versions, or a node missing at the deadline.
+            ReservationError: there are too few slots, versions differ, or a node has not registered in time.
         """
         del release_port
         session = session_of(sc)
         options = ClusterOptions(
             runs_main_fun=is_main_fun(map_fun),
-            num_executors=index(num_executors),  # NumPy's, too.
+            num_executors=index(num_executors),  # Accept NumPy integers, too.
             num_ps=index(num_ps),
             tensorboard=tensorboard,
             input_mode=None if input_mode is None else InputMode(input_mode),
@@ -248,7 +248,7 @@ class TFCluster:
     def run_independently(
         cls, spark: SparkSession, map_fun: Callable[..., Any], tf_args: Any, num_nodes: int, all_at_once: bool
     ) -> TFCluster:
-        """Start nodes that know nothing of each other; see `TFParallel.run`."""
+        """Start nodes that do not know each other; see `TFParallel.run`."""
         options = ClusterOptions.for_independent(num_nodes, all_at_once)
         return cls._started(spark, options, map_fun, tf_args, None)
 
@@ -261,13 +261,13 @@ class TFCluster:
         tf_args: Any,
         observer: Observer | None,
     ) -> TFCluster:
-        """Check what only Spark knows, and launch."""
+        """Check what only Spark knows, and launch the cluster."""
         settings = options.trainer_settings(spark)
         check_settings(spark)
-        if not options.independent:  # Such nodes say nothing to each other.
+        if not options.independent:  # Independent nodes do not communicate.
             check_encryption(spark, options.allow_plaintext)
         if "TF_CONFIG" in os.environ:
-            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node one of its own")
+            logger.warning("TF_CONFIG of this program is not used: tfspark gives each node its own")
         with warming_up(spark, options.num_executors if options.warm else 0):
             code = pickled(map_fun, tf_args, options.hooks)
             wait_s = min(options.reservation_timeout, SLOTS_WAIT_S)
@@ -299,18 +299,18 @@ class TFCluster:
         """End the cluster in order: let the trainers finish, export, collect what they returned.
 
         Args:
-            ssc: the StreamingContext of a DStream that is fed; waits until it or all workers have ended.
-            grace_secs: seconds an evaluator that runs a `main_fun` has to return after the workers, 30 at least.
-                Workers are waited for anyhow.
-            timeout: seconds the trainers have to return after the last row; -1: no limit.
+            ssc: the StreamingContext of a DStream that is fed; wait until it or all workers have ended.
+            grace_secs: seconds that an evaluator with a `main_fun` has to return after the workers, at least 30.
+                Workers are waited for in any case.
+            timeout: seconds that the trainers have to return after the last row; -1: no limit.
             export: with `build_model`: formats to export to ``log_dir/export``: ``keras``, ``saved_model``.
 
         Returns:
-            ``"worker 0"`` and so on -> what the node's `main_fun` returned, or for `build_model` a summary:
-            ``history``, ``rows`` per epoch, ``iterations``, ``weights_sha256``.
+            Node name, such as ``"worker 0"`` -> the value that the node's `main_fun` returned. For `build_model`, the
+            value is a summary: ``history``, ``rows`` per epoch, ``iterations``, ``weights_sha256``.
 
         Raises:
-            NodeFailedError: a node failed; the cluster is torn down all the same.
+            NodeFailedError: a node failed; the cluster is stopped in this case, too.
             DeadlineError: a trainer did not return in time.
         """
         if export and self._options.runs_main_fun:
@@ -326,7 +326,7 @@ class TFCluster:
             self.stop()
 
     def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, Any]:
-        """Let the trainers finish; return what they returned."""
+        """Let the trainers finish; return the values they returned."""
         self._supervisor.feeder.close_all()
         self._supervisor.control.post_job("close", export=list(export))
         self._supervisor.control.wait(
@@ -335,12 +335,12 @@ class TFCluster:
         self._await_evaluator(grace_s)
         if not self._options.runs_main_fun:
             nodes = self._supervisor.registry.nodes.values()
-            check_identical_weights({node.spec.name: node.result for node in nodes})
+            _check_identical_weights({node.spec.name: node.result for node in nodes})
         try:
             self._supervisor.control.wait(
                 lambda: self._supervisor.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
             )
-        except DeadlineError:  # Their trainers have returned all there is; `stop` ends what pauses.
+        except DeadlineError:  # All trainers have returned their results, so `stop` may end the nodes.
             logger.warning("not all nodes ended within %g s, they are ended now", STOP_TIMEOUT_S)
         return {n.spec.name: n.result for n in self._supervisor.registry.nodes.values()}
 
@@ -358,7 +358,7 @@ class TFCluster:
             raise
 
     def _await_evaluator(self, grace_s: float) -> None:
-        """Let an evaluator's `main_fun` return; one that evaluates for ever is told to stop, which is no failure."""
+        """Wait until an evaluator's `main_fun` returns. One that never returns is told to stop, without an error."""
         if not (self._supervisor.evaluators and self._options.runs_main_fun):
             return
         try:
@@ -380,22 +380,22 @@ class TFCluster:
         schedule: Mapping[str, Any] | None = None,
         callbacks: Mapping[str, Any] | None = None,
     ) -> None:
-        """Train another model on the same nodes: what `build_model` returns for other arguments.
+        """Train another model on the same nodes: the one that `build_model` returns for other arguments.
 
-        The model before is gone with its optimizer, history and checkpoints; `export` it first. What follows is as
-        after `run` with these arguments, and takes none of the time of starting nodes.
+        The current model is lost, with its optimizer, history and checkpoints; `export` it first. Afterwards the
+        cluster is as after `run` with these arguments, but no nodes have to be started.
 
         Args:
-            tf_args: argument of `build_model`, plain data as JSON has it.
-            seed: as those of `run`, as are the others.
-            optimizer: see there.
-            learning_rate: see there.
-            schedule: see there.
-            callbacks: see there.
+            tf_args: argument of `build_model`, as plain JSON data.
+            seed: see `run`.
+            optimizer: see `run`.
+            learning_rate: see `run`.
+            schedule: see `run`.
+            callbacks: see `run`.
 
         Raises:
             ConfigError: the cluster runs a `main_fun`, or has parameter servers or an evaluator; or an argument is not
-                plain.
+                plain JSON data.
         """
         has_others = any(node.role != "worker" for node in self._supervisor.nodes)
         if self._options.runs_main_fun or has_others:
@@ -425,7 +425,7 @@ class TFCluster:
             formats: ``keras``, ``saved_model``.
 
         Returns:
-            As `shutdown` does.
+            See `shutdown`.
 
         Raises:
             TfsparkError: the workers' weights differ.
@@ -436,11 +436,11 @@ class TFCluster:
                 "train() before, and give log_dir to TFCluster.run"
             )
         results = self._trainings.export(formats)
-        check_identical_weights(results)
+        _check_identical_weights(results)
         return results
 
     def stop(self) -> None:
-        """End the cluster now, in whatever state it is; harmless when it has ended."""
+        """End the cluster now, in any state; harmless if it has ended."""
         self._supervisor.stop()
 
     def __enter__(self) -> TFCluster:
@@ -455,7 +455,7 @@ class TFCluster:
             self.stop()
 
     def _repr_html_(self) -> str:
-        """Show the nodes in a notebook."""
+        """Return HTML that shows the nodes in a notebook."""
         nodes = self._supervisor.registry.nodes.values()
         state = "ended" if self._supervisor.stopped else "running"
         rows = "".join(
@@ -493,43 +493,42 @@ class TFCluster:
         weight: str | Column | None = None,
         verbose: Verbose = "auto",
     ) -> dict[str, list[float]]:
-        """Feed a DataFrame `num_epochs` times and wait until it is trained.
+        """Feed a DataFrame `num_epochs` times and wait until it is trained on.
 
-        A streaming DataFrame is trained micro-batch by micro-batch, each `num_epochs` times, until its query ends or
-        `stop_stream` is called. Spark commits a micro-batch when it is trained.
+        A streaming DataFrame is trained micro-batch by micro-batch, each one `num_epochs` times, until its query ends
+        or `stop_stream` is called. Spark commits a micro-batch after it is trained.
 
         Args:
-            data: rows to train on; in `InputMode.TENSORFLOW` the files to read. To a `main_fun` also an RDD of
-                anything Arrow can hold, or a DStream of such.
-            num_epochs: how often; default 1. An RDD to a `main_fun` is fed ten times by default, and if it is 0,
-                as in TensorFlowOnSpark: until the workers have enough.
-            feed_timeout: seconds the feed may stand still; default that of `run`.
-            qname: one of the queues of `run`; a `main_fun` reads it by ``ctx.get_data_feed(qname_in=qname)``, or by
+            data: rows to train on; in `InputMode.TENSORFLOW`, the files to read. A `main_fun` also accepts an RDD of
+                any values that Arrow can hold, or a DStream of them.
+            num_epochs: number of epochs, default 1. For a `main_fun` that is fed an RDD, the default is ten, and 0
+                means until the workers want no more rows, as in TensorFlowOnSpark.
+            feed_timeout: seconds without progress in the feed before an error is raised; default: that of `run`.
+            qname: one of the queues of `run`; a `main_fun` reads it with ``ctx.get_data_feed(qname_in=qname)`` or
                 ``ctx.dataset(qname)``.
-            features: feature columns; None: every column but the label. One is fed as a tensor, several
-                as a dict by name.
-            label: label column; several are fed as a dict by name, for a model of several outputs; None: the
-                features are their own target.
+            features: feature columns; None: every column except the label. One column is fed as a tensor, several as a
+                dict by name.
+            label: label column. Several columns are fed as a dict by name, for a model with several outputs. None: the
+                features are also the target.
             num_classes: check that labels lie in [0, num_classes).
             class_weights: class -> weight of its rows in the loss.
-            columns: features, label, num_classes, class_weights and weight in one.
-            batch_size: rows of a step over all workers; default 32 for each worker.
-            validation: rows to evaluate after each epoch; Spark feeds them in either mode.
-            feeding: how rows travel.
+            columns: features, label, num_classes, class_weights and weight in one object.
+            batch_size: rows of a step over all workers; default: 32 per worker.
+            validation: rows to evaluate after each epoch; Spark feeds them in both modes.
+            feeding: how rows are sent to the workers.
             trigger: for a streaming DataFrame, arguments of Spark's `DataStreamWriter.trigger`, for example
                 ``{"processingTime": "10 seconds"}`` or ``{"availableNow": True}``.
-            checkpoint_location: for a streaming DataFrame, where Spark notes what was trained, so that a later
-                run goes on from there.
-            weight: column of one number for each row, by which its loss and weighted metrics are multiplied; the rows
-                of `validation` and of `evaluate` must have it, too. As Keras's ``sample_weight``.
-            verbose: with `build_model`, how far the training is: ``"auto"``: a bar in a Jupyter notebook, a line for
-                each epoch on a terminal, else nothing; 1: lines where there is no notebook; 0: nothing.
-
+            checkpoint_location: for a streaming DataFrame, the directory where Spark records what was trained, so that
+                a later run can continue from there.
+            weight: numeric column; a row's loss and weighted metrics are multiplied by its value, as by Keras's
+                ``sample_weight``. The rows of `validation` and `evaluate` must have it, too.
+            verbose: with `build_model`, how progress is shown. ``"auto"``: a bar in a Jupyter notebook, a line per
+                epoch on a terminal, otherwise nothing; 1: lines outside a notebook; 0: nothing.
         Returns:
-            With `build_model`, metric name -> value per epoch, whose curves a notebook draws; empty for a `main_fun`.
+            With `build_model`, metric name -> value per epoch; a notebook shows it as curves. Empty for a `main_fun`.
 
         Raises:
-            DataError: a row is not what was declared; the message names partition and row.
+            DataError: a row does not match its declaration; the message names partition and row.
             NodeFailedError: a node failed.
         """
         num_epochs = self._passes(num_epochs, data)
@@ -554,7 +553,7 @@ class TFCluster:
 
     @contextmanager
     def _showing(self, progress: TrainingProgress) -> Iterator[TrainingProgress]:
-        """Show how far a training is within the block."""
+        """Show the progress of a training within the block."""
         self._progress = progress
         try:
             yield progress
@@ -608,27 +607,28 @@ class TFCluster:
         return self._trainings.train_on_rows(stream, fed.rows, num_epochs, checked)
 
     def stop_stream(self) -> None:
-        """Let `train` on a streaming DataFrame end after the micro-batch in work; from another thread.
+        """Let `train` on a streaming DataFrame end after the current micro-batch. Call it from another thread.
 
-        Harmless when nothing streams.
+        Harmless if there is no streaming query.
         """
         self._trainings.stop_stream()
 
     def evaluate(self, df: DataFrame, num_classes: int | None = None) -> dict[str, Any]:
         """Evaluate the model on all rows of a DataFrame; every row counts once.
 
-        Needs `build_model` and a `train` before; the columns are the same.
+        Requires `build_model` and an earlier `train`; the columns are the same.
 
         Args:
-            df: rows.
-            num_classes: count the predicted classes, too.
+            df: the rows.
+            num_classes: also count the predicted classes.
 
         Returns:
-            Metric name -> value; with `num_classes` also ``confusion_matrix``: rows are the true classes,
-            columns the predicted ones, ``num_classes`` x ``num_classes`` counts; and ``roc``: for each of up to 20
-            classes (of two: for class 1) a list of (false, true) positive rates. Where the label is an array of a yes
-            or no for each class, `num_classes` matrices of 2 x 2: whether a row is of the class, whether it is
-            predicted.
+            Metric name -> value. With `num_classes` also ``confusion_matrix`` and ``roc``. The matrix has
+            ``num_classes`` x ``num_classes`` counts; rows are the true classes, columns the predicted ones. ``roc`` has
+            a list of (false, true)
+            positive rates for each of up to 20 classes; for two classes, only for class 1. If the label is an array
+            with a yes or no for each class, there are `num_classes` matrices of 2 x 2 counts: whether a row is of the
+            class, and whether it is predicted.
         """
         spec = self._trainings.spec
         if self._options.runs_main_fun or spec is None:
@@ -653,20 +653,20 @@ class TFCluster:
     ) -> RDD[Any]:
         """Let the workers' `main_fun` compute one result for each row.
 
-        The `main_fun` takes rows with ``next_batch()`` of a `TFNode.DataFeed` until ``should_stop()``, and returns
-        one result for each with ``batch_results()``. The workers compute when Spark computes the RDD that is returned,
-        so shut the cluster down after that, and again each time unless it is cached.
+        The `main_fun` takes rows with ``next_batch()`` of a `TFNode.DataFeed` until ``should_stop()`` is true, and
+        returns one result for each row with ``batch_results()``. The workers compute when Spark computes the returned
+        RDD. So shut the cluster down after that; unless the RDD is cached, every action on it needs the cluster again.
 
         Args:
-            data: an RDD, or a DataFrame, whose rows come as Spark Rows.
-            feed_timeout: seconds the exchange of one partition may stand still; default that of `run`.
+            data: an RDD, or a DataFrame, whose rows arrive as Spark Rows.
+            feed_timeout: seconds without progress while one partition is exchanged; default: that of `run`.
             qname: one of the queues of `run`.
 
         Returns:
-            The results; partitions, and the order within each, are those of `data`.
+            The results, in the partitions of `data` and in the same order within each.
 
         Raises:
-            ConfigError: the cluster was started with `build_model`, or trains, or reads files itself.
+            ConfigError: the cluster was started with `build_model`, or it trains, or its workers read files themselves.
         """
         if not self._options.runs_main_fun:
             raise ConfigError(
@@ -689,11 +689,11 @@ class TFCluster:
         return results
 
     def tensorboard_url(self) -> str | None:
-        """Return the address of TensorBoard, if ``tensorboard=True`` was given."""
+        """Return the address of TensorBoard; None without ``tensorboard=True``."""
         return self._tensorboard_url
 
     def _passes(self, num_epochs: int | None, data: Any) -> int:
-        """Return how often to feed."""
+        """Return the number of passes to feed."""
         as_elements = self._options.runs_main_fun and is_rdd(data)
         passes = (0 if as_elements else 1) if num_epochs is None else num_epochs
         if passes == 0 and as_elements:
@@ -715,14 +715,14 @@ class TFCluster:
         if event == "epoch":
             fields = {**fields, "rows_fed": self._trainings.rows_of_epoch(fields["epoch"])}
         if event == "not_kept":
-            logger.warning("%s could not be kept: %s; training goes on", fields["name"], fields["why"])
+            logger.warning("%s could not be kept: %s; training continues", fields["name"], fields["why"])
         if event == "tensorboard":
             self._tensorboard_url = fields["url"]
         if event == "weights":
             self._trainings.weights_arrived(fields["epoch"], fields["name"])
         logger.debug("%s %s", event, fields)
         if self._progress is not None:
-            with suppress(Exception):  # A notebook that is closed ends no training.
+            with suppress(Exception):  # A closed notebook must not end the training.
                 self._progress(event, fields)
         if self._observer is not None:
             try:
@@ -744,14 +744,14 @@ class TFCluster:
             self._lacks_logs = True
 
 
-def check_identical_weights(results: Mapping[str, Any]) -> None:
-    """Synchronous training keeps all workers' weights equal.
+def _check_identical_weights(results: Mapping[str, Any]) -> None:
+    """Check that all workers have the same weights, as they must after synchronous training.
 
     Args:
-        results: name of a node -> what its trainer says of its model.
+        results: name of a node -> the summary of its model.
 
     Raises:
-        TfsparkError: they are not.
+        TfsparkError: the weights differ.
     """
     digests = {
         name: result["weights_sha256"]

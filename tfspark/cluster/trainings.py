@@ -1,6 +1,6 @@
-"""What a cluster is trained on, call by call, and how far it is. Runs on the driver.
+"""Training and evaluation calls on a running cluster, and their progress. Runs on the driver.
 
-`TFCluster` checks what it is given and hands it on to this; a new incarnation of the cluster goes on with it.
+`TFCluster` checks its arguments and passes them on to this module. A new incarnation of the cluster continues the work.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ logger = logging.getLogger("tfspark")
 T = TypeVar("T")
 
 KEPT_EPOCHS = 10_000
-"""Of a stream, which may have no end, the history has so many values of each metric."""
+"""Maximum number of values per metric in the history of a stream, which may have no end."""
 ROWS_PER_WORKER = 32
 """Default batch of one worker, as in Keras."""
 
@@ -66,8 +66,8 @@ class Trainings:
         options: of the cluster.
         observe: called with (event, fields).
         supervisor: keeps the cluster up.
-        recovery: where checkpoints are; None: there are none.
-        generation: how many models were trained on the cluster before.
+        recovery: the checkpoints; None: restarts are off.
+        generation: number of models that were trained on the cluster before.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Trainings:
         self._broken_off = ""
         self._train, self._validation = self.named("train"), self.named("validation")
 
-    # --- what others ask -----------------------------------------------------------------------------
+    # --- state for other modules -----------------------------------------------------------------------------
 
     def named(self, stream: str) -> str:
-        """Return the name of a stream of this model's; see `stream_name`."""
+        """Return the full name of this model's stream; see `stream_name`."""
         return stream_name(stream, self._generation)
 
     @property
@@ -118,12 +118,12 @@ class Trainings:
 
     @property
     def spec(self) -> StreamSpec | None:
-        """The stream that is trained on; None: nothing was."""
+        """The training stream; None before the first training."""
         return self._opened.get(self._train)
 
     @property
     def buffer_bytes(self) -> int:
-        """Bound of the rows waiting in a feed task."""
+        """Maximum size of the rows that wait in a feed task."""
         return self._feeding.buffer_bytes
 
     @property
@@ -133,21 +133,21 @@ class Trainings:
 
     @property
     def may_replace_workers(self) -> bool:
-        """Whether a worker of parameter servers may be replaced alone: its rows can be served again."""
+        """Whether a worker beside parameter servers may be replaced alone: it may if its rows can be served again."""
         return self._feeding.cache == "none"
 
     @property
     def feed_timeout_s(self) -> float:
-        """Seconds the feed may stand still."""
+        """Seconds without progress in the feed before an error is raised."""
         return self._options.feed_timeout
 
     def weights_arrived(self, epoch: int, name: str) -> None:
-        """Note that the chief has sent the weights of an epoch."""
+        """Record that the chief has sent the weights of an epoch."""
         if self._sidecar is not None:
             self._sidecar.weights_arrived(epoch, name)
 
     def use_for(self, purpose: str, data: Any, qname: str) -> InputMode:
-        """Check that this call fits the cluster and those before it; return who reads the data."""
+        """Check that this call is possible after the earlier calls; return who reads the data."""
         from tfspark.feed.files import TFRecordFiles
 
         check_qname(qname, self._options.queues)
@@ -171,7 +171,7 @@ class Trainings:
         return mode
 
     def rows_of_epoch(self, epoch: int) -> int:
-        """Rows all workers together had in an epoch, padding not counted."""
+        """Return the rows that all workers together had in an epoch, without padding."""
         if self._input_mode is InputMode.TENSORFLOW:
             return self._rows_in_files
         return sum(self._supervisor.control.directory.rows_received(self._train, epoch - 1).values())
@@ -188,7 +188,7 @@ class Trainings:
         validation: bool,
         open_ended: bool = False,
     ) -> None:
-        """Open the streams at the first call; later calls must not differ."""
+        """Open the streams at the first call; check that later calls have the same arguments."""
         if feeding.ordered and self._supervisor.chief is not None:
             raise ConfigError(
                 "expected FeedOptions(ordered=False) with num_ps > 0, got True: steps of asynchronous training have no "
@@ -211,7 +211,7 @@ class Trainings:
         self._planned = None if fed.is_streaming else self._plan(fed.rows)
         self._check_resumed(spec)
         if validation and self._options.runs_main_fun:
-            # For `model.fit(..., validation_data=ctx.dataset("validation"))`: in step, as training is.
+            # For `model.fit(..., validation_data=ctx.dataset("validation"))`: validation is in step, as training is.
             columns = replace(spec.columns, class_weights=())
             in_step = replace(spec, name=self._validation, columns=columns, shuffle_rows=0, cache_bytes=0)
             self._supervisor.feeder.open(in_step, self._supervisor.workers, feeding.buffer_bytes)
@@ -224,7 +224,7 @@ class Trainings:
     def train_on_rows(
         self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
     ) -> dict[str, list[float]]:
-        """Feed rows so often, and `checked` after each epoch; return metric -> value per epoch."""
+        """Feed rows `num_epochs` times, and `checked` after each epoch; return metric -> value per epoch."""
         first = self._call = self._num_passes
         self._num_passes += num_epochs
         call = range(first, self._num_passes)
@@ -236,14 +236,14 @@ class Trainings:
         )
 
     def _done_whole(self, work: Callable[[], T], begins_again: bool = False) -> T:
-        """Do some work that the workers do, too; once they are left in the middle of it they do no other.
+        """Do some work together with the workers. If it is interrupted, the workers can do no other work.
 
         Args:
-            work: what to do.
-            begins_again: whether they have ended it after a `DataError`, as when there were no rows.
+            work: the driver's part of the work.
+            begins_again: whether the workers have ended it after a `DataError`, for example if there were no rows.
 
         Raises:
-            TfsparkError: they are in the middle of an earlier one.
+            TfsparkError: an earlier call was interrupted, and the workers are still in the middle of it.
         """
         if self._broken_off:
             raise TfsparkError(
@@ -260,16 +260,16 @@ class Trainings:
             raise
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
-        """Keep the partitions of rows the same in all incarnations; items of an RDD are fed in one incarnation only."""
+        """Fix the partitions of rows for all incarnations; items of an RDD are fed in one incarnation only."""
         if is_rdd(rows):
-            refuse_direct(self._feeding.scan, "they are the elements of an RDD")
+            refuse_direct(self._feeding.scan, "they are the items of an RDD")
             return None
         return PlannedRows(rows, self._parallelism, self._feeding.scan, self._observe)
 
     def _train_passes(
         self, stream: str, rows: PlannedRows | RDD[Any], call: range, checked: DataFrame | None
     ) -> dict[str, list[float]]:
-        """Feed what is left of a training, which may be all of it."""
+        """Feed the rest of a training, which may be all of it."""
         self._go_back_further()
         left, begun = self._left_of(call)
         if left is None:
@@ -301,7 +301,7 @@ class Trainings:
         return self._training_result(job)
 
     def _show_validation(self, checked: DataFrame) -> None:
-        """Let a `main_fun` make its dataset of the rows to evaluate before it trains."""
+        """Give a `main_fun` the first row of the validation rows, so that it can make its dataset before it trains."""
         directory = self._supervisor.control.directory
         self._supervisor.feeder.show_first_row(self._validation, checked)
         if not directory.has_sample(self._validation):
@@ -309,14 +309,14 @@ class Trainings:
         self._supervisor.control.update(lambda: directory.forget_asking(self._validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
-        """Feed the rows to evaluate if the `main_fun` asks for them before it trains on, or returns."""
+        """Feed the validation rows if the `main_fun` asks for them before it continues to train or returns."""
         directory = self._supervisor.control.directory
 
         def asked_or_on() -> bool:
             goes_on = directory.is_awaited(stream) or directory.all_left(stream)
             return directory.is_awaited(self._validation) or goes_on or self._supervisor.have_trained(job)
 
-        with contextlib.suppress(DeadlineError):  # It is busy; what it does next is seen then.
+        with contextlib.suppress(DeadlineError):  # It is busy; the check below sees what it does next.
             self._supervisor.control.wait(
                 asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on"
             )
@@ -333,7 +333,7 @@ class Trainings:
     _told_unread = False
 
     def _grow(self, job: int, passes: int) -> None:
-        """After so many passes, start again with more workers if Spark has room for them by now."""
+        """After `passes` passes, restart with more workers if Spark has room for them now."""
         recovery = self._recovery
         if recovery is None:
             return
@@ -357,7 +357,7 @@ class Trainings:
         trigger: Mapping[str, Any],
         checkpoint_location: str | None,
     ) -> dict[str, list[float]]:
-        """Feed each micro-batch so often, until the query ends or `stop_stream`."""
+        """Feed each micro-batch `num_epochs` times, until the query ends or `stop_stream` is called."""
         history: dict[str, list[float]] = {}
 
         def train(batch: DataFrame) -> None:
@@ -374,14 +374,14 @@ class Trainings:
         return history
 
     def stop_stream(self) -> None:
-        """Let `train_on_stream` end after the micro-batch in work; harmless when nothing streams."""
+        """Let `train_on_stream` end after the current micro-batch; harmless if there is no streaming query."""
         if self._stream is not None:
             self._stream.stop()
 
     def train_on_dstream(
         self, data: Any, stream: str, batch_size: int | None, timeout_s: float
     ) -> dict[str, list[float]]:
-        """Feed each RDD of a DStream once, when it comes; returns at once."""
+        """Feed each RDD of a DStream once, when it arrives; return at once."""
         if not self._options.runs_main_fun:
             raise ConfigError(
                 "expected a main_fun(args, ctx) to feed a DStream to; pass a DataFrame to build_model"
@@ -406,7 +406,7 @@ class Trainings:
         validation: DataFrame | None,
         given: Mapping[str, Any],
     ) -> dict[str, list[float]]:
-        """Let the workers read files so often; `given`: arguments that must be None."""
+        """Let the workers read files `num_epochs` times; `given` are arguments that must be None."""
         from tfspark.feed.files import TFRecordFiles
 
         if not isinstance(data, TFRecordFiles):
@@ -428,7 +428,7 @@ class Trainings:
         return self._done_whole(lambda: self._train_on_shares(data, spec, call, checked))
 
     def _open_validation(self, spec: StreamSpec, validation: DataFrame) -> DataFrame:
-        """Open the stream of rows that Spark feeds beside the files; return these rows."""
+        """Open the stream of rows that Spark feeds beside the files; return the rows."""
         if self._options.runs_main_fun:
             raise ConfigError(
                 "expected no validation for a main_fun in InputMode.TENSORFLOW, which reads files itself; read them "
@@ -451,7 +451,7 @@ class Trainings:
     def _train_on_shares(
         self, data: TFRecordFiles, spec: StreamSpec, call: range, checked: DataFrame | None
     ) -> dict[str, list[float]]:
-        """Let each worker read its share of the files, as often as is left of a training."""
+        """Let each worker read its share of the files, for the epochs that are left."""
         self._deal_files(data, spec)
         if self._options.runs_main_fun:
             return {}
@@ -465,7 +465,7 @@ class Trainings:
         return self._training_result(job)
 
     def _validate_when_asked(self, checked: DataFrame, job: int) -> None:
-        """Feed the rows to evaluate after each epoch, whose end the workers tell by asking for them."""
+        """Feed the validation rows after each epoch; the workers ask for them when an epoch ends."""
         directory = self._supervisor.control.directory
 
         def asked_or_done() -> bool:
@@ -478,7 +478,7 @@ class Trainings:
             self._feed(self._validation, checked, job)
 
     def _deal_files(self, data: TFRecordFiles, spec: StreamSpec) -> None:
-        """Tell each worker what its share of the files is."""
+        """Send each worker its share of the files."""
         num_workers = len(self._supervisor.workers)
         plan = data.plan(num_workers, self._size.for_workers(spec, num_workers).batch_size)
         self._files = data
@@ -517,9 +517,9 @@ class Trainings:
         return dict(next(iter(self._supervisor.control.job_results(job).values())))
 
     def _end_empty(self, name: str, job: int) -> None:
-        """Let the workers end the evaluation of no rows, whose first row they wait for: others may follow."""
+        """End an evaluation that has no rows: workers wait for its first row, and other evaluations may follow."""
         directory = self._supervisor.control.directory
-        like = directory.sample(self._train)  # Of the same columns.
+        like = directory.sample(self._train)  # It has the same columns.
         if not directory.has_sample(name) and like is not None:
             self._supervisor.control.update(lambda: directory.offer_sample(name, like))
             what = f"the workers to end the evaluation of no rows {name!r}"
@@ -528,7 +528,7 @@ class Trainings:
             )
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
-        """Let the evaluator evaluate one epoch's weights; runs in the side-car's thread."""
+        """Let the evaluator evaluate the weights of one epoch; runs in the thread of `SidecarEvaluator`."""
         job = self._supervisor.control.post_job(
             "side_car", epoch=epoch, weights=weights, index=self._num_sidecar
         )
@@ -542,9 +542,9 @@ class Trainings:
         self._supervisor.control.remove_artifact(weights)
 
     def renewed(self, options: ClusterOptions, settings: TrainerSettings, params: Any) -> Trainings:
-        """Let the trainers build another model; return its trainings.
+        """Let the trainers build another model; return the `Trainings` of that model.
 
-        Of the streams of this model no more will come.
+        The streams of the current model are closed.
         """
         control = self._supervisor.control
         for name in control.directory.stream_names:
@@ -555,7 +555,7 @@ class Trainings:
         )
 
     def export(self, formats: Sequence[str]) -> dict[str, Any]:
-        """Let the chief send the model; return what each worker says of it."""
+        """Let the chief send the model; return each worker's summary of it."""
         return self._done_whole(lambda: self._exported(formats))
 
     def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
@@ -569,12 +569,12 @@ class Trainings:
     # --- new incarnations -----------------------------------------------------------------------------------
 
     def take_over(self, earlier: Incarnation) -> None:
-        """Make the new incarnation of the cluster go on with the work of one before."""
+        """Let the new incarnation continue the work of an earlier one."""
         recovery = self._recovery
         assert recovery is not None
         if self._sidecar is not None:
             self._sidecar.abandon()
-            self._supervisor.control.remove_artifact("side-car")  # Weights that were not evaluated.
+            self._supervisor.control.remove_artifact("side-car")  # Remove weights that were not evaluated.
         self._sidecar, self._num_sidecar = None, 0
         self._supervisor.feeder.take_over(
             earlier.feeder, [*self._opened, self._validation], self._supervisor.nodes
@@ -585,9 +585,9 @@ class Trainings:
         self._go_back()
 
     def _leave_out_other_rows(self) -> bool:
-        """Leave out a checkpoint in the middle of an epoch whose rows Spark has put in other places since.
+        """Skip a checkpoint in the middle of an epoch if Spark has since put the rows of that epoch in other places.
 
-        Which rows those are is known when their ``train()`` is called.
+        The rows are only known when their ``train()`` is called.
         """
         recovery = self._recovery
         point = None if recovery is None else recovery.point
@@ -598,12 +598,14 @@ class Trainings:
             why = self._planned.differ_from(point.passes, point.layout)
         if why:
             recovery.point = recovery.store.newest_whole()
-            logger.warning("step %d of epoch %d is not gone on with: %s", point.steps, point.passes + 1, why)
+            logger.warning(
+                "the checkpoint of step %d of epoch %d is not used: %s", point.steps, point.passes + 1, why
+            )
             self._observe("rows_differ", {"epoch": point.passes + 1, "step": point.steps, "why": why})
         return bool(why)
 
     def _go_back_further(self) -> None:
-        """Go back once more, if a run that another resumes was interrupted in a later ``train()`` than its first."""
+        """Go back further if the resumed run was interrupted in a ``train()`` call that this run only reaches now."""
         if self._went_back and self._leave_out_other_rows():
             self._go_back()
             if self._recovery is None or self._recovery.point is None:
@@ -612,7 +614,7 @@ class Trainings:
                 )
 
     def _go_back(self) -> None:
-        """Let the trainers go back to the checkpoint, as soon as they know the first row that is fed."""
+        """Let the trainers restore the checkpoint as soon as they know the first row that is fed."""
         self._went_back = True
         self._leave_out_other_rows()
         point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
@@ -628,7 +630,7 @@ class Trainings:
             )
 
     def _check_resumed(self, spec: StreamSpec) -> None:
-        """At the first training of a run that resumes another: check that it is the same, and go back."""
+        """At the first training of a resumed run: check that it is the same run, and restore its checkpoint."""
         if self._recovery is None:
             return
         run = {
@@ -646,10 +648,10 @@ class Trainings:
             self._go_back()
 
     def _left_of(self, call: range) -> tuple[range | None, Checkpoint | None]:
-        """Return the passes of a training that are not in the checkpoint this incarnation began with, or not whole.
+        """Return the passes of a training that the checkpoint of this incarnation does not contain completely.
 
-        None: a run that was resumed has done this training, and a later one, before. The checkpoint comes with them if
-        it is in the middle of the first, and that is not replayed.
+        Return None if the resumed run had already done this training and started a later one. The second value is the
+        checkpoint if it is in the middle of the first of these passes, and that pass is not replayed.
         """
         point = None if self._recovery is None else self._recovery.point
         if point is None or not self._went_back or point.call < call.start:
@@ -662,25 +664,25 @@ class Trainings:
 
     @property
     def _replays(self) -> bool:
-        """Whether an epoch that was interrupted is dealt again, and what was done of it left out.
+        """Whether an interrupted epoch is fed again from its beginning, and its finished steps are skipped.
 
-        That takes as many workers as before. Where there may be fewer the ledger tells which rows are left.
+        This requires the same number of workers. If there may be fewer, the ledger says which rows are left.
         """
         return self._feeding.ordered and not self._size.is_elastic
 
     @property
     def _num_parts(self) -> int:
-        """How many nodes have a part of a checkpoint."""
+        """Number of nodes that have a part of a checkpoint."""
         return len(self._supervisor.workers) if self._supervisor.chief is None else 1
 
     @property
     def _saves_within_epochs(self) -> bool:
         return bool(self._options.checkpoint_every_steps or self._options.checkpoint_every_seconds)
 
-    # --- all of them ---------------------------------------------------------------------------------
+    # --- used by all of them ---------------------------------------------------------------------------------
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: FeedOptions) -> StreamSpec:
-        """Return a stream as the whole cluster reads it; with fewer workers see `Size.for_workers`."""
+        """Return the stream as the whole cluster reads it; for fewer workers see `Size.for_workers`."""
         num_workers = self._size.num_workers
         size = batch_size or ROWS_PER_WORKER * num_workers
         spec = StreamSpec(
@@ -697,7 +699,7 @@ class Trainings:
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
             has_ledger=self._saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
         )
-        return StreamSpec.from_json(spec.to_json())  # NumPy's numbers become Python's.
+        return StreamSpec.from_json(spec.to_json())  # This converts NumPy numbers to Python's.
 
     def _post_training(self, call: range, left: range, validation: DataFrame | None) -> int:
         if self._options.runs_main_fun:

@@ -1,4 +1,4 @@
-"""Files that trainers send to the run directory, and fetch from it. Runs on the driver."""
+"""Files that trainers send to the run directory and fetch from it. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ FILE_CHUNK_BYTES = 4 << 20
 
 
 def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str) -> None:
-    """Write an uploaded artifact below `directory`, aside first and renamed when whole.
+    """Write an uploaded artifact below `directory`: first to a temporary path, which is renamed when complete.
 
     Raises:
-        ValueError: a path of the upload leads out of the directory.
+        ValueError: a path in the upload is outside the directory.
     """
     target = directory.joinpath(*safe_parts(name))
-    # A name of its own: an upload whose connection was reset comes again, perhaps before that is known here.
+    # A unique name: if the connection of an upload was reset, the trainer sends it again, perhaps before this call
+    # knows.
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         _write_files(batches, aside)
@@ -31,7 +32,7 @@ def receive_files(batches: Iterable[pa.RecordBatch], directory: Path, name: str)
 
 
 def read_to_the_end(batches: Iterable[pa.RecordBatch]) -> None:
-    """Take what is still sent: else the trainer would take its broken stream for an error."""
+    """Read the rest of the stream. Otherwise the trainer would report a broken stream as its own error."""
     for _ in batches:
         pass
 
@@ -46,7 +47,7 @@ def _write_files(batches: Iterable[pa.RecordBatch], aside: Path) -> None:
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """Split a relative path, refusing one that leads out of its directory."""
+    """Split a relative path; reject one that leads out of its directory."""
     path = PurePosixPath(name)
     parts = path.parts
     if not parts or path.is_absolute() or ".." in parts:
@@ -55,14 +56,14 @@ def safe_parts(name: str) -> tuple[str, ...]:
 
 
 def file_batches(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yield the bytes of a file in pieces."""
+    """Yield the content of a file in pieces."""
     with file.open("rb") as stream:
         while data := stream.read(FILE_CHUNK_BYTES):
             yield pa.record_batch([[data]], schema=schema)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
-    """Start warm parents on the executors that are there, while the driver prepares what the nodes need in the block.
+    """Start warm parents on the current executors while the block prepares what the nodes need.
 
-    On a local master the driver starts it itself: a Spark job would take time from the nodes, which start at once.
+    On a local master the driver starts the warm parent itself. The nodes start at once there, and a Spark job would
+    delay them.
 
     Args:
         spark: the session.
-        num_nodes: how many nodes will come; 0: none that is forked.
+        num_nodes: number of nodes that will start; 0: none of them is forked.
     """
     if not num_nodes:
         yield
@@ -42,15 +43,15 @@ def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
     try:
         yield
     finally:
-        job.cancel()  # Ended by now, unless something failed at once.
+        job.cancel()  # It has ended by now, unless the block failed early.
 
 
 def warm_up_before_spark(master: str, settings: Mapping[str, str]) -> None:
     """Start the warm parent of a local master's executor before there is a session.
 
     Args:
-        master: that the session will have.
-        settings: that the session will have.
+        master: the master URL of the future session.
+        settings: the Spark settings of the future session.
     """
     if is_local_master(master):
         _start_ahead(lambda: parent_before_spark(settings))

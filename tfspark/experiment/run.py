@@ -239,7 +239,7 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
     )
 
 
-def fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:
+def _fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:
     """Prepare a data set tfspark knows when the experiment names its directory and it is not there."""
     paths = [
         experiment.data.path,
@@ -278,7 +278,7 @@ def _run(
         )
         check_settings(spark)
         with spark_errors_in_words(), warming_up(spark, num_warm):
-            fetch_known_data(experiment, spark, shown)
+            _fetch_known_data(experiment, spark, shown)
             results = _train(experiment, module, directory, shown, watch, spark, earlier)
     outcome = _outcome(directory, results, watch)
     shown.table(final_table(outcome.train, outcome.validation, outcome.test))
@@ -337,13 +337,13 @@ def _train(
         watch.seconds["export and stop"] = time.monotonic() - began
         shown.line(f"{'export and stop':<24} {watch.seconds['export and stop']:6.1f} s")
     try:
-        keep_with_export(directory.path / "export", module, rows, names)
+        _keep_with_export(directory.path / "export", module, rows, names)
     except OSError as error:
         raise _cannot_write(directory.path, error) from None
     return _Results(history, test, confusion, curves, names, nodes)
 
 
-def keep_with_export(export: Path, module: ModelModule, rows: Rows, names: tuple[str, ...]) -> None:
+def _keep_with_export(export: Path, module: ModelModule, rows: Rows, names: tuple[str, ...]) -> None:
     """Keep what predictions need beside the exported model: columns, classes and the model module's source."""
     if not export.is_dir():
         return

@@ -1,1 +1,1 @@
-"""From rows of a Spark DataFrame to batches in the trainer."""
+"""The path of rows from a Spark DataFrame to batches in the trainer."""

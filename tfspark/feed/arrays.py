@@ -1,7 +1,7 @@
-"""How an Arrow array becomes a NumPy array: the conversion of what is declared in `tfspark.feed.columns`.
+"""Convert Arrow arrays to NumPy arrays, as declared in `tfspark.feed.columns`.
 
-Used by the reader in the trainer. Pure: Arrow and NumPy only. The path is columnar: buffers are viewed, never
-walked row by row (strings and rows of unequal lengths excepted, which are objects in NumPy).
+Used by the reader in the trainer. Pure: only Arrow and NumPy. The conversion is columnar: it creates views of buffers
+and does not loop over rows. Exceptions are strings and rows of unequal lengths, which are objects in NumPy.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def to_numpy(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:
 
     Args:
         batch: rows as Spark serves them.
-        columns: what to convert.
+        columns: the columns to convert.
 
     Returns:
-        Column name -> array with the rows on the first axis: ``(n, *shape)``. Fixed-width values are views
-        of the batch's memory where their type permits. A column of variable length is ``(n,)`` objects, each
-        the array of one row.
+        Column name -> array with the rows on the first axis: ``(n, *shape)``. Fixed-width values are views of the
+        batch's memory if their type allows it. A column of variable length becomes ``(n,)`` objects, each of them the
+        array of one row.
 
     Raises:
-        DataError: a null, values of unequal lengths, a shape or a label that was not declared, a type
-            that cannot be fed. The message begins with the row's number within the batch: ``row 17:``.
+        DataError: a null, values of unequal lengths, a shape or a label that was not declared, or a type that cannot be
+            fed. The message begins with the row's number within the batch: ``row 17:``.
     """
     arrays = {column.name: column_to_numpy(batch.column(column.name), column) for column in columns.sent}
     label = columns.class_label
@@ -57,9 +57,9 @@ def to_numpy(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:
 
 
 def rows_at_once(batch: pa.RecordBatch, columns: Columns, max_bytes: int) -> int:
-    """Return how many rows of a batch to convert at once, at least 1, so that they stay below `max_bytes` when dense.
+    """Return how many rows of a batch to convert at once: at least 1, and below `max_bytes` when they are dense.
 
-    Rows may grow by the conversion: sparse vectors, and lists that are filled up to a length.
+    The conversion can make rows larger, for example sparse vectors, and lists that are padded.
     """
     row_bytes = 0
     for column in columns.sent:
@@ -80,18 +80,18 @@ def column_to_numpy(array: pa.Array, column: Column) -> Array:
 
 
 def row_weights(rows: dict[str, Array], columns: Columns, num_rows: int) -> npt.NDArray[np.float32]:
-    """Take the column of weights out of the rows; return each row's weight in the loss: its own times its class's.
+    """Remove the weight column from the rows; return each row's weight in the loss: its own times that of its class.
 
     Args:
-        rows: as `to_numpy` gave them.
-        columns: what weighs something; rows within Examples are weighed in tf.data.
-        num_rows: how many rows.
+        rows: the result of `to_numpy`.
+        columns: which columns have weights; rows within Examples get their weights in tf.data.
+        num_rows: number of rows.
 
     Returns:
-        ``(num_rows,)`` float32; classes not named weigh 1.
+        ``(num_rows,)`` float32; a class without a weight weighs 1.
 
     Raises:
-        DataError: a weight is no finite number, or a label neither a class nor one-hot.
+        DataError: a weight is not a finite number, or a label is neither a class nor one-hot.
     """
     weights = np.ones(num_rows, np.float32)
     if columns.examples is not None:
@@ -120,11 +120,11 @@ def _own_weights(values: Array, name: str) -> npt.NDArray[np.float32]:
             f"row {row}: weight column {name!r} is {weights[row]}, expected a finite number; filter such rows, or "
             "fill them with df.fillna"
         )
-    return weights + np.float32(0)  # -0.0, which is for padding, becomes 0.
+    return weights + np.float32(0)  # This turns -0.0, which marks padding, into 0.
 
 
 def _classes_of(labels: Array, name: str) -> Array:
-    """Return the class of each row: of an integer, or of a one-hot label, as Keras's `class_weight` reads them."""
+    """Return the class of each row from an integer or one-hot label, as Keras reads it for `class_weight`."""
     if labels.dtype.kind not in "biuf" or labels.ndim > 2:
         raise DataError(
             f"row 0: label {name!r} has {labels.dtype.name} values of shape {list(labels.shape[1:])}, "
@@ -155,7 +155,7 @@ def _dense_to_numpy(array: pa.Array, column: Column) -> Array:
 
 
 def _as_declared(values: Array, column: Column, row_of: RowOf) -> Array:
-    """Convert to the declared dtype; a whole number that it cannot hold is refused, a float is rounded."""
+    """Convert to the declared dtype. An integer that the dtype cannot hold is rejected; a float is rounded."""
     wanted, name = column.wanted_dtype, column.name
     if values.dtype == object and column.scale is not None:
         raise DataError(f"row 0: column {name!r} holds strings, which cannot be scaled; leave scale out")
@@ -215,7 +215,7 @@ def _shaped(values: Array, column: Column) -> Array:
 
 
 def _ragged_to_numpy(array: pa.Array, column: Column) -> Array:
-    """Convert lists, or raw values, of unequal lengths: padded to `pad_to`, or one array per row.
+    """Convert lists, or raw values, of unequal lengths: pad them to `pad_to`, or return one array per row.
 
     Only the first axis of a row may vary.
     """
@@ -227,12 +227,12 @@ def _ragged_to_numpy(array: pa.Array, column: Column) -> Array:
             return _padded(values, offsets, column, fill)
     rows = np.empty(len(array), object)
     for row, (start, end) in enumerate(pairwise(offsets.tolist())):
-        rows[row] = values[start:end].copy()  # A view would keep the whole chunk in memory.
+        rows[row] = values[start:end].copy()  # A view would hold the whole chunk in memory.
     return rows
 
 
 def _flat_values(array: pa.Array, column: Column) -> tuple[Array, Array]:
-    """Return the values of all rows one after the other, ``(total, ...)``, and the rows' bounds, ``(n + 1,)``."""
+    """Return the values of all rows in one array, ``(total, ...)``, and the rows' bounds in it, ``(n + 1,)``."""
     refuse_nulls(array, column.name)
     if is_bytes(array.type) and column.wanted_dtype is not None:
         return raw_values(array, column.name, column.wanted_dtype)
@@ -251,10 +251,10 @@ def _row_in(offsets: Array) -> RowOf:
 
 
 def pad_value(column: Column, dtype: np.dtype[Any]) -> Any:
-    """Return what a column is filled up with, as its type has it.
+    """Return the value that pads a column, as text or as a number of its type.
 
     Raises:
-        DataError: the type cannot hold it.
+        DataError: the type cannot hold the value.
     """
     value, is_text = column.pad_value, dtype.kind == "O"
     if is_text:

@@ -1,4 +1,4 @@
-"""From pieces of any size to batches of one size: pure NumPy, used by the reader in the trainer."""
+"""Make batches of one size from pieces of any size. Pure NumPy; used by the reader in the trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def num_rows(rows: Rows) -> int:
 
 
 def row_shape(values: npt.NDArray[Any]) -> tuple[int | None, ...]:
-    """Return the shape of one row; None is the first axis of rows that have lengths of their own."""
+    """Return the shape of one row; the first size is None if rows have different lengths."""
     if values.dtype == object and values.ndim == 1 and len(values) and isinstance(values[0], np.ndarray):
         return (None, *values[0].shape[1:])
     return values.shape[1:]
@@ -38,7 +38,7 @@ def concatenate(pieces: list[Rows]) -> Rows:
 
 
 def pad(rows: Rows, batch_size: int, filler: Rows) -> Rows:
-    """Fill up to `batch_size` with copies of `filler`'s rows, in turn."""
+    """Fill up to `batch_size` with copies of the rows of `filler`, starting over when they run out."""
     missing = batch_size - num_rows(rows)
     if missing == 0:
         return rows
@@ -48,12 +48,12 @@ def pad(rows: Rows, batch_size: int, filler: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class SparseRow:
-    """One row of numbers most of which are 0.
+    """One row of numbers that are mostly 0.
 
     Attributes:
-        shape: of the row.
-        places: of the numbers that are not 0, in the flattened row.
-        numbers: in these places.
+        shape: shape of the row.
+        places: positions of the non-zero numbers in the flattened row.
+        numbers: the non-zero numbers.
     """
 
     shape: tuple[int, ...]
@@ -62,7 +62,7 @@ class SparseRow:
 
 
 def to_sparse(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return rows ``(n, ...)`` of numbers as ``(n,)`` objects of `SparseRow`, to be kept in little memory."""
+    """Return numeric rows ``(n, ...)`` as ``(n,)`` objects of type `SparseRow`, which need less memory."""
     rows = np.empty(len(values), object)
     for number, row in enumerate(values.reshape(len(values), -1)):
         places = np.flatnonzero(row)
@@ -71,7 +71,7 @@ def to_sparse(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def with_dense_rows(rows: Rows) -> Rows:
-    """Undo `to_sparse` in the columns for which it was done."""
+    """Undo `to_sparse` in the columns to which it was applied."""
     return {name: _to_dense(values) if _is_sparse(values) else values for name, values in rows.items()}
 
 
@@ -88,17 +88,17 @@ def _to_dense(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 class Batcher:
-    """Collect pieces, give out batches of `batch_size` rows, optionally shuffled within a window.
+    """Collect pieces and return batches of `batch_size` rows, optionally shuffled within a window.
 
-    Without a window rows leave in the order they came. With one, a pool of `window` rows is kept full: each
-    batch is drawn from it at random and replaced by the rows that came next, as tf.data's ``shuffle`` does.
-    All workers hold equally much when the rows run out, so none is left with work the others lack. Every row
-    comes out exactly once.
+    Without a window, rows leave in the order in which they came. With a window, a pool of `window` rows is kept full:
+    each batch is drawn from it at random and replaced by the next rows, as by tf.data's ``shuffle``. All workers hold
+    the same number of rows when the input ends, so no worker has work left that the others do not have. Every row is
+    returned exactly once.
     """
 
     def __init__(self, batch_size: int, window: int = 0, rng: np.random.Generator | None = None):
         self._batch_size = batch_size
-        # A pool of one batch would give out the batch as it came.
+        # Drawing a batch from a pool of one batch would not mix anything.
         wanted = window if window > batch_size else 2 * batch_size
         self._window = wanted if rng is not None and window else 0
         self._rng = rng
@@ -113,12 +113,12 @@ class Batcher:
         return self._num_waiting + self._num_pooled
 
     def add(self, rows: Rows) -> None:
-        """Take in a piece of any size."""
+        """Add a piece of any size."""
         self._waiting.append(rows)
         self._num_waiting += num_rows(rows)
 
     def full_batches(self) -> Iterator[Rows]:
-        """Give out what is complete."""
+        """Yield the complete batches."""
         if self._window:
             self._fill_pool()
         while self._num_pooled == self._window and self._num_waiting >= self._batch_size:
@@ -126,7 +126,7 @@ class Batcher:
             yield self._swapped(rows) if self._window else rows
 
     def rest(self) -> Iterator[Rows]:
-        """Give out everything that is left, the last batch perhaps short."""
+        """Yield everything that is left; the last batch may be short."""
         rows = self._drained()
         for start in range(0, num_rows(rows) if rows else 0, self._batch_size):
             yield take(rows, slice(start, start + self._batch_size))
@@ -159,7 +159,7 @@ class Batcher:
         return drawn
 
     def _drained(self) -> Rows:
-        """Take out all that is held, mixed if there is a window."""
+        """Remove and return all rows, mixed if there is a window."""
         pieces = [take(self._pool, slice(self._num_pooled))] if self._num_pooled else []
         if self._num_waiting:
             pieces.append(self._next(self._num_waiting))
@@ -173,7 +173,7 @@ class Batcher:
 
 
 def _pop_rows(pieces: deque[Rows], count: int) -> list[Rows]:
-    """Remove exactly `count` rows from the front, splitting the last piece if need be."""
+    """Remove exactly `count` rows from the front; split the last piece if necessary."""
     taken: list[Rows] = []
     while count:
         piece = pieces.popleft()

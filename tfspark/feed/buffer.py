@@ -23,16 +23,16 @@ class Piece:
 def stripes(
     first_row: int, num_rows: int, stripe_rows: int, num_readers: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Divide rows among readers by their position alone: stripe ``s`` belongs to reader ``s % n``.
+    """Divide rows among readers only by their position: stripe ``s`` belongs to reader ``s % n``.
 
     Args:
         first_row: position of the first row in the whole pass.
-        num_rows: how many rows follow.
-        stripe_rows: rows per stripe, a worker's batch.
+        num_rows: number of rows that follow.
+        stripe_rows: rows per stripe: one worker's batch.
         num_readers: n.
 
     Yields:
-        (reader, start, length), start counted from `first_row`.
+        (reader, start, length); start is counted from `first_row`.
     """
     start = 0
     while start < num_rows:
@@ -43,15 +43,15 @@ def stripes(
 
 
 class ChunkBuffer:
-    """A partition's rows between Spark's iterator and the readers; bounded in bytes; thread-safe.
+    """A partition's rows between Spark's iterator and the readers. Bounded in bytes; thread-safe.
 
     Args:
-        limit_bytes: `offer` blocks while more than this is waiting to be pulled.
-        timeout_s: how long `offer` and `wait_served` bear without any pull, here or elsewhere (see `moved`).
-        num_readers: readers of the stream.
-        batch_rows: rows of one reader's batch; the least that is worth a pull.
-        stripe_rows: if set, rows are dealt to readers by position (see `stripes`) once the first pull has
-            told how many rows the partitions before this one have; None: first come.
+        limit_bytes: `offer` blocks while more bytes than this wait for a pull.
+        timeout_s: seconds that `offer` and `wait_served` wait without any pull, here or elsewhere (see `moved`).
+        num_readers: number of readers of the stream.
+        batch_rows: rows of one reader's batch; a pull returns at least this many if it can.
+        stripe_rows: if set, rows are assigned to readers by position (see `stripes`), as soon as the first pull has
+            said how many rows the earlier partitions have. None: the first reader that pulls gets them.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ChunkBuffer:
         self._changed = threading.Condition()
 
     def offer(self, first_row: int, batch: pa.RecordBatch) -> bool:
-        """Put rows in, waiting for space. Returns False when the buffer was stopped."""
+        """Add rows, and wait for space. Return False if the buffer was stopped."""
         with self._changed:
             self._wait_while_moving(lambda: self._bytes < self._limit or self._stopped)
             self._undealt.append(Piece(first_row, batch))
@@ -92,26 +92,26 @@ class ChunkBuffer:
             return not self._stopped
 
     def finish(self) -> None:
-        """Say that the partition has no more rows."""
+        """Record that the partition has no more rows."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Give up: the stream was closed."""
+        """Stop serving: the stream was closed."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def moved(self, moves: int) -> None:
-        """Note how far the readers are with the stream: they may be busy with other sources, or with what they have."""
+        """Record the number of pulls of the whole stream: readers may be busy with other sources or with their rows."""
         with self._changed:
             if moves != self._moves:
                 self._moves = moves
                 self._changed.notify_all()
 
     def lose_readers(self, readers: Iterable[int]) -> None:
-        """Give what readers that died have not acknowledged to others; for rows that are not dealt by position."""
+        """Give unacknowledged rows of lost readers to other readers; only for rows not assigned by position."""
         with self._changed:
             self._lost.update(readers)
             for reader in self._lost.intersection(self._unacknowledged):
@@ -119,7 +119,7 @@ class ChunkBuffer:
 
     @property
     def pulls(self) -> int:
-        """How often it was pulled from."""
+        """Number of pulls so far."""
         return self._pulls
 
     @property
@@ -130,18 +130,18 @@ class ChunkBuffer:
     def pull(
         self, reader: int, acknowledged: int, max_bytes: int, wait_s: float, rows_before: int = 0
     ) -> tuple[str, list[Piece], int]:
-        """Take the next chunk for a reader, acknowledging what it had before.
+        """Return the next chunk for a reader, and acknowledge the one before.
 
         Args:
-            reader: who pulls.
-            acknowledged: sequence number of the chunk it had before; 0: none.
-            max_bytes: size of the chunk, about.
-            wait_s: how long to wait for rows.
+            reader: the reader that pulls.
+            acknowledged: sequence number of the reader's previous chunk; 0: none.
+            max_bytes: approximate size of the chunk.
+            wait_s: seconds to wait for rows.
             rows_before: rows of the partitions before this one; the same in every call.
 
         Returns:
-            (status, pieces, sequence number to acknowledge): ``chunk``; ``wait`` when nothing came within
-            `wait_s`; ``end`` when the partition is served and acknowledged; ``stopped``.
+            (status, pieces, sequence number to acknowledge). The status is ``chunk``; ``wait`` if no rows came within
+            `wait_s`; ``end`` if the partition is served and acknowledged; or ``stopped``.
         """
         with self._changed:
             self._acknowledge(reader, acknowledged)
@@ -152,7 +152,7 @@ class ChunkBuffer:
             is_again = reader in self._unacknowledged
             self._changed.wait_for(lambda: is_again or bool(queue) or self._over_for(reader), wait_s)
             if reader in self._unacknowledged and not self._stopped:
-                # The answer to an earlier pull was lost on its way, perhaps while the reader was paused.
+                # The reply to an earlier pull was lost, perhaps while the reader was paused.
                 sequence, pieces = self._unacknowledged[reader]
                 return "chunk", pieces, sequence
             if reader in self._lost:
@@ -166,21 +166,24 @@ class ChunkBuffer:
     def _grant(
         self, reader: int, queue: deque[Piece], max_bytes: int, sequence: int
     ) -> tuple[str, list[Piece], int]:
-        """Hand out the next chunk; it is kept until it is acknowledged."""
+        """Return the next chunk; it is kept until it is acknowledged."""
         pieces = self._take(queue, self._grant_rows(queue, max_bytes))
         self._unacknowledged[reader] = sequence, pieces
         self._changed.notify_all()
         return "chunk", pieces, sequence
 
     def acknowledge(self, reader: int, sequence: int) -> None:
-        """Note that a chunk has arrived; its reader leaves, so the next, whose answer was lost, goes to others."""
+        """Record that a chunk has arrived, from a reader that leaves.
+
+        A later chunk whose reply was lost goes to other readers.
+        """
         with self._changed:
             self._acknowledge(reader, sequence)
             if reader in self._unacknowledged and self._unacknowledged[reader][0] == sequence + 1:
                 self._take_back(reader)
 
     def _take_back(self, reader: int) -> None:
-        """Put what a reader was given and has not acknowledged back to the front."""
+        """Put the unacknowledged chunk of a reader back to the front."""
         _, pieces = self._unacknowledged.pop(reader)
         self._queues[0 if self._stripe_rows is None else reader].extendleft(reversed(pieces))
         self._bytes += sum(piece.batch.nbytes for piece in pieces)
@@ -188,13 +191,13 @@ class ChunkBuffer:
         self._changed.notify_all()
 
     def wait_served(self) -> bool:
-        """Wait until every row is acknowledged or the buffer was stopped; tell whether the former."""
+        """Wait until every row is acknowledged or the buffer was stopped; return True if all are acknowledged."""
         with self._changed:
             self._wait_while_moving(self._over)
             return self._served()
 
     def _wait_while_moving(self, reached: Callable[[], bool]) -> None:
-        """Wait for a condition as long as readers get on; the deadline counts from the last sign of that."""
+        """Wait for a condition while readers make progress; each sign of progress starts the deadline again."""
         while not reached():
             before = self._pulls, self._moves
             if not self._changed.wait_for(self._moved_since(before, reached), self._timeout_s):
@@ -214,7 +217,11 @@ class ChunkBuffer:
         return self._finished and empty
 
     def _over_for(self, reader: int) -> bool:
-        """With dealt rows a reader is done with its own; otherwise it may still get what another lost."""
+        """Return whether a reader gets no more rows.
+
+        With rows assigned by position, that is when its own rows are used up. Otherwise it may still get rows that
+        another reader lost.
+        """
         if self._stripe_rows is None:
             return self._over()
         own_end = self._finished and not self._queues[reader] and reader not in self._unacknowledged
@@ -226,7 +233,7 @@ class ChunkBuffer:
             self._changed.notify_all()
 
     def _deal(self) -> None:
-        """Move what was offered into the readers' queues, as soon as it is known whose it is."""
+        """Move offered rows into the readers' queues as soon as it is known which reader gets them."""
         if self._stripe_rows is None:
             self._queues[0].extend(self._undealt)
         elif self._rows_before is not None:
@@ -244,11 +251,12 @@ class ChunkBuffer:
         self._undealt.clear()
 
     def _grant_rows(self, queue: deque[Piece], max_bytes: int) -> int:
-        """Return how many rows one pull may take: a chunk of bytes, less towards the partition's end.
+        """Return how many rows one pull may take: one chunk of bytes, less near the end of the partition.
 
-        Once Spark has delivered everything, a pull takes at most the (n + 1)-th part of what is left, so
-        that the readers end together (guided self-scheduling: Polychronopoulos and Kuck, 1987), but a batch
-        if that fits. A row that is larger than a chunk travels alone.
+        Once Spark has delivered everything, a pull takes at most the (n + 1)-th part of the remaining rows, but at
+        least a batch if that fits. So the readers end at about the same time (guided self-scheduling: Polychronopoulos
+        and Kuck,
+        1987). A row that is larger than a chunk is sent alone.
         """
         head = queue[0].batch
         by_bytes = max(1, int(max_bytes * head.num_rows / max(head.nbytes, 1)))

@@ -1,8 +1,7 @@
-"""A worker's own rows of a pass, kept on its node's disk as Arrow and read from there in later passes.
+"""A worker's rows of a pass, stored as Arrow on its node's disk and read from there in later passes.
 
-Runs in the trainer, in the reading thread. The file is Arrow's IPC format without compression, so that reading
-it again is mapping it into memory: nothing is copied before a batch is formed, and what the node's memory holds
-of the file is the operating system's to give back.
+Runs in the reading thread of the trainer. The file is uncompressed Arrow IPC, so reading it again only maps it into
+memory: nothing is copied before a batch is formed, and the operating system may free the mapped memory at any time.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ logger = logging.getLogger("tfspark")
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows came from: the partition, and the number of the first row within it."""
+    """Origin of rows: the partition, and the number of the first row within it."""
 
     partition: int
     first_row: int
@@ -31,8 +30,8 @@ class NodeCache:
     """The rows one worker received in one pass of a stream.
 
     Args:
-        path: the file; it is removed by `drop`, and with the trainer's scratch directory.
-        limit_bytes: a file that would grow beyond this is dropped, and the rows are read from Spark again.
+        path: the file; `drop` removes it, and so does the end of the trainer, with its scratch directory.
+        limit_bytes: if the file would exceed this, it is dropped, and the rows are read from Spark again.
     """
 
     def __init__(self, path: str, limit_bytes: int):
@@ -45,12 +44,12 @@ class NodeCache:
         self._complete = False
 
     def begin(self, index: int) -> None:
-        """Start to keep the rows of pass `index`; what was kept before is dropped."""
+        """Start to store the rows of pass `index`; rows stored before are dropped."""
         self.drop()
         self._index = index
 
     def add(self, place: Place, batch: pa.RecordBatch) -> None:
-        """Keep rows; harmless when the cache was given up."""
+        """Store rows; no effect if the cache was given up."""
         if self._index < 0:
             return
         try:
@@ -65,7 +64,7 @@ class NodeCache:
             self._give_up(str(error))
 
     def complete(self) -> bool:
-        """Say that the pass is over; return whether all its rows are kept. May be called again."""
+        """Record that the pass is over; return whether all its rows are stored. May be called again."""
         if self._index < 0:
             return False
         try:
@@ -76,14 +75,14 @@ class NodeCache:
         return self._complete
 
     def holds(self, index: int) -> bool:
-        """Whether the rows of pass `index` are kept, all of them."""
+        """Return whether all rows of pass `index` are stored."""
         return self._complete and self._index == index
 
     def read(self, rng: np.random.Generator | None) -> Iterator[tuple[Place, pa.RecordBatch]]:
-        """Yield what was kept, as views of the mapped file.
+        """Yield the stored rows as views of the mapped file.
 
         Args:
-            rng: mixes the order of the batches; None: as they were kept.
+            rng: shuffles the batches; None: they come in the stored order.
         """
         if not self._places:
             return
@@ -93,7 +92,7 @@ class NodeCache:
                 yield self._places[number], reader.get_batch(number)
 
     def drop(self) -> None:
-        """Remove the file, if there is one."""
+        """Remove the file if it exists."""
         with contextlib.suppress(OSError):
             self._close()
         with contextlib.suppress(FileNotFoundError):

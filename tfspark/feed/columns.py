@@ -1,7 +1,7 @@
-"""Which columns are fed, and what each becomes.
+"""Declare which columns are fed, and which tensor each becomes.
 
-Declared on the driver, sent to the trainers as JSON, used there by `tfspark.feed.arrays` (Arrow to NumPy, in the
-reader) and `tfspark.training.input.elements` (NumPy to tensors, in tf.data). Pure.
+Declared on the driver and sent to the trainers as JSON. There, `tfspark.feed.arrays` (Arrow to NumPy, in the reader)
+and `tfspark.training.input.elements` (NumPy to tensors, in tf.data) use the declarations. Pure.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ class Column:
 
     Attributes:
         name: the column's name.
-        shape: shape of one row's value, without the batch axis; None: as the first row has it.
-        dtype: NumPy dtype of the tensor as it is fed. For a binary column it says that the bytes are raw
-            values of this type, little-endian. None: the column's own type; strings and binaries stay
-            ``tf.string``.
-        scale: divide by this in the trainer and feed float32; None: leave as it is.
-        ragged: rows may have unequal lengths: ``pad`` fills them up to a dense tensor, ``ragged`` makes a
-            `tf.RaggedTensor`; None: all rows must have one length.
-        pad_to: length that ``pad`` fills up to; None: the longest row of each batch.
-        pad_value: what ``pad`` fills up with, before `scale`; None: 0, or the empty string.
-        decode: ``image``: the column holds JPEG, PNG, GIF or BMP files, which the trainer decodes to uint8 of
-            `shape` (height, width, channels).
-        resize: with `decode`: images of other sizes are resized to `shape`; False: they are an error.
+        shape: shape of one row's value, without the batch axis; None: taken from the first row.
+        dtype: NumPy dtype of the tensor that is fed. For a binary column, it says that the bytes are raw little-endian
+            values of this type. None: the column's own type; strings and binaries stay ``tf.string``.
+        scale: divide by this in the trainer and feed float32; None: do not scale.
+        ragged: rows may have unequal lengths: ``pad`` makes a dense tensor, ``ragged`` a `tf.RaggedTensor`; None: all
+            rows must have the same length.
+        pad_to: length to which ``pad`` fills up; None: the longest row of each batch.
+        pad_value: value with which ``pad`` fills up, before `scale`; None: 0, or the empty string.
+        decode: ``image``: the column holds JPEG, PNG, GIF or BMP files, which the trainer decodes to uint8 of `shape`
+            (height, width, channels).
+        resize: with `decode`: resize images of other sizes to `shape`; False: they are an error.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Column:
     resize: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no tensor can have."""
+        """Reject values that no tensor can have."""
         if self.shape is not None and any(size < 1 for size in self.shape):
             self._refuse(f"expected a shape of sizes >= 1, got {list(self.shape)}")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale != 0):
@@ -62,12 +61,12 @@ class Column:
 
     @property
     def wanted_dtype(self) -> np.dtype[Any] | None:
-        """The declared dtype as NumPy's."""
+        """The declared dtype as a NumPy dtype."""
         return None if self.dtype is None else _numpy_dtype(self.name, self.dtype)
 
     @property
     def is_variable(self) -> bool:
-        """Whether rows keep lengths of their own until they are batched."""
+        """Whether rows keep different lengths until they are batched."""
         return self.ragged is not None and self.pad_to is None
 
     def _refuse(self, problem: str) -> None:
@@ -75,10 +74,10 @@ class Column:
 
 
 def option_problems(options: Mapping[str, Any]) -> dict[str, str]:
-    """Say which options of a column contradict each other: option -> what was expected and came.
+    """Return the options of a column that contradict each other: option -> what was expected, and what was found.
 
     Args:
-        options: those of `Column` by name; one rule for Python and YAML.
+        options: the options of `Column` by name, from Python or YAML.
     """
     problems: dict[str, str] = {}
     ragged, decode = options["ragged"], options["decode"]
@@ -112,18 +111,18 @@ def option_problems(options: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is fed: features, label and what rows weigh.
+    """The columns that are fed: features, label and row weights.
 
     Attributes:
-        features: at least one; a single one is fed as a tensor, several as a dict by name.
-        label: fed as a tensor; several, in a tuple, as a dict by name, for a model of several outputs. None
-            for a model that is its own target, such as an autoencoder with a custom step.
-        num_classes: labels must be integers in [0, num_classes); None: not checked. For a single label only.
-        class_weights: class -> weight of its rows in the loss; empty: 1 for all. For a single label only.
-        examples: the binary column that holds serialized ``tf.train.Example`` records, of which `features` and
-            `label` are features; they are parsed in the trainer. None: they are columns themselves.
-        weight: column of one number for each row, by which its loss and weighted metrics are multiplied, in
-            evaluations, too; Keras's ``sample_weight``. A weight of its class multiplies it. None: all rows weigh 1.
+        features: at least one; one is fed as a tensor, several as a dict by name.
+        label: fed as a tensor. Several labels, in a tuple, are fed as a dict by name, for a model with several outputs.
+            None for a model whose input is also its target, such as an autoencoder with its own training step.
+        num_classes: labels must be integers in [0, num_classes); None: not checked. Only for a single label.
+        class_weights: class -> weight of its rows in the loss; empty: 1 for all. Only for a single label.
+        examples: the binary column that holds serialized ``tf.train.Example`` records. `features` and `label` are then
+            features of these records, which the trainer parses. None: they are columns of the DataFrame.
+        weight: a numeric column. The row's loss and weighted metrics are multiplied by its value, also in evaluations,
+            as by Keras's ``sample_weight``, and by the weight of the row's class. None: all rows weigh 1.
     """
 
     features: tuple[Column, ...]
@@ -134,7 +133,7 @@ class Columns:
     weight: Column | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an empty or a doubled selection."""
+        """Reject an empty selection, or a column that is selected twice."""
         names = self.names
         if not self.features:
             raise ConfigError("expected at least one feature column, got none")
@@ -171,7 +170,7 @@ class Columns:
 
     @property
     def class_label(self) -> Column | None:
-        """The label that classes and their weights are of: a single one."""
+        """The single label to which classes and their weights apply."""
         return self.labels[0] if len(self.labels) == 1 else None
 
     @property
@@ -186,21 +185,21 @@ class Columns:
 
     @property
     def weighs_rows(self) -> bool:
-        """Whether rows have weights of their own."""
+        """Whether rows have their own weights."""
         return self.weight is not None or bool(self.class_weights)
 
     @property
     def sent(self) -> tuple[Column, ...]:
-        """The columns of the DataFrame that travel to the trainers."""
+        """The columns of the DataFrame that are sent to the trainers."""
         return self.all if self.examples is None else (Column(self.examples),)
 
     @property
     def needs_work(self) -> bool:
-        """Whether batches are worth several threads of the trainer: images to decode, Examples to parse."""
+        """Whether batches need several threads of the trainer, to decode images or parse Examples."""
         return self.examples is not None or any(column.decode for column in self.all)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a form that survives JSON."""
+        """Return a form that can be written as JSON."""
         return {
             "features": [vars(column) for column in self.features],
             "labels": [vars(column) for column in self.labels],
@@ -212,7 +211,7 @@ class Columns:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Columns:
-        """Rebuild what `to_json` gave."""
+        """Create the columns from the result of `to_json`."""
         labels = tuple(_column_from_json(item) for item in data["labels"])
         return cls(
             features=tuple(_column_from_json(item) for item in data["features"]),
@@ -225,10 +224,10 @@ class Columns:
 
 
 def check_columns(columns: Columns, available: Sequence[str]) -> None:
-    """Refuse columns that the data does not have.
+    """Reject columns that the data does not have.
 
     Raises:
-        ConfigError: a column is missing; the message names the nearest.
+        ConfigError: a column is missing; the message names the most similar one.
     """
     for name in (column.name for column in columns.sent):
         if name not in available:

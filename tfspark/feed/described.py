@@ -1,6 +1,6 @@
-"""What is kept with an exported model, so that its columns need not be named twice.
+"""Descriptions stored with an exported model, so that its columns need not be named again.
 
-``prediction.json`` is written on the driver by a run, ``signature.json`` by the trainer that saved the model.
+A run writes ``prediction.json`` on the driver; the trainer that saves the model writes ``signature.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tfspark.feed.columns import Columns
 
 PREDICTION, SIGNATURE, MODULE = "prediction.json", "signature.json", "module.py"
 FORMAT = 1
-"""Of both files; a reader refuses a higher one."""
+"""Format of both files; a reader rejects a higher one."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Tensor:
     """An input or an output of a model.
 
     Attributes:
-        name: as the model calls it.
-        shape: of one row; None: the size varies.
-        dtype: TensorFlow's name.
+        name: its name in the model.
+        shape: shape of one row; None: the size varies.
+        dtype: TensorFlow's name of the type.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """The inputs and outputs of a model; empty where the model does not say.
+    """The inputs and outputs of a model; empty if the model does not declare them.
 
     Attributes:
-        inputs: what it reads.
-        outputs: what it gives.
-        loss: name of the loss it was compiled with; empty: it was not, or has no name.
+        inputs: the inputs.
+        outputs: the outputs.
+        loss: name of the loss it was compiled with; empty: it was not compiled, or the loss has no name.
     """
 
     inputs: tuple[Tensor, ...] = ()
@@ -50,14 +50,14 @@ class Signature:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes a classifier of one output tells apart; None: it is none, as its loss says."""
+        """Return the number of classes of a classifier with one output; None: the loss is not a classifier's."""
         if len(self.outputs) != 1 or not self.loss.endswith("crossentropy"):
             return None
         units = (self.outputs[0].shape or (1,))[-1]
         return 2 if units == 1 else None if self.loss.startswith("binary") else units
 
     def to_json(self) -> dict[str, Any]:
-        """Return a form that survives JSON."""
+        """Return a form that can be written as JSON."""
         return {
             "format": FORMAT,
             "inputs": [vars(tensor) for tensor in self.inputs],
@@ -67,19 +67,19 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        """Rebuild what `to_json` gave."""
+        """Create the signature from the result of `to_json`."""
         check_format(data, "signature")
         return cls(_tensors(data["inputs"]), _tensors(data["outputs"]), data["loss"])
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a run knows of its model.
+    """A run's description of its model.
 
     Attributes:
-        columns: the features; label and weight as they were in training.
-        classes: what the label was, in the order of the classes; empty when it is no class.
-        is_multi_label: a label says yes or no to each class.
+        columns: the features; also label and weight, as in training.
+        classes: original values of the label, in the order of the classes; empty if it is not a class.
+        is_multi_label: whether a label has a yes or no for each class.
     """
 
     columns: Columns
@@ -88,11 +88,11 @@ class Described:
 
     @property
     def features(self) -> Columns:
-        """The features alone."""
+        """The columns with the features only."""
         return replace(self.columns, label=None, weight=None, num_classes=None, class_weights=())
 
     def write(self, folder: Path) -> None:
-        """Write it beside the exported model."""
+        """Write the description beside the exported model."""
         data = {
             "format": FORMAT,
             "columns": self.columns.to_json(),
@@ -103,7 +103,7 @@ class Described:
 
     @classmethod
     def read(cls, folder: Path) -> Described | None:
-        """Read it; None: there is none."""
+        """Read the description; None if there is none."""
         if not (folder / PREDICTION).is_file():
             return None
         data = json.loads((folder / PREDICTION).read_text(encoding="utf-8"))
@@ -112,10 +112,10 @@ class Described:
 
 
 def check_format(data: Mapping[str, Any], what: object, key: str = "format") -> None:
-    """Refuse what a newer tfspark has written.
+    """Reject a file that a newer tfspark has written.
 
     Raises:
-        ConfigError: names both formats.
+        ConfigError: the message names both formats.
     """
     found = data.get(key)
     if not isinstance(found, int) or found > FORMAT:
@@ -126,7 +126,7 @@ def check_format(data: Mapping[str, Any], what: object, key: str = "format") -> 
 
 
 def read_signature(folder: Path) -> Signature | None:
-    """Read the signature beside an exported model; None: there is none."""
+    """Read the signature beside an exported model; None if there is none."""
     place = folder / SIGNATURE
     return Signature.from_json(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
 
@@ -139,14 +139,14 @@ def write_signature(model: Any, folder: Path) -> None:
 
 
 def signature_of_keras(model: Any) -> Signature:
-    """Return the inputs and outputs of a Keras model; a subclassed one does not say."""
+    """Return the inputs and outputs of a Keras model; empty for a subclassed model, which does not declare them."""
     try:
         inputs, outputs = list(model.inputs), list(model.outputs)
     except (AttributeError, TypeError, ValueError):
         return Signature()
     names = getattr(model, "output_names", None) or [tensor.name for tensor in outputs]
     struct = getattr(model, "_outputs_struct", None)
-    if isinstance(struct, Mapping):  # The model returns these names, and not those of its layers.
+    if isinstance(struct, Mapping):  # The model returns these names, not those of its layers.
         names, outputs = list(struct), list(struct.values())
     return Signature(
         tuple(_tensor(tensor.name, tensor) for tensor in inputs),

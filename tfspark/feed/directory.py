@@ -1,12 +1,12 @@
-"""The feed directory: which source has rows, who reads it, when an epoch is over.
+"""The feed directory: which source has rows, who reads it, and when an epoch is over.
 
-Lives in the driver. Feed tasks announce their partition as a *source*, readers in the trainers *lease*
-sources, and at the end of a pass all readers agree on the number of steps. State and decisions only: no
-sockets, no Spark. Every method is called under one lock by the control plane, which wakes waiting calls
-after each change; replies are plain dicts because they travel as JSON.
+It is part of the driver. Feed tasks announce their partition as a *source*. Readers in the trainers *lease* sources. At
+the end of a pass, all readers agree on the number of steps. This module has only state and decisions: no sockets, no
+Spark. The control plane calls every method under one lock and wakes waiting calls after each change. Replies are plain
+dicts because they are sent as JSON.
 
-A *stream* is what one call of ``TFCluster.train`` or ``evaluate`` feeds; a *pass* is one run over it (an
-epoch, counted from 0).
+A *stream* is what one call of ``TFCluster.train`` or ``evaluate`` feeds. A *pass* is one run over it: an epoch, counted
+from 0.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tfspark.protocol.values import Json
 
 @dataclass
 class Source:
-    """One attempt of one feed task, serving one partition.
+    """One attempt of one feed task, which serves one partition.
 
     Attributes:
         partition: its position in the order in which the pass is served.
         name: its number in the DataFrame, for messages.
-        attempt: what the task calls this attempt; one that asks again had not got its answer.
+        attempt: the task's identifier of this attempt; the same one comes again if the reply to a call was lost.
     """
 
     id: str
@@ -47,13 +47,13 @@ class Source:
 
 
 class PassState(Enum):
-    """Where a pass is.
+    """State of a pass.
 
     | state | next | when |
     |---|---|---|
     | SERVING | SERVED | Spark has finished every partition |
     | SERVING, SERVED | LACKS_ROWS | a reader was lost, with rows that must be served again |
-    | LACKS_ROWS | SERVING | the partitions of which rows are missing were opened again |
+    | LACKS_ROWS | SERVING | the partitions with missing rows were opened again |
     | SERVED | OVER | the coordinator of the readers' steps has taken every step |
     """
 
@@ -68,13 +68,13 @@ class FeedPass:
     """One run over a stream.
 
     Attributes:
-        keep: the readers keep what they receive on their nodes.
-        kept_in: the pass whose rows the readers have kept and read again; -1: Spark serves this pass.
-        kept: readers that have kept all they received.
-        layout: how Spark has cut its rows, for its checkpoints.
-        used: rows that need not be served, as an earlier incarnation of the cluster has trained on them: the
-            partition's own number -> intervals.
-        delivered: partition -> reader -> rows it said it received.
+        keep: whether the readers store the received rows on their nodes.
+        kept_in: the pass whose stored rows the readers read again; -1: Spark serves this pass.
+        kept: readers that have stored all rows they received.
+        layout: how Spark has divided its rows, for checkpoints.
+        used: rows that need not be served because an earlier incarnation has trained on them: the partition's own
+            number -> intervals.
+        delivered: partition -> reader -> rows that it reported as received.
         abandoned: nobody reads the rest, so sources are told to stop.
         cut: a reader has left the stream before it had all rows.
     """
@@ -97,16 +97,17 @@ class FeedPass:
 
 
 _FORGOTTEN = FeedPass(state=PassState.OVER)
-"""Every pass that is long over; there may be millions of them."""
+"""State of all passes that ended long ago; there may be millions of them."""
 
 
 @dataclass
 class Stream:
-    """What is fed, to how many readers, and how far it is.
+    """What is fed under one name, to how many readers, and its progress.
 
     Attributes:
-        awaited: number of passes of which a reader has asked for the last.
-        num_forgotten: passes of which only the rows of each reader are known, as ``totals`` over all of them.
+        awaited: highest number of passes that a reader has asked for.
+        num_forgotten: number of passes for which only the rows of each reader are known, as ``totals`` over all of
+            them.
     """
 
     description: Json
@@ -124,7 +125,7 @@ class Stream:
 
 
 class FeedDirectory:
-    """The driver's book of streams, sources, leases and agreements."""
+    """The driver's state of streams, sources, leases and agreements."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._streams: dict[str, Stream] = {}
@@ -132,7 +133,7 @@ class FeedDirectory:
         self._lost: set[int] = set()
         self._clock = clock
 
-    # --- the driver's side -------------------------------------------------------------------------
+    # --- calls of the driver -------------------------------------------------------------------------
 
     def open_stream(
         self,
@@ -142,16 +143,16 @@ class FeedDirectory:
         ordered: bool = False,
         coordinated: bool = False,
     ) -> None:
-        """Declare a stream before its first pass; `coordinated`: somebody ends each of its passes by `end_pass`."""
+        """Declare a stream before its first pass; `coordinated`: a coordinator ends each pass with `end_pass`."""
         self._streams[name] = Stream(description, num_readers, ordered, coordinated)
 
     @property
     def stream_names(self) -> list[str]:
-        """All streams ever opened."""
+        """Names of all streams that were ever opened."""
         return list(self._streams)
 
     def skip_passes(self, stream: str, count: int) -> None:
-        """Let the next pass have at least number `count`: an earlier incarnation of the cluster had those before it."""
+        """Number the next pass at least `count`: an earlier incarnation of the cluster had the passes before it."""
         book = self._streams[stream]
         while len(book.passes) < count:
             book.passes.append(
@@ -165,12 +166,12 @@ class FeedDirectory:
         kept_in: int = -1,
         used: Mapping[int, list[list[int]]] | None = None,
     ) -> int:
-        """Begin the next pass and return its number.
+        """Start the next pass and return its number.
 
         Args:
             stream: name of the stream.
-            keep: let the readers keep what they receive.
-            kept_in: a pass whose rows the readers have kept and shall read again, without Spark.
+            keep: let the readers store the rows they receive.
+            kept_in: a pass whose stored rows the readers read again, without Spark.
             used: rows not to serve; see `FeedPass`.
         """
         book = self._streams[stream]
@@ -179,7 +180,7 @@ class FeedDirectory:
         return len(book.passes) - 1
 
     def _forget_old(self, book: Stream) -> None:
-        """Forget what a pass was made of when two others have begun, but for one whose rows the readers have kept."""
+        """Forget details of a pass after two later ones have started, unless the readers have stored its rows."""
         while book.num_forgotten < len(book.passes) - 2:
             old = book.passes[book.num_forgotten]
             book.totals.update(old.ended)
@@ -190,7 +191,7 @@ class FeedDirectory:
             book.num_forgotten += 1
 
     def sizes(self, stream: str, index: int) -> dict[int, int]:
-        """Return the rows of each partition of the pass of which Spark has given the last, by its own number."""
+        """Return the partition's own number -> number of rows, for partitions that Spark has computed completely."""
         book = self._streams.get(stream)
         if book is None or index >= len(book.passes):
             return {}
@@ -199,21 +200,21 @@ class FeedDirectory:
         return {s.name: known[s.partition] for s in feed_pass.sources.values() if s.partition in known}
 
     def note_layout(self, stream: str, index: int, layout: Json) -> None:
-        """Note how Spark has cut the rows of a pass."""
+        """Record how Spark has divided the rows of a pass."""
         self._streams[stream].passes[index].layout = layout
 
     def layout(self, stream: str, index: int) -> Json:
-        """Return how Spark has cut the rows of a pass; empty if that is not known."""
+        """Return how Spark has divided the rows of a pass; empty if unknown."""
         return self._streams[stream].passes[index].layout if self.has_pass(stream, index) else {}
 
     def leave_out(self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]) -> None:
-        """Take partitions for served, as an earlier incarnation of the cluster has trained on them whole.
+        """Mark partitions as served, because an earlier incarnation has trained on all their rows.
 
         Args:
             stream: name of the stream.
             index: number of the pass.
-            whole: their own numbers -> rows.
-            order: the partitions' own numbers, in the order of the pass, where that is another.
+            whole: the partition's own number -> number of rows.
+            order: the partitions' own numbers in the order of the pass, if that order is different.
         """
         positions = {name: position for position, name in enumerate(order)} or {name: name for name in whole}
         self._streams[stream].passes[index].done.update(
@@ -221,81 +222,83 @@ class FeedDirectory:
         )
 
     def served(self, stream: str, index: int) -> list[int]:
-        """Return the partitions of the pass that need no task of Spark's any more, in ascending order."""
+        """Return, in ascending order, the partitions of the pass for which Spark needs to run no more tasks."""
         return sorted(self._streams[stream].passes[index].done)
 
     def finish_pass(self, stream: str, index: int) -> int:
-        """Say that Spark has finished every partition of the pass; return the rows it served."""
+        """Record that Spark has finished every partition of the pass; return the number of rows it served."""
         feed_pass = self._streams[stream].passes[index]
         if feed_pass.state is PassState.SERVING:
             feed_pass.state = PassState.SERVED
         return sum(feed_pass.done.values())
 
     def unfinished(self, stream: str, index: int) -> list[int]:
-        """Return partitions of the pass that a task has begun to serve and none has ended, though all are wanted."""
+        """Return the partitions that a task has started and not ended, although all partitions are needed."""
         book = self._streams[stream]
         feed_pass = book.passes[index]
         is_wanted = not (book.closed or feed_pass.abandoned)
         return sorted(feed_pass.sources.keys() - feed_pass.done.keys()) if is_wanted else []
 
     def abandon_pass(self, stream: str, index: int) -> None:
-        """Say that nobody will read the rest of the pass; its sources are told to stop."""
+        """Record that nobody will read the rest of the pass; its sources are told to stop."""
         self._streams[stream].passes[index].abandoned = True
 
     def close_stream(self, stream: str) -> None:
-        """Say that no further pass will come; readers and sources still at work are told to stop."""
+        """Record that no more passes will follow; readers and sources that still run are told to stop."""
         self._streams[stream].closed = True
 
     def rows_received(self, stream: str, index: int) -> dict[int, int]:
-        """Return reader -> rows it received, of the readers that have ended the pass or left the stream."""
+        """Return reader -> number of rows it received, for readers that ended the pass or left the stream."""
         book = self._streams[stream]
         return {**dict.fromkeys(book.left, 0), **book.passes[index].ended}
 
     def unread(self, stream: str, index: int) -> bool:
-        """Tell whether every reader has left the stream, at least one of them before it ended the pass."""
+        """Return whether all readers have left the stream, and at least one of them did so before it ended the pass."""
         book = self._streams[stream]
         feed_pass = book.passes[index]
         at_work = book.num_readers - len(feed_pass.ended)
         return len(book.left) == book.num_readers and (feed_pass.cut or at_work > 0)
 
     def is_awaited(self, stream: str) -> bool:
-        """Tell whether a reader asks for a pass after the last that was begun."""
+        """Return whether a reader has asked for a pass after the last one that was started."""
         book = self._streams[stream]
         return book.awaited > len(book.passes)
 
     def forget_asking(self, stream: str) -> None:
-        """Take no reader that only wanted to see the first row for one that asks for a pass."""
+        """Forget earlier requests: a reader that only wanted the first row has not asked for a pass."""
         book = self._streams[stream]
         book.awaited = len(book.passes)
 
     def all_left(self, stream: str) -> bool:
-        """Tell whether nobody reads the stream any more."""
+        """Return whether all readers have left the stream."""
         book = self._streams.get(stream)
         return book is not None and len(book.left) == book.num_readers
 
     def all_kept(self, stream: str, index: int) -> bool:
-        """Tell whether every reader has kept what it received in a pass."""
+        """Return whether every reader has stored the rows that it received in a pass."""
         book = self._streams[stream]
         return len(book.passes[index].kept) == book.num_readers
 
     def sample(self, stream: str) -> str | None:
-        """Return the first row of the stream, as `offer_sample` was given it."""
+        """Return the first row of the stream, as passed to `offer_sample`."""
         return self._streams[stream].sample
 
     def has_sample(self, stream: str) -> bool:
-        """Tell whether any row of the stream has been seen."""
+        """Return whether any row of the stream has been seen."""
         return self._streams[stream].sample is not None
 
-    # --- the feed task's side ----------------------------------------------------------------------
+    # --- calls of feed tasks ----------------------------------------------------------------------
 
     def source_up(
         self, stream: str, index: int, partition: int, location: str, host: str, name: int, attempt: str = ""
     ) -> Json:
-        """Take in a source, or tell it to wait, or that its work is not needed.
+        """Register a source; the reply may also tell it to wait, or that it is not needed.
 
-        A second attempt of a partition waits until every reader of the first has reported what it received,
-        and then serves only the rest. Where its rows may be in other places by now, nobody can tell which
-        those are: the pass ends, and the reply is ``moved``.
+        A second attempt of a partition waits until every reader of the first attempt has reported which rows it
+        received. Then it serves only the rest. If the rows may be in other places now, nobody knows which rows those
+        are: the
+        pass
+        ends, and the reply is ``moved``.
         """
         book = self._streams[stream]
         feed_pass = book.passes[index]
@@ -303,7 +306,7 @@ class FeedDirectory:
             return {"action": "stop", "rows": feed_pass.done.get(partition, 0)}
         earlier = feed_pass.sources.get(partition)
         if earlier is not None and attempt and earlier.attempt == attempt:
-            return self._serve(book, feed_pass, earlier)  # The answer to the same call was lost.
+            return self._serve(book, feed_pass, earlier)  # The reply to the same call was lost.
         if earlier is not None and not self._superseded(earlier):
             return {"action": "wait"}
         may_move = earlier is not None and not feed_pass.layout.get("repeatable", True)
@@ -325,19 +328,19 @@ class FeedDirectory:
         }
 
     def offer_sample(self, stream: str, sample: str) -> Json:
-        """Keep the first row of the stream: the trainers read shapes and types from it."""
+        """Store the first row of the stream: the trainers take shapes and types from it."""
         book = self._streams[stream]
         if book.sample is None:
             book.sample = sample
         return {}
 
     def source_alive(self, source: str, rows: int | None = None, pulls: int = 0) -> Json:
-        """Hear a source's heartbeat; tell it whether to go on, how often its stream was pulled from, and who is lost.
+        """Record a source's heartbeat; reply whether to continue, the stream's number of pulls, and the lost readers.
 
         Args:
-            source: who speaks.
-            rows: how many its partition has, as soon as Spark has given the last; before, None.
-            pulls: how often it was pulled from so far.
+            source: the source.
+            rows: number of rows of its partition; None until Spark has delivered the last one.
+            pulls: number of pulls so far.
         """
         if source not in self._by_id:
             return {"stop": True, "pulls": 0, "lost": []}
@@ -351,7 +354,7 @@ class FeedDirectory:
         return {"stop": stop, "pulls": book.pulls, "lost": sorted(self._lost)}
 
     def source_there(self, source: str) -> Json:
-        """Tell whether a source has not been served to its end, nor been taken for lost."""
+        """Return whether a source still serves: it was not served to its end, and not given up as lost."""
         if source not in self._by_id:
             return {"there": False}
         book, feed_pass, entry = self._by_id[source]
@@ -359,21 +362,21 @@ class FeedDirectory:
         return {"there": not over and self._clock() - entry.heard <= SOURCE_SILENCE_S}
 
     def source_failed(self, source: str) -> Json:
-        """Note that a source has ended before its time."""
+        """Record that a source has ended too early."""
         if source in self._by_id:
             self._by_id[source][2].lost = True
         return {}
 
     def partition_done(self, stream: str, index: int, partition: int, rows: int, stopped: str = "") -> Json:
-        """Note that a partition was served to its end and acknowledged.
+        """Record that all rows of a partition were served and acknowledged.
 
         Args:
             stream: name of the stream.
             index: number of the pass.
-            partition: which one.
-            rows: how many it has.
-            stopped: the source, if it was stopped with rows left. The partition is not done then; the
-                reply says whether another attempt must serve it.
+            partition: the partition.
+            rows: its number of rows.
+            stopped: the source, if it was stopped with rows left. In that case the partition is not done, and the reply
+                says whether another attempt must serve it.
         """
         book = self._streams[stream]
         feed_pass = book.passes[index]
@@ -383,7 +386,7 @@ class FeedDirectory:
         feed_pass.done[partition] = rows
         return {"retry": False}
 
-    # --- the reader's side -------------------------------------------------------------------------
+    # --- calls of readers -------------------------------------------------------------------------
 
     def describe(self, stream: str) -> Json:
         """Return the stream's description and its first row, or ``wait``."""
@@ -397,16 +400,16 @@ class FeedDirectory:
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
     def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
-        """Give a reader a source, or ``wait``, ``kept``, or ``end`` when the pass has no more rows.
+        """Lease a source to a reader. Other replies: ``wait``, ``kept``, or ``end`` when the pass has no more rows.
 
-        The answer says, too, whether to ``keep`` the rows, and with ``kept`` in which pass they were (``kept_in``).
+        The reply also says whether to ``keep`` the rows; with ``kept``, in which pass they were stored (``kept_in``).
 
         Args:
             stream: name of the stream.
             index: number of the pass.
             rank: the reader.
-            host: the reader's host; sources of the same host come first, then those with fewest readers.
-            held: sources the reader has already.
+            host: the reader's host. Sources on the same host come first, then those with the fewest readers.
+            held: sources that the reader has already leased.
             after: for an ordered stream, the last partition the reader has finished; -1 at the start.
         """
         book = self._streams[stream]
@@ -418,7 +421,7 @@ class FeedDirectory:
         feed_pass = book.passes[index]
         if feed_pass.kept_in >= 0:
             return {"status": "kept", "kept_in": feed_pass.kept_in}
-        # What the reader does not hold was granted by an answer that it never got.
+        # A lease that the reader does not hold was in a reply that it never received.
         for unknown in feed_pass.sources.values():
             if unknown.id not in held:
                 unknown.readers.discard(rank)
@@ -442,9 +445,9 @@ class FeedDirectory:
         return {"status": "end" if is_served else "wait", "keep": feed_pass.keep}
 
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
-        """End a lease: note what the reader received of the source, and whether the source was lost."""
+        """End a lease: record what the reader received of the source, and whether the source was lost."""
         if source not in self._by_id:
-            return {}  # Of a pass that was forgotten: the answer to the same call was lost.
+            return {}  # The pass was forgotten; the reply to the same call was lost.
         _, feed_pass, entry = self._by_id[source]
         if rank not in self._lost:
             readers = feed_pass.delivered.setdefault(entry.partition, {})
@@ -457,11 +460,11 @@ class FeedDirectory:
     def agree(
         self, stream: str, index: int, rank: int, steps: int, ended: bool, rows: int, kept: bool = False
     ) -> Json:
-        """Announce the steps a reader is sure of; learn the steps the pass will have.
+        """Announce the number of steps of which a reader is sure; return the number of steps the pass will have.
 
-        Readers announce while they are blocked and when they have ended. ``steps`` of the reply is a
-        number every reader must reach; it is final once all have ended. A call whose answer was late was repeated,
-        and may arrive once more after later ones: a reader does not go back by it.
+        Readers call this while they are blocked and when they have ended. ``steps`` of the reply is a number that every
+        reader must reach; it is final once all have ended. A call whose reply was late is repeated, so an old call may
+        arrive after later ones; it does not reduce a reader's steps.
         """
         feed_pass = self._streams[stream].passes[index]
         if rank in self._lost:
@@ -479,15 +482,15 @@ class FeedDirectory:
         }
 
     def has_pass(self, stream: str, index: int) -> bool:
-        """Tell whether a pass was begun."""
+        """Return whether a pass was started."""
         return stream in self._streams and index < len(self._streams[stream].passes)
 
     def describe_rows(self, stream: str) -> Json:
-        """Return the stream's description, whether or not its first row is there."""
+        """Return the stream's description, with or without its first row."""
         return self._streams[stream].description
 
     def most_rows(self, stream: str) -> int:
-        """Return the rows of the reader that had most of them in all passes; 0 once a reader has left."""
+        """Return the largest number of rows that one reader had in all passes; 0 after a reader has left."""
         book = self._streams.get(stream)
         if book is None or book.left:
             return 0
@@ -497,13 +500,13 @@ class FeedDirectory:
         return max(totals.values(), default=0)
 
     def cut_short(self, stream: str, index: int, rank: int, rows: int) -> None:
-        """Note that a reader wants no more rows of a pass than it has."""
+        """Record that a reader wants no more rows of a pass than it has."""
         if self.has_pass(stream, index) and rank not in self._streams[stream].passes[index].ended:
             feed_pass = self._streams[stream].passes[index]
             feed_pass.ended[rank], feed_pass.cut = rows, True
 
     def leave(self, rank: int, stream: str | None = None) -> Json:
-        """Note that a reader wants no more rows of a stream, or, None, of any; the others get what is left."""
+        """Record that a reader wants no more rows of a stream (None: of any stream); the other readers get the rest."""
         for name, book in self._streams.items():
             if stream in (None, name) and rank < book.num_readers:
                 book.left.add(rank)
@@ -512,9 +515,10 @@ class FeedDirectory:
     # --- readers that are lost ---------------------------------------------------------------------
 
     def lose_reader(self, rank: int) -> None:
-        """Forget what a reader that died received in passes that are not over: nobody knows what it trained on.
+        """Forget what a lost reader received in unfinished passes: nobody knows on which rows it trained.
 
-        Another, with a number of its own, reads in its place, and together with the others what must be served again.
+        A new reader, with its own number, takes its place. It and the other readers read the rows that are served
+        again.
         """
         self._lost.add(rank)
         for book in self._streams.values():
@@ -533,12 +537,12 @@ class FeedDirectory:
         feed_pass.state = PassState.LACKS_ROWS
 
     def end_pass(self, stream: str, index: int, seen: list[int], ended: list[int]) -> Json:
-        """Let the coordinator of the readers' steps end a pass; tell which of its readers were lost meanwhile.
+        """Let the coordinator of the readers' steps end a pass; return which of its readers were lost meanwhile.
 
         Args:
             stream: name of the stream.
             index: number of the pass.
-            seen: readers of which steps have returned.
+            seen: readers whose steps have returned.
             ended: readers that have no more rows. The pass is over if none of these is lost.
         """
         if self.has_pass(stream, index) and self._lost.isdisjoint(ended):
@@ -546,20 +550,20 @@ class FeedDirectory:
         return {"lost": sorted(self._lost.intersection(seen))}
 
     def is_over(self, stream: str, index: int) -> bool:
-        """Tell whether the coordinator has ended a pass, if the stream has one."""
+        """Return whether the coordinator has ended a pass; True if the stream has no coordinator."""
         book = self._streams[stream]
         return book.passes[index].state is PassState.OVER or not book.coordinated
 
     def lacks_rows(self, stream: str, index: int) -> bool:
-        """Tell whether a reader was lost, and it has not been looked yet what must be served again."""
+        """Return whether a reader was lost and `reopen` has not yet looked for its rows."""
         return self._streams[stream].passes[index].state is PassState.LACKS_ROWS
 
     def is_settled(self, stream: str, index: int) -> bool:
-        """Tell whether every reader that lives has told what it received of the sources so far."""
+        """Return whether every reader that is up has reported what it received from the sources so far."""
         return not any(source.readers for source in self._streams[stream].passes[index].sources.values())
 
     def reopen(self, stream: str, index: int) -> bool:
-        """Open the partitions of which rows are missing, when all were served; tell whether there are any.
+        """After all partitions were served, open those with missing rows again; return whether there are any.
 
         Call it when the pass `is_settled`.
         """
@@ -602,7 +606,7 @@ class FeedDirectory:
 
     @staticmethod
     def _rows_before(feed_pass: FeedPass, partition: int) -> int:
-        """Return the rows of all partitions before this one: a reader who has seen their end may ask."""
+        """Return the number of rows in all partitions before this one; a reader asks only after their end."""
         known = feed_pass.counted | feed_pass.done
         return sum(known[earlier] for earlier in range(partition))
 

@@ -1,8 +1,8 @@
-"""Rows of one partition out to a trainer, one result for each back. Runs in Spark's Python worker.
+"""Send the rows of one partition to a trainer, and receive one result for each. Runs in Spark's Python worker.
 
-The task of an inference serves its partition over Flight as a feed task does, to one reader alone; the reader sends
-results to the same server by ``DoPut``, in the order of the rows, and the task yields them. Results travel
-as Arrow (`tfspark.feed.rdd_rows`), never pickled.
+The task of an inference serves its partition over Flight, as a feed task does, but to one reader only. The reader sends
+the results to the same server by ``DoPut``, in the order of the rows, and the task yields them. Results are sent as
+Arrow (`tfspark.feed.rdd_rows`), never pickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POLL_S = 0.5
 
 
 class Results:
-    """Results that have arrived, in order; filled by the server's threads, emptied by the task."""
+    """Received results, in order. The server's threads add them, the task takes them."""
 
     def __init__(self) -> None:
         self._arrived: list[pa.RecordBatch] = []
@@ -39,7 +39,7 @@ class Results:
             self._changed.notify_all()
 
     def take(self, wait_s: float = 0.0) -> list[Any]:
-        """Remove what has arrived, waiting for something at most `wait_s`."""
+        """Remove and return the results that have arrived; wait for the first at most `wait_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._arrived), wait_s)
             batches, self._arrived = self._arrived, []
@@ -47,29 +47,29 @@ class Results:
 
 
 class ExchangeServer(SourceServer):
-    """Serves a `ChunkBuffer` and takes results."""
+    """Serves a `ChunkBuffer` and receives results."""
 
     def __init__(self, host: str, secret: Secret, buffer: ChunkBuffer, schema: pa.Schema):
         self.results = Results()
         super().__init__(host, secret, buffer, schema)
 
     def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        """Take some results."""
+        """Receive some results."""
         del context, descriptor, writer
         self.results.put(list(uploaded(reader)))
 
 
 @dataclass(frozen=True)
 class InferenceTask:
-    """What the task of an inference needs to know; called by Spark with the partition's elements.
+    """Everything that the task of an inference needs; Spark calls it with the items of a partition.
 
     Attributes:
-        location: the control plane.
-        secret: the cluster's.
-        stream: whose readers shall compute the results.
-        chunk_rows: rows of one pull, at least.
-        buffer_bytes: bound of the rows that wait for a pull.
-        timeout_s: how long the exchange may stand still before that is an error.
+        location: address of the control plane.
+        secret: the cluster's secret.
+        stream: the stream whose readers compute the results.
+        chunk_rows: minimum rows of one pull.
+        buffer_bytes: maximum size of the rows that wait for a pull.
+        timeout_s: seconds without progress before an error is raised.
     """
 
     location: str
@@ -80,7 +80,7 @@ class InferenceTask:
     timeout_s: float
 
     def __call__(self, partition: int, elements: Iterable[Any]) -> Iterator[Any]:
-        """Yield one result for each element, in order."""
+        """Yield one result for each item, in order."""
         batches = arrow_batches(elements, f"partition {partition}")
         first = next(batches, None)
         if first is not None:
@@ -110,7 +110,7 @@ class InferenceTask:
                 control.call("partition_inferred", offer=offer)
 
     def _wait_until_taken(self, control: ActionClient, offer: str, partition: int) -> None:
-        """Wait for a reader; as long as readers take partitions of others, it is busy and not absent."""
+        """Wait for a reader. While readers take other partitions, they are busy, not absent, and the wait continues."""
         while True:
             reply = control.call("await_reader", offer=offer)
             if reply["stop"]:

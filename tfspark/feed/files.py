@@ -1,4 +1,4 @@
-"""`TFRecordFiles`: the driver divides the records of files among the workers, which read them through tf.data."""
+"""`TFRecordFiles`: the driver divides the records of files among the workers; they read them with tf.data."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class TFRecordFiles:
     shuffle_rows: int = 0
 
     def plan(self, num_workers: int, local_batch_size: int) -> Json:
-        """Divide the records among the workers: equal numbers, give or take one, in file order.
+        """Divide the records among the workers, in file order; the shares differ by at most one record.
 
         Raises:
-            DataError: no such file, no record in any, a damaged file.
+            DataError: a file is missing or damaged, or there are no records.
             ConfigError: a column is not in the files.
         """
         if self.columns.examples is not None:
@@ -79,7 +79,7 @@ class TFRecordFiles:
         }
 
     def _shapes(self, files: Sequence[InputFile], schema: pa.Schema) -> dict[str, list[int]]:
-        """Column name -> shape of one row, as the first record has it."""
+        """Return column name -> shape of one row, taken from the first record."""
         wanted = pa.schema([schema.field(name) for name in self.columns.names])
         file = next(file for file in files if file.num_bytes)
         damage = Damage(file.path)
@@ -95,18 +95,18 @@ def _count(files: Sequence[InputFile]) -> list[int]:
 
 
 def divide(files: Sequence[InputFile], counts: Sequence[int], num_workers: int) -> list[list[Slice]]:
-    """Cut the sequence of all records into `num_workers` runs of equal length, give or take one.
+    """Cut the sequence of all records into `num_workers` runs whose lengths differ by at most one.
 
     Args:
-        files: in reading order.
-        counts: records of each file.
-        num_workers: how many shares.
+        files: the files in reading order.
+        counts: number of records of each file.
+        num_workers: number of shares.
 
     Returns:
         Worker -> slices of files. Every record is in exactly one.
 
     Raises:
-        DataError: there is no record at all.
+        DataError: there are no records.
     """
     total = sum(counts)
     if not total:

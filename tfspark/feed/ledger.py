@@ -1,7 +1,8 @@
-"""The ledger: which rows of a pass the training steps so far have used. Pure NumPy.
+"""The ledger: which rows of a pass the training steps have used so far. Pure NumPy.
 
-Rows are known by the number of their partition in the DataFrame and their position in it. They are noted when a batch
-is formed, under the number of the step that will use it, so that what was read ahead of a checkpoint does not count.
+A row is identified by the number of its partition in the DataFrame and its position there. Rows are recorded when a
+batch is formed, under the number of the step that will use it. So rows that were read ahead of a checkpoint do not
+count.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def intervals_of(rows: Numbers) -> Intervals:
 
 
 def union(intervals: Iterable[Intervals]) -> Intervals:
-    """Return one sorted list of disjoint intervals that covers what any of the lists covers."""
+    """Return one sorted list of disjoint intervals that covers all given intervals."""
     joined: Intervals = []
     for first, end in sorted(pair for each in intervals for pair in each):
         if joined and first <= joined[-1][1]:
@@ -51,12 +52,12 @@ def merged(ledgers: Iterable[Mapping[int, Intervals]]) -> Used:
 
 
 def num_rows(used: Mapping[int, Intervals]) -> int:
-    """Return how many rows a ledger has."""
+    """Return the number of rows in a ledger."""
     return sum(end - first for intervals in used.values() for first, end in intervals)
 
 
 class Ledger:
-    """What one reader's steps use of one pass; written by the reading thread, read by the training thread."""
+    """Rows of one pass that one reader's steps use; the reading thread writes it, the training thread reads it."""
 
     def __init__(self) -> None:
         self._of_steps: dict[int, tuple[Numbers, Numbers]] = {}
@@ -64,12 +65,12 @@ class Ledger:
         self._lock = threading.Lock()
 
     def note(self, step: int, partitions: Numbers, rows: Numbers) -> None:
-        """Note the rows of the batch that step number `step` of the pass, from 0, will use."""
+        """Record the rows of the batch for step `step` of the pass, counted from 0."""
         with self._lock:
             self._of_steps[step] = partitions, rows
 
     def up_to(self, steps: int) -> Used:
-        """Return the rows that the first `steps` steps use; must not go back."""
+        """Return the rows that the first `steps` steps use; `steps` must not decrease between calls."""
         with self._lock:
             done = [self._of_steps.pop(step) for step in sorted(self._of_steps) if step < steps]
         if done:

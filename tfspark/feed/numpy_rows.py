@@ -1,4 +1,4 @@
-"""DataFrames of RDDs whose elements hold numbers and NumPy arrays. Runs on the driver and in Spark's Python workers."""
+"""Make DataFrames from RDDs of numbers and NumPy arrays. Runs on the driver and in Spark's Python workers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SAMPLED_ROWS, FIRST_ITEMS = 100, 10
 def rdd_to_dataframe(spark: SparkSession, rdd: RDD[Any]) -> DataFrame:
     """Return an RDD as a DataFrame.
 
-    Types are those of the first elements, as Spark infers them, but numbers may be whole in some of them and not in
-    others, which Spark would make null. NumPy values have NumPy's types: an array of shape ``(4, 3)`` becomes an array
-    of arrays.
+    Types are those of the first items, as Spark infers them. But a number may be an integer in some items and a float
+    in others; Spark would make those null, so the wider type is used. NumPy values keep NumPy's types: an array of
+    shape ``(4, 3)`` becomes an array of arrays.
 
     Raises:
-        TypeError, ValueError, PySparkException: Spark cannot tell the columns.
+        TypeError, ValueError, PySparkException: Spark cannot infer the columns.
     """
     for schema in rdd.mapPartitions(schema_of_first).take(1):
         if isinstance(schema, str):
@@ -40,9 +40,9 @@ def rdd_to_dataframe(spark: SparkSession, rdd: RDD[Any]) -> DataFrame:
 
 
 def schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | str | None]:
-    """Yield the schema that holds the first elements of a partition; nothing if it has none.
+    """Yield a schema for the first items of a partition; nothing if the partition is empty.
 
-    None: Spark knows better; a text: why there is no schema.
+    None means that Spark infers the schema; a string is the reason why there is no schema.
     """
     try:
         yield from _schema_of_first(elements)
@@ -64,15 +64,15 @@ def _schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | None]:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Makes plain Python values of an element's, as its columns have them."""
+    """Converts an item to plain Python values of the columns' types."""
 
     schema: StructType
 
     def __call__(self, element: Any) -> tuple[Any, ...]:
-        """Return an element as a tuple; one that is no tuple is its only column.
+        """Return an item as a tuple; an item that is not a tuple becomes its only column.
 
         Raises:
-            DataError: a value is no whole number in a column of whole numbers, or there are not as many as columns.
+            DataError: a value is not an integer in a column of integers, or the number of values is wrong.
         """
         fields = self.schema.fields
         if isinstance(element, dict):
@@ -130,7 +130,7 @@ def _innermost(dtype: DataType) -> DataType:
 
 
 def _joined(one: StructType, other: StructType) -> StructType:
-    """Return a schema for elements of both; of what one has alone, in dicts, the other has nulls."""
+    """Return a schema for items of both; a key that only one of two dicts has is null in the other."""
     from pyspark.sql.types import StructField, StructType
 
     types = {field.name: field.dataType for field in one.fields}
@@ -142,7 +142,7 @@ def _joined(one: StructType, other: StructType) -> StructType:
 
 
 def _wider(one: DataType, other: DataType) -> DataType:
-    """Return a type for the numbers of both; the first, where they are no numbers."""
+    """Return a number type for both; the first type if they are not numbers."""
     from pyspark.sql import types
 
     if isinstance(one, types.NullType):
@@ -197,7 +197,7 @@ def _type_of(value: Any) -> DataType:
             dtype = ArrayType(dtype)
         return dtype
     if isinstance(value, list | tuple) and value and not hasattr(value, "__fields__"):
-        # One of each kind tells it, and some more of those that are nested.
+        # One value of each kind is enough, plus some more of nested values.
         some = [*{type(item): item for item in value}.values(), *value[:FIRST_ITEMS]]
         return ArrayType(reduce(_wider, map(_type_of, some)))
     inferred: DataType = _infer_type(value)
@@ -205,7 +205,7 @@ def _type_of(value: Any) -> DataType:
 
 
 def _element_type(value: Any) -> DataType:
-    """Return Spark's type for the elements; it has no unsigned numbers and no halves, so the next larger one."""
+    """Return Spark's type for the items; unsigned and half-precision numbers, which Spark lacks, get a larger type."""
     from pyspark.sql import types
 
     kinds: dict[str, Callable[[], DataType]] = {

@@ -1,7 +1,8 @@
-"""Partitions whose rows wait for results: which are offered, which reader has which.
+"""Partitions whose rows wait for results: which are offered, and which reader has taken each.
 
-Lives in the driver beside the feed directory, under the same lock; state and decisions only. A task that computes
-a partition of an inference offers it; one reader takes it as a whole, so that results keep the order of the rows.
+It is part of the driver, beside the feed directory and under the same lock. It has only state and decisions. A task
+that computes a partition of an inference offers it. One reader takes the whole partition, so results keep the rows'
+order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Offer:
 
 
 class Offers:
-    """The driver's book of offered partitions.
+    """The driver's state of offered partitions.
 
     Args:
         clock: monotonic seconds.
@@ -40,7 +41,7 @@ class Offers:
         self._last_taken = clock()
 
     def offer(self, stream: str, location: str, host: str) -> Json:
-        """Take in a partition; return its number."""
+        """Register a partition; return its number."""
         if not self._offers:
             self._last_taken = self._clock()
         name = uuid.uuid4().hex
@@ -48,7 +49,7 @@ class Offers:
         return {"offer": name}
 
     def alive(self, offer: str) -> Json:
-        """Hear an offer; say whether it is taken or was dropped, and since when no offer was taken at all."""
+        """Record that an offer waits; return whether it is taken or dropped, and seconds since any offer was taken."""
         entry = self._offers[offer]
         entry.heard = self._clock()
         return {
@@ -58,19 +59,20 @@ class Offers:
         }
 
     def __contains__(self, offer: str) -> bool:
-        """Tell whether this is an offer."""
+        """Return whether this offer exists."""
         return offer in self._offers
 
     def done(self, offer: str) -> Json:
-        """Forget a partition that has all its results, or whose task failed."""
+        """Forget a partition that has all its results or whose task failed."""
         self._offers.pop(offer, None)
         self._last_taken = self._clock()
         return {}
 
     def take(self, stream: str, rank: int, host: str, held: Sequence[str] = ()) -> Json | None:
-        """Give a reader a partition, one of its own host first; None if none waits.
+        """Give a reader a partition, preferably one of its own host; None if none waits.
 
-        What the reader has been given but does not hold was in an answer that it never got: it gets that again.
+        If the reader was given a partition that it does not hold, that reply was lost: it gets the same partition
+        again.
         """
         now = self._clock()
         waiting = {
@@ -88,6 +90,6 @@ class Offers:
         return {"status": "partition", "offer": name, "location": waiting[name].location}
 
     def drop(self, rank: int | None = None) -> None:
-        """Give up what a reader has taken, or, None, everything: it leaves without results."""
+        """Give up the partitions that a reader has taken (None: all partitions); their tasks get no more results."""
         for entry in self._offers.values():
             entry.dropped = entry.dropped or rank is None or entry.taken_by == rank

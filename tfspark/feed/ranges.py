@@ -1,4 +1,4 @@
-"""Sets of row numbers kept as half-open intervals: the arithmetic behind "delivered exactly once"."""
+"""Sets of row numbers, stored as half-open intervals; they are used to deliver each row exactly once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ranges:
         self._intervals = sorted([*apart, merged])
 
     def add_all(self, intervals: Iterable[Iterable[int]]) -> None:
-        """Add several intervals, as `to_json` gives them."""
+        """Add several intervals in the form that `to_json` returns."""
         for first, end in intervals:
             self.add(first, end)
 

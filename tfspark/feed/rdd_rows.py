@@ -1,9 +1,9 @@
-"""Elements of an RDD as Arrow rows and back, for programs that take rows apart themselves.
+"""Convert items of an RDD to Arrow rows and back, for programs that take rows apart themselves.
 
-Encoded in Spark's Python workers (`ElementsTask`, `tfspark.feed.exchange`) and in trainers (results of an
-inference), decoded at the other end. Nothing is pickled on the way: an element is made of what Arrow can hold.
-What it was (tuple, list, dict, Row, a single value) and the shape of NumPy arrays travel as metadata of the
-fields, so that it comes out as it went in; ``bytearray`` comes out as ``bytes``, NumPy scalars as Python's.
+Items are encoded in Spark's Python workers (`ElementsTask`, `tfspark.feed.exchange`), and results of an inference in
+trainers; the receiver decodes them. Nothing is pickled: an item consists of values that Arrow can hold. Its kind
+(tuple, list, dict, Row, single value) and the shape of NumPy arrays are sent as metadata of the fields, so the decoded
+item equals the original. Two exceptions: ``bytearray`` becomes ``bytes``, and NumPy scalars become Python values.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tfspark.feed.source import FeedTask
 KIND = b"tfspark.kind"
 """Metadata key of the first field: ``row``, ``tuple``, ``list``, ``dict``, ``value`` or ``long tuple``."""
 SHAPE = b"tfspark.shape"
-"""Metadata key of a field whose values were NumPy arrays: the shape they share behind their first axis."""
+"""Metadata key of a field whose values were NumPy arrays: their common shape without the first axis."""
 
 FIRST_ROWS = 32
 MAX_ROWS = 4096
 BATCH_BYTES = 1 << 20
 LONG = 32
-"""A tuple of more numbers than this is kept in one column, not in one for each."""
+"""A tuple of more numbers than this is stored in one column instead of one column per number."""
 
 
 @dataclass(frozen=True)
 class ElementsTask:
-    """A feed task over the elements of an RDD partition.
+    """A feed task for the items of an RDD partition.
 
     Attributes:
         task: serves the rows; see `FeedTask`.
@@ -43,20 +43,20 @@ class ElementsTask:
     task: FeedTask
 
     def __call__(self, partition: int, elements: Iterable[Any]) -> Iterator[tuple[int, int]]:
-        """Serve a partition; yield its number and how many elements it has."""
+        """Serve a partition; yield its number and its number of items."""
         served = self.task.serve(partition, arrow_batches(elements, f"partition {partition}"))
         yield (served.column(0)[0].as_py(), served.column(1)[0].as_py())
 
 
 def arrow_batches(elements: Iterable[Any], where: str) -> Iterator[pa.RecordBatch]:
-    """Encode elements, a few at first, then about `BATCH_BYTES` at a time; all batches have one schema.
+    """Encode items: a few in the first batch, then about `BATCH_BYTES` per batch; all batches have one schema.
 
     Args:
-        elements: alike in kind and types, as the rows of one data set are.
-        where: what they belong to, for messages.
+        elements: items of the same kind and types, as the rows of one data set are.
+        where: where they come from, for messages.
 
     Raises:
-        DataError: an element is of a type Arrow cannot hold, or not like those before it.
+        DataError: an item has a type that Arrow cannot hold, or differs from the items before it.
     """
     left = iter(elements)
     schema: pa.Schema | None = None
@@ -72,8 +72,8 @@ def elements_of(batch: pa.RecordBatch, names: Sequence[str] | None = None) -> li
     """Decode the rows of a batch.
 
     Args:
-        batch: as `arrow_batches` made it, or rows of a DataFrame, which come out as Spark Rows.
-        names: columns in the order wanted; None: all, as they are.
+        batch: the result of `arrow_batches`, or rows of a DataFrame, which are decoded to Spark Rows.
+        names: columns in the wanted order; None: all columns in their order.
     """
     kind = (batch.schema.field(0).metadata or {}).get(KIND, b"row").decode()
     chosen = batch.schema.names if names is None else names
@@ -112,7 +112,7 @@ def _encode(rows: list[Any], schema: pa.Schema | None, where: str) -> pa.RecordB
 
 
 def kind_of(element: Any) -> str:
-    """Say how an element is taken apart into columns; see `KIND`."""
+    """Return how an item is divided into columns; see `KIND`."""
     if isinstance(element, tuple) and hasattr(element, "__fields__"):
         return "row"
     if isinstance(element, dict) and element:
@@ -155,7 +155,7 @@ def _fits(row: Any, kind: str, names: list[str]) -> bool:
 
 
 def _array(values: list[Any], known: pa.Field | None, where: str) -> tuple[pa.Array, list[int] | None]:
-    """Return the values as an Arrow array; for NumPy arrays the shape they share, too."""
+    """Return the values as an Arrow array, and for NumPy arrays also their common shape."""
     values = [value.toArray() if hasattr(value, "toArray") else value for value in values]  # MLlib's vectors
     try:
         if (
@@ -176,7 +176,7 @@ def _array(values: list[Any], known: pa.Field | None, where: str) -> tuple[pa.Ar
 
 
 def _joined(values: list[Any], known: pa.Field | None) -> tuple[pa.Array, list[int]]:
-    """Return the arrays as a list column, each flattened, and the shape they share behind their first axis."""
+    """Return the arrays as a list column, each one flattened, and their common shape without the first axis."""
     shape = list(values[0].shape[1:]) if known is None else json.loads(known.metadata[SHAPE])
     other = next((value.shape for value in values if list(value.shape[1:]) != shape or not value.ndim), None)
     if other is not None:
@@ -189,7 +189,7 @@ def _joined(values: list[Any], known: pa.Field | None) -> tuple[pa.Array, list[i
 
 
 def _as(dtype: pa.DataType, array: pa.Array) -> pa.Array:
-    """Cast between kinds of numbers where no value changes; ``pa.array(values, type)`` would cut off fractions."""
+    """Cast between number types if no value changes; ``pa.array(values, type)`` would cut off fractions."""
     came = _family(array.type)
     if came != _family(dtype) and "null" not in came:
         raise ValueError(f"{array.type} after {dtype}")

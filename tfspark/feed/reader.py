@@ -1,8 +1,8 @@
-"""The trainer's end of the feed: pulls chunks, makes batches, agrees on the end of the pass.
+"""The trainer's end of the feed: pull chunks, make batches, agree on the end of the pass.
 
-One thread per pass pulls, converts and batches; the training thread takes batches from a bounded queue. In
-synchronous training all readers of a stream give out the same number of batches: a reader that has run out
-of rows fills up with copies of real rows at weight 0.
+One thread per pass pulls, converts and batches rows. The training thread takes batches from a bounded queue. In
+synchronous training, all readers of a stream return the same number of batches. So a reader that has no more rows
+returns batches of padding: copies of real rows with weight 0.
 """
 
 from __future__ import annotations
@@ -37,33 +37,36 @@ from tfspark.protocol.wire import ActionClient, Secret
 logger = logging.getLogger("tfspark")
 
 WEIGHT = "__weight__"
-"""Key of each row's weight in a batch: its own times its class's, 1 if it has none; `PADDING` for padding."""
+"""Key of each row's weight in a batch: its own times that of its class, 1 if it has none; `PADDING` for padding."""
 
 PADDING = np.float32(-0.0)
-"""The weight of rows that only fill up a batch: a zero that can be told from the zero of a real row."""
+"""Weight of padding rows: -0.0, a zero that differs from the zero of a real row."""
 
 PARTITION, ROW = "__partition__", "__row__"
-"""Keys of each row's origin, in a stream with a ledger, until its batch is formed."""
+"""Keys of each row's partition and position, in a stream with a ledger; removed when the batch is formed."""
 
 BLOCKED_S = 0.05
 RETRY_S = 0.05
 PREFETCH_BATCHES = 4
-"""Batches waiting for the training thread; more would be hoarded while other workers starve."""
+"""Batches that may wait for the training thread; more would keep rows from workers that have none."""
 MAX_LEASES = 4
 SEQUENCE_BITS = 32
-"""Of the number of a chunk; above them is that of the lease, so that a late call of an earlier lease means no chunk."""
+"""Bits of a chunk's number. The higher bits are the lease's number, so that a late call of an earlier lease does not
+match a chunk of this one."""
 LONG_VECTOR_BYTES = 8192
-"""Vectors of Spark ML that are this long when dense wait in the shuffle window without their zeros."""
+"""Minimum dense size of Spark ML vectors that wait in the shuffle window without their zeros."""
 
 
 @dataclass
 class Lease:
-    """A source this reader pulls from.
+    """A source from which this reader pulls.
 
     Attributes:
-        sequence: of the last chunk that arrived; before the first, a number that no earlier lease of the source had.
+        sequence: number of the last chunk that arrived; before the first, a number that no earlier lease of the source
+            had.
         acknowledged: whether the source knows that it arrived.
-        unreached_since: when the last call failed, monotonic seconds; 0: it did not. Its answer may have been a chunk.
+        unreached_since: time of the first failed call, monotonic seconds; 0: the last call did not fail. The lost reply
+            may have been a chunk.
     """
 
     source: str
@@ -78,20 +81,20 @@ class Lease:
 
 
 class PassReader:
-    """Reads one pass of a stream; iterate it for batches.
+    """Read one pass of a stream; iterate over it to get batches.
 
     Args:
         control: connection to the control plane.
-        secret: the cluster's, for the sources.
+        secret: the cluster's secret, for calls to the sources.
         spec: the stream.
         index: number of the pass.
-        rank: this reader.
-        host: this machine, for sources of the same host.
-        filler: rows to pad with when the pass brings this reader none of its own.
-        cache: where this reader keeps its rows when the driver asks for it.
-        start: where within the pass to begin.
-        activity: notes waits for rows.
-        steps_at_once: how many batches must be ready at once.
+        rank: number of this reader.
+        host: name of this machine, to prefer sources on it.
+        filler: rows used as padding if this reader gets no rows of its own in the pass.
+        cache: where this reader stores its rows when the driver asks for it.
+        start: position within the pass at which to begin.
+        activity: records waits for rows.
+        steps_at_once: number of batches that must be ready at the same time.
     """
 
     def __init__(
@@ -143,10 +146,10 @@ class PassReader:
         )
         self._thread.start()
 
-    # --- the training thread's side ----------------------------------------------------------------
+    # --- methods for the training thread ----------------------------------------------------------------
 
     def has_step(self, step: int) -> bool:
-        """Wait until it is known whether there is a batch number `step`, from 0 where this reader began; tell it."""
+        """Wait until it is known whether there is a batch `step`, counted from this reader's start; return whether."""
         wanted = self._first_step + step
         with self._activity.waiting(), self._changed:
             self._changed.wait_for(lambda: self._formed > wanted or self._ended)
@@ -175,7 +178,7 @@ class PassReader:
 
     @property
     def steps(self) -> int:
-        """Batches formed so far, those before the start and those for the training thread to come included."""
+        """Number of batches formed so far, including those before the start and those still in the queue."""
         return self._formed
 
     @property
@@ -185,20 +188,20 @@ class PassReader:
 
     @property
     def rows(self) -> int:
-        """Rows received so far, padding not counted."""
+        """Number of rows received so far, without padding."""
         return self._rows
 
     def used(self, steps: int) -> Used:
-        """Return the rows that this reader's batches up to step number `steps` of the pass are made of."""
+        """Return the rows in this reader's batches up to step `steps` of the pass."""
         return self._ledger.up_to(steps)
 
     @property
     def is_behind_the_end(self) -> bool:
-        """Whether the stream was closed before this pass."""
+        """Whether the stream was closed before this pass started."""
         return self._ended and self._error is None and not self._is_open
 
     def close(self) -> None:
-        """Stop reading, whatever is left."""
+        """Stop reading; rows that are left are not read."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -231,14 +234,14 @@ class PassReader:
             for full in self._batcher.full_batches():
                 self._put(self._noted(full))
         if not self._is_open:
-            return  # The stream ended before this pass.
+            return  # The stream was closed before this pass.
         for last in self._batcher.rest():
             rows = self._noted(last)
             self._put(self._padded(rows) if self._spec.synchronous else rows)
         self._agree_on_end()
 
     def _to_keep(self, rows: Rows, schema: pa.Schema) -> Rows:
-        """Return rows as a window of many keeps them: long vectors by the numbers in them that are not 0."""
+        """Return rows in the form kept in the shuffle window: long vectors without their zeros."""
         if not self._spec.shuffle_rows:
             return rows
         long = {
@@ -258,7 +261,7 @@ class PassReader:
         return {**rows, PARTITION: np.full(count, place.partition), ROW: np.arange(first, first + count)}
 
     def _noted(self, batch: Rows) -> Rows:
-        """Note whose rows the next step uses; return the batch as that step takes it."""
+        """Record which rows the next step uses; return the batch in the form that the step takes."""
         batch = with_dense_rows(batch)
         if not self._spec.has_ledger:
             return batch
@@ -270,7 +273,7 @@ class PassReader:
         return pad(rows, self._spec.batch_size, filler)
 
     def _agree_on_end(self) -> None:
-        """Give out weightless batches until all readers have given out equally many."""
+        """Return batches of weight 0 until all readers have returned the same number of batches."""
         weightless = {**self._filler, WEIGHT: np.full(1, PADDING, np.float32)}
         waited = _Deadline(self._spec.timeout_s, "the other workers to end the epoch")
         while not self._stopped:
@@ -298,11 +301,11 @@ class PassReader:
         )
 
     def _has_kept(self) -> bool:
-        """Whether this pass's rows, all of them, are in the node cache now."""
+        """Return whether all rows of this pass are in the node cache now."""
         return self._cache is not None and self._keeps and self._cache.complete()
 
     def _put(self, batch: Rows) -> None:
-        """Queue a batch; while the queue is full, let nobody wait for what this reader holds."""
+        """Queue a batch. If the queue is full, first settle, so that nobody waits for what this reader holds."""
         with self._changed:
             if self._formed >= self._first_step:
                 self._queue.append(batch)
@@ -318,9 +321,9 @@ class PassReader:
         return self._stopped or len(self._queue) < self._max_queued
 
     def _settle(self) -> None:
-        """Acknowledge what was received, let go of the leases and announce the steps it makes.
+        """Acknowledge all chunks, release the leases, and announce the steps that the received rows make.
 
-        A source that dies meanwhile is replaced only when each of its readers has said what it received.
+        If a source is lost meanwhile, it is replaced only after each of its readers has said what it received.
         """
         for lease in list(self._leases):
             self._release(lease, "left" if self._acknowledge(lease) else "gone")
@@ -329,10 +332,10 @@ class PassReader:
             self._agree(max(self._formed, self._formed_before + received), ended=False)
 
     def _acknowledge(self, lease: Lease) -> bool:
-        """Acknowledge the last chunk; tell whether the source is still there.
+        """Acknowledge the last chunk; return whether the source is still up.
 
-        A chunk that was given after it, by an answer that was lost, is given to others: this reader may be blocked
-        until they have rows.
+        If a later chunk was sent and its reply was lost, other readers get it: this reader may be blocked until they
+        have rows.
         """
         while not lease.acknowledged or lease.unreached_since:
             try:
@@ -344,7 +347,7 @@ class PassReader:
         return True
 
     def _small_pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
-        """Yield the rows in pieces that do not grow beyond a chunk when they are converted."""
+        """Yield the rows in pieces that are not larger than a chunk after conversion."""
         for place, batch in self._pieces():
             size = rows_at_once(batch, self._spec.columns, self._spec.chunk_bytes)
             for start in range(0, batch.num_rows, size):
@@ -391,7 +394,7 @@ class PassReader:
                 if self._over:
                     return
                 if self._spec.open_ended and not self._is_open:
-                    idle.restart()  # A quiet stream; the driver lives, or the call had failed.
+                    idle.restart()  # The stream is quiet, but the driver is up; or the call failed.
                 idle.check()
                 continue
             lease = self._leases[0]
@@ -441,7 +444,7 @@ class PassReader:
         return True
 
     def _note_cache(self, reply: Json) -> None:
-        """Learn from an answer whether to keep this pass's rows, or to read those kept before."""
+        """Take from a reply whether to store this pass's rows, or to read those stored before."""
         if reply.get("keep") and self._cache is not None and not self._keeps:
             self._keeps = True
             self._cache.begin(self._index)
@@ -470,7 +473,7 @@ class PassReader:
             try:
                 table = open_shared(chunk["shared"]).replace_schema_metadata(table.schema.metadata)
             except OSError as error:
-                # It is not acknowledged, so the next pull gives it again, through the socket.
+                # The chunk is not acknowledged, so the next pull gets it again, through the socket.
                 logger.info("chunks come through sockets, shared memory cannot be opened: %s", error)
                 self._place = ""
                 return "wait", None
@@ -480,7 +483,7 @@ class PassReader:
         return chunk["status"], table
 
     def _may_come_back(self, lease: Lease) -> bool:
-        """Whether a source that was not reached is to be tried again: it is there, and only its connection was lost."""
+        """Return whether to try an unreachable source again: it is up, and only the connection to it was lost."""
         now = time.monotonic()
         lease.unreached_since = lease.unreached_since or now
         if now - lease.unreached_since > SOURCE_UNREACHED_S:
@@ -491,7 +494,7 @@ class PassReader:
         return True
 
     def _try_another(self) -> None:
-        """The source has no row ready: lease a further one, or turn to the next of those held."""
+        """Lease one more source, or turn to the next leased one, because the current source has no row ready."""
         if not self._spec.ordered and len(self._leases) < MAX_LEASES:
             self._lease()
         self._leases.append(self._leases.pop(0))
@@ -511,7 +514,7 @@ class PassReader:
 
 
 class _Deadline:
-    """A named wait that must not last; restarted by progress."""
+    """A deadline with a name for its error; progress restarts it."""
 
     def __init__(self, timeout_s: float, what: str):
         self._timeout_s = timeout_s
@@ -530,7 +533,7 @@ class _Deadline:
 
 
 def _located(message: str, partition: int, first_row: int) -> str:
-    """Turn ``row 3: ...`` of a batch into ``partition 2, row 503: ...``."""
+    """Change ``row 3: ...`` of a batch to ``partition 2, row 503: ...``."""
     head, separator, rest = message.partition(":")
     number = head.removeprefix("row ")
     if separator and number.isdigit():

@@ -1,8 +1,8 @@
-"""Read splits of Parquet and TFRecord files in feed tasks, as Spark would, but without Spark's JVM.
+"""Read splits of Parquet and TFRecord files in feed tasks as Spark would, but without Spark's JVM.
 
-Spark plans the scan: files, splits, pruned partitions. A feed task reads its split here, with pyarrow or with the
-codec of `tfspark.tfrecord`. Partitions, rows and their order are those that Spark's own scan gives, so a ledger, which
-knows rows by partition and position, holds on both ways. Imports neither TensorFlow nor pyspark.
+Spark plans the scan: files, splits, pruned partitions. A feed task reads its split here, with pyarrow or with the codec
+of `tfspark.tfrecord`. Partitions, rows and their order are the same as in Spark's own scan, so a ledger, which
+identifies rows by partition and position, is valid for both. Imports neither TensorFlow nor pyspark.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tfspark.tfrecord.splits import Slice
 BATCH_BYTES = 2 << 20
 MAX_BATCH_ROWS = 16_384
 READ_BYTES = 1 << 20
-"""Bytes of one column that are read at a time."""
+"""Number of bytes of one column that are read at a time."""
 MAX_FILES = 10_000
-"""Files whose footers the driver looks at; each costs it about a millisecond and some kilobytes."""
+"""Maximum number of files whose footers the driver reads; each costs about a millisecond and some kilobytes."""
 
 Condition = tuple[Any, ...]
-"""A function of `pyarrow.compute` and what it is applied to: ``("and_kleene" or "or_kleene", condition, condition)``,
+"""A function of `pyarrow.compute` and its arguments: ``("and_kleene" or "or_kleene", condition, condition)``,
 ``("invert", condition)``, ``("is_valid" or "is_null", column)`` or ``(a comparison, column, value)``."""
 
 
@@ -43,7 +43,7 @@ class FileVersion:
     Attributes:
         path: local path, ``file:`` URI or a URI that pyarrow opens.
         num_bytes: its size.
-        modified_ms: when it was written, in milliseconds since 1970; 0: its file system does not say.
+        modified_ms: modification time, in milliseconds since 1970; 0: its file system does not report it.
     """
 
     path: str
@@ -53,11 +53,11 @@ class FileVersion:
 
 @dataclass(frozen=True)
 class Footer:
-    """What the footer of a Parquet file says.
+    """The content of a Parquet file's footer.
 
     Attributes:
-        types: of the columns at the top, as Arrow reads them.
-        groups: for each row group the byte in its middle, its rows and its uncompressed bytes.
+        types: types of the top-level columns, as Arrow reads them.
+        groups: for each row group, the position of its middle byte, its rows and its uncompressed bytes.
     """
 
     types: Mapping[str, pa.DataType]
@@ -69,10 +69,10 @@ class RowGroups:
     """Row groups of one Parquet file, in order.
 
     Attributes:
-        file: as Spark listed it.
-        numbers: of the row groups.
-        num_rows: rows they have together, by the footer.
-        num_bytes: their uncompressed bytes, all columns.
+        file: the file as Spark listed it.
+        numbers: numbers of the row groups.
+        num_rows: their total number of rows according to the footer.
+        num_bytes: their total uncompressed bytes, over all columns.
         constants: partition column -> its value in this file.
     """
 
@@ -85,12 +85,12 @@ class RowGroups:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows and columns of the files are given out.
+    """Which rows and columns of the files are output.
 
     Attributes:
-        columns: what is read from files and directories; types are those that Spark would hand to Python.
-        given: (name given out, name in `columns`) of each column, in order.
-        condition: rows for which it is not true are left out, as by a filter in Spark; None: all are given.
+        columns: columns read from files and directories, with the types that Spark would pass to Python.
+        given: (output name, name in `columns`) of each output column, in order.
+        condition: rows for which it is not true are dropped, as by a filter in Spark; None: all rows are output.
     """
 
     columns: pa.Schema
@@ -98,7 +98,7 @@ class Selection:
     condition: Condition | None = None
 
     def of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the rows and columns of a batch that are given out."""
+        """Return the output rows and columns of a batch."""
         if self.condition is not None:
             batch = batch.filter(holds(self.condition, batch))
         columns = [_as(batch.column(name), self.columns.field(name).type) for _, name in self.given]
@@ -106,12 +106,12 @@ class Selection:
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
-        """Schema of what is given out."""
+        """Schema of the output."""
         return pa.schema([self.columns.field(inner).with_name(name) for name, inner in self.given])
 
 
 def holds(condition: Condition, batch: pa.RecordBatch) -> pa.Array:
-    """Evaluate a condition for each row: true, false or null, by SQL's logic of three values."""
+    """Evaluate a condition for each row: true, false or null, by SQL's three-valued logic."""
     function, *arguments = condition
     if function in ("and_kleene", "or_kleene", "invert"):
         return getattr(pc, function)(*(holds(argument, batch) for argument in arguments))
@@ -137,13 +137,13 @@ class ParquetScan:
     """Reads Parquet files.
 
     Attributes:
-        selection: what is given out.
+        selection: the output rows and columns.
     """
 
     selection: Selection
 
     def read(self, split: tuple[RowGroups, ...]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of some files' row groups.
+        """Yield the rows of the given row groups.
 
         Raises:
             DataError: a file was changed or removed since Spark listed it, or it is damaged.
@@ -155,7 +155,7 @@ class ParquetScan:
         constants = dict(groups.constants)
         names = [name for name in self.selection.columns.names if name not in constants]
         rows = 0
-        with open_unchanged(groups.file) as stream:
+        with _open_unchanged(groups.file) as stream:
             try:
                 for batch in self._batches(stream, groups, names):
                     rows += batch.num_rows
@@ -175,7 +175,7 @@ class ParquetScan:
             )
 
     def _batches(self, stream: Any, groups: RowGroups, names: list[str]) -> Iterator[pa.RecordBatch]:
-        if not names:  # Only columns of the directories are wanted.
+        if not names:  # Only partition columns are selected.
             rows = pa.RecordBatch.from_pydict({"": pa.nulls(groups.num_rows)})
             yield from (rows.slice(i, MAX_BATCH_ROWS) for i in range(0, groups.num_rows, MAX_BATCH_ROWS))
             return
@@ -196,34 +196,34 @@ class TFRecordScan:
     """Reads TFRecord files.
 
     Attributes:
-        selection: what is given out.
-        raw: give out the records as they are.
+        selection: the output rows and columns.
+        raw: output the records without decoding them.
     """
 
     selection: Selection
     raw: bool
 
     def read(self, split: tuple[Slice, ...]) -> Iterator[pa.RecordBatch]:
-        """Yield the records of some slices.
+        """Yield the records of the given slices.
 
         Raises:
             DataError: a file was changed or removed since Spark listed it, or a record is damaged.
         """
         for piece in split:
             version = FileVersion(piece.file.path, piece.file.num_bytes, piece.file.modified_ns // 1_000_000)
-            check_unchanged(version)
+            _check_unchanged(version)
             for batch in read_slice(piece, self.selection.columns, FAILFAST, self.raw):
                 yield self.selection.of(batch)
 
 
 @dataclass(frozen=True)
 class ScanTask:
-    """A feed task that reads its split itself; called by Spark with the batch of a row that says nothing.
+    """A feed task that reads its split itself; Spark calls it with a batch of one row, which is not used.
 
     Attributes:
         task: serves the rows.
-        scan: reads them.
-        splits: for each task of the job the number of its partition and its split.
+        scan: reads the rows.
+        splits: for each task of the job, the number of its partition and its split.
     """
 
     task: FeedTask
@@ -241,12 +241,12 @@ class ScanTask:
         yield self.task.serve(partition, self.scan.read(split))
 
 
-def check_unchanged(file: FileVersion) -> tuple[Any, str]:
+def _check_unchanged(file: FileVersion) -> tuple[Any, str]:
     """Return the file system of a file and its path there.
 
     Raises:
-        ConfigError: pyarrow knows no such file system.
-        DataError: it is not the file that Spark listed.
+        ConfigError: pyarrow does not support the file system.
+        DataError: the file was changed or removed since Spark listed it.
     """
     system, inner = resolve(file.path)
     info = system.get_file_info(inner)
@@ -255,7 +255,7 @@ def check_unchanged(file: FileVersion) -> tuple[Any, str]:
             f"expected {file.path}, which Spark listed with {file.num_bytes} bytes, it is gone; make the DataFrame anew"
         )
     modified_ms = (info.mtime_ns or 0) // 1_000_000
-    # Not every file system keeps parts of a second.
+    # Some file systems store times only in whole seconds.
     is_older = (
         file.modified_ms
         and modified_ms
@@ -270,9 +270,9 @@ def check_unchanged(file: FileVersion) -> tuple[Any, str]:
     return system, inner
 
 
-def open_unchanged(file: FileVersion) -> Any:
+def _open_unchanged(file: FileVersion) -> Any:
     """Open a file for reading; see `check_unchanged`."""
-    system, inner = check_unchanged(file)
+    system, inner = _check_unchanged(file)
     return system.open_input_file(inner)
 
 
@@ -281,12 +281,12 @@ def footer_of(file: FileVersion) -> Footer:
     """Read the footer of a Parquet file.
 
     Raises:
-        ConfigError: pyarrow knows no such file system.
-        DataError: it is not the file that Spark listed.
-        OSError: it cannot be read.
-        pyarrow.ArrowException: it is not Parquet, or is encrypted.
+        ConfigError: pyarrow does not support the file system.
+        DataError: the file was changed or removed since Spark listed it.
+        OSError: the file cannot be read.
+        pyarrow.ArrowException: the file is not Parquet, or is encrypted.
     """
-    with open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
+    with _open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return Footer(
@@ -296,9 +296,9 @@ def footer_of(file: FileVersion) -> Footer:
 
 
 def _middle(group: Any) -> int:
-    """Return the byte in the middle of a row group: the split that has it reads the group.
+    """Return the position of a row group's middle byte: the split that contains it reads the group.
 
-    The rule of parquet-java's `ParquetMetadataConverter.filterFileMetaDataByMidpoint`, which Spark reads by.
+    This is the rule of parquet-java's `ParquetMetadataConverter.filterFileMetaDataByMidpoint`, which Spark uses.
     """
     first = group.column(0)
     begins = int(first.data_page_offset)

@@ -1,7 +1,7 @@
-"""Hand a chunk to a process of the same host in shared memory, instead of through a socket.
+"""Pass a chunk to a process on the same host in shared memory, instead of through a socket.
 
-The memory is a memfd: it has no name anywhere, so nothing of it is left when its processes end, whoever is killed. The
-reader opens it through ``/proc``, which the kernel allows to processes of the same user alone.
+The memory is a memfd: it has no name, so nothing is left when its processes end, even if they are killed. The reader
+opens it through ``/proc``; the kernel allows this only for processes of the same user.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NAME = "tfspark-chunk"
 
 @functools.cache
 def shared_place() -> str:
-    """Return what two processes have in common that can share memory: kernel, numbers of processes, user.
+    """Return a key that is equal for processes that can share memory: kernel, process namespace and user.
 
-    Empty where there is no such memory (another system than Linux).
+    Empty if there is no such memory (on other systems than Linux).
     """
     try:
         kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
@@ -34,10 +34,10 @@ def shared_place() -> str:
 
 
 class SharedChunk:
-    """A table in shared memory, as long as this is not closed and whoever has mapped it holds it.
+    """A table in shared memory. It exists until this is closed and no process has it mapped.
 
     Raises:
-        OSError: there is no memory, or no file descriptor, left.
+        OSError: there is no memory or file descriptor left.
     """
 
     def __init__(self, table: pa.Table):
@@ -53,29 +53,29 @@ class SharedChunk:
             raise
 
     def to_json(self) -> dict[str, int]:
-        """Return how another process finds it."""
+        """Return the values by which another process finds it."""
         number = os.fstat(self._descriptor).st_ino
         return {"pid": os.getpid(), "descriptor": self._descriptor, "inode": number}
 
     def close(self) -> None:
-        """Let it go: it is gone when nobody has it mapped."""
+        """Close it; the memory is freed when no process has it mapped."""
         os.close(self._descriptor)
 
 
 def open_shared(found: dict[str, int]) -> pa.Table:
-    """Map what another process shares; its values are not copied.
+    """Map a table that another process shares; its values are not copied.
 
     Args:
-        found: what `SharedChunk.to_json` gave.
+        found: the result of `SharedChunk.to_json`.
 
     Raises:
-        OSError: it cannot be opened, or the process that shared it has let it go.
+        OSError: it cannot be opened, or the other process has closed it.
     """
     descriptor = os.open(f"/proc/{found['pid']}/fd/{found['descriptor']}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # The number of a descriptor is given again to another file; that of a file's inode is not, while it is there.
+        # A descriptor's number is reused for other files. An inode number is not reused while the inode exists.
         if os.fstat(descriptor).st_ino != found["inode"]:
-            raise FileNotFoundError("the chunk in shared memory was let go before it was opened")
+            raise FileNotFoundError("the chunk in shared memory was closed before it was opened")
         memory: Any = pa.memory_map(f"/proc/self/fd/{descriptor}", "r")
         return pa.ipc.open_stream(memory).read_all()
     finally:

@@ -1,9 +1,9 @@
-"""The feed task: serves one partition's rows to whoever leases it.
+"""The feed task: serve one partition's rows to the readers that lease it.
 
-Runs in Spark's Python worker, an ordinary Spark task. It imports neither TensorFlow nor pandas. Spark's
-iterator fills a buffer bounded in bytes; readers pull chunks out of it over Arrow Flight, and each pull
-acknowledges the chunk before. A chunk that is not acknowledged is kept, and given again to a reader that asks
-again. The task ends when every chunk is acknowledged.
+It runs as an ordinary Spark task in Spark's Python worker, and imports neither TensorFlow nor pandas. Spark's iterator
+fills a buffer that is bounded in bytes. Readers pull chunks from it over Arrow Flight; each pull acknowledges the chunk
+before. An unacknowledged chunk is kept, and sent again to a reader that asks again. The task ends when every chunk is
+acknowledged.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tfspark.protocol.wire import ActionClient, ActionServer, Secret, local_addr
 
 PULL_WAIT_S = 0.2
 FAILED_S = 5.0
-"""How long a task that fails tries to say so."""
+"""Seconds for which a failing task tries to report its error."""
 NOT_REACHED = "expected every worker to reach this feed task, one could not"
 SHARED_FROM_BYTES = 64 << 10
-"""Chunks of so many bytes are handed over in shared memory on the same host; smaller ones are copied more quickly."""
+"""Minimum bytes of a chunk for shared memory on the same host; smaller chunks are copied faster."""
 MANY_OBJECTS = 10_000
 CHUNK = b"tfspark.chunk"
-"""Key of a pulled table's schema metadata under which the chunk's identity travels."""
+"""Key of the schema metadata that holds the chunk's identity in a pulled table."""
 
 
 class SourceServer(ActionServer):
@@ -67,10 +67,10 @@ class SourceServer(ActionServer):
         ranges = [[piece.first_row, piece.first_row + piece.batch.num_rows] for piece in pieces]
         chunk: Json = {"status": status, "sequence": sequence, "ranges": ranges}
         table = pa.Table.from_batches([piece.batch for piece in pieces], self._schema)
-        # What the reader had before it has mapped by now.
+        # The reader has mapped its previous chunk by now.
         self._let_go(request["reader"])
         if table.nbytes >= SHARED_FROM_BYTES and request.get("place") and request["place"] == shared_place():
-            with suppress(OSError):  # No memory for it: it goes through the socket.
+            with suppress(OSError):  # No memory left: send it through the socket.
                 chunk["shared"] = self._share(request["reader"], table)
                 table = self._schema.empty_table()
         return flight.RecordBatchStream(table.replace_schema_metadata({CHUNK: json.dumps(chunk)}))
@@ -81,7 +81,7 @@ class SourceServer(ActionServer):
         return shared.to_json()
 
     def _let_go(self, reader: int, instead: SharedChunk | None = None) -> None:
-        """Close what a reader had in shared memory; `instead` is what it has from now on."""
+        """Close the shared memory of a reader's chunk; `instead` replaces it."""
         with self._sharing:
             before = self._shared.pop(reader, None)
             if instead is not None:
@@ -96,32 +96,32 @@ class SourceServer(ActionServer):
             self._let_go(reader)
 
     def on_acknowledge(self, request: Json) -> Json:
-        """Take the acknowledgement of a reader that leaves."""
+        """Record the acknowledgement of a reader that leaves."""
         self._buffer.acknowledge(request["reader"], request["sequence"])
         self._let_go(request["reader"])
         return {}
 
 
 def spare_collections() -> None:
-    """Let garbage collections skip what lives in this process by now: modules, for the most part.
+    """Let garbage collections skip the current objects of this process; most of them belong to modules.
 
-    Spark's Python worker collects after each task. To look at 76,000 objects, which it has imported by its second
-    task, took 10 to 90 ms, longer than many a partition.
+    Spark's Python worker collects after each task. Visiting 76,000 objects, which it has imported by its second task,
+    took 10 to 90 ms. That is longer than many partitions take.
     """
-    if len(gc.get_objects()) > MANY_OBJECTS:  # Those that are skipped already are not among them.
+    if len(gc.get_objects()) > MANY_OBJECTS:  # Skipped objects are not in this list.
         gc.freeze()
 
 
 class InputBrokeOffError(Exception):
-    """What computes the partition has failed in the middle; Spark itself raises why."""
+    """The computation of the partition's rows has failed; Spark itself raises the reason."""
 
 
 def input_broke_off() -> bool:
-    """Tell whether Spark's rows have ended since what computes them failed: another Python worker, a shuffle, a file.
+    """Return whether the rows ended because their computation failed: in a Python worker, a shuffle or a file.
 
-    Spark then closes its end of the socket to this worker, and Arrow takes that for the end of the rows. After the real
-    end Spark sends more. The socket is found where Spark's worker reads from it, below this function on the stack;
-    where it is not there, as in a test, no input breaks off.
+    In that case Spark closes its end of the socket to this worker, which Arrow takes for the end of the rows. After a
+    real end, Spark sends more bytes. The socket is found on the stack, where Spark's worker reads from it, below this
+    function. Without it, as in a test, the input cannot fail in this way.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -133,20 +133,20 @@ def input_broke_off() -> bool:
 
 @dataclass(frozen=True)
 class FeedTask:
-    """What a feed task needs to know; called by Spark with the partition's batches.
+    """Everything that a feed task needs; Spark calls it with the partition's batches.
 
     Attributes:
-        location: the control plane.
-        secret: the cluster's.
+        location: address of the control plane.
+        secret: the cluster's secret.
         stream: name of the stream.
         index: number of the pass.
-        num_readers: readers of the stream.
+        num_readers: number of readers of the stream.
         batch_rows: rows of one reader's batch.
-        ordered: deal rows by position instead of first come, first served.
-        buffer_bytes: bound of the buffer between Spark and the readers.
-        timeout_s: how long the feed may stand still before that is an error.
-        order: the partitions' own numbers, where they are served in another order.
-        left_out: partitions of the pass, in ascending order, that this job has no tasks for.
+        ordered: assign rows to readers by position, instead of to the first that pulls.
+        buffer_bytes: maximum size of the buffer between Spark and the readers.
+        timeout_s: seconds without progress before an error is raised.
+        order: the partitions' own numbers, if they are served in a different order.
+        left_out: partitions of the pass, in ascending order, for which this job has no tasks.
     """
 
     location: str
@@ -178,7 +178,7 @@ class FeedTask:
             try:
                 rows, stopped = self._serve(control, partition, batches)
             except InputBrokeOffError:
-                return feed_result(partition, 0)  # Spark fails this task, and tries it again.
+                return _feed_result(partition, 0)  # Spark fails this task and runs it again.
             reply = control.call(
                 "partition_done",
                 stream=self.stream,
@@ -192,12 +192,12 @@ class FeedTask:
                 f"partition {partition}: {NOT_REACHED}; Spark serves the rest in another attempt, if "
                 "spark.task.maxFailures allows one"
             )
-        return feed_result(partition, rows)
+        return _feed_result(partition, rows)
 
     def _serve(
         self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]
     ) -> tuple[int, str]:
-        """Return the rows served, and the source if it was stopped before its end."""
+        """Return the number of rows served, and the source's name if it was stopped before its end."""
         first = next((batch for batch in batches if batch.num_rows), None)
         if first is None:
             if input_broke_off():
@@ -237,7 +237,7 @@ class FeedTask:
             server.close()
 
     def _announce(self, control: ActionClient, partition: int, server: SourceServer) -> Json:
-        """Register the source; a second attempt is held until it is known what the first delivered."""
+        """Register the source; a second attempt waits until it is known which rows the first one delivered."""
         until, attempt = time.monotonic() + self.timeout_s, uuid.uuid4().hex
         while time.monotonic() < until:
             reply = control.call(
@@ -262,13 +262,13 @@ FEED_RESULT = pa.schema([("partition", pa.int64()), ("rows", pa.int64())])
 FEED_RESULT_DDL = "partition bigint, rows bigint"
 
 
-def feed_result(partition: int, rows: int) -> pa.RecordBatch:
-    """Return what a feed task gives Spark."""
+def _feed_result(partition: int, rows: int) -> pa.RecordBatch:
+    """Return the row that a feed task returns to Spark."""
     return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
 
 
 def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], skip: Ranges) -> int:
-    """Move Spark's rows into the buffer, less those delivered already; return how many Spark gave."""
+    """Move Spark's rows into the buffer, without those already delivered; return how many rows Spark sent."""
     row = 0
     batch: pa.RecordBatch | None = first
     while batch is not None:
@@ -284,10 +284,10 @@ def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBa
 
 @contextmanager
 def heartbeats(control: ActionClient, source: str, buffer: ChunkBuffer) -> Iterator[list[Exception]]:
-    """Tell the driver once a second that the source lives; stop the buffer when the driver says so.
+    """Report to the driver once a second that the source is up; stop the buffer when the driver says so.
 
     Yields:
-        A list that takes the error when the driver cannot be reached; the buffer is stopped then, too.
+        A list that receives the error if the driver cannot be reached; the buffer is stopped in that case, too.
     """
     ended = threading.Event()
     errors: list[Exception] = []

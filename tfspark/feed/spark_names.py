@@ -1,4 +1,4 @@
-"""Columns of any name in Spark: with dots, backticks or brackets, or the same name in capitals. Runs on the driver."""
+"""Use columns of any name in Spark: with dots, backticks or brackets, or that differ only in case. For the driver."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ArrowFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as Spark's expressions want it."""
+    """Return a column's name quoted for Spark's expressions."""
     return "`" + name.replace("`", "``") + "`"
 
 
 def map_in_arrow(df: DataFrame, function: ArrowFunction, schema: str | StructType) -> DataFrame:
     """Return ``df.mapInArrow(function, schema)``, for columns of any name.
 
-    PySpark 4 looks the columns up by ``df[name]`` there, unquoted, and fails where a name is an expression or a star.
+    PySpark 4 looks up the columns there by an unquoted ``df[name]``, which fails if a name is an expression or a star.
     """
     names = df.columns
     if all(re.fullmatch(r"\w+", name) for name in names) and not _alike(names):
@@ -33,10 +33,10 @@ def map_in_arrow(df: DataFrame, function: ArrowFunction, schema: str | StructTyp
 
 
 def select_by_name(df: DataFrame, names: list[str]) -> DataFrame:
-    """Return the DataFrame with just these columns, each of which it has once, by its exact name."""
+    """Return the DataFrame with only these columns, by exact name; each must occur once."""
     if not _alike(df.columns):
         return df.select(*[df[quoted(name)] for name in names])
-    # Spark takes `a` and `A` for the same name, unless spark.sql.caseSensitive is set; positions are unique.
+    # Spark treats `a` and `A` as one name unless spark.sql.caseSensitive is set; positions are unique.
     positions = _positions(df.columns)
     by_position = df.toDF(*positions)
     return by_position.select(*[by_position[positions[df.columns.index(name)]].alias(name) for name in names])
@@ -52,10 +52,10 @@ def _positions(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Renamed:
-    """A function over batches whose columns get their names back first. Runs in Spark's Python workers.
+    """Restore the columns' names, then call a function over batches. Runs in Spark's Python workers.
 
     Attributes:
-        names: of the columns, in order.
+        names: names of the columns, in order.
         function: called with the batches.
     """
 

@@ -1,4 +1,4 @@
-"""What driver and readers agree on about a stream: its description, its first row, its name."""
+"""The driver's and readers' common data about a stream: its description, its first row, its name."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from tfspark.protocol.values import Json, plain
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What a reader needs to know about a stream; made on the driver, sent as JSON.
+    """The description of a stream that a reader needs; made on the driver, sent as JSON.
 
     Attributes:
-        name: the stream.
-        columns: what is fed.
-        batch_size: rows of a batch of one reader.
-        num_readers: how many readers share the stream.
-        synchronous: all readers give out equally many batches of equal size (padded with weight 0).
-        ordered: rows are dealt by position, so that a pass is the same in every run.
-        shuffle_rows: rows of the shuffle window of each reader; 0: as they come.
+        name: name of the stream.
+        columns: the columns that are fed.
+        batch_size: rows of one reader's batch.
+        num_readers: number of readers that share the stream.
+        synchronous: all readers return the same number of batches of equal size (padded with weight 0).
+        ordered: rows are assigned to readers by position, so that a pass is the same in every run.
+        shuffle_rows: rows of each reader's shuffle window; 0: no shuffling.
         seed: seed of the shuffle.
         chunk_bytes: size of one pull.
-        timeout_s: how long the reader bears that no row comes.
-        cache_bytes: size of each reader's node cache at most; 0: nothing is kept.
-        open_ended: nobody knows how many passes come, nor when the next one does: a stream's micro-batches.
-        has_ledger: readers note which rows each step uses, for checkpoints within a pass.
+        timeout_s: seconds without a row before a DeadlineError.
+        cache_bytes: maximum size of each reader's node cache; 0: nothing is stored.
+        open_ended: the number and times of the passes are unknown: they are micro-batches of a streaming DataFrame.
+        has_ledger: readers record which rows each step uses, for checkpoints within a pass.
     """
 
     name: str
@@ -49,26 +49,26 @@ class StreamSpec:
     has_ledger: bool = False
 
     def to_json(self) -> Json:
-        """Return a form that survives JSON."""
+        """Return a form that can be written as JSON."""
         told: Json = json.loads(json.dumps({**vars(self), "columns": self.columns.to_json()}, default=plain))
         return told
 
     @classmethod
     def from_json(cls, data: Json) -> StreamSpec:
-        """Rebuild what `to_json` gave."""
+        """Create the description from the result of `to_json`."""
         known = {key: data[key] for key in cls.__dataclass_fields__}
         return cls(**{**known, "columns": Columns.from_json(data["columns"])})
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a reader begins within a pass, as a checkpoint has it.
+    """Where a reader begins within a pass; taken from a checkpoint.
 
     Attributes:
-        steps: batches that were used before.
-        rows: rows this reader has had before, if it does not read the pass anew.
-        replays: whether it reads the pass anew and leaves out the first `steps` batches: those of an ordered stream
-            are the same again.
+        steps: number of batches used before.
+        rows: number of rows this reader has had before, if it does not read the pass from its beginning.
+        replays: whether it reads the pass from its beginning and skips the first `steps` batches. The batches of an
+            ordered stream are the same again.
     """
 
     steps: int = 0
@@ -96,7 +96,7 @@ def first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def decode_sample(text: str) -> pa.RecordBatch:
-    """Decode what `encode_sample` gave."""
+    """Decode the result of `encode_sample`."""
     table = pa.ipc.open_stream(base64.b64decode(text)).read_all()
     return table.combine_chunks().to_batches()[0]
 
@@ -107,10 +107,10 @@ def stream_of(qname: str) -> str:
 
 
 def check_qname(qname: str, queues: Sequence[str]) -> None:
-    """Refuse a queue the cluster does not have.
+    """Reject a queue that the cluster does not have.
 
     Raises:
-        ConfigError: its name is not among `queues`, or is kept for errors.
+        ConfigError: its name is not among `queues`, or is reserved for errors.
     """
     known = [name for name in queues if name != "error"]
     if qname not in known:

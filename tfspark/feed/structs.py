@@ -1,6 +1,6 @@
-"""Structs that have a meaning in Spark: vectors of Spark ML and images of Spark's image source.
+"""Convert structs that have a meaning in Spark: vectors of Spark ML, and images of Spark's image source.
 
-Used by `tfspark.feed.arrays` in the reader. Pure: Arrow and NumPy only, vectorised.
+Used by `tfspark.feed.arrays` in the reader. Pure: only Arrow and NumPy, vectorised.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Array = npt.NDArray[Any]
 VECTOR_FIELDS = ("type", "size", "indices", "values")
 IMAGE_FIELDS = ("origin", "height", "width", "nChannels", "mode", "data")
 RGB_ORDER = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}
-"""Channels -> where red, green, blue and alpha are: Spark stores them as OpenCV does, blue first."""
+"""Number of channels -> positions of red, green, blue and alpha. Spark stores them as OpenCV does, blue first."""
 UINT8_MODES = (0, 16, 24)
 """OpenCV's CV_8UC1, CV_8UC3 and CV_8UC4."""
 
 
 def is_vector(arrow_type: pa.DataType) -> bool:
-    """Tell whether this is how Spark sends a `pyspark.ml.linalg.Vector`."""
+    """Return whether this is the type in which Spark sends a `pyspark.ml.linalg.Vector`."""
     return _has_fields(arrow_type, VECTOR_FIELDS)
 
 
 def is_image(arrow_type: pa.DataType) -> bool:
-    """Tell whether this is a row of ``spark.read.format("image")``."""
+    """Return whether this is the type of a row of ``spark.read.format("image")``."""
     return _has_fields(arrow_type, IMAGE_FIELDS)
 
 
@@ -39,11 +39,11 @@ def _has_fields(arrow_type: pa.DataType, names: tuple[str, ...]) -> bool:
 
 
 def vectors_to_numpy(array: pa.StructArray, name: str) -> Array:
-    """Convert vectors, dense and sparse ones, to a dense array.
+    """Convert dense and sparse vectors to a dense array.
 
     Args:
-        array: without nulls.
-        name: of the column, for errors.
+        array: vectors without nulls.
+        name: name of the column, for errors.
 
     Returns:
         ``(n, size)`` float64.
@@ -67,10 +67,10 @@ def vectors_to_numpy(array: pa.StructArray, name: str) -> Array:
 
 
 def dense_row_bytes(array: pa.Array) -> int:
-    """Return the bytes of a row of vectors when it is dense; 0 for anything else, which takes what it took in Arrow.
+    """Return the bytes of one dense row of vectors; 0 for other types, which need as much memory as in Arrow.
 
-    A sparse vector of 262,144 dimensions, as of Spark's HashingTF, has some hundred numbers: a chunk of them would grow
-    two thousandfold.
+    A sparse vector of 262,144 dimensions, as Spark's HashingTF makes, has about a hundred numbers. A chunk of them
+    would become two thousand times larger.
     """
     if not is_vector(array.type):
         return 0
@@ -91,14 +91,14 @@ def images_to_numpy(array: pa.StructArray, name: str) -> Array:
     """Convert Spark's images to RGB (or gray, or RGBA).
 
     Args:
-        array: without nulls.
-        name: of the column, for errors.
+        array: images without nulls.
+        name: name of the column, for errors.
 
     Returns:
         ``(n, height, width, channels)`` uint8.
 
     Raises:
-        DataError: an image that Spark could not decode, or images of several sizes.
+        DataError: Spark could not decode an image, or images differ in size.
     """
     origins, *fields, data = array.flatten()
     shapes = np.stack([pc.fill_null(field, -1).to_numpy() for field in fields[:3]], axis=1)
@@ -117,7 +117,7 @@ def images_to_numpy(array: pa.StructArray, name: str) -> Array:
 
 
 def binary_buffers(array: pa.Array) -> tuple[Array, Array]:
-    """View a binary or string array without nulls: all its bytes, and where each row begins and ends in them.
+    """View a binary or string array without nulls as its bytes and the bounds of each row in them.
 
     Returns:
         ``(bytes,)`` uint8 and ``(n + 1,)`` int64.

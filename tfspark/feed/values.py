@@ -1,6 +1,6 @@
-"""From Arrow values, and lists of lists of them, to dense NumPy arrays: numbers, strings, times.
+"""Convert Arrow values, and nested lists of them, to dense NumPy arrays: numbers, strings, times.
 
-Used by `tfspark.feed.arrays` in the reader. Pure: Arrow and NumPy only. An error begins with the row: ``row 17:``.
+Used by `tfspark.feed.arrays` in the reader. Pure: only Arrow and NumPy. An error begins with the row: ``row 17:``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from tfspark.feed.structs import binary_buffers
 
 Array = npt.NDArray[Any]
 RowOf = Callable[[int], int]
-"""Position of a value -> the row it is in."""
+"""Maps the position of a value to its row."""
 
 
 def nested_to_numpy(array: pa.Array, name: str, row_of: RowOf = int, inside: bool = False) -> Array:
-    """Flatten lists of lists into one dense array, checking that each level is regular.
+    """Flatten nested lists into one dense array; check that each level has lists of one length.
 
     Args:
-        array: numbers or strings, or lists of them, of lists of them ...
-        name: of the column, for errors.
-        row_of: which row an entry of the array is in.
-        inside: the entries are parts of the rows' arrays, not the rows themselves.
+        array: numbers or strings, or nested lists of them.
+        name: name of the column, for errors.
+        row_of: maps an entry of the array to its row.
+        inside: whether the entries are parts of the rows' arrays instead of whole rows.
     """
     sizes = [len(array)]
     while is_list(array.type):
@@ -54,14 +54,14 @@ def _divided(row_of: RowOf, entries: int) -> RowOf:
 
 
 def is_list(arrow_type: pa.DataType) -> bool:
-    """Tell whether each entry is a list, of whatever kind."""
+    """Return whether each entry is a list of any kind."""
     types = pa.types
     is_plain = types.is_list(arrow_type) or types.is_large_list(arrow_type)
     return bool(is_plain or types.is_fixed_size_list(arrow_type))
 
 
 def refuse_nulls(array: pa.Array, name: str, what: str = "is null", row_of: RowOf = int) -> None:
-    """Raise a DataError that names the row of the first null, if there is one."""
+    """Raise a DataError that names the row of the first null, if there is a null."""
     if array.null_count:
         row = row_of(pc.index(pc.is_null(array), True).as_py())
         raise DataError(
@@ -80,7 +80,7 @@ def _refuse_null_values(array: pa.Array, name: str, row_of: RowOf) -> None:
 
 
 def _primitive_to_numpy(array: pa.Array, name: str) -> Array:
-    """Convert an array without nulls of numbers, truth values, strings, decimals or times."""
+    """Convert numbers, booleans, strings, decimals or times without nulls."""
     kind = array.type
     if is_bytes(kind):
         return objects(array)
@@ -112,7 +112,7 @@ def _advice(kind: pa.DataType, name: str) -> str:
 
 
 def uniform_length(lengths: pa.Array, name: str, unit: str, row_of: RowOf, fix: str) -> int:
-    """Return the one length that all have; `fix` begins what an error advises."""
+    """Return the common length of all entries; `fix` is the first advice in the error."""
     if not len(lengths):
         return 0
     expected = lengths[0].as_py()
@@ -127,19 +127,19 @@ def uniform_length(lengths: pa.Array, name: str, unit: str, row_of: RowOf, fix: 
 
 
 def is_bytes(arrow_type: pa.DataType) -> bool:
-    """Tell whether these are strings or binaries."""
+    """Return whether these are strings or binaries."""
     is_text = pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type)
     is_binary = pa.types.is_binary(arrow_type) or pa.types.is_large_binary(arrow_type)
     return bool(is_text or is_binary or pa.types.is_fixed_size_binary(arrow_type))
 
 
 def is_text(arrow_type: pa.DataType) -> bool:
-    """Tell whether these are strings, not binaries."""
+    """Return whether these are strings, not binaries."""
     return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type))
 
 
 def text_problem(name: str, dtype: str) -> str:
-    """Say that a column of text was declared as numbers: its bytes are no values."""
+    """Return the message for a text column that was declared as numbers: its bytes are not values."""
     return (
         f"column {name!r} is text (string), which cannot be fed as {dtype}; parse it in Spark before feeding, for "
         f"example df.withColumn({name!r}, df[{name!r}].cast('double')), or cast it to 'binary' if its bytes are raw "
@@ -148,12 +148,12 @@ def text_problem(name: str, dtype: str) -> str:
 
 
 def objects(array: pa.Array) -> Array:
-    """Return strings and binaries as TensorFlow wants them: an array of bytes objects."""
+    """Return strings and binaries in the form TensorFlow needs: an array of bytes objects."""
     return np.array(pc.cast(array, pa.large_binary()).to_pylist(), dtype=object)
 
 
 def raw_values(array: pa.Array, name: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """View all bytes of a binary column as one run of values; return it and each row's bounds in it."""
+    """View all bytes of a binary column as one array of values; return it and the bounds of each row in it."""
     if is_text(array.type):
         raise DataError(f"row 0: {text_problem(name, dtype.name)}")
     data, offsets = binary_buffers(array)

@@ -1,7 +1,7 @@
-"""Evaluate a trained model on the rows of a DataFrame, each exactly once. `evaluate` is called on the driver.
+"""Evaluate a trained model on the rows of a DataFrame, each row exactly once. `evaluate` is called on the driver.
 
-Each partition is evaluated where Spark computes it. The states of Keras's metrics are sums over rows, so those of the
-partitions are added up, and one Python worker makes results of the total. No cluster of trainers is needed.
+Each partition is evaluated where Spark computes it. The states of Keras's metrics are sums over rows, so the states of
+all partitions are added up, and one Python worker computes the results from the total. No trainers are needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 MOST_COUNTED = 300
-"""Of more classes no confusion matrix is counted: each partition would send its square."""
+"""Maximum number of classes for a confusion matrix: each partition sends the square of this number."""
 COMPILED = "compiled"
 
 
@@ -44,14 +44,14 @@ def evaluate(
     """Return a model's metrics over all rows.
 
     Args:
-        df: the rows, with labels as the network takes them.
+        df: the rows, with labels in the form that the network takes.
         model: a ``.keras`` file that was saved compiled.
         columns: features, label and weight.
-        num_classes: count the predicted classes, too.
-        batch_rows: most rows of one call.
+        num_classes: also count the predicted classes.
+        batch_rows: maximum rows per call of the model.
 
     Returns:
-        Metric name -> value; with `num_classes` also ``confusion_matrix`` and ``roc``, as of `TFCluster.evaluate`.
+        Metric name -> value; with `num_classes` also ``confusion_matrix`` and ``roc``, see `TFCluster.evaluate`.
 
     Raises:
         ConfigError: the model is not compiled.
@@ -82,7 +82,7 @@ class _EvaluatePartition:
     num_classes: int | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield one row: the metrics' states, flat, and the counts of classes; none for a partition without rows."""
+        """Yield one row: flat metric states and class counts; nothing for a partition without rows."""
         metrics: PartMetrics | None = None
         for rows in self.predictor.slices(batches):
             if metrics is None:
@@ -107,7 +107,7 @@ class _Finish:
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one row: the results as JSON."""
         for _ in batches:
-            pass  # A Python worker that leaves rows unread is not used again, and TensorFlow goes with it.
+            pass  # Read all rows: otherwise Spark ends this worker, with its TensorFlow.
         metrics = _metrics_of(self.predictor, self.num_classes)
         metrics.build(next(iter(pa.ipc.open_stream(self.first_row))))
         yield pa.record_batch([[json.dumps(metrics.result(np.asarray(self.total), self.kind))]], ["result"])
@@ -145,7 +145,7 @@ class PartMetrics:
         self._counts = np.zeros(0)
 
     def build(self, batch: pa.RecordBatch) -> None:
-        """Measure a row and forget it: metrics make their variables with the first rows, outside of a graph."""
+        """Evaluate a row and reset: metrics create their variables with the first rows, outside of a graph."""
         if not self._is_built:
             row = batch.slice(0, 1)
             sink = pa.BufferOutputStream()
@@ -166,7 +166,7 @@ class PartMetrics:
         return {**rows, WEIGHT: weights}
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Measure the rows of a batch."""
+        """Evaluate the rows of a batch."""
         self.build(batch)
         rows = self._converted(batch)
         kinds = tuple((name, values.dtype.str, values.shape[1:]) for name, values in sorted(rows.items()))
@@ -190,17 +190,17 @@ class PartMetrics:
         return None if found is None else count_classes(self._model, element[:2], self._num_classes, found)
 
     def state(self) -> Array:
-        """Return the states of all metrics, one after the other, and the counts."""
+        """Return the states of all metrics in one array, followed by the counts."""
         states = [
             np.asarray(variable.numpy(), np.float64).reshape(-1) for variable in self._model.metrics_variables
         ]
         return np.concatenate([*states, self._counts])
 
     def result(self, total: Array, kind: str) -> dict[str, Any]:
-        """Return the results of states that were added up.
+        """Return the results from summed states.
 
         Shapes:
-            total: what `state` returns.
+            total: sum of the results of `state`.
         """
         from tfspark.training.class_counts import matrix_and_curves
         from tfspark.training.evaluation import plain_logs, roc_of

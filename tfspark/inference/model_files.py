@@ -1,4 +1,4 @@
-"""A trained model as bytes: read on the driver, shipped with Spark's task, loaded once in each Python worker."""
+"""A trained model as bytes: read on the driver, sent with Spark's task, loaded once in each Python worker."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tfspark.greetings import without_greetings
 
 KERAS, SAVED_MODEL = "keras", "saved_model"
 MOST_BYTES = 1 << 30
-"""Spark ships a task's code, with the model in it, as one array of the JVM, which holds 2 GiB."""
+"""Spark sends a task's code, including the model, as one JVM array, which holds at most 2 GiB."""
 LOADED_MODELS = 3
-"""So many models a Python worker keeps: a pipeline may have several stages."""
+"""Maximum number of models that a Python worker keeps: a pipeline may have several stages."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model and what it takes to load it.
+    """A model and everything that is needed to load it.
 
     Attributes:
         kind: ``keras`` or ``saved_model``.
-        files: (path within the model, bytes) pairs; of a ``.keras`` file the one.
-        modules: (name, source) of Python modules to run before it is loaded: they register its custom objects.
-        custom_objects: more custom objects, by the name in the model.
-        signature: of a SavedModel, the name of the function to call.
-        digest: checksum over the files and modules: two versions of one file never pass for each other.
+        files: (path within the model, bytes) pairs; only one for a ``.keras`` file.
+        modules: (name, source) of Python modules to run before loading; they register custom objects.
+        custom_objects: more custom objects, by their names in the model.
+        signature: for a SavedModel, the name of the function to call.
+        digest: checksum of the files and modules, so that two versions of one file are never confused.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class ModelFiles:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what Spark cannot ship, and note the checksum."""
+        """Reject a model that is too large for Spark to send, and compute the checksum."""
         num_bytes = sum(len(data) for _, data in self.files)
         if num_bytes > MOST_BYTES:
             raise ConfigError(
@@ -67,7 +67,7 @@ class ModelFiles:
 def of_keras(
     data: bytes, modules: tuple[tuple[str, str], ...] = (), custom_objects: Mapping[str, Any] | None = None
 ) -> ModelFiles:
-    """Make a model of the bytes of a ``.keras`` file."""
+    """Create a model from the bytes of a ``.keras`` file."""
     return ModelFiles(KERAS, (("model.keras", data),), modules, dict(custom_objects or {}))
 
 
@@ -75,7 +75,7 @@ def read_model(path: str | Path, signature: str = "serving_default") -> ModelFil
     """Read a ``.keras`` file or a SavedModel's directory on the driver.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the path is neither.
     """
     place = Path(str(path).removeprefix("file:"))
     if place.is_file() and place.suffix == ".keras":
@@ -92,7 +92,7 @@ def read_model(path: str | Path, signature: str = "serving_default") -> ModelFil
 
 
 class LoadedModels:
-    """The models that this process holds, the least recently used of which goes first."""
+    """The models that this process holds; the least recently used one is removed first."""
 
     def __init__(self, most: int = LOADED_MODELS):
         self._most = most
@@ -101,13 +101,13 @@ class LoadedModels:
     def get(
         self, model: ModelFiles, make: Callable[[Any], Any], key: Any = None, compiled: bool = False
     ) -> Any:
-        """Return what `make` makes of the loaded model; it is made once for each version of its files.
+        """Return the result of `make` for the loaded model; it is computed once for each version of its files.
 
         Args:
             model: the files.
             make: called with the loaded model.
-            key: tells apart what several callers make of one model.
-            compiled: with its loss and metrics.
+            key: identifies the caller's result, if several callers use one model.
+            compiled: load the model with its loss and metrics.
         """
         place = (model.digest, key)
         made = self._models.pop(place, None)
@@ -121,7 +121,7 @@ class LoadedModels:
 
 @functools.cache
 def loaded_models() -> LoadedModels:
-    """Return those of this process."""
+    """Return the loaded models of this process."""
     return LoadedModels()
 
 
@@ -131,9 +131,11 @@ def load(model: ModelFiles, compiled: bool = False) -> Any:
     Raises:
         ConfigError: a SavedModel has no such signature.
     """
-    os.environ["KERAS_BACKEND"] = "tensorflow"  # As in trainers; other work of the user may need another.
+    os.environ["KERAS_BACKEND"] = (
+        "tensorflow"  # As in trainers; the user's other work may use another backend.
+    )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with without_greetings():  # Some come with the first variable.
+    with without_greetings():  # TensorFlow prints some with the first variable.
         for name, source in model.modules:
             run_module(name, source)
         return _loaded(model, compiled)
@@ -164,12 +166,12 @@ def _signature_of(folder: str, signature: str) -> Any:
             "them"
         )
     function = loaded.signatures[signature]
-    function._tfspark_model = loaded  # A signature does not keep its model's variables alive.
+    function._tfspark_model = loaded  # A signature alone does not keep the model's variables alive.
     return function
 
 
 def run_module(name: str, source: str) -> types.ModuleType:
-    """Run a module's source under a name of its own, and return the module; once for each version of the source."""
+    """Run a module's source under its own name, once for each version of the source; return the module."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     full = f"tfspark_inference_{digest}"
     if full not in sys.modules:

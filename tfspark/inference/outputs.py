@@ -1,4 +1,4 @@
-"""What columns a model's outputs become. Declared on the driver, computed in Spark's Python workers. Pure."""
+"""The columns that a model's outputs become. Declared on the driver, computed in Spark's Python workers. Pure."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Array = npt.NDArray[Any]
 Kind = Literal["value", "number", "vector", "class", "probability", "chances", "raw", "name", "text"]
 
 LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
-"""Its logarithm stands for that of 0."""
+"""Smallest probability whose logarithm is taken; it replaces 0."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A column that is computed.
+    """A computed column.
 
     Attributes:
         column: its name.
-        kind: ``value``: the output as it is, a number or nested arrays; ``number``: one double for each row;
-            ``vector``: a vector of Spark ML; ``class``: the most probable class; ``probability``: the vector of the
-            classes' probabilities; ``chances``: the same as an array; ``raw``: the vector of their logarithms, whose
-            softmax the probabilities are; ``name``: the class whose number the output is; ``text``: strings.
-        type: Spark's type of the column, as DDL; of vectors ``vector``.
-        tensor: name of the model's output; None: its only one, or its first.
-        classes: what a label was, in the order of the classes; empty: numbers from 0 on.
+        kind: ``value``: the output unchanged, a number or nested arrays; ``number``: one double per row; ``vector``: a
+            Spark ML vector; ``class``: the most probable class; ``probability``: the vector of class probabilities;
+            ``chances``: the same as an array; ``raw``: the vector of their logarithms, whose softmax gives the
+            probabilities; ``name``: the label of the class whose number is the output; ``text``: strings.
+        type: Spark type of the column, as DDL; for vectors ``vector``.
+        tensor: name of the model's output; None: its only or first output.
+        classes: original labels in the order of the classes; empty: numbers from 0.
     """
 
     column: str
@@ -41,7 +41,7 @@ class Output:
     classes: tuple[Any, ...] = ()
 
     def compute(self, values: Array) -> pa.Array:
-        """Make the column of the output's values.
+        """Compute the column from the output's values.
 
         Shapes:
             values: ``(rows, ...)``.
@@ -65,7 +65,7 @@ class Output:
         return to_arrow(values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values)
 
     def empty(self, count: int) -> pa.Array:
-        """Return nulls for rows without a prediction, where no row has one to take the type from."""
+        """Return nulls for rows without a prediction, if no row has one from which to take the type."""
         return pa.nulls(count, arrow_type(self.type))
 
     def _labels(self, chosen: Array) -> pa.Array:
@@ -77,7 +77,7 @@ class Output:
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """Return Arrow's type of one of Spark's, by its DDL; ``vector`` is that of Spark ML."""
+    """Return the Arrow type of a Spark DDL type; ``vector`` is that of Spark ML."""
     if name.startswith("array<"):
         return pa.list_(arrow_type(name[len("array<") : -1]))
     return _ARROW_TYPES[name]
@@ -98,7 +98,7 @@ _ARROW_TYPES = {
 
 
 def probabilities(values: Array) -> Array:
-    """Return each class's probability, also where a model gives that of class 1 alone: ``(..., classes)``."""
+    """Return each class's probability, also if a model returns only that of class 1: ``(..., classes)``."""
     if values.ndim == 1:
         values = values[:, None]
     return np.concatenate([1 - values, values], axis=-1) if values.shape[-1] == 1 else values

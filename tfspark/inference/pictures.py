@@ -1,4 +1,4 @@
-"""The pictures that a model's module draws of some rows, in a Python worker of Spark. Called on the driver."""
+"""Pictures of some rows, drawn by a model's module in a Python worker of Spark. Called on the driver."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 SHOWN_ROWS = 1000
-"""As in a run: so many rows of an evaluation are shown to the module."""
+"""Number of rows of an evaluation that the module gets, as in a run."""
 DRAWS = "def draw("
 PICTURES_DDL = "name string, data binary"
 
 
 def draw_rows(df: DataFrame, model: ModelFiles, columns: Columns) -> dict[str, bytes]:
-    """Let the model's module draw some of the rows; return the name and the contents of each file.
+    """Let the model's module draw some of the rows; return file name -> content.
 
     Args:
-        df: the rows, with labels as the network takes them.
+        df: the rows, with labels in the form that the network takes.
         model: a ``.keras`` file and its module; nothing is drawn if the module has no ``draw``.
         columns: features, label and weight.
     """
@@ -49,7 +49,7 @@ class DrawTask:
     """Draws the rows of its partition.
 
     Attributes:
-        predictor: the model and what it reads.
+        predictor: the model and the columns it reads.
     """
 
     predictor: Predictor
@@ -71,7 +71,7 @@ class DrawTask:
                 yield pa.record_batch([[file.name], [file.read_bytes()]], ["name", "data"])
 
     def _element(self, batch: pa.RecordBatch) -> Any:
-        """Return features and label as the model takes them."""
+        """Return features and label in the form that the model takes."""
         from tfspark.feed.reader import WEIGHT
 
         columns = self.predictor.columns
@@ -81,7 +81,7 @@ class DrawTask:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Put batches together; None: there are none, or they are not dense."""
+    """Concatenate batches; None if there are none, or they are not dense."""
     import tensorflow as tf
 
     if not parts or not all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(parts)):

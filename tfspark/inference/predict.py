@@ -1,4 +1,4 @@
-"""`tfspark.predict`: a DataFrame, and what a trained model says of its rows. Called on the driver."""
+"""`tfspark.predict`: add the predictions of a trained model to a DataFrame. Called on the driver."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class TrainedModel:
     """A model that was found on disk.
 
     Attributes:
-        files: what is shipped.
-        signature: its inputs and outputs; None: only loading tells.
-        described: its columns and classes; None: nothing is known of them.
+        files: the files that are sent to the workers.
+        signature: its inputs and outputs; None: unknown until the model is loaded.
+        described: its columns and classes; None: unknown.
     """
 
     files: ModelFiles
@@ -64,27 +64,27 @@ def predict(
 ) -> DataFrame:
     """Add a model's predictions to the rows of a DataFrame.
 
-    All columns, the order and the number of rows stay as they are. Each of Spark's Python workers loads the model
-    once.
+    Columns, order and number of rows do not change. Each of Spark's Python workers loads the model once.
 
     Args:
         df: the rows.
         model: a run directory of ``tfspark run``, a ``.keras`` file, the directory of a SavedModel, or a model of
             `tfspark.ml`.
-        features: the columns that the model reads; None: those it was trained on, or those called as its inputs are.
-        output: name of the column of the predictions. Of a classifier whose classes are known these are labels as
-            the training's were. A model of several outputs makes a column for each: ``prediction_<name>``.
-        probability: name of the column with each class's probability, an array in the order of the classes; None:
-            there is none.
-        handle_invalid: ``error``: a null in a feature is an error; ``skip``: such rows are left out; ``keep``: their
+        features: the columns that the model reads; None: the columns it was trained on, or columns named like its
+            inputs.
+        output: name of the prediction column. For a classifier with known classes it has the original labels. For a
+            model with several outputs, there is a column for each: ``prediction_<name>``.
+        probability: name of the column with each class's probability, an array in the order of the classes; None: no
+            such column.
+        handle_invalid: ``error``: a null in a feature is an error; ``skip``: such rows are dropped; ``keep``: their
             prediction is null.
-        batch_rows: most rows of one call of the model.
-        signature: of a SavedModel, the function to call.
+        batch_rows: maximum rows per call of the model.
+        signature: for a SavedModel, the function to call.
 
     Raises:
-        ConfigError: there is no such model, or a column is missing or in the way.
+        ConfigError: there is no such model, a column is missing, or a new column's name already exists.
     """
-    check_invalid(handle_invalid)
+    _check_invalid(handle_invalid)
     if hasattr(model, "transform"):
         predicted: DataFrame = model.transform(df)
         return predicted
@@ -95,7 +95,7 @@ def predict(
     columns = _columns(df, found, features)
     described = found.described
     if described is not None and described.classes and not described.is_multi_label:
-        outputs = class_outputs(described.classes, output, probability)
+        outputs = _class_outputs(described.classes, output, probability)
     else:
         assert found.signature is not None
         outputs = value_outputs(found.signature, output)
@@ -106,7 +106,7 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
     """Add a predictor's columns to a DataFrame.
 
     Raises:
-        ConfigError: a column is not there, or one to be added is.
+        ConfigError: a column is missing, or a new column's name already exists.
     """
     fields = df.schema.fields
     names = [field.name for field in fields if field.name not in predictor.hidden]
@@ -117,7 +117,7 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
                 "drop it, or choose another name for the prediction (predictionCol, output=, --output-column)"
             )
     use_own_python(df.sparkSession)
-    # By position: names may be expressions, or differ in capitals alone.
+    # By position: names may be expressions, or differ only in case.
     by_place = df.toDF(*(f"column_{place}" for place in range(len(fields))))
     columns = [by_place[f"column_{place}"] for place in range(len(fields))]
     read = [dict(zip(df.columns, columns, strict=True))[name] for name in predictor.read]
@@ -137,16 +137,16 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
 
 
 def _function(predictor: Predictor) -> Any:
-    """Return a function of Spark from the columns that are read to a struct of predictions.
+    """Return a Spark function from the columns that the model reads to a struct of predictions.
 
-    The other columns do not leave the JVM. Spark may neither move it nor call it twice, which it does with those that
-    are deterministic where a filter looks at what they return.
+    The other columns do not leave the JVM. The function is marked as not deterministic: Spark would otherwise move it,
+    or call it twice where a filter uses its result.
     """
     from pyspark.sql.functions import arrow_udf
     from pyspark.sql.types import StructField, StructType
 
     kind = StructType(
-        [StructField(f"_{place}", data_type(output.type)) for place, output in enumerate(predictor.outputs)]
+        [StructField(f"_{place}", _data_type(output.type)) for place, output in enumerate(predictor.outputs)]
     )
     task = PredictTask(predictor)
     return arrow_udf(task.of_one if len(predictor.read) == 1 else task.of_several, kind).asNondeterministic()
@@ -157,7 +157,7 @@ class PredictTask:
     """Predicts the rows of a partition. Runs in a Python worker of Spark.
 
     Attributes:
-        predictor: the model, what it reads and what is made.
+        predictor: the model, the columns it reads and the columns it computes.
     """
 
     predictor: Predictor
@@ -174,19 +174,19 @@ class PredictTask:
         )
 
 
-def data_type(name: str) -> Any:
-    """Return Spark's type by its DDL; ``vector`` is that of Spark ML."""
+def _data_type(name: str) -> Any:
+    """Return the Spark type of a DDL string; ``vector`` is that of Spark ML."""
     from pyspark.ml.linalg import VectorUDT
     from pyspark.sql.types import StructType
 
     return VectorUDT() if name == "vector" else StructType.fromDDL(f"value {name}").fields[0].dataType
 
 
-def check_invalid(given: str) -> str:
-    """Return how nulls are handled, or refuse it.
+def _check_invalid(given: str) -> str:
+    """Return how nulls are handled; reject unknown values.
 
     Raises:
-        ConfigError: it is none of the three ways.
+        ConfigError: the value is not one of the three.
     """
     if given not in INVALID:
         near = difflib.get_close_matches(str(given), INVALID, 1)
@@ -226,10 +226,10 @@ def _of_run(run: Path) -> TrainedModel:
 
 
 def describe(df: DataFrame, model: ModelFiles) -> Signature:
-    """Ask a Python worker of Spark's for a model's inputs and outputs; the driver has no TensorFlow.
+    """Let a Python worker of Spark read a model's inputs and outputs; the driver has no TensorFlow.
 
     Raises:
-        ConfigError: the model does not say.
+        ConfigError: the model does not declare them.
     """
     found = df.sparkSession.range(0, 1, 1, 1).mapInArrow(DescribeTask(model), "signature string").collect()
     signature = Signature.from_json(json.loads(found[0][0]))
@@ -243,7 +243,7 @@ def describe(df: DataFrame, model: ModelFiles) -> Signature:
 
 @dataclass(frozen=True)
 class DescribeTask:
-    """Tells a model's inputs and outputs. Runs in a Python worker of Spark.
+    """Return a model's inputs and outputs. Runs in a Python worker of Spark.
 
     Attributes:
         model: the files.
@@ -254,7 +254,7 @@ class DescribeTask:
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield one row: the signature as JSON."""
         for _ in batches:
-            pass  # A Python worker that leaves rows unread is not used again, and TensorFlow goes with it.
+            pass  # Read all rows: otherwise Spark ends this worker, with its TensorFlow.
         loaded = load(self.model)
         found = (
             signature_of_keras(loaded) if self.model.kind == KERAS else signature_of_function(loaded)
@@ -293,7 +293,7 @@ def _columns(
 
 
 def _named(items: Sequence[str | Column], signature: Signature) -> Iterator[Column]:
-    """Give columns the shapes of the inputs that are called like them, or else stand at their places."""
+    """Give columns the shapes of the inputs with the same names, or otherwise of those in the same positions."""
     by_name = {tensor.name: tensor for tensor in signature.inputs}
     by_place = len(items) == len(signature.inputs)
     for place, item in enumerate(items):
@@ -309,7 +309,7 @@ def _as_column(tensor: Any, name: str) -> Column:
     return Column(name, shape=shape)
 
 
-def class_outputs(classes: tuple[Any, ...], output: str, probability: str | None) -> tuple[Output, ...]:
+def _class_outputs(classes: tuple[Any, ...], output: str, probability: str | None) -> tuple[Output, ...]:
     """Return the columns of a classifier: the label, and each class's probability as an array."""
     kind = "string" if isinstance(classes[0], str) else "bigint"
     made = [Output(output, "class", kind, classes=tuple(classes))]

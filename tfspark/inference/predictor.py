@@ -1,6 +1,6 @@
-"""Apply a model to Arrow batches. Runs in Spark's Python workers, which then hold TensorFlow and the model.
+"""Apply a model to Arrow batches. Runs in Spark's Python workers, which load TensorFlow and the model.
 
-The rows take the way they took in training (`tfspark.feed`): the same conversion, scaling, decoding and padding.
+Rows are processed as in training (`tfspark.feed`): the same conversion, scaling, decoding and padding.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Invalid = str
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 16 << 20
-"""Of the features of one call, as the model sees them."""
+"""Maximum bytes of the features of one call, in the form that the model gets."""
 FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model, the columns it reads and the columns it makes.
+    """A model, the columns it reads and the columns it computes.
 
     Attributes:
         model: the files.
         columns: its features; a label is not needed.
-        outputs: columns to add behind those of the rows.
-        handle_invalid: rows whose feature is null are an ``error``, or left out (``skip``), or kept with a null
-            prediction (``keep``).
-        batch_rows: most rows of one call of the model.
-        batch_bytes: most bytes of the features of one call.
-        hidden: columns of the rows that are not given on.
-        prepare: what is done to a batch before its features are read; what it adds is not given on.
+        outputs: columns to add after those of the rows.
+        handle_invalid: a null feature is an ``error``, or its row is dropped (``skip``) or gets a null prediction
+            (``keep``).
+        batch_rows: maximum rows per call of the model.
+        batch_bytes: maximum bytes of the features per call.
+        hidden: columns of the rows that are not returned.
+        prepare: applied to a batch before its features are read; columns it adds are not returned.
         call: ``call(model, x)`` returns output name -> tensor; None: the model is called.
     """
 
@@ -59,16 +59,16 @@ class Predictor:
     call: Callable[[Any, Any], Mapping[str, Any]] | None = None
 
     def predicted(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.StructArray]:
-        """Yield the predictions of Spark's batches, a struct for each row; without rows the model is not loaded.
+        """Yield the predictions for Spark's batches, a struct for each row; without rows the model is not loaded.
 
-        Null features are an error, or keep their row, whose predictions are null.
+        A null feature is an error, or its row gets null predictions.
         """
         names = [f"_{place}" for place in range(len(self.outputs))]
         for rows in self.slices(batches):
             yield pa.StructArray.from_arrays(self._predicted(rows), names)
 
     def slices(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of one call after the other."""
+        """Yield the rows of each call, one call after another."""
         for batch in batches:
             if batch.num_rows:
                 size = self._rows_of_call(batch)
@@ -76,7 +76,7 @@ class Predictor:
                     yield batch.slice(start, size)
 
     def _rows_of_call(self, batch: pa.RecordBatch) -> int:
-        """Return how many rows go into one call: by bytes, as they are in Arrow and as the model sees them."""
+        """Return the number of rows of one call, from their bytes in Arrow and in the form that the model gets."""
         sent = [column for column in self.columns.sent if column.name in batch.schema.names]
         names = [column.name for column in sent] or batch.schema.names
         in_arrow: float = sum(batch.column(name).nbytes for name in names) / batch.num_rows
@@ -117,7 +117,7 @@ class Predictor:
         results = step(rows)
         arrays = []
         for output in self.outputs:
-            values = results[output_name(output, list(results))].numpy()
+            values = results[_output_name(output, list(results))].numpy()
             if values.ndim == 0 or len(values) != batch.num_rows:
                 raise ConfigError(
                     f"expected an output for each of {batch.num_rows} rows, the model's output for column "
@@ -131,7 +131,7 @@ class Predictor:
         """Return a function from converted rows to the model's outputs by name."""
         from tfspark.feed.reader import WEIGHT
 
-        call = _call_signature if self.model.kind == SAVED_MODEL else (self.call or call_model)
+        call = _call_signature if self.model.kind == SAVED_MODEL else (self.call or _call_model)
         step = self.element_function(
             {**sample, WEIGHT: np.ones(1, np.float32)}, lambda element: call(model, element[0])
         )
@@ -140,12 +140,12 @@ class Predictor:
     def element_function(
         self, sample: Mapping[str, Array], use: Callable[[Any], Any], in_graph: bool = True
     ) -> Callable[[Any], Any]:
-        """Return a function from converted rows to what `use` makes of them, traced once for any number of rows.
+        """Return a function from converted rows to the result of `use`, traced once for any number of rows.
 
         Args:
             sample: some rows, with their weights.
             use: called with ``(features, label, weight)`` as Keras takes them.
-            in_graph: trace it; False: compute eagerly each time.
+            in_graph: trace the function; False: compute eagerly each time.
         """
         import tensorflow as tf
 
@@ -186,7 +186,7 @@ def _parser(columns: Columns, sample: Mapping[str, Array]) -> Callable[[Any], An
     return lambda batch: parse_examples(batch[name], features, columns)
 
 
-def call_model(model: Any, x: Any) -> Mapping[str, Any]:
+def _call_model(model: Any, x: Any) -> Mapping[str, Any]:
     """Call a Keras model for prediction; return its outputs by name."""
     return named(model(x, training=False), getattr(model, "output_names", None))
 
@@ -201,8 +201,8 @@ def named(results: Any, names: Sequence[str] | None) -> Mapping[str, Any]:
     return dict(zip(names, listed, strict=True))
 
 
-def output_name(output: Output, present: list[str]) -> str:
-    """Return the name of the model's output that a column is made of.
+def _output_name(output: Output, present: list[str]) -> str:
+    """Return the name of the model's output from which a column is computed.
 
     Raises:
         ConfigError: the model has no such output.
@@ -218,7 +218,7 @@ def output_name(output: Output, present: list[str]) -> str:
 
 
 def _call_signature(function: Any, x: Any) -> Mapping[str, Any]:
-    """Call a SavedModel's signature with the tensors it names, in the types and shapes that it declares."""
+    """Call a SavedModel's signature with the tensors it names, in its declared types and shapes."""
     import tensorflow as tf
 
     specs: Mapping[str, Any] = function.structured_input_signature[1]

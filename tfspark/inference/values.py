@@ -1,4 +1,4 @@
-"""From a model's tensors to columns of Spark: the types, and Arrow arrays of them. Pure: NumPy and Arrow only."""
+"""Convert a model's tensors to Spark columns: their types, and Arrow arrays of them. Pure: only NumPy and Arrow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPARK_TYPES = {
     "float64": "double",
     "string": "binary",
 }
-"""TensorFlow's type of an output -> Spark's type of its column, or of the elements of its arrays."""
+"""TensorFlow type of an output -> Spark type of its column, or of the elements of its arrays."""
 
 _WIDENED = {
     "uint8": "int16",
@@ -34,7 +34,7 @@ _WIDENED = {
     "float16": "float32",
     "bfloat16": "float32",
 }
-"""Types that Spark lacks -> the next that holds their values."""
+"""Types that Spark lacks -> the next type that can hold their values."""
 
 VECTOR = pa.struct(
     [
@@ -53,13 +53,13 @@ def spark_type(dtype: str, depth: int) -> str:
 
     Args:
         dtype: TensorFlow's name of the type.
-        depth: axes behind the batch's, each an array.
+        depth: number of axes after the batch axis, each an array.
     """
     return "array<" * depth + SPARK_TYPES[dtype] + ">" * depth
 
 
 def to_arrow(values: Array) -> pa.Array:
-    """Return ``(n, ...)`` values as a column of ``n`` values or nested arrays, of a type Spark has."""
+    """Return ``(n, ...)`` values as a column of ``n`` values or nested arrays, with a type that Spark has."""
     flat = values.reshape(-1)
     if flat.dtype.name in _WIDENED:
         flat = flat.astype(_WIDENED[flat.dtype.name])
@@ -71,7 +71,7 @@ def to_arrow(values: Array) -> pa.Array:
 
 
 def vectors_to_arrow(values: Array) -> pa.Array:
-    """Return ``(n, size)`` numbers as a column of dense vectors of Spark ML."""
+    """Return ``(n, size)`` numbers as a column of dense Spark ML vectors."""
     count = len(values)
     numbers = to_arrow(np.ascontiguousarray(values, np.float64))
     return pa.StructArray.from_arrays(
@@ -86,11 +86,11 @@ def vectors_to_arrow(values: Array) -> pa.Array:
 
 
 def with_nulls(array: pa.Array, is_there: Array) -> pa.Array:
-    """Spread values over the rows that have one; the others become null.
+    """Assign values to the rows that have one; the other rows become null.
 
     Args:
         array: one value for each row that has one.
-        is_there: ``(rows,)`` truth values, as many of them true as there are values.
+        is_there: ``(rows,)`` booleans; the number of True entries is the number of values.
     """
     places = np.cumsum(is_there) - 1
     return array.take(pa.array(places, pa.int64(), mask=~is_there))

@@ -1,4 +1,4 @@
-"""Windows of a series as columns of its rows, cut by Spark. Driver only."""
+"""Windows of a time series as columns of its rows, computed by Spark. Driver only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WINDOW, TARGET = "__tfspark_window", "__tfspark_target"
 
 @dataclass(frozen=True)
 class Windows:
-    """How a series is cut.
+    """How a series is divided into windows.
 
     Attributes:
-        order: the column that says when.
-        groups: the columns that tell series apart.
+        order: the column with the time.
+        groups: the columns that distinguish series.
         values: the variables of a window.
-        target: the variable that is forecast.
+        target: the variable to forecast.
         steps: rows of a window.
-        horizon: values that are forecast.
+        horizon: number of values to forecast.
     """
 
     order: str
@@ -41,20 +41,20 @@ class Windows:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Windows:
-        """Rebuild what `to_json` gave."""
+        """Create the windows from the result of `to_json`."""
         return cls(**{**data, "groups": tuple(data["groups"]), "values": tuple(data["values"])})
 
 
 def with_windows(df: DataFrame, windows: Windows, with_target: bool = False) -> DataFrame:
-    """Give each row the window that ends with it: null where too few rows come before it, or one lacks a value.
+    """Give each row the window that ends with it; null if too few rows come before it, or one of them has a null.
 
     Args:
         df: one row per point in time and series.
-        windows: how to cut.
-        with_target: leave just the rows with a whole window, and give each what follows.
+        windows: how to divide the series.
+        with_target: keep only rows with a complete window, and add the following values.
 
     Raises:
-        ConfigError: a column is not there.
+        ConfigError: a column is missing.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as sf

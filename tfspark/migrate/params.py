@@ -37,7 +37,7 @@ class TFTypeConverters:
         return int(value)
 
 
-def set_param(params: P, **values: Any) -> P:
+def _set_param(params: P, **values: Any) -> P:
     """Set one Param and return the object, as setters of Spark ML do."""
     params._set(**values)
     return params
@@ -52,7 +52,7 @@ class HasBatchSize(Params):  # type: ignore[misc]
 
     def setBatchSize(self: P, value: int) -> P:
         """Set `batch_size`."""
-        return set_param(self, batch_size=value)
+        return _set_param(self, batch_size=value)
 
     def getBatchSize(self) -> int:
         """Return `batch_size`."""
@@ -69,7 +69,7 @@ class HasClusterSize(Params):  # type: ignore[misc]
 
     def setClusterSize(self: P, value: int) -> P:
         """Set `cluster_size`."""
-        return set_param(self, cluster_size=value)
+        return _set_param(self, cluster_size=value)
 
     def getClusterSize(self) -> int:
         """Return `cluster_size`."""
@@ -86,7 +86,7 @@ class HasEpochs(Params):  # type: ignore[misc]
 
     def setEpochs(self: P, value: int) -> P:
         """Set `epochs`."""
-        return set_param(self, epochs=value)
+        return _set_param(self, epochs=value)
 
     def getEpochs(self) -> int:
         """Return `epochs`."""
@@ -106,7 +106,7 @@ class HasGraceSecs(Params):  # type: ignore[misc]
 
     def setGraceSecs(self: P, value: int) -> P:
         """Set `grace_secs`."""
-        return set_param(self, grace_secs=value)
+        return _set_param(self, grace_secs=value)
 
     def getGraceSecs(self) -> int:
         """Return `grace_secs`."""
@@ -123,7 +123,7 @@ class HasInputMapping(Params):  # type: ignore[misc]
 
     def setInputMapping(self: P, value: dict[str, str]) -> P:
         """Set `input_mapping`."""
-        return set_param(self, input_mapping=value)
+        return _set_param(self, input_mapping=value)
 
     def getInputMapping(self) -> dict[str, str]:
         """Return `input_mapping`."""
@@ -143,7 +143,7 @@ class HasInputMode(Params):  # type: ignore[misc]
 
     def setInputMode(self: P, value: int) -> P:
         """Set `input_mode`."""
-        return set_param(self, input_mode=value)
+        return _set_param(self, input_mode=value)
 
     def getInputMode(self) -> int:
         """Return `input_mode`."""
@@ -163,7 +163,7 @@ class HasMasterNode(Params):  # type: ignore[misc]
 
     def setMasterNode(self: P, value: str | None) -> P:
         """Set `master_node`."""
-        return set_param(self, master_node=value)
+        return _set_param(self, master_node=value)
 
     def getMasterNode(self) -> str | None:
         """Return `master_node`."""
@@ -180,7 +180,7 @@ class HasModelDir(Params):  # type: ignore[misc]
 
     def setModelDir(self: P, value: str | None) -> P:
         """Set `model_dir`."""
-        return set_param(self, model_dir=value)
+        return _set_param(self, model_dir=value)
 
     def getModelDir(self) -> str | None:
         """Return `model_dir`."""
@@ -197,7 +197,7 @@ class HasOutputMapping(Params):  # type: ignore[misc]
 
     def setOutputMapping(self: P, value: dict[str, str]) -> P:
         """Set `output_mapping`."""
-        return set_param(self, output_mapping=value)
+        return _set_param(self, output_mapping=value)
 
     def getOutputMapping(self) -> dict[str, str]:
         """Return `output_mapping`."""
@@ -217,7 +217,7 @@ class HasProtocol(Params):  # type: ignore[misc]
 
     def setProtocol(self: P, value: str) -> P:
         """Set `protocol`."""
-        return set_param(self, protocol=value)
+        return _set_param(self, protocol=value)
 
     def getProtocol(self) -> str:
         """Return `protocol`."""
@@ -234,7 +234,7 @@ class HasReaders(Params):  # type: ignore[misc]
 
     def setReaders(self: P, value: int) -> P:
         """Set `readers`."""
-        return set_param(self, readers=value)
+        return _set_param(self, readers=value)
 
     def getReaders(self) -> int:
         """Return `readers`."""
@@ -251,7 +251,7 @@ class HasSteps(Params):  # type: ignore[misc]
 
     def setSteps(self: P, value: int) -> P:
         """Set `steps`."""
-        return set_param(self, steps=value)
+        return _set_param(self, steps=value)
 
     def getSteps(self) -> int:
         """Return `steps`."""
@@ -271,7 +271,7 @@ class HasTensorboard(Params):  # type: ignore[misc]
 
     def setTensorboard(self: P, value: bool) -> P:
         """Set `tensorboard`."""
-        return set_param(self, tensorboard=value)
+        return _set_param(self, tensorboard=value)
 
     def getTensorboard(self) -> bool:
         """Return `tensorboard`."""
@@ -291,7 +291,7 @@ class HasTFRecordDir(Params):  # type: ignore[misc]
 
     def setTFRecordDir(self: P, value: str | None) -> P:
         """Set `tfrecord_dir`."""
-        return set_param(self, tfrecord_dir=value)
+        return _set_param(self, tfrecord_dir=value)
 
     def getTFRecordDir(self) -> str | None:
         """Return `tfrecord_dir`."""
@@ -308,7 +308,7 @@ class HasExportDir(Params):  # type: ignore[misc]
 
     def setExportDir(self: P, value: str | None) -> P:
         """Set `export_dir`."""
-        return set_param(self, export_dir=value)
+        return _set_param(self, export_dir=value)
 
     def getExportDir(self) -> str | None:
         """Return `export_dir`."""
@@ -328,7 +328,7 @@ class HasSignatureDefKey(Params):  # type: ignore[misc]
 
     def setSignatureDefKey(self: P, value: str | None) -> P:
         """Set `signature_def_key`."""
-        return set_param(self, signature_def_key=value)
+        return _set_param(self, signature_def_key=value)
 
     def getSignatureDefKey(self) -> str | None:
         """Return `signature_def_key`."""
@@ -348,7 +348,7 @@ class HasTagSet(Params):  # type: ignore[misc]
 
     def setTagSet(self: P, value: str | None) -> P:
         """Set `tag_set`."""
-        return set_param(self, tag_set=value)
+        return _set_param(self, tag_set=value)
 
     def getTagSet(self) -> str | None:
         """Return `tag_set`."""
@@ -371,7 +371,7 @@ class HasNumPS(Params):  # type: ignore[misc]
 
     def setNumPS(self: P, value: int) -> P:
         """Set `num_ps`."""
-        return set_param(self, num_ps=value)
+        return _set_param(self, num_ps=value)
 
     def getNumPS(self) -> int:
         """Return `num_ps`."""
@@ -380,7 +380,7 @@ class HasNumPS(Params):  # type: ignore[misc]
 
     def setDriverPSNodes(self: P, value: bool) -> P:
         """Set `driver_ps_nodes`."""
-        return set_param(self, driver_ps_nodes=value)
+        return _set_param(self, driver_ps_nodes=value)
 
     def getDriverPSNodes(self) -> bool:
         """Return `driver_ps_nodes`."""

@@ -91,10 +91,10 @@ def load(directory: str, tags: tuple[str, ...] | None, signature: str) -> Any:
     Raises:
         ConfigError: the SavedModel has no such signature.
     """
-    return _loaded(directory, tags, signature, stamp_of(directory))
+    return _loaded(directory, tags, signature, _stamp_of(directory))
 
 
-def stamp_of(directory: str) -> tuple[tuple[str, int, int], ...]:
+def _stamp_of(directory: str) -> tuple[tuple[str, int, int], ...]:
     """Return name, size and time of each file of a SavedModel: others when another was written to its place.
 
     Its fingerprint, a random number among others, is in it, too: copies may have the times of their originals.

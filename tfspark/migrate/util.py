@@ -20,10 +20,10 @@ def single_node_env(num_gpus: int = 1, worker_index: int = -1, nodes: Sequence[s
     if num_gpus < 1 or not gpu_info.is_gpu_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_info.get_gpus(num_gpus, local_index(worker_index, nodes)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_info.get_gpus(num_gpus, _local_index(worker_index, nodes)))
 
 
-def local_index(worker_index: int, nodes: Sequence[str]) -> int:
+def _local_index(worker_index: int, nodes: Sequence[str]) -> int:
     """Return the position of a process among those on its host; `worker_index` itself if `nodes` is empty."""
     if worker_index < 0 or not nodes:
         return worker_index

@@ -242,7 +242,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
             len(described.classes) if described.classes and not described.is_multi_label else None,
             _own_classes(described.classes),
         )
-        files, shipped = with_own_names(found.files)
+        files, shipped = _with_own_names(found.files)
         model = cls()
         model._state = State(
             files, None, target, found.signature, TrainingSummary(), shipped, described.features
@@ -372,7 +372,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
         return f"<b>{self.uid}</b>{self.summary._repr_html_()}"
 
 
-def with_own_names(files: ModelFiles) -> tuple[ModelFiles, tuple[str, ...]]:
+def _with_own_names(files: ModelFiles) -> tuple[ModelFiles, tuple[str, ...]]:
     """Give the modules of a run that come with tfspark their names there; return these names, too."""
     known = {source: name for name, source in own_modules([n for n in list_shipped() if n.endswith(".py")])}
     modules = tuple((known.get(source, name), source) for name, source in files.modules)

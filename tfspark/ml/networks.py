@@ -154,7 +154,7 @@ def _output(x: Any, output: Json, last: Json | None, params: Json) -> Any:
     """Add the output layer unless the last layer is one; bring a regression to the label's units."""
     import keras
 
-    if not (last is not None and is_output(last, output)):
+    if not (last is not None and _is_output(last, output)):
         if len(x.shape) > 2:
             x = keras.layers.Flatten()(x)
         regularizer = keras.regularizers.L2(params["l2"]) if params.get("l2") else None
@@ -170,7 +170,7 @@ def _output(x: Any, output: Json, last: Json | None, params: Json) -> Any:
     return x
 
 
-def is_output(last: Json, output: Json) -> bool:
+def _is_output(last: Json, output: Json) -> bool:
     """Tell whether the last layer gives what is predicted; see `check_output` for one that cannot."""
     if not output or last["layer"] != "Dense":
         return False
@@ -187,7 +187,7 @@ def check_output(layers: Sequence[Json], output: Json) -> None:
         ConfigError: names both numbers.
     """
     classes = output.get("classes")
-    if classes is None or not layers or not is_output(layers[-1], output):
+    if classes is None or not layers or not _is_output(layers[-1], output):
         return
     units, activation = layers[-1]["units"], layers[-1]["activation"]
     fits = units == classes or (units == 1 and classes == 2)
@@ -203,5 +203,5 @@ def loss_of(layers: Sequence[Json], output: Json) -> str:
     """Return the loss of a network that ends in these layers."""
     if "classes" not in output:
         return "mean_squared_error"
-    is_binary = bool(layers) and is_output(layers[-1], output) and layers[-1]["units"] == 1
+    is_binary = bool(layers) and _is_output(layers[-1], output) and layers[-1]["units"] == 1
     return "binary_crossentropy" if is_binary else "sparse_categorical_crossentropy"

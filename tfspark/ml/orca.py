@@ -51,7 +51,7 @@ class Created:
     batch_size: int
 
 
-def train_created(task: Created, ctx: Any) -> dict[str, list[float]]:
+def _train_created(task: Created, ctx: Any) -> dict[str, list[float]]:
     """Train on this worker's share of the datasets; return the history. Runs in a trainer."""
     import keras
     import tensorflow as tf
@@ -185,7 +185,7 @@ class Estimator:
         ):
             cluster = TFCluster.run(
                 self._spark,
-                train_created,
+                _train_created,
                 task,
                 num_executors=self._workers,
                 input_mode=TFCluster.InputMode.TENSORFLOW,

@@ -105,7 +105,7 @@ def choice(*options: str) -> Convert:
     return convert
 
 
-def how_verbose(value: Any) -> Any:
+def _how_verbose(value: Any) -> Any:
     """Take ``auto``, 0 or 1."""
     if value not in ("auto", 0, 1):
         raise ValueError("expected auto, 0 or 1")
@@ -179,7 +179,7 @@ class CheckedParams(Params):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class the setters and getters of its Params, and a signature for notebooks."""
         super().__init_subclass__(**kwargs)
-        names = params_of(cls)
+        names = _params_of(cls)
         aliases = [alias for alias, own in ALIASES.items() if own in names and alias not in names]
         for name in [*names, *aliases]:
             _add_accessors(cls, name)
@@ -196,7 +196,7 @@ class CheckedParams(Params):
         Raises:
             ConfigError: there is no such Param, or one is given by both of its names.
         """
-        known = params_of(type(self))
+        known = _params_of(type(self))
         found: dict[str, Any] = {}
         for name, value in params.items():
             own = name if name in known else ALIASES.get(name, name)
@@ -246,13 +246,13 @@ class CheckedParams(Params):
         return None
 
 
-def params_of(cls: type) -> list[str]:
+def _params_of(cls: type) -> list[str]:
     """Return the names of a class's Params, in alphabetical order."""
     return sorted(name for name in dir(cls) if isinstance(getattr(cls, name, None), Param))
 
 
 def _add_accessors(cls: type, name: str) -> None:
-    own = name if name in params_of(cls) else ALIASES[name]
+    own = name if name in _params_of(cls) else ALIASES[name]
     capital = name[0].upper() + name[1:]
 
     def setter(self: CheckedParams, value: Any) -> CheckedParams:
@@ -339,7 +339,7 @@ class TrainingParams(CheckedParams, HasMaxIter, HasStepSize, HasSeed, HasValidat
         "verbose",
         "how far a fit is: auto: a bar in a notebook, a line for each epoch on a terminal; 1: lines where there is no "
         "notebook; 0: nothing",
-        how_verbose,
+        _how_verbose,
     )
     shuffle = declare("shuffle", "whether each worker mixes its rows anew in every epoch", flag)
 

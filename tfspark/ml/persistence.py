@@ -40,7 +40,7 @@ class NetworkWriter(MLWriter):
         instance = self.instance
         params = {p.name: value for p, value in instance._paramMap.items() if p.name not in CODE_PARAMS}
         code = {
-            p.name: code_to_json(value) for p, value in instance._paramMap.items() if p.name in CODE_PARAMS
+            p.name: _code_to_json(value) for p, value in instance._paramMap.items() if p.name in CODE_PARAMS
         }
         extra = {"tfsparkFormat": FORMAT, "code": code, "state": instance._state_to_json()}
         DefaultParamsWriter.saveMetadata(instance, path, self.sparkSession, extra, params)
@@ -79,7 +79,7 @@ class NetworkReader(MLReader[Any]):
         instance._resetUid(metadata["uid"])
         DefaultParamsReader.getAndSetParams(instance, metadata)
         for name, code in metadata["code"].items():
-            instance._set(**{name: code_from_json(code)})
+            instance._set(**{name: _code_from_json(code)})
         has_file = metadata["state"] is not None
         data = read_bytes(self.sparkSession, f"{path}/{MODEL_FILE}") if has_file else None
         instance._set_state(metadata["state"], data)
@@ -95,24 +95,24 @@ def _class_of(name: str) -> type:
 # --- code ---------------------------------------------------------------------------------------------
 
 
-def code_to_json(value: Any) -> Any:
+def _code_to_json(value: Any) -> Any:
     """Return code as plain data: a path, a name that can be imported, or a pickle."""
     if isinstance(value, str):
         return {"path": value}
     if isinstance(value, Mapping):
-        return {"objects": {name: code_to_json(item) for name, item in value.items()}}
+        return {"objects": {name: _code_to_json(item) for name, item in value.items()}}
     name = importable_name(value)
     if name is not None:
         return {"name": name}
     return {"pickle": base64.b64encode(cloudpickle.dumps(value)).decode()}
 
 
-def code_from_json(data: Mapping[str, Any]) -> Any:
+def _code_from_json(data: Mapping[str, Any]) -> Any:
     """Rebuild what `code_to_json` gave."""
     if "path" in data:
         return data["path"]
     if "objects" in data:
-        return {name: code_from_json(item) for name, item in data["objects"].items()}
+        return {name: _code_from_json(item) for name, item in data["objects"].items()}
     if "name" in data:
         return imported(data["name"])
     return cloudpickle.loads(base64.b64decode(data["pickle"]))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 OF_ONE_TRAINER = ("TF_CONFIG", "CUDA_VISIBLE_DEVICES", "TMPDIR", "no_grpc_proxy")
-"""Variables that TensorFlow and Python read late: a warm parent can give each trainer its own."""
+"""Variables that TensorFlow and Python read late, so that each fork of a warm parent can have its own values."""
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
@@ -26,18 +26,18 @@ def trainer_environment(
     """Return the environment of a trainer.
 
     Args:
-        inherited: the node task's own.
-        tf_config: TensorFlow's description of the cluster, JSON; empty for a node that knows no others.
+        inherited: the node task's environment.
+        tf_config: TensorFlow's description of the cluster, JSON; empty for an independent node.
         scratch: directory for temporary files.
-        import_paths: where the node task finds modules.
-        module_paths: where the driver's program finds its own; see `module_paths`.
+        import_paths: directories in which the node task finds modules.
+        module_paths: directories in which the driver's program finds its own modules; see `module_paths`.
     """
     environment = {
         **shared_environment(inherited, [*import_paths, *module_paths]),
-        **no_proxy_between_nodes(inherited, tf_config),
-        "TMPDIR": scratch,  # TensorFlow leaves files there, since a trainer has no orderly exit.
+        **_no_proxy_between_nodes(inherited, tf_config),
+        "TMPDIR": scratch,  # TensorFlow leaves files there, because a trainer ends abruptly.
     }
-    if tf_config:  # One that is inherited is another cluster's.
+    if tf_config:  # An inherited one belongs to another cluster.
         environment["TF_CONFIG"] = tf_config
     if "CUDA_VISIBLE_DEVICES" in inherited:
         environment["CUDA_VISIBLE_DEVICES"] = inherited["CUDA_VISIBLE_DEVICES"]
@@ -45,30 +45,30 @@ def trainer_environment(
 
 
 def shared_environment(inherited: Mapping[str, str], import_paths: Sequence[str]) -> dict[str, str]:
-    """Return the part of a trainer's environment that is one for all trainers of a node task's process.
+    """Return the part of the environment that is the same for all trainers of a node task's process.
 
     Args:
-        inherited: the node task's own.
-        import_paths: where to find modules.
+        inherited: the node task's environment.
+        import_paths: directories in which to find modules.
     """
     environment = {
         **{name: value for name, value in inherited.items() if name not in OF_ONE_TRAINER},
         "TF_GRPC_REUSE_PORT": "1",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONIOENCODING": "utf-8",  # As the node task reads it; a locale without a letter would end a print.
+        "PYTHONIOENCODING": "utf-8",  # The node task reads UTF-8; another locale could make print() fail.
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in import_paths if path)),
-        # Other work of the same user may need another one; `keras.json` gives way to the variable.
+        # The user's `keras.json` may name another backend for other work; the variable overrides it.
         "KERAS_BACKEND": "tensorflow",
     }
     environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     return environment
 
 
-def no_proxy_between_nodes(inherited: Mapping[str, str], tf_config: str) -> dict[str, str]:
-    """Return the variable by which TensorFlow's gRPC reaches the nodes directly, whatever proxies are set.
+def _no_proxy_between_nodes(inherited: Mapping[str, str], tf_config: str) -> dict[str, str]:
+    """Return the variable with which TensorFlow's gRPC reaches the nodes directly, also if proxies are set.
 
-    Only the nodes' hosts are excepted: programs may need the proxy for downloads. gRPC reads ``no_grpc_proxy`` before
-    ``no_proxy``, so what that says is kept.
+    Only the nodes' hosts are excluded from the proxy, because programs may need it for downloads. gRPC reads
+    ``no_grpc_proxy`` before ``no_proxy``, so the hosts in ``no_proxy`` are included.
     """
     known = inherited.get("no_grpc_proxy") or inherited.get("no_proxy") or inherited.get("NO_PROXY") or ""
     hosts = [entry.strip() for entry in known.split(",")]

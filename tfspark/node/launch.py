@@ -1,7 +1,7 @@
-"""The trainer process of a node, as its node task sees it: forked by the warm parent, or started cold.
+"""The trainer process of a node, seen from its node task: forked by the warm parent, or started cold.
 
-What holds for both: orders arrive on standard input, which stays open as the lifeline; the process inherits no open
-file but that, its output and the port's socket; each attempt is a process of its own.
+In both cases, orders arrive on standard input, which stays open as the lifeline. The process inherits no open files
+except standard input, its output and the port's socket. Each attempt has a new process.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from tfspark.node.warm import ColdError, OtherModulesError, WantedParent, own_pa
 from tfspark.protocol.timing import STOP_GRACE_S
 
 FORK_TIMEOUT_S = 120.0
-"""How long a warm parent may take to fork: it may have to import TensorFlow first, on a loaded machine."""
+"""Time that a warm parent has to fork: it may first have to import TensorFlow, perhaps on a busy machine."""
 STATUS_TIMEOUT_S = 5.0
-"""How long after a trainer's end the warm parent may take to say how it ended."""
+"""Time that a warm parent has to report how a trainer ended."""
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a trainer is started with.
+    """Everything that is needed to start a trainer.
 
     Attributes:
-        name: of its node, for ``ps``.
-        environment: variables of this one trainer, over those of the node task.
-        port: the socket that keeps the port of its TensorFlow server.
-        frames: what is written to its standard input.
+        name: name of its node, shown by ``ps``.
+        environment: variables of this trainer, in addition to those of the node task.
+        port: the socket that holds the port of its TensorFlow server.
+        frames: the data for its standard input.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Orders:
 
 
 class _Process(Protocol):
-    """A process that was asked for; ``returncode`` is None as long as it runs, or if how it ended is not known."""
+    """A requested process; ``returncode`` is None while it runs, or if it is unknown how it ended."""
 
     @property
     def returncode(self) -> int | None:
@@ -67,10 +67,10 @@ class Trainer:
     """A trainer process of one attempt.
 
     Args:
-        orders: what it is started with.
+        orders: the orders it starts with.
         is_warm: whether it may be forked from the warm parent.
         say: called with a line for the node's log.
-        driver: of a local master's application, which may have started a warm parent already.
+        driver: the driver of a local master's application, which may have started a warm parent.
     """
 
     def __init__(
@@ -102,15 +102,15 @@ class Trainer:
 
     @property
     def failure(self) -> str:
-        """Say in words how an ended process failed; empty if it returned 0."""
-        return describe_exit(self._process.returncode)
+        """Describe how an ended process failed; empty if it returned 0."""
+        return _describe_exit(self._process.returncode)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, if it runs."""
+        """Send a signal if it runs."""
         self._process.send_signal(number)
 
     def end(self) -> None:
-        """Make sure that it is over: ask by closing its lifeline, then kill."""
+        """Make sure that it has ended: close its lifeline, and then kill it."""
         self._close_lifeline()
         with contextlib.suppress(ColdError):  # It was never forked.
             if not self._process.wait(STOP_GRACE_S):
@@ -122,7 +122,7 @@ class Trainer:
         self._process = self._started(partial(_Forked, parent))
 
     def _start_with_other_modules(self, reason: OtherModulesError) -> None:
-        """Take a warm parent that has the same module path as this node."""
+        """Switch to a warm parent that has the same module path as this node."""
         self._say(f"tfspark: {self._orders.name} has a warm parent for its executor alone: {reason}")
         self._close_lifeline()
         try:
@@ -144,8 +144,8 @@ class Trainer:
             os.close(stdin)
 
     def _give_orders(self) -> None:
-        """Write the orders in a thread: they may be larger than a pipe holds, and the heartbeat goes on meanwhile."""
-        if self._lifeline < 0:  # Told to end before it was forked: it finds its standard input closed.
+        """Write the orders in a thread: they may be larger than a pipe, and heartbeats must continue meanwhile."""
+        if self._lifeline < 0:  # It was ended before the fork: its standard input is closed.
             return
         arguments = (os.dup(self._lifeline), self._orders.frames)
         threading.Thread(target=_write, args=arguments, name="tfspark-node-orders", daemon=True).start()
@@ -157,7 +157,7 @@ class Trainer:
 
 
 class _Cold:
-    """A fresh interpreter."""
+    """A new interpreter."""
 
     def __init__(self, orders: Orders, stdin: int, output: int, give_orders: Callable[[], None]):
         self._process = subprocess.Popen(
@@ -186,12 +186,12 @@ class _Cold:
 class _Forked:
     """A fork of the warm parent, which may still have to import TensorFlow.
 
-    The fork itself says that it is there, and waits for our word before it touches anything: so there are never two
-    trainers with the same orders, whoever of the three processes is killed or stopped at whatever moment.
+    The fork reports that it runs, and waits for this process's answer before it does anything. So there are never two
+    trainers with the same orders, whichever of the three processes is killed or stopped, at any moment.
 
     Raises:
-        ColdError: there can be no warm parent; `wait` raises it when the warm parent is gone or refuses.
-        OtherModulesError: `wait` raises it when the warm parent has other modules than this node would import.
+        ColdError: there can be no warm parent; `wait` raises it if the warm parent is gone or refuses.
+        OtherModulesError: `wait` raises it if the warm parent has other modules than this node would import.
     """
 
     def __init__(
@@ -249,7 +249,7 @@ class _Forked:
         return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout_s) * 1000)}
 
     def _hear(self, connection: socket.socket) -> None:
-        """Take in what the warm parent or the trainer says."""
+        """Handle messages of the warm parent or the trainer."""
         try:
             message, descriptors = warm.receive(connection, max_descriptors=1)
         except (OSError, EOFError, ValueError):
@@ -261,7 +261,7 @@ class _Forked:
             return
         if descriptors:
             self._pidfd = descriptors[0]
-            with contextlib.suppress(OSError):  # The fork has died meanwhile; its pidfd tells.
+            with contextlib.suppress(OSError):  # The fork has ended meanwhile; its pidfd shows that.
                 warm.send(connection, {})
             self._give_orders()
         self._said = message.get("exits", self._said)
@@ -277,7 +277,7 @@ class _Forked:
             raise ColdError(reason)
 
     def _learn_how_it_ended(self) -> None:
-        """Hear what is still said about a trainer that has ended."""
+        """Read the last messages about a trainer that has ended."""
         until = time.monotonic() + STATUS_TIMEOUT_S
         while self._connection is not None and not self._has_ended:
             poll = select.poll()
@@ -299,11 +299,11 @@ class _Forked:
             self._connection = None
 
 
-def describe_exit(code: int | None) -> str:
-    """Say in words how a trainer process ended; empty if it returned 0.
+def _describe_exit(code: int | None) -> str:
+    """Describe how a trainer process ended; empty if it returned 0.
 
     Args:
-        code: as `subprocess.Popen.returncode`; None if it is not known.
+        code: as in `subprocess.Popen.returncode`; None if unknown.
     """
     if code is None:
         return "its trainer process ended, and the warm parent that knew how is gone"
@@ -319,10 +319,10 @@ def describe_exit(code: int | None) -> str:
 
 def _write(descriptor: int, frames: tuple[bytes, ...]) -> None:
     with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "wb") as stream:  # It died at once.
-        write_frames(stream, *frames)
+        _write_frames(stream, *frames)
 
 
-def write_frames(stream: Any, *frames: bytes) -> None:
+def _write_frames(stream: Any, *frames: bytes) -> None:
     """Write length-prefixed byte strings and flush."""
     for frame in frames:
         stream.write(struct.pack("<Q", len(frame)))
@@ -331,7 +331,7 @@ def write_frames(stream: Any, *frames: bytes) -> None:
 
 
 def read_frame(stream: Any) -> bytes:
-    """Read what `write_frames` wrote, one frame."""
+    """Read one frame of `write_frames`."""
     (length,) = struct.unpack("<Q", stream.read(8))
     frame: bytes = stream.read(length)
     return frame

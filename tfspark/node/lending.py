@@ -1,12 +1,12 @@
-"""Warm parents that are there before the executor's Python daemon is, or are for several applications.
+"""Warm parents that start before the executor's Python daemon, or that several applications share.
 
 - On a local master the driver starts one for its executor, which is on the same host, before Spark runs anything. It
-  ends with the driver, and with the Python daemon once a node task has taken a trainer from it.
-- With `SHARED_BY` all applications of one user on one host share one. It ends when nobody has asked for a while.
+  ends with the driver. After a node task has taken a trainer from it, it also ends with the Python daemon.
+- With `SHARED_BY` all applications of one user on one host share one. It ends after a while without requests.
 
-Runs in node tasks and in the driver. Such a warm parent is started elsewhere than its trainers. So its identity leaves
-out what a fork takes over or Spark alone reads (`reads_late`), and the modules that it has imported are compared with
-those that its trainer would import (`other_modules`), in each fork, before it is a trainer.
+Runs in node tasks and in the driver. Such a warm parent is not started where its trainers are. So its identity leaves
+out variables that a fork sets or that only Spark reads (`reads_late`). And before a fork becomes a trainer, it compares
+the imported modules with those that the trainer would import (`other_modules`).
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SHARED_BY = "TFSPARK_SHARED_WARM_PARENT"
-"""Environment variable: applications of one user on one host, in which it says the same, share warm parents."""
+"""Environment variable. Applications of one user on one host share warm parents if their values are equal."""
 _READ_LATE = (
-    # Spark's own: for its JVM and its Python workers.
+    # Variables of Spark, for its JVM and its Python workers.
     *("SPARK_", "PYSPARK_", "_PYSPARK_", "PYTHON_WORKER_", "PYTHON_DAEMON_", "PYTHON_UDF_"),
     *("PYTHON_FAULTHANDLER_DIR", "PYTHON_TRACEBACK_DUMP_INTERVAL_SECONDS", "HADOOP_", "YARN_", "NM_"),
-    # Of the shell, the terminal and the connection from which a program was started.
+    # Variables of the shell, the terminal and the connection from which a program was started.
     *("PWD", "OLDPWD", "SHLVL", "TERM", "COLUMNS", "LINES", "SSH_", "XDG_SESSION_", "WINDOWID", "PYTEST_"),
 )
-"""How the names of variables begin that neither TensorFlow nor what it imports reads while it is imported."""
+"""Prefixes of variables that neither TensorFlow nor the modules it imports read during the import."""
 _READ_AT_IMPORT = ("PYSPARK_ENABLE_NAMEDTUPLE_PATCH",)
 _SET_BY_IMPORT = {"TF2_BEHAVIOR": "1", "TPU_ML_PLATFORM": "Tensorflow"}
-"""What TensorFlow sets itself when it is imported, so that it makes no difference whether it was there before."""
+"""Variables that TensorFlow sets during its import, so that their earlier values do not matter."""
 _LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, for good: numbers are given again, but not with the same start."""
+    """A process, identified by its number and start time: numbers alone are reused."""
 
     pid: int
     started: str
 
     @classmethod
     def this(cls) -> Process:
-        """Return the one that runs this."""
+        """Return the current process."""
         return cls(os.getpid(), started_at(os.getpid()))
 
     def is_here(self) -> bool:
@@ -71,23 +71,23 @@ class Process:
 
 
 def lent_parent(driver: Process | None) -> WantedParent | None:
-    """Return the warm parent that is lent to this node task; None if there is to be none.
+    """Return the warm parent that is lent to this node task; None if it should use its own.
 
     Args:
-        driver: of a local master's application.
+        driver: the driver of a local master's application.
 
     Raises:
-        ColdError: there can be none here.
+        ColdError: a warm parent is not possible here.
     """
     return lent_to(os.environ, sys.path, driver if driver and driver.is_here() else None)
 
 
 def parent_of_local_executor(spark: SparkSession) -> WantedParent | None:
-    """Return the warm parent that node tasks on a local master will want, as the driver foresees it; None if it can't.
+    """Predict which warm parent the node tasks on a local master will want; None if the driver cannot.
 
     Raises:
-        ColdError: there can be none here.
-        OSError: what runs here can't be seen.
+        ColdError: a warm parent is not possible here.
+        OSError: the processes here cannot be inspected.
     """
     context = spark.sparkContext
     jvm: Any = context._jvm
@@ -100,14 +100,14 @@ def parent_of_local_executor(spark: SparkSession) -> WantedParent | None:
 
 
 def parent_before_spark(settings: Mapping[str, str]) -> WantedParent | None:
-    """Return the warm parent that node tasks on a local master will want, before there is a session.
+    """Predict, before there is a session, which warm parent the node tasks on a local master will want.
 
     Args:
-        settings: of the session that will be.
+        settings: the Spark settings of the future session.
 
     Raises:
-        ColdError: there can be none here.
-        OSError: what runs here can't be seen.
+        ColdError: a warm parent is not possible here.
+        OSError: the processes here cannot be inspected.
     """
     prefix = "spark.executorEnv."
     given = {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
@@ -119,11 +119,11 @@ def parent_before_spark(settings: Mapping[str, str]) -> WantedParent | None:
 def _of_workers(
     inherited: Mapping[str, str], given: Mapping[str, str], python: str, cpus: str
 ) -> WantedParent | None:
-    """Foresee what Spark gives its Python workers (PythonRunner, PythonWorkerFactory): they come after this."""
+    """Predict the environment that Spark will give its Python workers (PythonRunner, PythonWorkerFactory)."""
     found = shutil.which(python)
     if found is None or _interpreter(found) != _interpreter(sys.executable):
         return None
-    # Only the workers' own setting counts, not what the driver has.
+    # Only the workers' setting counts, not the driver's value.
     environment = {**inherited, "OMP_NUM_THREADS": cpus, **given}
     libraries, added = _libraries_of_spark(environment), environment.get("PYTHONPATH", "").split(os.pathsep)
     return lent_to(environment, [*libraries, *filter(None, added), *sys.path], Process.this())
@@ -134,7 +134,7 @@ def _interpreter(path: str) -> tuple[str, str]:
 
 
 def _libraries_of_spark(environment: Mapping[str, str]) -> list[str]:
-    """Return what Spark puts first on its workers' module path."""
+    """Return the entries that Spark puts first on its workers' module path."""
     from pyspark.find_spark_home import _find_spark_home
 
     home = Path(environment.get("SPARK_HOME") or _find_spark_home())
@@ -152,15 +152,15 @@ def _is_library_of_spark(entry: str) -> bool:
 def lent_to(
     environment: Mapping[str, str], path: Sequence[str], driver: Process | None
 ) -> WantedParent | None:
-    """Return the warm parent for node tasks with this environment and module path; None if it is to be their own.
+    """Return the warm parent that is lent to node tasks; None if they should use their own.
 
     Args:
-        environment: of the node tasks.
-        path: where they find modules.
-        driver: process with which it ends, if it is not shared.
+        environment: environment of the node tasks.
+        path: module path of the node tasks.
+        driver: process with which the warm parent ends, unless it is shared.
 
     Raises:
-        ColdError: there can be none here.
+        ColdError: a warm parent is not possible here.
     """
     is_shared = bool(environment.get(SHARED_BY))
     if not is_shared and driver is None:
@@ -189,7 +189,7 @@ def lent_to(
 
 
 def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that must be the same for a warm parent and its trainers, the module path excepted."""
+    """Return the variables, except the module path, that must be the same for a warm parent and its trainers."""
     return {
         name: value
         for name, value in shared_environment(environment, []).items()
@@ -198,7 +198,7 @@ def _read_early(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def reads_late(name: str) -> bool:
-    """Whether a variable may be another for a trainer than for its warm parent: the fork takes it over."""
+    """Return whether a trainer's value of a variable may differ from its warm parent's: the fork sets it."""
     return name == "_" or (name.startswith(_READ_LATE) and name not in _READ_AT_IMPORT)
 
 
@@ -210,19 +210,19 @@ def _places(packages: Iterable[str], path: Sequence[str]) -> dict[str, str | Non
 
 
 def _outside(place: str | None) -> str | None:
-    """Return the entry of the module path that a package was found in, unless it is the interpreter's own."""
+    """Return the entry of the module path in which a package was found, unless it belongs to the interpreter."""
     entry = str(Path(place).parents[1]) if place else None
     own = (os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix))
     return None if entry is None or entry.startswith(tuple(prefix + os.sep for prefix in own)) else entry
 
 
 def _states(places: Iterable[str]) -> list[list[object]]:
-    """Say in which state the packages are: others may be installed, or tfspark edited, while a warm parent lives."""
+    """Return times and sizes of packages: they may be replaced or edited while a warm parent runs."""
     seen: dict[str, list[object]] = {}
     for place in places:
         package = Path(place).parent
         for path in (package.parent, *(sorted(package.rglob("*.py")) if package.name == "tfspark" else ())):
-            # A directory that is a program's own changes with whatever is written there.
+            # Other directories belong to programs, and change whenever a file is written there.
             if path.name in ("site-packages", "dist-packages") or path.is_file():
                 status = path.stat()
                 seen[str(path)] = [str(path), status.st_mtime_ns, status.st_size]
@@ -230,7 +230,7 @@ def _states(places: Iterable[str]) -> list[list[object]]:
 
 
 def _inherited_by_forks() -> list[object]:
-    """Return what a fork has from its parent and can't change, or would be noticed late."""
+    """Return what a fork inherits and cannot change, or where a difference would be noticed late."""
     umask = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:")
     )
@@ -247,25 +247,25 @@ def _inherited_by_forks() -> list[object]:
 
 
 def soft_limits() -> dict[str, int]:
-    """Return this process's limits, which its trainers shall have, too; a JVM, for one, raises its own."""
+    """Return this process's soft limits, for its trainers. They may differ from the driver's: a JVM raises its own."""
     return {name: resource.getrlimit(getattr(resource, name))[0] for name in _LIMITS}
 
 
 def set_soft_limits(limits: Mapping[str, int]) -> None:
-    """Give this process other limits."""
+    """Set the soft limits of this process."""
     for name, soft in limits.items():
         number = getattr(resource, name)
         resource.setrlimit(number, (soft, resource.getrlimit(number)[1]))
 
 
 class MissedModules:
-    """A finder that finds nothing: asked last, it knows the names of modules that nobody has found."""
+    """A finder that finds nothing. As the last finder, it records the names of modules that were not found."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Note the name."""
+        """Record the name."""
         if path is None:
             self.names.add(name)
 
@@ -286,15 +286,15 @@ def _where(name: str, path: Sequence[str]) -> list[str]:
 
 
 def other_modules(found: Mapping[str, list[str]], path: Sequence[str]) -> str:
-    """Say which modules would be others on this module path than those found before; empty if none would be."""
+    """Return the names of modules that this module path resolves differently from `found`; empty if none."""
     others = [name for name, places in modules_found(found, path).items() if places != found[name]]
     return ", ".join(sorted(others)[:5])
 
 
 def known_entries(path: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return a module path with the names for its entries by which they are known, if they are.
+    """Return a module path in which known directories have their known names.
 
-    What Python has read of them is found again; and the links that lead to them may go with their application.
+    So Python finds what it has read of them before. Also, links to them may disappear with their application.
     """
     names = {os.path.realpath(entry): entry for entry in known}
     return [names.get(os.path.realpath(entry), entry) for entry in path]

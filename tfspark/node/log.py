@@ -1,4 +1,4 @@
-"""What a trainer prints, on its way to the driver. Runs in the node task; no sockets."""
+"""Collect what a trainer prints, to send it to the driver. Runs in the node task; no sockets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import BinaryIO
 
 TAIL_LINES = 100
 LINE_BYTES = 16 << 10
-"""A longer line becomes several."""
+"""A longer line is split."""
 WAITING_CHARS = 32 << 20
-"""What waits to be sent is bounded; what came first is left out, and a line says so."""
+"""Maximum size of the waiting lines. The oldest ones are dropped, and a line says so."""
 CALL_CHARS = 4 << 20
-"""What one call takes: a call of the control plane holds 64 MB, and a character can be six bytes of JSON."""
+"""Characters per call: a call to the control plane holds 64 MB, and JSON may need six bytes per character."""
 
 
 class NodeLog:
-    """Lines that wait to be sent, and the last ones for an error; thread-safe."""
+    """The lines that wait to be sent, and the last ones for an error; thread-safe."""
 
     def __init__(self) -> None:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -28,12 +28,12 @@ class NodeLog:
         self._lock = threading.Lock()
 
     def read(self, stream: BinaryIO) -> None:
-        """Take every line of a stream until it ends."""
+        """Read every line of a stream until it ends."""
         for line in lines_of(stream):
             self.add(line)
 
     def add(self, line: str) -> None:
-        """Take one line."""
+        """Add one line."""
         with self._lock:
             self.tail.append(line)
             self._waiting.append(line)
@@ -43,7 +43,7 @@ class NodeLog:
                 self._num_left_out += 1
 
     def take(self, max_chars: int = CALL_CHARS) -> list[str]:
-        """Return the lines to send next, and forget them; empty when none waits."""
+        """Return and remove the lines to send next; empty if there are none."""
         with self._lock:
             taken, left = [], max_chars
             if self._num_left_out:
@@ -62,11 +62,10 @@ class NodeLog:
 def lines_of(stream: BinaryIO) -> Iterator[str]:
     """Yield the lines of a stream as text.
 
-    Bytes that are no UTF-8 become U+FFFD. Of a progress bar, which returns to the start of its line, the last state
-    is kept.
+    Bytes that are not UTF-8 become U+FFFD. For a progress bar, which overwrites its line, the last state is kept.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for raw in iter(lambda: stream.readline(LINE_BYTES), b""):
-        # A long line may be cut within a character: its rest comes with the next piece.
+        # A long line may be split within a character; the rest of it is in the next piece.
         text = decoder.decode(raw, final=raw.endswith(b"\n"))
         yield text.rstrip().rpartition("\r")[2]

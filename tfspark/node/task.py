@@ -1,8 +1,8 @@
-"""The node task: an ordinary Spark task that lives as long as its node does.
+"""The node task: an ordinary Spark task that runs for the lifetime of its node.
 
-Runs in Spark's Python worker on an executor; imports no TensorFlow. It registers with the control plane,
-starts the trainer (a process of its own that runs TensorFlow, see `tfspark.node.launch`), passes on its log, tells
-the driver that it lives, and ends it when the driver says so.
+Runs in Spark's Python worker on an executor; imports no TensorFlow. It registers with the control plane and starts the
+trainer (a separate process that runs TensorFlow, see `tfspark.node.launch`). It sends the trainer's log and heartbeats
+to the driver, and ends the trainer when the driver says so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tfspark.protocol.wire import ActionClient, Secret, local_address_towards
 POLL_S = 0.1
 RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
 SHOW_STACKS = signal.SIGUSR1
-"""Makes a trainer write the stacks of all its threads to its log, whatever it does."""
+"""Signal that makes a trainer write the stacks of all its threads to its log, whatever it is doing."""
 
 NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
 NODE_RESULT_DDL = "node bigint, outcome string"
@@ -49,31 +49,32 @@ NODE_RESULT_DDL = "node bigint, outcome string"
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A short task that starts the warm parent of the executor it runs on; a node that comes later finds it."""
+    """A short task that starts the warm parent of its executor, for nodes that start there later."""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Start it and return at once; yields nothing."""
+        """Start it and return at once; yield nothing."""
         for _ in batches:
-            with contextlib.suppress(ColdError):  # The node will say why.
+            with contextlib.suppress(ColdError):  # The node will report the reason.
                 warm.prepare(lent_parent(None) or own_parent())
         yield from ()
 
 
 @dataclass(frozen=True)
 class NodeTask:
-    """What a node task needs to know; called by Spark with one row: the node's number.
+    """Everything that a node task needs; Spark calls it with one row, the node's number.
 
     Attributes:
-        location: the control plane.
-        secret: the cluster's.
+        location: address of the control plane.
+        secret: the cluster's secret.
         nodes: the plan of all nodes.
         first_index: number of the first node of this Spark job.
-        settings: what the trainer is told.
+        settings: sent to the trainer.
         code: the user's function and its arguments, pickled by the driver; only the trainer unpickles it.
         warm: whether trainers are forked from a warm parent.
-        module_paths: where the driver's program finds modules of its own.
-        tensorboard_dir: directory that TensorBoard beside the chief shows; None: there is none.
-        driver: of a local master's application, which has started a warm parent for it; None: of another one.
+        module_paths: directories in which the driver's program finds its own modules.
+        tensorboard_dir: directory for TensorBoard beside the chief; None: TensorBoard does not run.
+        driver: the driver of a local master's application, which has started a warm parent for it; None: another
+            master.
     """
 
     location: str
@@ -93,13 +94,13 @@ class NodeTask:
         yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [self.run(index)]}, NODE_RESULT)
 
     def run(self, index: int) -> str:
-        """Run a node to its end; return how that was."""
+        """Run a node to its end; return the outcome."""
         saves_state = self.settings.saves_state
         with ActionClient(self.location, self.secret) as control, _sigterm_noted(saves_state) as sigterm:
             return self._run_with_chief(self.nodes[index], control, sigterm)
 
     def _run_with_chief(self, spec: NodeSpec, control: ActionClient, sigterm: threading.Event) -> str:
-        """Run the node; beside worker 0 also the chief, which coordinates parameter servers, if there is one."""
+        """Run the node; for worker 0, also run the chief, which coordinates parameter servers, if there is one."""
         chiefs = [node for node in self.nodes if node.role == "chief"]
         if spec.name != "worker 0" or not chiefs:
             return _Node(self, spec, control, sigterm).run()
@@ -152,7 +153,7 @@ class _Node:
         return cause or "ended"
 
     def _is_replaced(self, cause: str) -> bool:
-        """Tell the driver that the trainer was killed; learn whether another shall take its place."""
+        """Report to the driver that the trainer was killed; return whether another one replaces it."""
         try:
             reply = self._control.call(
                 "trainer_lost",
@@ -169,7 +170,7 @@ class _Node:
 
     @contextlib.contextmanager
     def _tensorboard(self) -> Iterator[None]:
-        """Run TensorBoard beside the chief, if asked to, and tell the driver where."""
+        """Run TensorBoard beside the chief if requested, and report its address to the driver."""
         log_dir = self._task.tensorboard_dir
         if log_dir is None or self._spec.index != 0:
             yield
@@ -180,7 +181,7 @@ class _Node:
             yield
 
     def _assignment(self) -> str | None:
-        """Wait until all nodes have registered; the driver sets the deadline and says stop."""
+        """Wait until all nodes have registered; the driver sets the deadline and says when to stop."""
         while True:
             reply = self._control.call("assignment", node=self._spec.index, attempt=self._attempt)
             if reply["action"] == "stop":
@@ -189,7 +190,7 @@ class _Node:
                 return str(reply["tf_config"])
 
     def _supervise(self, config: str, port: socket.socket) -> str:
-        """Run the trainer to its end; return what was wrong, empty if nothing."""
+        """Run the trainer to its end; return what went wrong, empty if nothing did."""
         with _scratch_directory() as scratch:
             trainer = Trainer(
                 self._orders(config, port, scratch), self._task.warm, self._log.add, self._task.driver
@@ -221,12 +222,12 @@ class _Node:
 
     def _environment(self, config: str, scratch: str) -> dict[str, str]:
         environment = trainer_environment(os.environ, config, scratch, sys.path, self._task.module_paths)
-        # Variables live in a parameter server's memory, and the chief only schedules: no GPU memory for these.
+        # Variables are in a parameter server's memory, and the chief only schedules, so neither needs GPU memory.
         gpus = "-1" if self._spec.role in ("ps", "chief") else _assigned_gpus()
         return environment if gpus is None else {**environment, "CUDA_VISIBLE_DEVICES": gpus}
 
     def _watch(self, trainer: Trainer) -> bool:
-        """Wait for the trainer's end, beating every second; return whether the driver said stop."""
+        """Wait for the trainer's end, with a heartbeat every second; return whether the driver said stop."""
         heard = next_beat = time.monotonic()
         stacks_shown = False
         while True:
@@ -280,7 +281,7 @@ class _Node:
                 log_tail=list(self._log.tail),
             )
         except flight.FlightError:
-            return  # The driver is gone; nobody is left to be told.
+            return  # The driver is gone, so nobody receives the report.
 
     def _read_log(self, trainer: Trainer) -> None:
         with trainer.output as stream:
@@ -289,7 +290,7 @@ class _Node:
 
 @contextlib.contextmanager
 def _sigterm_noted(waits: bool) -> Iterator[threading.Event]:
-    """Note a SIGTERM within the block instead of ending at once, so that the state can be saved before.
+    """Record a SIGTERM in the block instead of ending at once, so that the state can be saved first.
 
     Args:
         waits: whether there is a state to save.
@@ -309,7 +310,7 @@ def _sigterm_noted(waits: bool) -> Iterator[threading.Event]:
 
 
 def executor_id() -> str:
-    """Return the number Spark knows this executor by, from the command line of its process; empty if it has none."""
+    """Return Spark's number of this executor, from the command line of its process; empty if there is none."""
     process = os.getpid()
     while process > 1:
         try:
@@ -327,14 +328,14 @@ def _reserved_port(number: int = 0) -> socket.socket:
     """Bind a free port, without listening, for the trainer's TensorFlow server to share and take over.
 
     Args:
-        number: of the port; 0: any.
+        number: the port; 0: any free port.
 
-    TensorFlow binds with SO_REUSEPORT when ``TF_GRPC_REUSE_PORT`` is set, so the port stays ours from now
-    until it listens: no other process can slip in between.
+    TensorFlow binds with SO_REUSEPORT when ``TF_GRPC_REUSE_PORT`` is set. So this process holds the port until
+    TensorFlow listens on it, and no other process can take it in between.
     """
     port = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if number:  # Connections of the one who had it may still be about to end.
+    if number:  # Connections of its earlier owner may still be closing.
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         port.bind(("", number))
@@ -345,9 +346,9 @@ def _reserved_port(number: int = 0) -> socket.socket:
 
 
 def _scratch_directory() -> tempfile.TemporaryDirectory[str]:
-    """Make the trainer's scratch directory below Spark's own, which Spark removes with the application.
+    """Create the trainer's scratch directory below Spark's own, which Spark removes with the application.
 
-    So nothing is left even if this process and the trainer are both killed.
+    So no files are left even if this process and the trainer are both killed.
     """
     parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
     return tempfile.TemporaryDirectory(
@@ -358,7 +359,7 @@ def _scratch_directory() -> tempfile.TemporaryDirectory[str]:
 
 
 def _assigned_gpus() -> str | None:
-    """Return the GPU addresses Spark gave to this task; None when it was not asked for any."""
+    """Return the addresses of the GPUs that Spark gave to this task; None if it was not asked for any."""
     from pyspark import TaskContext
 
     task = TaskContext.get()

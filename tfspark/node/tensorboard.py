@@ -1,6 +1,6 @@
-"""TensorBoard beside the chief: started by its node task, ended with it. Without TensorFlow in this process.
+"""TensorBoard beside the chief: its node task starts and ends it. This process does not import TensorFlow.
 
-TensorBoard runs as ``python -m tfspark.node.tensorboard``, which first makes sure that it dies with its parent.
+TensorBoard runs as ``python -m tfspark.node.tensorboard``, which first makes sure that it ends with its parent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ STOP_GRACE_S = 3.0
 class TensorBoard:
     """A TensorBoard process; a context manager.
 
-    Its port is bound here from the start and shared with it, so that the address is known at once and nobody else
-    can take it. The page answers some seconds later.
+    This process binds the port from the start and shares it, so the address is known at once and no other process can
+    take it. The page answers some seconds later.
 
     Args:
         log_dir: directory with event files; need not exist yet.
@@ -66,7 +66,7 @@ def main(log_dir: str, host: str, port: str) -> None:
         f"--host={host}",
         f"--port={port}",
         "--reuse_port=true",
-        "--load_fast=false",  # The fast loader is a process of its own, which would outlive a kill.
+        "--load_fast=false",  # The fast loader is a separate process, which would survive a kill.
         "--reload_multifile=true",
     ]
     run_main()

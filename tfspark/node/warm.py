@@ -1,12 +1,13 @@
-"""How a node task finds the warm parent of its executor: a process that has imported TensorFlow and forks trainers.
+"""Find or start the warm parent of an executor: a process that has imported TensorFlow and forks trainers.
 
-Runs in node tasks and in short tasks that start the warm parent early. Imports no package but tfspark's own light
-modules, so that such a task costs next to nothing.
+Runs in node tasks and in short tasks that start the warm parent early. Imports only light modules of tfspark, so that
+such a task costs almost nothing.
 
-There is one warm parent for each executor and environment; `tfspark.node.lending` has those that are for more. Whom it
-is for is in the name of its socket, a Unix socket in Linux's abstract namespace: it needs no file (a full or read-only
-disk does not matter, no path can be too long), it is gone with the process, and only one process can bind it. Each
-side asks the kernel whose the other side is (``SO_PEERCRED``) and refuses any user but its own.
+There is one warm parent for each executor and environment. `tfspark.node.lending` has warm parents that several
+executors share. The name of its socket says for whom it is. The socket is a Unix socket in Linux's abstract namespace.
+It needs no file (so a full or read-only disk does not matter, and no path is too long), it ends with the process, and
+only one process can bind it. Each side asks the kernel for the user of the other side (``SO_PEERCRED``), and rejects
+any other user.
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ BACKLOG = 128
 TENSORFLOW_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tf-nightly")
 PACKAGES = ("tensorflow", "keras", "pyarrow", "numpy", "tfspark")
 LENT = "lent"
-"""Last word of the command line of a warm parent that is for several Python daemons."""
+"""Last word of the command line of a warm parent that several Python daemons share."""
 
 TRAINER_MODULE = "tfspark.trainer"
 
 
 class ColdError(Exception):
-    """A trainer can't be forked from a warm parent, for the reason given; it is started cold instead."""
+    """A trainer cannot be forked from a warm parent, and is started cold instead; the message is the reason."""
 
 
 class OtherModulesError(ColdError):
-    """A trainer can't be forked from this warm parent: here its imports would find other modules."""
+    """A trainer cannot be forked from this warm parent, because its own imports would find other modules."""
 
 
 @dataclass(frozen=True)
 class WantedParent:
-    """A warm parent, as those who want a trainer from it know it.
+    """The description of a warm parent, for processes that want a trainer from it.
 
     Attributes:
-        name: of its socket.
-        owner: number of the process with which it ends; 0: it ends when nobody has asked for a while.
-        environment: what it is started with.
-        is_lent: whether it is for other Python daemons, too: then a fork looks first whether its modules are right.
+        name: name of its socket.
+        owner: number of the process with which it ends; 0: it ends after a while without requests.
+        environment: the environment it is started with.
+        is_lent: whether other Python daemons use it, too. In that case a fork first checks its modules.
     """
 
     name: str
@@ -82,39 +83,39 @@ def _version(distribution: str) -> str | None:
 
 
 def trainer_command(name: str, port: int, node_task: int) -> list[str]:
-    """Return the command line of a trainer, which a fork of the warm parent shows as well.
+    """Return the command line of a trainer; a fork of the warm parent shows the same one.
 
     Args:
-        name: of the node.
-        port: descriptor of the socket that keeps the port of TensorFlow's server.
+        name: name of the node.
+        port: descriptor of the socket that holds the port of TensorFlow's server.
         node_task: number of the node task's process.
     """
     return [sys.executable, "-m", TRAINER_MODULE, name, f"port={port}", f"node-task={node_task}"]
 
 
 def node_task_of_this_trainer() -> int:
-    """Return the number of the node task's process, of which a fork is no child: from this trainer's command line."""
+    """Return the process number of the node task, from this trainer's command line: a fork is not its child."""
     try:
         line = Path("/proc/self/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    except OSError:  # Not Linux: then it was not forked.
+    except OSError:  # On other systems than Linux it was not forked.
         return os.getppid()
     return int(next(word for word in line if word.startswith("node-task=")).partition("=")[2])
 
 
 def prepare(wanted: WantedParent) -> None:
-    """Start a warm parent if there is none; it imports TensorFlow while this process goes on.
+    """Start a warm parent if there is none; it imports TensorFlow while this process continues.
 
     Raises:
-        ColdError: there can be none here.
+        ColdError: a warm parent is not possible here.
     """
     connect(wanted).close()
 
 
 def connect(wanted: WantedParent) -> socket.socket:
-    """Connect to a warm parent, which is started if there is none; it answers when it has imported TensorFlow.
+    """Connect to a warm parent, and start it if there is none; it answers when it has imported TensorFlow.
 
     Raises:
-        ColdError: there can be none here.
+        ColdError: a warm parent is not possible here.
     """
     try:
         for _ in range(ATTEMPTS):
@@ -128,16 +129,16 @@ def connect(wanted: WantedParent) -> socket.socket:
 
 
 def check_platform() -> None:
-    """Raise a `ColdError` where there can be no warm parent."""
+    """Raise a `ColdError` if a warm parent is not possible here."""
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         raise ColdError(f"forking needs Linux 5.3 or newer, this is {platform.platform()}")
 
 
 def own_parent() -> WantedParent:
-    """Return the warm parent of this executor alone.
+    """Return the warm parent that only this executor uses.
 
     Raises:
-        ColdError: there can be none here.
+        ColdError: a warm parent is not possible here.
     """
     check_platform()
     owner, environment = owner_of_this_process(), shared_environment(os.environ, sys.path)
@@ -145,7 +146,7 @@ def own_parent() -> WantedParent:
 
 
 def owner_of_this_process() -> int:
-    """Return the process with which the warm parent ends: the one that Spark starts its Python workers from.
+    """Return the process with which the warm parent ends: the one from which Spark starts its Python workers.
 
     That process lives as long as the executor does. In a driver, which runs parameter servers, it is the driver.
     """
@@ -155,10 +156,10 @@ def owner_of_this_process() -> int:
 
 
 def socket_name(owner: int, environment: Mapping[str, str], path: Sequence[str]) -> str:
-    """Name the socket of the warm parent that fits: of this user, executor, code and environment, and no other."""
+    """Return the name of a warm parent's socket; it identifies user, executor, code and environment."""
     identity = {
         "user": os.getuid(),
-        # Abstract names are one for all containers that share the host's network; process numbers are not.
+        # Containers with the host's network share abstract names, but not process numbers.
         "processes": os.readlink("/proc/self/ns/pid"),
         "owner": [owner, started_at(owner)],
         "python": sys.executable,
@@ -171,13 +172,13 @@ def socket_name(owner: int, environment: Mapping[str, str], path: Sequence[str])
 
 
 def named(identity: Mapping[str, object]) -> str:
-    """Return the name of the socket of the warm parent of an identity."""
+    """Return the socket name of the warm parent with this identity."""
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return f"\0tfspark-warm-{digest[:32]}"
 
 
 def started_at(pid: int) -> str:
-    """Return when a process started, in the kernel's ticks: with its number it names the process for good.
+    """Return a process's start time in the kernel's ticks; with its number it identifies the process.
 
     Raises:
         OSError: there is no such process.
@@ -209,28 +210,28 @@ def _client(name: str) -> socket.socket | None:
 
 
 def peer_user(connection: socket.socket) -> int:
-    """Return the user number of the process at the other end, as the kernel knows it."""
+    """Return the user number of the process at the other end, from the kernel."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
 
 
 def _start(wanted: WantedParent) -> None:
-    """Bind the name and hand the socket to a new warm parent; whoever else wants one connects to it meanwhile.
+    """Bind the name and pass the socket to a new warm parent; other node tasks can connect to it meanwhile.
 
-    The shell puts it into the background, so that it is nobody's child: Python workers come and go, and it stays.
+    The shell starts it in the background, so it is not a child of this process: Python workers end, but it stays.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             listener.bind(wanted.name)
         except OSError:
-            return  # Another node task was quicker.
+            return  # Another node task was faster.
         listener.listen(BACKLOG)
         arguments = [str(listener.fileno()), str(wanted.owner), wanted.name[1:], *([LENT] * wanted.is_lent)]
         subprocess.run(
             ["/bin/sh", "-c", '"$@" &', "sh", sys.executable, "-m", "tfspark.node.warm_parent", *arguments],
             check=True,
             env=dict(wanted.environment),
-            # Whoever it is for, works elsewhere, and may have a terminal that this process has not.
+            # Its users run elsewhere, perhaps with a terminal that this process does not have.
             cwd="/" if wanted.is_lent else None,
             start_new_session=not wanted.owner,
             stdin=subprocess.DEVNULL,
@@ -252,11 +253,11 @@ def send(connection: socket.socket, message: Any, descriptors: Sequence[int] = (
 
 
 def receive(connection: socket.socket, max_descriptors: int = 0) -> tuple[Any, list[int]]:
-    """Receive what `send` sent: the value and the files' numbers here.
+    """Receive a message of `send`: the value, and the descriptors of the files in this process.
 
     Raises:
         EOFError: the other side closed the connection.
-        ValueError: this is no message of `send`.
+        ValueError: this is not a message of `send`.
     """
     header, descriptors, _, _ = socket.recv_fds(connection, 8, max_descriptors, socket.MSG_CMSG_CLOEXEC)
     try:

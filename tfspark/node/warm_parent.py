@@ -1,9 +1,9 @@
 """The warm parent of an executor: it has imported TensorFlow, runs nothing, and forks trainers for node tasks.
 
-Started by `tfspark.node.warm`; ends with its owner (as a rule the executor), or when nobody has asked for `IDLE_S`. It
-imports nothing of the user's, runs no TensorFlow operation, opens no gRPC and lists no GPU, so a fork of it is as good
-as a fresh process after the same imports. A process may only be forked safely while no other of its threads holds a
-lock. So it looks at its threads before each fork, and refuses if there is one that it does not know.
+Started by `tfspark.node.warm`; it ends with its owner (usually the executor), or after `IDLE_S` without a request. It
+imports no user code, runs no TensorFlow operation, opens no gRPC connection and lists no GPU, so a fork of it is as
+good as a new process after the same imports. A fork is safe only while no other thread of the process holds a lock. So
+it checks its threads before each fork, and refuses if there is one that it does not know.
 
 A trainer does not need its warm parent once it runs: it has its own connection to its node task, and the kernel ends it
 with that task (`tfspark.node.lifeline`).
@@ -32,11 +32,11 @@ from tfspark.node.lending import MissedModules, known_entries, modules_found, ot
 from tfspark.node.warm import LENT, TRAINER_MODULE, peer_user, receive, send, trainer_command
 
 IDLE_S = 600.0
-"""Without a trainer and without a request for this long, it ends: it holds some 250 MB."""
+"""Seconds without a trainer and without a request, after which it ends: it holds about 250 MB."""
 REQUEST_TIMEOUT_S = 10.0
-"""How long a node task may take to send its request, once it has connected."""
+"""Seconds that a node task has to send its request after it has connected."""
 HARMLESS_THREADS = ("jemalloc_bg_thd",)
-"""pyarrow's jemalloc returns memory in the background; its own fork handlers hold its locks meanwhile (jemalloc(3))."""
+"""pyarrow's jemalloc returns memory in the background; its own fork handlers take its locks (jemalloc(3))."""
 MODULES = (
     "tensorflow",
     "keras",
@@ -53,12 +53,12 @@ MODULES = (
     "tfspark.training.input.row_feed",
 )
 AT_THE_START = ("sitecustomize", "usercustomize")
-"""Modules that the interpreter looks for before anything else."""
+"""Modules that the interpreter looks for before all others."""
 
 
 @dataclass(frozen=True)
 class _Trainer:
-    """A forked process: its number, a file that tells its end, and the connection to its node task."""
+    """A forked process: its number, a file that shows its end, and the connection to its node task."""
 
     pid: int
     pidfd: int
@@ -66,9 +66,9 @@ class _Trainer:
 
 
 def main() -> None:
-    """Serve on the socket that was handed over until the owner ends."""
+    """Serve on the inherited socket until the owner ends."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal's Ctrl-C is for the driver.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the driver only.
     try:
         owner = os.pidfd_open(int(sys.argv[2])) if int(sys.argv[2]) else None
     except ProcessLookupError:
@@ -86,11 +86,11 @@ def main() -> None:
 
 
 def _why_cold() -> str:
-    """Import what trainers need; return why they can't be forked from this process, empty if they can."""
-    # A site's own startup code may start threads: then the imports would be in vain.
-    if strange := strange_threads():
+    """Import what trainers need; return why they cannot be forked from this process, empty if they can."""
+    # A site's own startup code may start threads. In that case the imports would be useless.
+    if strange := _strange_threads():
         return f"the interpreter starts with threads of its own ({', '.join(strange)})"
-    gc.disable()  # It would look a dozen times at all that is imported: a fifth of the time.
+    gc.disable()  # It would scan all imports a dozen times: a fifth of the time.
     try:
         for name in MODULES:
             importlib.import_module(name)
@@ -98,17 +98,17 @@ def _why_cold() -> str:
         return f"its imports failed:\n{traceback.format_exc()}"
     finally:
         gc.enable()
-    # OpenBLAS ends its threads before a fork and starts them again when they are needed: let it do so now.
+    # OpenBLAS ends its threads before a fork and starts them again when needed: let it end them now.
     if (pid := os.fork()) == 0:
         os._exit(0)
     os.waitpid(pid, 0)
     gc.collect()
-    gc.freeze()  # What the collector does not look at is not written to: its pages stay shared.
+    gc.freeze()  # Frozen objects are not written to, so their pages stay shared.
     return ""
 
 
-def strange_threads() -> list[str]:
-    """Return the names of this process's threads that a fork might not survive, as the kernel knows them."""
+def _strange_threads() -> list[str]:
+    """Return the names of this process's threads that a fork might not survive, as the kernel lists them."""
     names = []
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # It has just ended.
@@ -121,11 +121,11 @@ class WarmParent:
     """Forks trainers for node tasks that connect.
 
     Args:
-        listener: the socket, which listens already.
-        owner: pidfd of the process with which this one ends; None: with nobody.
-        why_cold: why no trainer can be forked; empty if one can.
-        modules: where the modules were found that it imported, or looked for in vain. A trainer must find them there,
-            too; None: its path is that of its trainers anyway.
+        listener: the listening socket.
+        owner: pidfd of the process with which this one ends; None: it ends with no other process.
+        why_cold: the reason why no trainer can be forked; empty if one can.
+        modules: where the imported modules were found, and those that were not found. A trainer must find the same;
+            None: its module path is always the same as that of its trainers.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class WarmParent:
         self._is_over = False
 
     def serve(self) -> None:
-        """Answer requests until the owner ends, or nobody asks any more."""
+        """Answer requests until the owner ends, or until there were none for a while."""
         asked = time.monotonic()
         while not self._is_over:
             ready = self._poll.poll(max(0.0, asked + IDLE_S - time.monotonic()) * 1000 + 1)
@@ -177,7 +177,7 @@ class WarmParent:
         self._await(pidfd, select.POLLIN, self._end)
 
     def _adopt_by(self, pid: int) -> None:
-        """End with the Python daemon of an executor, too, if with anybody: it may end before the driver does."""
+        """Also end with the Python daemon of an executor, if there is an owner: it may end before the driver does."""
         if self._is_owned and pid not in self._owners:
             with contextlib.suppress(ProcessLookupError):
                 self._end_with(pid, os.pidfd_open(pid))
@@ -197,7 +197,7 @@ class WarmParent:
             os.close(descriptor)
 
     def _fork(self, request: Any, descriptors: list[int], connection: socket.socket) -> None:
-        strange = strange_threads()
+        strange = _strange_threads()
         reason = self._why_cold or (f"it has threads ({', '.join(strange)})" if strange else "")
         if reason:
             with contextlib.suppress(OSError):
@@ -211,11 +211,11 @@ class WarmParent:
         trainer = _Trainer(pid, os.pidfd_open(pid), connection)
         self._trainers.add(trainer)
         self._await(trainer.pidfd, select.POLLIN, lambda: self._reap(trainer))
-        # Only its end: what the node task sends is for the trainer.
+        # Watch only for its end: what the node task sends is for the trainer.
         self._await(connection.fileno(), select.POLLHUP, lambda: self._abandon(trainer))
 
     def _become_trainer(self, request: Any, descriptors: list[int], connection: socket.socket) -> NoReturn:
-        """Turn this fork into the trainer of a node. Never returns into the parent's code."""
+        """Turn this fork into the trainer of a node. Never return into the parent's code."""
         code = 1
         try:
             for trainer in self._trainers:
@@ -244,17 +244,17 @@ class WarmParent:
                 return 0
             request["path"] = known_entries(request["path"], sys.path)
             set_soft_limits(request["limits"])
-        return run_forked(request, descriptors, connection)
+        return _run_forked(request, descriptors, connection)
 
     def _reap(self, trainer: _Trainer) -> None:
-        """Tell the node task how its trainer ended."""
+        """Report to the node task how its trainer ended."""
         _, status = os.waitpid(trainer.pid, 0)
         with contextlib.suppress(OSError):
             send(trainer.connection, {"returncode": os.waitstatus_to_exitcode(status)})
         self._forget(trainer)
 
     def _abandon(self, trainer: _Trainer) -> None:
-        """End a trainer whose node task is gone: the kernel does so too, unless the trainer closed its lifeline."""
+        """End a trainer whose node task is gone; the kernel also does so, unless the trainer closed its lifeline."""
         self._ignore(trainer.connection.fileno())
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(trainer.pidfd, signal.SIGKILL)
@@ -267,13 +267,12 @@ class WarmParent:
         trainer.connection.close()
 
 
-def run_forked(request: Any, descriptors: list[int], connection: socket.socket) -> int:
-    """Be a trainer in a fork of the warm parent, as `python -m tfspark.trainer` is one; return the exit code.
+def _run_forked(request: Any, descriptors: list[int], connection: socket.socket) -> int:
+    """Run as a trainer in a fork of the warm parent, like `python -m tfspark.trainer`; return the exit code.
 
     Args:
-        request: ``name`` of the node, ``node_task`` (its process number), and its ``environment``, working
-            ``directory``, ``path`` of modules, ``python``, soft ``limits`` and ``owner`` (the process of which it is
-            a child).
+        request: ``name`` of the node, ``node_task`` (its process number), its ``environment``, working ``directory``,
+            ``path`` of modules, ``python``, soft ``limits`` and ``owner`` (the parent of the node task's process).
         descriptors: standard input, standard output and the port's socket.
         connection: to the node task.
     """
@@ -282,13 +281,13 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
         os.dup2(descriptor, number)
     os.close(orders)
     os.close(output)
-    # From here on only this process and its node task matter: without the word of the node task, it does nothing.
+    # From here on only this process and its node task matter. It does nothing until the node task has answered.
     connection.settimeout(None)
     send(connection, {"pid": os.getpid()}, [pidfd := os.pidfd_open(os.getpid())])
     os.close(pidfd)
     receive(connection)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # The shell has it ignored in the background.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # The shell ignores it for background processes.
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["directory"])
@@ -296,9 +295,9 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     sys.executable = request["python"]
     command = trainer_command(request["name"], port, request["node_task"])
     sys.argv = [str(sys.modules[TRAINER_MODULE].__file__), *command[3:]]
-    show_as(command)
+    _show_as(command)
     importlib.invalidate_caches()
-    tempfile.tempdir = None  # Found by the imports, for the warm parent's own TMPDIR.
+    tempfile.tempdir = None  # The imports set it, from the warm parent's TMPDIR.
     import numpy as np
 
     np.random.seed()
@@ -307,8 +306,8 @@ def run_forked(request: Any, descriptors: list[int], connection: socket.socket) 
     return run_trainer(sys.stdin.buffer, port, connection)
 
 
-def show_as(command_line: list[str]) -> None:
-    """Let ``ps`` show a command line for this process, as long as it fits in the place of the present one."""
+def _show_as(command_line: list[str]) -> None:
+    """Let ``ps`` show a command line for this process, cut to the space of the current one."""
     stat = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     start, end = int(stat[45]), int(stat[46])  # arg_start and arg_end, fields 48 and 49 of proc_pid_stat(5)
     text = os.fsencode("\0".join(command_line))[: end - start - 1]

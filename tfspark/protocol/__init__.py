@@ -1,1 +1,1 @@
-"""What all processes agree on: calls, roles, settings, clocks."""
+"""What all processes share: calls, roles, settings, clocks."""

@@ -1,7 +1,7 @@
-"""The calls to the driver's server: who sends which, with what, and what is answered.
+"""The calls to the driver's server: who sends each, its request and its reply.
 
-``python -m tfspark.protocol.actions docs/architecture.md`` renews the table of that page. A test compares
-all callers and handlers with it. Every action is idempotent: it says what is, not what to add.
+``python -m tfspark.protocol.actions docs/architecture.md`` updates the table of that page. A test compares all callers
+and handlers with it. Every action is idempotent: a repeated call does not change the result.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Action:
     """One kind of call.
 
     Attributes:
-        name: of the Flight action.
+        name: name of the Flight action.
         caller: the process that sends it.
-        request: key -> what it means, empty where its name says it. A key that ends in ``?`` may be left out.
-        reply: the keys of the answer; empty if it has none.
+        request: key -> its meaning; empty if the name is clear. A key that ends in ``?`` is optional.
+        reply: the keys of the reply; empty if there are none.
     """
 
     name: str
@@ -50,10 +50,10 @@ ACTIONS = (
             "host": "",
             "port": "",
             "versions": "",
-            "executor?": "Spark's number of it",
-            "task?": "a name it gives itself",
+            "executor?": "Spark's number of the executor",
+            "task?": "a name that the task gives itself",
         },
-        "`action` go with `attempt`, and with `port` if the node takes the place of one that was lost; or stop",
+        "`action` go with `attempt`, and with `port` if the node replaces a lost one; or stop",
     ),
     Action(
         "assignment", "node task", {"node": "", "attempt": ""}, "`action` wait, stop, or go with `tf_config`"
@@ -61,19 +61,30 @@ ACTIONS = (
     Action(
         "heartbeat",
         "node task, every second",
-        {"node": "", "attempt": "", "log": "new lines, 500 at most", "preempted?": "why it will end soon"},
-        "`stop`; `stacks`: let the trainer show what its threads do",
+        {
+            "node": "",
+            "attempt": "",
+            "log": "new lines, 500 at most",
+            "preempted?": "why the node will end soon",
+        },
+        "`stop`; `stacks`: ask the trainer for the stacks of its threads",
     ),
     Action(
         "node_ended",
         "node task",
-        {"node": "", "attempt": "", "cause": "empty if in order", "log": "", "log_tail": "last 100 lines"},
+        {
+            "node": "",
+            "attempt": "",
+            "cause": "empty if there was no error",
+            "log": "",
+            "log_tail": "last 100 lines",
+        },
     ),
     Action(
         "trainer_lost",
         "node task",
         {"node": "", "attempt": "", "cause": ""},
-        "`attempt` of the trainer that shall take its place; 0: none shall",
+        "`attempt` of the trainer that replaces it; 0: none does",
     ),
     Action(
         "trainer_alive",
@@ -102,7 +113,7 @@ ACTIONS = (
         "sum",
         "trainer",
         {"key": "", "rank": "", "of": "", "values": "metric states; none once they have arrived"},
-        "`status` wait, again (the values are not there), or ok with the added `values`",
+        "`status` wait, again (send the values again), or ok with the added `values`",
     ),
     Action(
         "arrive",
@@ -123,21 +134,21 @@ ACTIONS = (
             "attempt?": "",
         },
         "`action` serve with `source`, `skip`, `want_sample`; wait; or stop with `rows`, and `moved` if its rows "
-        "may be in other places than those of an earlier attempt",
+        "may be in other places than in an earlier attempt",
     ),
     Action("offer_sample", "feed task", {"stream": "", "sample": "first row, base64 Arrow"}),
     Action(
         "source_alive",
         "feed task, every second",
-        {"source": "", "pulls?": "so far", "rows?": "once Spark has given the last"},
+        {"source": "", "pulls?": "so far", "rows?": "once Spark has delivered all"},
         "`stop`; `moves`: grows while readers pull from any source of the stream, or trainers end steps; `lost`: "
-        "readers that died",
+        "lost readers",
     ),
     Action(
         "source_there",
-        "trainer that does not reach it",
+        "trainer that cannot reach it",
         {"source": ""},
-        "`there`: it is still served, so the connection alone was lost",
+        "`there`: the source is up, only the connection was lost",
     ),
     Action("source_failed", "feed task that fails", {"source": ""}),
     Action(
@@ -150,7 +161,7 @@ ACTIONS = (
             "rows": "",
             "stopped?": "the source, if it was told to stop",
         },
-        "`retry`: Spark shall start the task again",
+        "`retry`: Spark must start the task again",
     ),
     Action("describe", "trainer", {"stream": ""}, "`status` wait, or ok with `description` and `sample`"),
     Action(
@@ -173,15 +184,15 @@ ACTIONS = (
         {
             "stream": "",
             "index": "",
-            "seen": "readers of which steps have returned",
-            "ended": "those that have no more rows",
+            "seen": "readers whose steps have returned",
+            "ended": "readers that have no more rows",
         },
-        "`lost`: which of those seen died",
+        "`lost`: the lost readers among those seen",
     ),
     Action(
         "next_rows",
         "trainer",
-        {"stream": "", "index": "", "rank": "", "host": "", "held": "offers it has"},
+        {"stream": "", "index": "", "rank": "", "host": "", "held": "offers that the reader has"},
         "`status` pass with `description`; partition with `offer`, `location`; wait; or end with `most_rows`",
     ),
     Action("leave", "trainer", {"stream": "", "rank": "", "index": "", "rows": ""}),
@@ -189,7 +200,7 @@ ACTIONS = (
     Action("await_reader", "inference task", {"offer": ""}, "`taken`, `stop`, `idle_s`"),
     Action("partition_inferred", "inference task", {"offer": ""}),
 )
-"""All of them, in the order of a node's life and then of a row's."""
+"""All actions, in the order in which a node and then a row causes them."""
 
 
 def table() -> str:
@@ -205,7 +216,7 @@ def _request(action: Action) -> str:
 
 
 def renew(page: str) -> str:
-    """Return a page with the table between its two marks made anew."""
+    """Return a page with an updated table between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"

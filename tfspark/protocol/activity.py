@@ -1,4 +1,7 @@
-"""Whether a trainer gets on. From outside a long step, one that never ends and a wait for rows look the same."""
+"""Whether a trainer makes progress.
+
+Seen from outside, a long step, a step that never ends and a wait for rows look the same. So the trainer reports them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ BUSY, WAITING, IDLE = "busy", "waiting", "idle"
 
 
 class Activity:
-    """What a trainer reports of itself every few seconds; thread-safe.
+    """What a trainer reports about itself every few seconds; thread-safe.
 
-    A trainer is idle until it works on something that is made of steps. A wait for rows or for the driver, which have
-    deadlines of their own, is not taken for a step that does not end.
+    A trainer is idle until it starts work that consists of steps. Waits for rows or for the driver have their own
+    deadlines, and do not count as a step that does not end.
     """
 
     def __init__(self) -> None:
@@ -25,15 +28,15 @@ class Activity:
         self._lock = threading.Lock()
 
     def step_done(self) -> None:
-        """Note that a step was done."""
+        """Record that a step was done."""
         self._steps += 1
 
     def busy(self) -> AbstractContextManager[None]:
-        """Steps are done within the block."""
+        """Mark the block as work that consists of steps."""
         return self._in(BUSY)
 
     def waiting(self) -> AbstractContextManager[None]:
-        """The block waits for rows or for another process."""
+        """Mark the block as a wait for rows or for another process."""
         return self._in(WAITING)
 
     @contextmanager
@@ -47,7 +50,7 @@ class Activity:
                 self._under_way[state] -= 1
 
     def to_json(self) -> Json:
-        """Return the steps so far and what it does: ``busy``, ``waiting`` or ``idle``."""
+        """Return the number of steps so far and the activity: ``busy``, ``waiting`` or ``idle``."""
         with self._lock:
             state = next((state for state in (WAITING, BUSY) if self._under_way[state]), IDLE)
             return {"steps": self._steps, "activity": state}

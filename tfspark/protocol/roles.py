@@ -1,4 +1,4 @@
-"""Who is who in a cluster: pure arithmetic over the numbers given to `TFCluster.run`."""
+"""Roles and numbers of the nodes: pure arithmetic on the numbers passed to `TFCluster.run`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class NodeSpec:
 
     @property
     def name(self) -> str:
-        """How messages call the node, for example ``worker 1``."""
+        """The node's name in messages, for example ``worker 1``."""
         return f"{self.role} {self.task_index}"
 
 
 def stream_name(name: str, generation: int) -> str:
-    """Return what a stream of a cluster is called when so many models were trained there before.
+    """Return the full name of a stream, after `generation` other models were trained on the cluster.
 
-    What is left of a feed of an earlier model cannot be taken for one of this.
+    The name differs for each model, so that late calls for an earlier model's stream are not taken for this one's.
     """
     return f"{name}@{generation}" if generation else name
 
@@ -43,11 +43,11 @@ def stream_name(name: str, generation: int) -> str:
 def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> tuple[NodeSpec, ...]:
     """Divide `num_executors` nodes into roles: `num_ps` ps, at most one evaluator, the rest workers.
 
-    With parameter servers there is one more: the chief, which coordinates them. It is light, needs no slot, and lives
-    in the task of worker 0.
+    With parameter servers there is one more node: the chief, which coordinates them. It needs few resources and no
+    slot, and runs in the task of worker 0.
 
     Raises:
-        ConfigError: no node would be left to be a worker.
+        ConfigError: no node is left for a worker.
     """
     if num_executors < 1 or num_ps < 0:
         raise ConfigError(
@@ -70,19 +70,19 @@ def plan_nodes(num_executors: int, num_ps: int = 0, eval_node: bool = False) -> 
 
 
 def task_of(node: NodeSpec, master_node: str | None) -> tuple[str, int]:
-    """Return TensorFlow's task type and index of a node; worker 0 may go by the name `master_node`."""
+    """Return TensorFlow's task type and index of a node; `master_node` may replace the type of worker 0."""
     if master_node is None or node.role != "worker":
         return node.role, node.task_index
     return (master_node, 0) if node.task_index == 0 else ("worker", node.task_index - 1)
 
 
 def reader_number(nodes: Sequence[NodeSpec], node: NodeSpec, attempt: int) -> int:
-    """Return the number by which the feed knows a node: its position among its role, and for every attempt another.
+    """Return a node's number as a reader of the feed: from its position in its role, and different for every attempt.
 
     Args:
         nodes: all nodes.
-        node: which one.
-        attempt: how often it was started, from 1.
+        node: the node.
+        attempt: number of its start, from 1.
     """
     of_role = sum(other.role == node.role for other in nodes)
     return node.task_index + (attempt - 1) * of_role
@@ -96,12 +96,12 @@ def tf_config(
     Args:
         nodes: all nodes.
         addresses: node index -> ``host:port`` of its TensorFlow server.
-        me: the node the text is for.
+        me: the node that gets the result.
         master_node: name of worker 0's task type; None: ``worker``.
 
     Returns:
-        JSON as TensorFlow's `TFConfigClusterResolver` reads it. The evaluator is not part of the cluster
-        it looks at, as TensorFlow demands.
+        JSON as TensorFlow's `TFConfigClusterResolver` reads it. The evaluator is not part of its cluster, as
+        TensorFlow requires.
     """
     cluster: dict[str, list[str]] = {}
     for node in nodes:
@@ -112,10 +112,10 @@ def tf_config(
 
 
 def local_batch_size(global_batch_size: int, num_workers: int) -> int:
-    """Return the rows each worker contributes to a step.
+    """Return the number of rows per worker and step.
 
     Raises:
-        ConfigError: the global batch does not divide among the workers.
+        ConfigError: the global batch cannot be divided equally among the workers.
     """
     if global_batch_size < num_workers or global_batch_size % num_workers:
         below = global_batch_size // num_workers * num_workers

@@ -1,4 +1,4 @@
-"""What the driver tells every trainer of a cluster, apart from the user's function."""
+"""The settings that the driver sends to every trainer of a cluster, in addition to the user's function."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Hooks:
     """Optional functions of a model module, used by tfspark's own loop.
 
     Attributes:
-        features: ``features(batch)``: column name -> tensor ``(B, *shape)``, to what the model takes.
-        callbacks: ``callbacks(params)``: more Keras callbacks, the same on every worker.
-        export: ``export(model, directory)``: writes more of the trained model beside the usual formats.
-        draw: ``draw(model, x, y, directory)``: writes pictures, as the model sees some rows of the last evaluation.
+        features: ``features(batch)``: converts column name -> tensor ``(B, *shape)`` to the input of the model.
+        callbacks: ``callbacks(params)``: returns more Keras callbacks, the same on every worker.
+        export: ``export(model, directory)``: writes more files of the trained model beside the usual formats.
+        draw: ``draw(model, x, y, directory)``: writes pictures from some rows of the last evaluation.
         draw_epoch: ``draw_epoch(model, epoch, directory)``: writes pictures after each epoch, counted from 1.
     """
 
@@ -35,18 +35,18 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """Plain values for the trainers; they travel as JSON. `TFCluster.run` describes those that have its names.
+    """Plain values for the trainers, sent as JSON. `TFCluster.run` describes those that have the same names.
 
     Attributes:
         runs_main_fun: whether the user's function is a ``main_fun(args, ctx)``, not a ``build_model``.
-        saves_state: whether the state of the training is saved, so that it can go on after a loss.
-        seed: see `TFCluster.run`, as for those without a description.
+        saves_state: whether the training state is saved, so that training can continue after a loss.
+        seed: see `TFCluster.run`, as for all attributes that are not listed here.
         feed_timeout_s: ``feed_timeout``, seconds.
         heartbeat_timeout_s: ``heartbeat_timeout``, seconds.
         queues: names of the queues that a `main_fun` reads.
         default_fs: Hadoop's default file system, as Spark's driver has it.
-        working_dir: of Spark's driver.
-        generation: how many models were trained on the cluster before this one.
+        working_dir: working directory of Spark's driver.
+        generation: number of models that were trained on the cluster before this one.
     """
 
     runs_main_fun: bool
@@ -71,14 +71,14 @@ class TrainerSettings:
 
     @property
     def saves_within_epochs(self) -> bool:
-        """Whether the state is saved between two ends of epochs, too."""
+        """Whether the state is also saved within epochs."""
         return bool(self.checkpoint_every_steps or self.checkpoint_every_seconds)
 
     def as_plain(self) -> TrainerSettings:
-        """Return the same settings as JSON has them: NumPy's numbers become Python's.
+        """Return the same settings as plain JSON values: NumPy numbers become Python numbers.
 
         Raises:
-            ConfigError: one cannot travel; the message names it.
+            ConfigError: a value cannot be written as JSON; the message names it.
         """
         names = [setting.name for setting in dataclasses.fields(self)]
         return TrainerSettings(
@@ -86,20 +86,20 @@ class TrainerSettings:
         )
 
     def to_json(self) -> Json:
-        """Return a form that survives JSON."""
+        """Return a form that can be written as JSON."""
         return dict(vars(self))
 
     @classmethod
     def from_json(cls, data: Json) -> TrainerSettings:
-        """Rebuild what `to_json` gave."""
+        """Create the settings from the result of `to_json`."""
         return cls(**data)
 
 
 def as_plain(name: str, value: Any) -> Any:
-    """Return a value as JSON has it: NumPy's numbers become Python's.
+    """Return a value as plain JSON: NumPy numbers become Python numbers.
 
     Raises:
-        ConfigError: it cannot travel; the message has its name.
+        ConfigError: it cannot be written as JSON; the message has its name.
     """
     try:
         return json.loads(json.dumps(value, default=plain))

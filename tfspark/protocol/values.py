@@ -1,4 +1,4 @@
-"""Plain values: what JSON can hold."""
+"""Plain values: the values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Json = dict[str, Any]
 
 
 def plain(value: Any) -> Any:
-    """Return a NumPy number as Python's, and a path as text; for ``json.dumps(..., default=plain)``.
+    """Return a NumPy number as a Python number, and a path as text; for ``json.dumps(..., default=plain)``.
 
     Raises:
-        TypeError: it is something else, which JSON cannot hold.
+        TypeError: the value is of another type, which JSON cannot hold.
     """
     if isinstance(value, np.generic):
         return value.item()

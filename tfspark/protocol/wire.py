@@ -1,10 +1,9 @@
-"""The one wire protocol: JSON actions over Arrow Flight, authenticated by the cluster's token.
+"""The wire protocol of all processes: JSON actions over Arrow Flight, authenticated by the cluster's token.
 
-Both planes use it. A call is a Flight ``DoAction`` whose type is the name of the action and whose body and
-reply are JSON objects; bulk data travels by ``DoGet`` and ``DoPut``. Every call carries the cluster's random
-token in the ``authorization`` header; a call without it is refused before its body is read. With TLS all servers of a
-cluster share one certificate, which is made for it, and a client trusts no other. Nothing that arrives is ever
-unpickled.
+Control plane and feed use it. A call is a Flight ``DoAction``: its type is the name of the action, its body and reply
+are JSON objects. Larger data is sent by ``DoGet`` and ``DoPut``. Every call has the cluster's random token in the
+``authorization`` header; a call without it is rejected before its body is read. With TLS, all servers of a cluster
+share one certificate that is made for this cluster, and clients trust no other. Received data is never unpickled.
 """
 
 from __future__ import annotations
@@ -29,26 +28,26 @@ from tfspark.protocol.timing import CALL_TIMEOUT_S, CLOSE_S, UNREACHED_S
 from tfspark.protocol.values import Json, plain
 
 CALL_ATTEMPTS = 2
-"""A call whose time ran out is repeated once: the caller itself may have been paused meanwhile, and lost the answer.
-Every action is idempotent: it says what is, not what to add, or who calls."""
+"""A call that timed out is repeated once: the caller itself may have been paused and lost the reply. All actions are
+idempotent, so a repeated call is harmless."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Largest body of an action; rows, checkpoints and files travel in pieces of a few MB."""
+"""Maximum size of an action's body; rows, checkpoints and files are sent in pieces of a few MB."""
 
 MAX_ROW_BYTES = 1 << 30
-"""Largest body of `offer_sample`, which brings one of the user's rows; readers get it by `describe`."""
+"""Maximum size of the body of `offer_sample`, which has one of the user's rows; readers get it by `describe`."""
 
 _LAST = b"last"
-"""What ends an upload: to a gRPC server the stream of a client that was killed just ends."""
+"""Marks the end of an upload: to a gRPC server, the stream of a killed client looks like a complete one."""
 
 _CHANNEL = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-"""Settings of gRPC's connections: never through a proxy, and connect again soon. By default gRPC waits a second at
-first, and longer each time a connection is reset before it is up: after a few times longer than `UNREACHED_S`."""
+"""gRPC settings of connections: never use a proxy, and reconnect soon. By default, gRPC first waits a second, and
+longer each time a connection is reset while it is made. After a few resets this would exceed `UNREACHED_S`."""
 
 _HEADER = "authorization"
 _TLS_NAME = "tfspark"
@@ -58,11 +57,11 @@ _VALID = timedelta(days=365)
 
 @dataclass(frozen=True)
 class Secret:
-    """What a process must know to be heard in one incarnation of a cluster.
+    """The credentials of one incarnation of a cluster.
 
     Attributes:
         token: 256 random bits.
-        certificate: of all servers, PEM; empty: without TLS.
+        certificate: the certificate of all servers, PEM; empty: no TLS.
         key: the certificate's private key, PEM.
     """
 
@@ -72,12 +71,12 @@ class Secret:
 
 
 def new_secret(tls: bool = False) -> Secret:
-    """Make the secret of one incarnation of a cluster."""
+    """Create the secret of one incarnation of a cluster."""
     return Secret(secrets.token_hex(32), *(_new_certificate() if tls else ()))
 
 
 def _new_certificate() -> tuple[str, str]:
-    """Make a self-signed certificate and its key; the certificate names no host, so it holds wherever servers run."""
+    """Return a self-signed certificate and its key. It names no host, so it is valid wherever servers run."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -103,7 +102,7 @@ def _new_certificate() -> tuple[str, str]:
 
 
 class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
-    """Refuse every call that does not carry the token."""
+    """Reject every call without the token."""
 
     def __init__(self, token: str):
         super().__init__()
@@ -118,15 +117,15 @@ class _TokenCheck(flight.ServerMiddlewareFactory):  # type: ignore[misc]
 
 
 class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
-    """Flight server on an ephemeral port of `host` that dispatches actions to ``on_<action>`` methods.
+    """Flight server on an ephemeral port of `host`; it passes actions to the methods ``on_<action>``.
 
-    Handlers take the request as a dict and return a dict; they run on gRPC's threads. Serving begins with
-    construction; `close` ends it and may be called twice.
+    Handlers take the request as a dict and return a dict; they run in gRPC's threads. The server starts when it is
+    created; `close` stops it and may be called twice.
 
     Args:
         host: address to listen on.
-        secret: the cluster's.
-        reached_by: address clients use, where it is another, as behind a network address translation.
+        secret: the cluster's secret.
+        reached_by: the address that clients use, if it differs, for example behind network address translation.
     """
 
     def __init__(self, host: str, secret: Secret, reached_by: str | None = None):
@@ -141,7 +140,7 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
 
     @property
     def location(self) -> str:
-        """The address clients connect to."""
+        """The address to which clients connect."""
         return f"{self._scheme}://{_bracketed(self.host)}:{self.port}"
 
     def do_action(self, context: Any, action: Any) -> Iterator[flight.Result]:
@@ -155,7 +154,7 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
         return iter([flight.Result(pa.py_buffer(json.dumps(reply, default=plain).encode()))])
 
     def close(self) -> None:
-        """Stop serving; returns when calls under way have ended, or after `CLOSE_S`: nobody hears their answers."""
+        """Stop the server; return when current calls have ended, but at the latest after `CLOSE_S`."""
         if not self._closed:
             self._closed = True
             ending = threading.Thread(target=self.shutdown, name="tfspark-server-end", daemon=True)
@@ -164,12 +163,12 @@ class ActionServer(flight.FlightServerBase):  # type: ignore[misc]
 
 
 class ActionClient:
-    """Client of an `ActionServer`; usable from several threads.
+    """Client of an `ActionServer`; can be used from several threads.
 
     Args:
-        location: of the server.
-        secret: the cluster's.
-        unreached_s: how long to try again when the server cannot be reached.
+        location: address of the server.
+        secret: the cluster's secret.
+        unreached_s: seconds for which to try again if the server cannot be reached.
     """
 
     def __init__(self, location: str, secret: Secret, unreached_s: float = UNREACHED_S):
@@ -195,15 +194,15 @@ class ActionClient:
         """Send one action and return its reply.
 
         Args:
-            action: its name.
-            timeout_s: for one attempt.
-            attempts: how often to send it if that time runs out.
-            unreached_s: instead of the client's own.
-            request: its fields.
+            action: name of the action.
+            timeout_s: seconds for one attempt.
+            attempts: number of attempts if that time is over.
+            unreached_s: replaces the client's own value.
+            request: the fields of the request.
 
         Raises:
             ValueError: the request is larger than `MAX_MESSAGE_BYTES`.
-            pyarrow.flight.FlightError: the server is gone, refused the call or failed.
+            pyarrow.flight.FlightError: the server is gone, rejected the call, or failed.
         """
         body = json.dumps(request, default=plain).encode()
         _check_size(action, len(body))
@@ -215,7 +214,7 @@ class ActionClient:
         return reply
 
     def get(self, ticket: Json, timeout_s: float = CALL_TIMEOUT_S) -> pa.Table:
-        """Fetch the table a ticket names."""
+        """Fetch the table that a ticket names."""
         encoded = flight.Ticket(json.dumps(ticket).encode())
         return self._repeated(
             lambda: self._client.do_get(encoded, self._options(timeout_s)).read_all(), CALL_ATTEMPTS
@@ -230,8 +229,8 @@ class ActionClient:
     ) -> None:
         """Send a stream of record batches under a JSON header.
 
-        A function that makes the batches is called again if the connection is lost: the server must take what is sent
-        twice for one.
+        If `batches` is a function, it is called again when the connection is lost. So the server may receive an upload
+        twice, and must treat both as one.
         """
         if callable(batches):
             self._repeated(lambda: self._put(header, schema, batches(), timeout_s), 1)
@@ -261,7 +260,7 @@ class ActionClient:
         self.close()
 
     def _repeated(self, call: Callable[[], Any], attempts: int, unreached_s: float | None = None) -> Any:
-        """Make a call, again if its time ran out, and for a while if the server is not reached."""
+        """Make a call; repeat it if it timed out, or for some time if the server cannot be reached."""
         until = time.monotonic() + (self._unreached_s if unreached_s is None else unreached_s)
         pause_s = FIRST_PAUSE_S
         while True:
@@ -285,10 +284,10 @@ def uploaded(reader: Any) -> Iterator[pa.RecordBatch]:
     """Yield the batches of an upload.
 
     Args:
-        reader: what `ActionServer.do_put` is given.
+        reader: the reader that `ActionServer.do_put` was called with.
 
     Raises:
-        ConnectionError: the client did not say that it was all.
+        ConnectionError: the client's end mark is missing.
     """
     last = None
     for chunk in reader:
@@ -311,8 +310,9 @@ def _check_size(action: str, num_bytes: int) -> None:
 def local_address_towards(location: str) -> str:
     """Return this machine's address on the interface that leads to `location`.
 
-    A node or feed server binds to it: the interface Spark's driver is reached by, never all of them. No
-    packet is sent: connecting a datagram socket only chooses the route.
+    Node and feed servers bind to it: the interface on which they reach Spark's driver, never all interfaces. No packet
+    is
+    sent: connecting a datagram socket only chooses the route.
     """
     url = urlsplit(location)
     family, _, _, _, address = socket.getaddrinfo(url.hostname, url.port, type=socket.SOCK_DGRAM)[0]

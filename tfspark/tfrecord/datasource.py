@@ -130,7 +130,7 @@ class TFRecordWriter(DataSourceArrowWriter):  # type: ignore[misc]
         """Write one file with the rows of a partition; none for an empty one."""
         context = TaskContext.get()
         name = self.job.file_name(context.partitionId(), context.taskAttemptId())
-        return write_file(self.job, name, iterator)
+        return _write_file(self.job, name, iterator)
 
     def commit(self, messages: list[WriterCommitMessage | None]) -> None:
         """Move the files into place."""
@@ -141,7 +141,7 @@ class TFRecordWriter(DataSourceArrowWriter):  # type: ignore[misc]
         abort_job(self.job)
 
 
-def write_file(job: Job, name: str, batches: Iterator[pa.RecordBatch]) -> _Written:
+def _write_file(job: Job, name: str, batches: Iterator[pa.RecordBatch]) -> _Written:
     """Encode batches into one new file."""
     parts = (part for batch in batches for part in pieces(batch))
     first = next(parts, None)

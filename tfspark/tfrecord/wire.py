@@ -43,7 +43,7 @@ Values = list[bytes] | bytes | list[int]
 Feature = tuple[Kind, Values]
 
 
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the unsigned varint at an offset and the offset behind it."""
     value = shift = 0
     while shift < 70:
@@ -62,10 +62,10 @@ def fields(data: bytes) -> Iterator[tuple[int, int, bytes | int]]:
     """Yield (number, wire type, payload) of each field of a message; the payload of a varint is an int."""
     at, end = 0, len(data)
     while at < end:
-        tag, at = read_varint(data, at)
+        tag, at = _read_varint(data, at)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == VARINT:
-            value, at = read_varint(data, at)
+            value, at = _read_varint(data, at)
             yield number, wire_type, value
             continue
         size, at = _payload_size(data, wire_type, at)
@@ -78,7 +78,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int, bytes | int]]:
 def _payload_size(data: bytes, wire_type: int, at: int) -> tuple[int, int]:
     """Return the number of payload bytes and where they begin."""
     if wire_type == LENGTH:
-        return read_varint(data, at)
+        return _read_varint(data, at)
     if wire_type in (FIXED32, FIXED64):
         return (4 if wire_type == FIXED32 else 8), at
     raise WireError(f"wire type {wire_type} at byte {at} is not used in an Example")
@@ -178,7 +178,7 @@ def _parse_ints(data: bytes) -> Values:
 def _packed_ints(payload: bytes) -> Iterator[int]:
     at = 0
     while at < len(payload):
-        value, at = read_varint(payload, at)
+        value, at = _read_varint(payload, at)
         yield _signed(value)
 
 

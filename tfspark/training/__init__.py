@@ -1,1 +1,1 @@
-"""What runs inside a trainer process: strategies, the fit loop, checkpoints."""
+"""The code of a trainer process: strategies, the training loop, checkpoints."""

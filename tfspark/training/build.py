@@ -1,4 +1,4 @@
-"""The model a ``build_model`` function returns: checked, given its optimizer, fingerprinted. Runs in the trainer."""
+"""Check the model of a ``build_model`` function, set its optimizer, compute its checksum. Runs in the trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
     """Call the user's function and check what it returns.
 
     Raises:
-        ConfigError: it returned something else than a compiled model.
+        ConfigError: it did not return a compiled model.
     """
     takes_params = len(inspect.signature(build_model).parameters) > 0
     model = build_model(params) if takes_params else build_model()
@@ -45,9 +45,9 @@ def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
 
 @contextmanager
 def named_as_alone() -> Iterator[None]:
-    """Let what is built within have the names it has when nothing else is built in this process.
+    """Give models that are built in the block the names they have when nothing else is built in this process.
 
-    Keras numbers the names that it gives: the second copy of a model measures ``mean_io_u_1``, not ``mean_io_u``.
+    Keras numbers its names: a second copy of a model has the metric ``mean_io_u_1`` instead of ``mean_io_u``.
     """
     counts = global_state.get_global_attribute("object_name_uids") or {}
     before = defaultdict(int, counts)
@@ -56,10 +56,10 @@ def named_as_alone() -> Iterator[None]:
 
 
 def check_synchronous(model: keras.Model) -> None:
-    """Refuse what synchronous steps cannot do.
+    """Reject settings that synchronous steps do not support.
 
     Raises:
-        ConfigError: the model was compiled with it.
+        ConfigError: the model was compiled with such a setting.
     """
     is_sparse = any(getattr(part, "sparse", False) for part in getattr(model, "inputs", None) or [])
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
@@ -77,7 +77,7 @@ def check_synchronous(model: keras.Model) -> None:
 
 
 def set_optimizer(model: keras.Model, settings: TrainerSettings) -> None:
-    """Replace the model's optimizer or its learning rate as the settings say; else leave it.
+    """Replace the model's optimizer or its learning rate if the settings say so.
 
     Raises:
         ConfigError: Keras does not know the optimizer or one of its arguments.
@@ -92,32 +92,32 @@ def set_optimizer(model: keras.Model, settings: TrainerSettings) -> None:
             raise ConfigError(
                 f"expected a Keras optimizer and its arguments, got {wanted}: {error}"
             ) from None
-        use_optimizer(model, optimizer)
+        _use_optimizer(model, optimizer)
     if rate is not None:
         model.optimizer.learning_rate = rate
     if settings.schedule is not None:
-        set_schedule(model, make_schedule(dict(settings.schedule)))
+        _set_schedule(model, _make_schedule(dict(settings.schedule)))
 
 
-def set_schedule(model: keras.Model, schedule: keras.optimizers.schedules.LearningRateSchedule) -> None:
-    """Let the learning rate of a model's optimizer change from step to step.
+def _set_schedule(model: keras.Model, schedule: keras.optimizers.schedules.LearningRateSchedule) -> None:
+    """Let the learning rate of a model's optimizer follow a schedule.
 
-    It becomes another optimizer of the same kind: one whose rate was a variable has this variable removed from its
-    list when a schedule is assigned, and TensorFlow refuses to save such a list.
+    The model gets a new optimizer of the same kind. Assigning a schedule to an optimizer whose rate is a variable
+    removes this variable from its list, and TensorFlow refuses to save such a list.
     """
-    old = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # Of one that scales the loss.
-    use_optimizer(model, type(old).from_config({**old.get_config(), "learning_rate": schedule}))
+    old = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # A loss-scaling optimizer wraps it.
+    _use_optimizer(model, type(old).from_config({**old.get_config(), "learning_rate": schedule}))
 
 
-def use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    """Compile a model again, with another optimizer.
+def _use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Compile a model again with another optimizer.
 
     Raises:
-        ConfigError: it cannot be, since the model has a `compile` of its own.
+        ConfigError: the model overrides `compile`, so this is not possible.
     """
     before = model.optimizer
     compiled = {**model.get_compile_config(), "optimizer": keras.optimizers.serialize(optimizer)}
-    with warnings.catch_warnings(action="ignore"):  # Keras says how it does not do it.
+    with warnings.catch_warnings(action="ignore"):  # Keras warns about what it does not support.
         model.compile_from_config(compiled)
     if model.optimizer is before:
         raise ConfigError(
@@ -126,8 +126,8 @@ def use_optimizer(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> 
         )
 
 
-def make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Make a schedule of the learning rate: its ``name``, and the arguments of its class.
+def _make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Create a learning rate schedule from its ``name`` and the arguments of its class.
 
     Raises:
         ConfigError: Keras does not know it or one of its arguments.
@@ -143,7 +143,7 @@ def make_schedule(wanted: Json) -> keras.optimizers.schedules.LearningRateSchedu
 
 
 def set_precision(settings: TrainerSettings) -> None:
-    """Let models that are built from now on compute as the settings say."""
+    """Set the precision in which models that are built from now on compute."""
     if settings.mixed_precision:
         keras.mixed_precision.set_global_policy(f"mixed_{settings.mixed_precision}")
 
@@ -153,26 +153,26 @@ def copy_optimizer(
     source: keras.Model,
     values_of: Callable[[Sequence[keras.Variable]], list[Any]] | None = None,
 ) -> None:
-    """Give `target`'s optimizers the state of `source`'s, so that a saved model can be trained further.
+    """Copy the state of `source`'s optimizers to `target`, so that a saved model can be trained further.
 
-    A model with a training step of its own may have more than the compiled one; it builds them itself.
+    A model with its own training step may have more optimizers than the compiled one; it builds them itself.
 
     Args:
         target: a built model.
-        source: a model of the same kind; optimizers that were never used are left out.
-        values_of: returns the values of an optimizer's variables; default: each as it is.
+        source: a model of the same kind; optimizers that were never used are not copied.
+        values_of: returns the values of an optimizer's variables; default: the plain values.
     """
     read = values_of or (lambda variables: [keras.ops.convert_to_numpy(v) for v in variables])
     for name, optimizer in vars(source).items():
         if isinstance(optimizer, keras.optimizers.Optimizer) and optimizer.built:
             copy = getattr(target, name)
-            copy.build(target.trainable_variables)  # Nothing happens if it is built.
+            copy.build(target.trainable_variables)  # No effect if it is built already.
             for variable, value in zip(copy.variables, read(optimizer.variables), strict=True):
                 variable.assign(value)
 
 
 def weights_digest(model: keras.Model) -> str:
-    """Return a checksum over all weights: equal on two workers exactly when the weights are."""
+    """Return a checksum over all weights. It is equal on two workers exactly if their weights are equal."""
     digest = hashlib.sha256()
     for value in model.get_weights():
         digest.update(np.ascontiguousarray(value).tobytes())

@@ -1,4 +1,4 @@
-"""Keras callbacks from the settings of an experiment. Runs in the trainer."""
+"""Create Keras callbacks from the settings of an experiment. Runs in the trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 def make_callbacks(settings: Mapping[str, Any]) -> list[keras.callbacks.Callback]:
-    """Make the callbacks named in ``train.callbacks``; all workers make the same and decide alike."""
+    """Create the callbacks named in ``train.callbacks``; they are the same, and decide the same, on all workers."""
     made: list[keras.callbacks.Callback] = []
     if settings.get("terminate_on_nan"):
         made.append(keras.callbacks.TerminateOnNaN())

@@ -1,7 +1,8 @@
-"""Checkpoints of a training's state, taken while it goes on, and the return to one. Runs in the trainer.
+"""Save checkpoints of the training state during training, and return to one. Runs in the trainer.
 
-A checkpoint is a *position*, so many passes over the training rows and so many steps of the next, and what each node
-has there (see `state`). Every node sends its part to the driver, which keeps the checkpoint when it has all parts.
+A checkpoint has a *position*, which is a number of complete passes over the training rows and of steps in the next one,
+and each node's state at that position (see `state`). Every node sends its part to the driver. The driver keeps the
+checkpoint when it has all parts.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 UPLOAD_TIMEOUT_S = 600.0
 KEPT_EPOCHS = 10_000
-"""Of earlier trainings so many epochs are kept. Each micro-batch of a stream is a training."""
+"""Number of epochs kept of earlier trainings. Each micro-batch of a stream is a training."""
 
 
 @dataclass
@@ -37,11 +38,11 @@ class Progress:
     """What a node has done so far, over all incarnations of its cluster.
 
     Attributes:
-        epochs: metric -> value, of each epoch; not every ``train()`` has the same metrics. All of the training under
-            way, and the last `KEPT_EPOCHS` before it.
+        epochs: metric -> value, for each epoch; the metrics of two ``train()`` calls may differ. Contains all epochs of
+            the current training, and the last `KEPT_EPOCHS` before it.
         rows: this node's rows of each epoch.
-        call: number of the first pass of the ``train()`` under way.
-        epochs_before: epochs before it.
+        call: number of the first pass of the current ``train()``.
+        epochs_before: number of epochs before it.
         finished: whether that training has ended.
     """
 
@@ -52,7 +53,7 @@ class Progress:
     finished: bool = False
 
     def begin(self, call: int) -> None:
-        """Begin a training, or go on with it if it was begun before."""
+        """Begin a training, or continue it if it was begun before."""
         if call != self.call:
             del self.epochs[:-KEPT_EPOCHS], self.rows[:-KEPT_EPOCHS]
             self.call, self.epochs_before, self.finished = call, len(self.epochs), False
@@ -64,12 +65,12 @@ class Progress:
 
     @property
     def history(self) -> dict[str, list[Any]]:
-        """Metric -> its value in each epoch that has it."""
+        """Return metric -> its value in each epoch that has it."""
         return _by_metric(self.epochs)
 
     @property
     def of_call(self) -> Json:
-        """The history and the rows of the training under way."""
+        """Return the history and the rows of the current training."""
         first = self.epochs_before
         return {"history": _by_metric(self.epochs[first:]), "rows": self.rows[first:]}
 
@@ -83,16 +84,15 @@ def _by_metric(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
-    """Save the state after each epoch, every so many steps or seconds, and when a node is about to be lost.
+    """Save the state after each epoch, at intervals of steps or seconds, and when a node is about to be lost.
 
-    When an epoch was interrupted, what the checkpoint has of it is put back.
-
-    It must be the last callback: what the others count is saved with the model.
+    It also restores the state of an interrupted epoch from a checkpoint. It must be the last callback, because the
+    counts of the other callbacks are saved with the model.
 
     Args:
-        session: whose training this is.
+        session: the session of this training.
         others: the callbacks before this one.
-        feed: what is trained on, if its steps are counted; None: only whole epochs are saved.
+        feed: the training feed, if its steps are counted; None: save only after complete epochs.
     """
 
     def __init__(
@@ -109,25 +109,25 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._next_meeting = 1
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Let the other callbacks go on where they were."""
+        """Restore the counts of the other callbacks."""
         self._session.callback_settings = state.settings_of(self._others)
         resumed = self._session.resumed
         if resumed is not None:
             state.restore_callbacks(self._others, resumed.callbacks, resumed.shared)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Put back the metrics of an epoch that was half done."""
+        """Restore the metrics of an interrupted epoch."""
         self._epoch = epoch
         resumed, self._session.resumed = self._session.resumed, None
         if resumed is not None and resumed.steps and resumed.own:
             state.restore_metrics(self.model, resumed.own)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Note where the steps begin that are taken at once."""
+        """Record the first of the steps that run in one call."""
         self._begun = batch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save if it is time to: at the end of the steps that were taken at once."""
+        """Save if it is time, after the last of the steps that run in one call."""
         if self._feed is None or not self._meets:
             return
         before = self._feed.first_step_of_pass + self._begun
@@ -136,15 +136,15 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._steps += 1
         if self._steps == self._next_meeting:
             due |= self._meet()
-            # What the ledger notes for each step is joined now and then: it would grow.
+            # Join the ledger's entries for each step now and then, because they would grow.
             self._feed.used(steps)
         if due:
             self._session.save(self._epoch, steps, self._others, self._feed.used(steps))
 
     def _meet(self) -> bool:
-        """Meet the other workers, which are at the same step; return whether it is saved."""
+        """Meet the other workers, which are at the same step; return whether this step is saved."""
         context, decision = self._session.context, {"status": "wait"}
-        # No deadline of its own: a worker that does not come ends no step, and the driver sees to that.
+        # No deadline here: a worker that does not arrive ends no step, and the driver detects that.
         while decision["status"] == "wait":
             decision = context.control.call("arrive", number=self._meetings, rank=context.node.task_index)
         self._meetings += 1
@@ -152,7 +152,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         return bool(decision["save"])
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Note the epoch and save."""
+        """Record the epoch and save."""
         if logs:
             self._session.progress.add(logs, self._session.rows_of_pass)
             self._session.save(epoch + 1, 0, self._others, {})
@@ -160,15 +160,15 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
 
 @dataclass
 class Resumed:
-    """What a node has got back from a checkpoint.
+    """The state that a node gets from a checkpoint.
 
     Attributes:
-        passes: whole passes that were trained.
-        steps: steps of the next.
+        passes: number of complete passes that were trained.
+        steps: number of steps in the next pass.
         shared: the chief's arrays.
-        own: this node's arrays; empty for a node that was not there.
-        callbacks: what each callback counted.
-        learning_rates: that the optimizers had at the beginning.
+        own: this node's arrays; empty if the node did not exist when the checkpoint was saved.
+        callbacks: the counts of each callback.
+        learning_rates: the optimizers' learning rates at the beginning.
     """
 
     passes: int
@@ -180,12 +180,12 @@ class Resumed:
 
 
 class PartSender:
-    """Sends this node's parts of checkpoints to the driver, in the background, one at a time.
+    """Send this node's parts of checkpoints to the driver, in the background, one at a time.
 
     Args:
         context: the node.
-        num_nodes: how many nodes have a part.
-        rank: which of them this one is.
+        num_nodes: number of nodes that have a part.
+        rank: this node's number among them.
     """
 
     def __init__(self, context: NodeContext, num_nodes: int, rank: int):
@@ -196,10 +196,10 @@ class PartSender:
         self._sending: Future[None] | None = None
 
     def send(self, arrays: state.Arrays, facts: Json, used: Used) -> None:
-        """Send a part; waits until the one before has arrived.
+        """Send a part, after the previous one has arrived.
 
         Raises:
-            pyarrow.flight.FlightError: the driver could not keep the one before.
+            pyarrow.flight.FlightError: the driver could not store the previous part.
         """
         self.finish()
         header = {
@@ -209,13 +209,13 @@ class PartSender:
             "of": self._num_nodes,
             "used": used,
             "rows": num_rows(used),
-            # What only nodes need is in the part itself.
+            # Facts that only nodes need are in the part itself.
             "facts": {**facts, "progress": {key: facts["progress"][key] for key in ("call", "finished")}},
         }
         self._sending = self._pool.submit(self._send, arrays, facts, header)
 
     def finish(self) -> None:
-        """Wait until what is on its way has arrived."""
+        """Wait until the last part has arrived."""
         sending, self._sending = self._sending, None
         if sending is not None:
             with self._context.activity.waiting():
@@ -236,12 +236,12 @@ class PartSender:
 
 
 def fetch(context: NodeContext, job: Json, rank: int) -> tuple[Resumed, Progress]:
-    """Fetch what a checkpoint has for this node; the chief takes over what nodes had that are there no more.
+    """Fetch this node's state from a checkpoint. The chief also takes over the state of nodes that no longer exist.
 
     Args:
         context: the node.
         job: the driver's job: ``parts``, names of the parts by rank; ``passes`` and ``steps``.
-        rank: which node this one is.
+        rank: this node's number.
     """
     shared, facts = _fetched(context, job["parts"][0])
     own = (shared, facts) if rank == 0 else ({}, {})
@@ -263,7 +263,7 @@ def fetch(context: NodeContext, job: Json, rank: int) -> tuple[Resumed, Progress
 
 
 def start_of(job: Json, rank: int) -> Start:
-    """Return where this node begins in the pass that was interrupted."""
+    """Return where this node begins in the interrupted pass."""
     return Start(job["steps"], 0 if job["replays"] else job["rows"][rank], job["replays"])
 
 

@@ -1,7 +1,8 @@
-"""Callbacks of Keras that write files do so on the chief alone. Runs in the trainer.
+"""Let Keras callbacks that write files run on the chief only. Runs in the trainer.
 
-All workers run the same callbacks, and several writers of one file spoil it. Those of Keras that only write are left
-out on the other workers; `BackupAndRestore` writes whole files only, and what the chief restores all workers get.
+All workers run the same callbacks, but several processes that write one file damage it. Callbacks that only write are
+left out on the other workers. `BackupAndRestore` writes only complete files, and all workers get what the chief
+restores.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WRITERS = (
     keras.callbacks.TensorBoard,
     keras.callbacks.RemoteMonitor,
 )
-"""What these do besides is of no use to other workers."""
+"""Callbacks that do nothing useful on other workers."""
 
 
 def written_by_chief(
@@ -32,9 +33,9 @@ def written_by_chief(
     """Return the callbacks as a worker is to run them.
 
     Args:
-        callbacks: alike on all workers.
+        callbacks: the same on all workers.
         is_chief: whether this worker writes.
-        keeps_state: whether tfspark keeps checkpoints of its own, to which it goes back.
+        keeps_state: whether tfspark saves its own checkpoints and restores them.
     """
     kept = [callback for callback in callbacks if is_chief or not isinstance(callback, WRITERS)]
     return [
@@ -46,7 +47,7 @@ def written_by_chief(
 
 
 def is_chief_of(strategy: Any) -> bool:
-    """Tell whether this process is the chief of a strategy; True without several workers."""
+    """Return whether this process is the chief of a strategy; True if there is only one worker."""
     if not keras_trainer._collective_all_reduce_multi_worker(strategy):
         return True
     resolver = strategy.cluster_resolver
@@ -61,12 +62,12 @@ def is_chief_of(strategy: Any) -> bool:
 
 
 class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
-    """`BackupAndRestore` of several workers: the chief has the files.
+    """`BackupAndRestore` for several workers: the chief has the files.
 
     Args:
         backup: Keras's callback.
         is_chief: whether this worker has the files.
-        keeps_state: whether nothing is to be restored, since tfspark does so.
+        keeps_state: whether nothing must be restored, because tfspark restores its own checkpoints.
     """
 
     def __init__(self, backup: keras.callbacks.BackupAndRestore, is_chief: bool, keeps_state: bool):
@@ -77,15 +78,15 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
         backup._save_model = self._save
 
     def set_model(self, model: keras.Model) -> None:
-        """Hand the model on."""
+        """Pass the model to Keras's callback."""
         super().set_model(model)
         self._backup.set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Restore what the chief has, on all workers.
+        """Restore the chief's backup on all workers.
 
         Raises:
-            ConfigError: there is a backup, and tfspark's own checkpoints are what a run goes on from.
+            ConfigError: there is a backup, although the run continues from tfspark's own checkpoints.
         """
         if self._keeps_state:
             if self._is_chief and self._is_left_over():
@@ -99,12 +100,12 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
         self._share()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save if it is time to."""
+        """Save if it is time."""
         if self._is_chief:
             self._backup.on_train_batch_end(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Save if it is time to."""
+        """Save if it is time."""
         if self._is_chief:
             self._backup.on_epoch_end(epoch, logs)
 
@@ -114,13 +115,13 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
             self._backup.on_train_end(logs)
 
     def _is_left_over(self) -> bool:
-        """Whether an earlier run, not an earlier incarnation of this one, has left a backup."""
+        """Return whether an earlier run has left a backup, and not an earlier incarnation of this run."""
         optimizer = self.model.optimizer
         steps = 0 if optimizer is None else int(optimizer.iterations.numpy())
         return steps == 0 and os.path.exists(self._backup._training_metadata_path)
 
     def _save(self) -> None:
-        """Write as Keras does, but each file whole."""
+        """Save as Keras does, but write each file completely before it gets its name."""
         backup = self._backup
         os.makedirs(backup.backup_dir, exist_ok=True)
         weights, facts = backup._weights_path, backup._training_metadata_path
@@ -139,7 +140,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
         os.replace(f"{facts}.next", facts)
 
     def _share(self) -> None:
-        """Give all workers the chief's variables and the epoch it goes on with."""
+        """Send the chief's variables, and the epoch with which it continues, to all workers."""
         model, strategy = self.model, self.model.distribute_strategy
         if not keras_trainer._collective_all_reduce_multi_worker(strategy):
             return
@@ -153,7 +154,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
             context = tf.distribute.get_replica_context()
             has_it = tf.logical_and(tf.equal(context.replica_id_in_sync_group, 0), self._is_chief)
             own = [*(tf.identity(variable) for variable in variables), tf.constant(epoch)]
-            # One by one: together they would have to be of one type.
+            # One call per variable: values in one call would need the same type.
             sent = [tf.where(has_it, value, tf.zeros_like(value)) for value in own]
             return [context.all_reduce("SUM", value) for value in sent]
 

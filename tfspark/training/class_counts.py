@@ -1,4 +1,4 @@
-"""How rows were classified, as sums over rows, so that steps and workers can add theirs up. Runs in trainers."""
+"""Count how rows were classified, as sums over rows that steps and workers can add up. Runs in trainers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import tensorflow as tf
 
 BINS = 400
 LARGEST_LOGIT = 14.0
-"""A class's probability is sorted into bins of equal width in its logit, up to this: 0.9999992."""
+"""Largest logit of the bins of equal width into which a class's probability is sorted; its probability is 0.9999992."""
 YES = 0.5
-"""A class of several that a row may be of is predicted with this probability or more."""
+"""With several classes per row, a class is predicted from this probability on."""
 MOST_CURVES = 20
-"""Of more classes no ROC is kept: nobody could tell so many curves apart."""
+"""Maximum number of classes for which a ROC is stored: more curves could not be told apart."""
 
 
 Kind = Literal["index", "one_hot", "several"]
-"""How a label says of which class a row is: by a number, by a row with a single one, by a yes or no for each class."""
+"""How a label encodes the class of a row: as a number, as a one-hot row, or as a yes or no for each class."""
 
 
 def kind_of_label(model: keras.Model, outputs: Any, label: Any, num_classes: int) -> Kind | None:
-    """Return how labels are to be read; None: the model does not predict these classes.
+    """Return how to read labels; None if the model does not predict these classes.
 
     Args:
-        model: a compiled model; its loss tells how a label of several numbers is meant.
-        outputs: what it predicts; only the shape counts.
-        label: of some rows; only the shape counts.
+        model: a compiled model; its loss says what a label of several numbers means.
+        outputs: its predictions; only the shape is used.
+        label: labels of some rows; only the shape is used.
         num_classes: 2 or more.
     """
     if not (tf.is_tensor(outputs) and tf.is_tensor(label)) or outputs.shape.rank != 2:
@@ -43,7 +43,7 @@ def kind_of_label(model: keras.Model, outputs: Any, label: Any, num_classes: int
 
 
 def num_counts(num_classes: int, kind: Kind = "index") -> int:
-    """Return the length of what `count_classes` returns."""
+    """Return the length of the result of `count_classes`."""
     table = 4 * num_classes if kind == "several" else num_classes**2
     return table + (2 * BINS * num_classes if num_classes <= MOST_CURVES else 0)
 
@@ -52,10 +52,10 @@ def count_classes(model: keras.Model, element: Any, num_classes: int, kind: Kind
     """Count the rows of a batch by true and predicted class, then by the score of each class.
 
     Args:
-        model: gives a probability (or, if its loss says so, a logit) for each class, or for class 1 of two.
+        model: returns a probability (or, if its loss says so, a logit) for each class, or only for class 1 of two.
         element: features and labels: 0 to `num_classes - 1`, or `num_classes` zeros and ones.
         num_classes: 2 or more.
-        kind: how the labels are to be read.
+        kind: how to read the labels.
 
     Shapes:
         returns: (num_counts,) float64.
@@ -84,14 +84,14 @@ def count_classes(model: keras.Model, element: Any, num_classes: int, kind: Kind
 def matrix_and_curves(
     counts: np.ndarray[Any, Any], num_classes: int, kind: Kind = "index"
 ) -> tuple[list[Any], list[list[list[float]]] | None]:
-    """Return the confusion matrix, and the ROC of each class against all others; of two classes that of class 1 alone.
+    """Return the confusion matrix, and the ROC of each class against all others; for two classes, only of class 1.
 
-    A curve is a list of (false positive rate, true positive rate) by falling threshold; empty for a class of no
-    row, or of all rows.
+    A curve is a list of (false positive rate, true positive rate) by falling threshold. It is empty for a class of
+    which no row, or every row, is a member.
 
     Shapes:
-        matrix: (num_classes, num_classes), axis 0 true, axis 1 predicted; (num_classes, 2, 2) for labels of several
-            classes: whether a row is of the class, whether it was predicted with 0.5 or more.
+        matrix: (num_classes, num_classes), axis 0 true, axis 1 predicted; (num_classes, 2, 2) for labels with several
+            classes: whether a row is of the class, and whether it was predicted with 0.5 or more.
     """
     shape = (num_classes, 2, 2) if kind == "several" else (num_classes, num_classes)
     size = math.prod(shape)
@@ -111,7 +111,7 @@ def _probabilities(model: keras.Model, outputs: tf.Tensor, kind: Kind) -> tf.Ten
 
 
 def _histograms(truth: tf.Tensor, scores: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Count rows by class, whether they are of it (`truth`), and the bin of its score: `(num_classes * 2 * BINS,)`."""
+    """Count rows by class, by membership in it (`truth`), and by the bin of the score: `(num_classes * 2 * BINS,)`."""
     scores = tf.clip_by_value(tf.cast(scores, tf.float64), 1e-7, 1 - 1e-7)
     logits = (tf.math.log(scores) - tf.math.log1p(-scores)) / LARGEST_LOGIT  # in (-1.2, 1.2)
     bins = tf.clip_by_value(tf.cast(tf.floor((logits + 1) / 2 * BINS), tf.int32), 0, BINS - 1)

@@ -1,4 +1,4 @@
-"""`TrainingContext`: the context of a node that trains: its strategy, its datasets, its export."""
+"""`TrainingContext`: the context of a node that trains, with its strategy, datasets and export."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ class TrainingContext(NodeContext):
 
     @cached_property
     def strategy(self) -> tf.distribute.Strategy:
-        """The ``tf.distribute`` strategy of this node, made at first use.
+        """The ``tf.distribute`` strategy of this node, created at first use.
 
-        On workers it is `MultiWorkerMirroredStrategy` and joins the cluster, so every worker must use it;
-        on the chief of parameter servers `ParameterServerStrategy`; on an evaluator the default strategy of one
-        process.
+        On workers it is `MultiWorkerMirroredStrategy` and joins the cluster, so every worker must use it. On the chief
+        of parameter servers it is `ParameterServerStrategy`, on an evaluator the default strategy of one process.
         """
         from tfspark.training.strategies import make_strategy
 
@@ -35,18 +34,18 @@ class TrainingContext(NodeContext):
         return strategy
 
     def dataset(self, stream: str = "train") -> tf.distribute.DistributedDataset:
-        """Return what the driver feeds to `stream`, ready for ``model.fit(ctx.dataset(), epochs=n)``.
+        """Return the rows that the driver feeds to `stream`, ready for ``model.fit(ctx.dataset(), epochs=n)``.
 
-        Each iteration is one epoch. An element is ``(features, label, weight)``; without a label column
-        the features are the label:
+        Each iteration is one epoch. An element is ``(features, label, weight)``; without a label column the features
+        are also the label.
 
         Shapes:
-            features: ``(B, *shape)``, or a dict of such by column name when there are several.
+            features: ``(B, *shape)``, or a dict of such tensors by column name if there are several.
             label: ``(B, *shape)``.
-            weight: ``(B,)`` float32; 0 marks rows that only fill up a batch.
+            weight: ``(B,)`` float32; 0 marks padding rows.
 
-        B is the global batch size divided by the number of workers. The first call waits for the driver's
-        ``train()``. Rows that are fed are the same dataset whenever it is called, which goes on with the next epoch.
+        B is the global batch size divided by the number of workers. The first call waits for the driver's ``train()``.
+        For fed rows, every call returns the same dataset, which continues with the next epoch.
         """
         from tfspark.training.feeding import FEED_ATTRIBUTE
         from tfspark.training.input.dataset import Feed, distributed_dataset
@@ -61,7 +60,7 @@ class TrainingContext(NodeContext):
     def export(self, model: keras.Model, name: str = "export") -> None:
         """Send the model to the run directory as ``<name>/model.keras`` and ``<name>/saved_model``.
 
-        Only the chief does; calling it on every worker is right. The driver needs ``log_dir``.
+        Only the chief sends it, so every worker may call this. The driver needs ``log_dir``.
         """
         from tfspark.training.saving import upload_model
 
@@ -70,5 +69,5 @@ class TrainingContext(NodeContext):
 
     @property
     def takes_rows(self) -> bool:
-        """Whether rows of any stream have been asked for."""
+        """Whether the rows of any stream were requested."""
         return bool(self._datasets)

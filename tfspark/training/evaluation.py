@@ -1,4 +1,4 @@
-"""Evaluation without padding and without collectives: each rank its own rows, states added up by the driver."""
+"""Evaluate without padding and without collectives: each rank evaluates its rows, and the driver adds up the states."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 SHOWN_ROWS = 1000
-"""So many rows of an evaluation are kept, for pictures."""
+"""Number of rows of an evaluation that are kept for pictures."""
 
 
 class LocalEvaluator:
-    """Evaluates a model that belongs to no strategy on this rank's rows, together with the other ranks.
+    """Evaluate a model that belongs to no strategy, on this rank's rows and together with the other ranks.
 
-    Metric states must be sums over rows, as those of Keras are (and as ``tf.distribute`` assumes too).
+    Metric states must be sums over rows, as in Keras (``tf.distribute`` assumes this, too).
 
     Args:
         model: a compiled model.
         context: the node.
-        num_ranks: how many ranks evaluate together.
+        num_ranks: number of ranks that evaluate together.
     """
 
     def __init__(self, model: keras.Model, context: NodeContext, num_ranks: int):
@@ -53,9 +53,9 @@ class LocalEvaluator:
 
         Args:
             feed: this rank's rows.
-            key: names this evaluation, alike on all ranks.
-            num_classes: keep the counts of (true, predicted) class in `confusion_matrix`, and each class's curve in
-                `roc`, too; both are None for a model that does not predict these classes.
+            key: name of this evaluation, the same on all ranks.
+            num_classes: also set `confusion_matrix` to the counts of (true, predicted) class, and `roc` to each class's
+                curve. Both are None if the model does not predict these classes.
         """
         model = self._model
         if not self._is_built:
@@ -65,7 +65,7 @@ class LocalEvaluator:
         counts = np.zeros(num_counts(num_classes, kind) if num_classes and kind else 0)
         first: list[Any] = []
         dataset = local_dataset(feed)
-        # By the dataset's shapes, not by those of the batches: the last one, which is shorter, needs no other graph.
+        # Use the dataset's shapes, not those of the batches, so that the shorter last batch needs no graph of its own.
         step = self._step.get_concrete_function(dataset.element_spec)
         for element in dataset:
             step(element)
@@ -78,8 +78,8 @@ class LocalEvaluator:
         shown = np.zeros(self._num_ranks)
         shown[rank] = sum(len(weights) for *_, weights in first)
         states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
-        *total, counts, shown = sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
-        # Rows go to whoever asks first, so any rank may have had none of a small evaluation, the chief included.
+        *total, counts, shown = _sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
+        # Any rank, also the chief, may get no rows of a small evaluation, because free ranks take them.
         self.first_rows = _joined([element[:2] for element in first]) if np.argmax(shown) == rank else None
         self.confusion_matrix, curves = None, None
         if num_classes and kind:
@@ -90,7 +90,7 @@ class LocalEvaluator:
         return plain_logs(model.get_metrics_result())
 
     def _build(self, feed: Feed) -> None:
-        """Evaluate the sample: metrics' variables come with the first batch, which this rank may not have."""
+        """Evaluate the sample: metrics create their variables at the first batch, which this rank may not have."""
         count_real_rows_alone(self._model, feed.weighs_rows)
         for element in local_dataset(feed, lambda: iter([feed.sample])):
             self._test_step(element)
@@ -100,7 +100,7 @@ class LocalEvaluator:
         return self._model.test_step(self._filled_up(element))
 
     def _filled_up(self, element: Any) -> Any:
-        """Fill a batch up to the size that the model was made for, as stateful layers want it."""
+        """Pad a batch to the batch size for which the model was built; stateful layers need it."""
         size = fixed_batch_size(self._model)
         if size is None:
             return element
@@ -116,15 +116,17 @@ class LocalEvaluator:
         return tf.nest.map_structure(filled, x), tf.nest.map_structure(filled, y), whole
 
     def _kind(self, num_classes: int, feed: Feed) -> Kind | None:
-        """Return how labels say of which class a row is; None if the model does not predict these classes."""
-        if self._model.loss is None or fixed_batch_size(self._model):  # Nor can each such model be called.
+        """Return how to read labels; None if the model does not predict these classes."""
+        if self._model.loss is None or fixed_batch_size(
+            self._model
+        ):  # Such a model may not be callable, either.
             return None
         (element,) = local_dataset(feed, lambda: iter([feed.sample]))
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
 
 
 def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics' results as JSON has them; those of a metric that has several by name are named like others."""
+    """Return metric results as plain JSON; the entries of a metric that returns a dict get their own names."""
     found: dict[str, Any] = {}
     for name, value in logs.items():
         found |= plain_logs(value) if isinstance(value, Mapping) else {name: plain(value)}
@@ -132,13 +134,13 @@ def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> float | list[Any]:
-    """Return a metric's result as JSON has it: a number, or a list for a metric of several."""
+    """Return a metric result as plain JSON: a number, or a list if the metric has several."""
     array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
     return float(array) if array.ndim == 0 else list(array.tolist())
 
 
 def roc_of(model: keras.Model) -> list[list[list[float]]] | None:
-    """Return the one curve of the model's first AUC metric: (false positive rate, true positive rate) by threshold."""
+    """Return the curve of the model's first AUC metric: (false positive rate, true positive rate) by threshold."""
     flat = [metric for outer in model.metrics for metric in getattr(outer, "metrics", [outer])]
     for metric in flat:
         if isinstance(metric, keras.metrics.AUC) and not metric.multi_label:
@@ -154,19 +156,19 @@ def roc_of(model: keras.Model) -> list[list[list[float]]] | None:
 
 
 def is_dense(parts: Any) -> bool:
-    """Whether all parts of a structure are plain tensors, whose rows can be put together."""
+    """Return whether all parts of a structure are plain tensors, whose rows can be concatenated."""
     return all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(parts))
 
 
 def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
-    """Put the features and the labels of some batches together: at most `SHOWN_ROWS` rows; None if not dense."""
+    """Concatenate features and labels of some batches, at most `SHOWN_ROWS` rows; None if they are not dense."""
     if not elements or not is_dense(elements):
         return None
     x, y = tf.nest.map_structure(lambda *parts: np.concatenate(parts)[:SHOWN_ROWS], *elements)
     return x, y
 
 
-def sum_over_ranks(
+def _sum_over_ranks(
     context: NodeContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
 ) -> list[Any]:
     """Add up arrays of all ranks through the driver."""
@@ -177,7 +179,7 @@ def sum_over_ranks(
         reply = context.control.call("sum", key=key, rank=context.node.task_index, of=num_ranks, values=parts)
         if reply["status"] == "ok":
             return list(reply["values"])
-        # What has arrived is not sent again with each question.
+        # Values that have arrived are not sent again with each call.
         parts = [value.tolist() for value in values] if reply["status"] == "again" else None
     raise DeadlineError(
         f"waited feed_timeout_s={timeout_s:g} s for the other workers to evaluate {key!r}; see their logs, or "

@@ -1,4 +1,4 @@
-"""The side-car evaluator: evaluates each new checkpoint while the workers train on. Runs in its trainer."""
+"""The sidecar evaluator: evaluate each new checkpoint while the workers continue to train. Runs in its trainer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def run_evaluator(build_model: BuildModel, params: Any, context: TrainingContext) -> Json:
-    """Evaluate what the driver says until it says close.
+    """Evaluate as the driver's jobs say, until the job ``close``.
 
-    For every epoch the chief sends its weights to the driver, the driver feeds the validation rows to this
-    node alone, and this node reports ``val_*``.
+    After every epoch the chief sends its weights to the driver, the driver feeds the validation rows to this node only,
+    and this node reports ``val_*``.
 
     Returns:
         ``{"epochs": [...], "history": {"val_loss": [...], ...}}``.

@@ -1,4 +1,4 @@
-"""What a trainer tells the driver of an exception that ends it."""
+"""How a trainer reports the exception that ends it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ COLLECTIVE_ERRORS = (
     "InternalError",
     "PSUnavailableError",
 )
-"""TensorFlow's errors that mostly mean: a peer is gone."""
+"""TensorFlow errors that usually mean that a peer is lost."""
 NETWORK_ERRORS = ("FlightUnavailableError", "FlightTimedOutError", "FlightCancelledError")
-"""Errors of our own calls that mean: the driver could not be reached for a while."""
+"""Errors of tfspark's own calls that mean that the driver could not be reached."""
 
 
 def describe(error: BaseException) -> dict[str, str]:
@@ -32,7 +32,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _kind(error: BaseException) -> FailureKind:
-    """Tell bad data, wrong settings and lost peers from errors of the user's code."""
+    """Return the kind of an error: bad data, wrong settings, a lost peer, or the user's code."""
     if isinstance(error, DataError):
         return FailureKind.DATA
     if isinstance(error, ConfigError):

@@ -1,4 +1,4 @@
-"""What the driver posts for tfspark's own loop, one job after the other. Runs in the trainer."""
+"""The driver's jobs for tfspark's own training loop, one after another. Runs in the trainer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def posted_jobs(context: NodeContext) -> Iterator[Json]:
-    """Yield every job, waiting for the next; ``close`` is the last. The node ends this process if the driver goes."""
+    """Yield all jobs, waiting for each; ``close`` is the last. If the driver is lost, the node ends this process."""
     done = 0
     while True:
         job = context.control.call("next_job", after=done)
@@ -25,5 +25,5 @@ def posted_jobs(context: NodeContext) -> Iterator[Json]:
 
 
 def job_done(context: NodeContext, job: Json, result: Any) -> None:
-    """Tell the driver what a job came to on this node."""
+    """Report this node's result of a job to the driver."""
     context.control.call("job_done", job=job["job"], node=context.node.index, result=result)

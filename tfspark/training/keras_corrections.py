@@ -1,22 +1,20 @@
-"""Corrections that let Keras 3 ``model.fit`` train under many workers; applied in trainers only.
+"""Corrections that let Keras 3's ``model.fit`` train with many workers; applied only in trainers.
 
-Each is narrow, and installed only while the faulty lines are found in Keras's source; `tests/training` has a
-test per fault that fails when upstream has mended it.
+Each correction is small, and is installed only if the faulty lines are found in Keras's source. `tests/training` has a
+test for each fault, which fails when Keras has fixed it.
 
-1. ``reduce_per_replica`` averages a scalar along axis 0, which a scalar does not have (keras-team/keras
-   #20585). Corrected: the mean over replicas, axis None.
-2. ``_maybe_symbolic_build`` takes a batch out of the data to learn its shapes, and reduces the tuple of
-   per-replica values as one tensor (same issue). Corrected: shapes come from the dataset's element spec;
-   no row is consumed.
-3. Keras learns that an epoch is over from an ``OutOfRange`` raised inside the compiled step, of which the
-   parts that need no data have run by then: ``optimizer.iterations`` counts one step too many per epoch.
-   It also fixes the length of all epochs by the first. Corrected for datasets of tfspark, which know before
-   each step whether there is another. With ``steps_per_execution`` they say how many of the next steps there are: see
-   `tfspark.training.several_steps`.
-4. Moving statistics of BatchNormalization are created without aggregation: each replica keeps its own.
+1. ``reduce_per_replica`` averages a scalar along axis 0, which a scalar does not have (keras-team/keras #20585).
+   Corrected: the mean over replicas, axis None.
+2. ``_maybe_symbolic_build`` takes a batch from the data to learn its shapes, and reduces the tuple of per-replica
+   values as one tensor (same issue). Corrected: shapes come from the dataset's element spec; no row is consumed.
+3. Keras detects the end of an epoch by an ``OutOfRange`` error in the compiled step. The parts of the step that need no
+   data have already run then: ``optimizer.iterations`` counts one step too many per epoch. The first epoch also fixes
+   the length of all epochs. Corrected for tfspark's datasets, which know before each step whether there is another.
+   With ``steps_per_execution`` they say how many of the next steps there are: see `tfspark.training.several_steps`.
+4. Moving statistics of BatchNormalization are created without aggregation: each replica has its own values.
    Corrected: averaged over the replicas at the end of each epoch, before evaluation.
-5. Each replica clips its own gradient before the sum, and changes variables by a ``merge_call``, which no branch of a
-   graph may hold: see `tfspark.training.summed_gradients`.
+5. Each replica clips its own gradient before the sum, and changes variables by a ``merge_call``, which must not be in
+   a branch of a graph: see `tfspark.training.summed_gradients`.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ from tfspark.training.summed_gradients import sum_gradients_first
 
 
 def present_faults() -> set[str]:
-    """Return which of the faults the installed Keras has, by the lines that make them."""
+    """Return which of the faults the installed Keras has; they are recognised by their source lines."""
     trainer = keras_trainer.TensorFlowTrainer
     found = {
         "reduce": 'strategy.reduce("MEAN", v, axis=0)' in inspect.getsource(keras_trainer.reduce_per_replica),
@@ -57,10 +55,10 @@ def present_faults() -> set[str]:
 
 
 def apply_corrections(leave_out: Collection[str] = ()) -> None:
-    """Correct the faults the installed Keras has, once; later calls change nothing.
+    """Correct the faults of the installed Keras; later calls change nothing.
 
     Args:
-        leave_out: names of faults to leave as they are, for the tests that watch upstream.
+        leave_out: names of faults that are not corrected, for the tests of these faults.
     """
     if getattr(keras_trainer, "_tfspark_corrected", False):
         return
@@ -91,8 +89,8 @@ def _reduce_scalars_without_axis(original: Any) -> Any:
 
 
 def _means_of_replicas(strategy: Any, values: list[Any]) -> list[Any]:
-    """Exchange the logs of a step: together where that can be, since each exchange is a wait for the network."""
-    # The result of a metric may be its state.
+    """Average the logs of a step over the replicas, in one exchange if possible: each one waits for the network."""
+    # The result of a metric may be its state variable.
     values = [value.value if isinstance(value, keras.Variable) else value for value in values]
     is_plain = all(
         tf.is_tensor(value)
@@ -109,7 +107,7 @@ def _means_of_replicas(strategy: Any, values: list[Any]) -> list[Any]:
 
 def _mean_of_replicas(strategy: Any, value: Any) -> Any:
     if tf.is_tensor(value) and not isinstance(value, tf.distribute.DistributedValues):
-        with tf.device(strategy.extended.worker_devices[0]):  # What has no device cannot be sent.
+        with tf.device(strategy.extended.worker_devices[0]):  # A tensor without a device cannot be sent.
             value = tf.identity(value)
     return strategy.reduce("MEAN", value, axis=None)
 
@@ -119,7 +117,7 @@ def _build_from_element_spec(original: Any) -> Any:
     def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> Any:
         dataset = getattr(iterator, "_distributed_dataset", None)
         strategy = self._distribute_strategy
-        is_fed = feed_of_dataset(dataset) is not None  # By one worker alone, too.
+        is_fed = feed_of_dataset(dataset) is not None  # Also with only one worker.
         is_ours = is_fed or keras_trainer._collective_all_reduce_multi_worker(strategy)
         if dataset is None or not is_ours:
             return original(self, iterator=iterator, data_batch=data_batch)
@@ -130,20 +128,20 @@ def _build_from_element_spec(original: Any) -> Any:
 
 
 def build_for(model: keras.Model, dataset: Any) -> None:
-    """Make all variables of a model, its optimizers' and metrics' too, for a distributed dataset."""
+    """Create all variables of a model, its optimizers and its metrics, for a distributed dataset."""
     batch = tree.map_structure(_local_spec, dataset.element_spec)
     with model.distribute_strategy.scope():
         model._symbolic_build(data_batch=batch)
 
 
 def _local_spec(spec: Any) -> Any:
-    """One replica's shape and type, which is all that Keras asks of a batch here."""
+    """Return the shape and type of one replica's batch, which is all that Keras needs here."""
     return spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
 
 
 def _feed_epoch_iterator(base: Any) -> Any:
     class FeedEpochIterator(base):  # type: ignore[misc]
-        """Keras's epoch iterator that asks the feed before each step whether there is one."""
+        """Keras's epoch iterator, which asks the feed before each step whether there is one."""
 
         _reading: ReadPass | None = None
         _taken = 0
@@ -169,7 +167,7 @@ def _feed_epoch_iterator(base: Any) -> Any:
                     feed.abandon_pass()
 
         def _steps_over_passes(self, feed: TrainingFeed) -> Iterator[tuple[int, int, Any]]:
-            """Take the steps of an epoch, on from where the one before ended, as Keras does of a repeated dataset."""
+            """Take the steps of an epoch and continue the previous iterator, as Keras does for a repeated dataset."""
             for step in range(self.steps_per_epoch):
                 while self._reading is None or not self._reading.has_step(self._taken):
                     self._reading, self._taken = feed.open_pass(), 0
@@ -180,7 +178,7 @@ def _feed_epoch_iterator(base: Any) -> Any:
                 yield step, step, self._block(feed.iterator(), 1)
             if self._reading is not None and not self._reading.has_step(
                 self._taken
-            ):  # What is read to its end is told to be so at once.
+            ):  # A pass that is read to its end is closed at once.
                 self._reading = None
 
         def _block(self, iterator: Any, steps: int) -> Any:
@@ -224,19 +222,19 @@ class SynchroniseState(keras.callbacks.Callback):  # type: ignore[misc]
     """Average the moving statistics of all replicas at the end of each epoch, before evaluation."""
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Average before ``fit`` evaluates."""
-        synchronise_state(self.model)
+        """Average the statistics before ``fit`` evaluates."""
+        _synchronise_state(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Average before other callbacks look at the model."""
-        synchronise_state(self.model)
+        """Average the statistics before other callbacks use the model."""
+        _synchronise_state(self.model)
 
 
 class EndWithStream(keras.callbacks.Callback):  # type: ignore[misc]
-    """End ``fit`` when a stream whose length nobody knows beforehand has no further pass; that epoch leaves no trace.
+    """End ``fit`` when a stream of unknown length has no more passes; the last, empty epoch leaves no trace.
 
     Args:
-        feed: what is trained on; None: not a feed.
+        feed: the training feed; None if there is none.
     """
 
     def __init__(self, feed: TrainingFeed | None):
@@ -244,17 +242,17 @@ class EndWithStream(keras.callbacks.Callback):  # type: ignore[misc]
         self._feed = feed
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Look whether there was an epoch."""
+        """Check whether there was an epoch."""
         if self._feed is not None and self._feed.is_over:
             self.model.stop_training = True
             if logs is not None:
                 logs.clear()
 
 
-def synchronise_state(model: keras.Model) -> None:
+def _synchronise_state(model: keras.Model) -> None:
     """Replace the floating non-trainable weights by their mean over all replicas.
 
-    Every worker must call it at the same point; outside of a multi-worker strategy it does nothing.
+    Every worker must call it at the same point; without a multi-worker strategy it does nothing.
     """
     strategy = model.distribute_strategy
     variables = [
@@ -267,7 +265,7 @@ def synchronise_state(model: keras.Model) -> None:
 
 
 def _averaging(strategy: Any, model: keras.Model, variables: list[Any]) -> Any:
-    """Return the compiled average of a model's state, made at first use and kept on the model."""
+    """Return the compiled average of a model's state; it is created at first use and stored on the model."""
     known = getattr(model, "_tfspark_average_state", None)
     if known is not None:
         return known

@@ -1,7 +1,7 @@
-"""Environment variables that a program sets itself, although a fork of the warm parent has imported TensorFlow already.
+"""Environment variables that a program sets after a fork of the warm parent has already imported TensorFlow.
 
 Runs in forked trainers. Many programs set such a variable at the top of their function or module, before they import
-TensorFlow. In a fork that would have no effect, so the trainer asks its node task to be started cold, where it has.
+TensorFlow. In a fork this would have no effect. So the trainer asks its node task for a cold start, where it has one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READ_AT_IMPORT = (
     *("TF_", "XLA_", "KERAS_", "CUDA_", "NVIDIA_", "AUTOGRAPH_", "PROTOCOL_BUFFERS_", "ARROW_"),
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "MALLOC_", "LD_"),
 )
-"""How the names of variables begin that TensorFlow, Keras, NumPy, Arrow and the libraries below them read once."""
+"""Prefixes of variables that TensorFlow, Keras, NumPy, Arrow and the libraries below them read only once."""
 
 
 class LateVariables:
@@ -38,11 +38,11 @@ class LateVariables:
         sys.addaudithook(self._notice)
 
     def watch_until_used(self, context: TrainingContext) -> None:
-        """Watch a `main_fun` until it uses TensorFlow or takes rows: after that it can't begin again."""
+        """Watch a `main_fun` until it uses TensorFlow or takes rows: after that it cannot start again."""
         self._context = context
 
     def end(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._watches = False
 
     def _notice(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,6 +1,6 @@
-"""tfspark's own loop: does what the driver posts until it says close. Runs in the trainer.
+"""tfspark's own training loop: do the driver's jobs until the job ``close``. Runs in the trainer.
 
-Every worker does the same jobs in the same order, as synchronous training demands.
+Every worker does the same jobs in the same order, as synchronous training requires.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 def run_jobs(build_model: BuildModel, params: Any, context: TrainingContext) -> Json:
-    """Do what the driver posts until it says close; return this node's summary."""
+    """Do the driver's jobs until ``close``; return this node's summary."""
     if context.role == "evaluator":
         return run_evaluator(build_model, params, context)
     if not context.has_parameter_servers:
-        return do_jobs(TrainingSession(build_model, params, context), context)
+        return _do_jobs(TrainingSession(build_model, params, context), context)
     if not context.is_chief:
         return serve(context)
     from tfspark.training.ps.session import ParameterServerSession
 
-    return do_jobs(ParameterServerSession(build_model, params, context), context)
+    return _do_jobs(ParameterServerSession(build_model, params, context), context)
 
 
-def do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
-    """Do one job after the other with a session's model."""
+def _do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
+    """Do one job after another with a session's model."""
     summary: Json = {}
     for job in posted_jobs(context):
         if job["kind"] == "build":

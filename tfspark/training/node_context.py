@@ -1,4 +1,4 @@
-"""`NodeContext`: what a trainer knows of its node and its cluster, and how it reports to the driver."""
+"""`NodeContext`: what a trainer knows about its node and cluster, and how it reports to the driver."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class NodeContext:
         nodes: all nodes of the cluster.
         host: address of this executor.
         control: connection to the driver.
-        secret: the cluster's.
-        settings: what the driver told all trainers.
+        secret: the cluster's secret.
+        settings: the driver's settings for all trainers.
         hooks: functions of the model module.
-        activity: what this trainer does, reported to the driver.
-        scratch_dir: for temporary files; removed when the trainer has ended.
+        activity: reports to the driver what this trainer does.
+        scratch_dir: directory for temporary files; removed when the trainer has ended.
         text_columns: columns that are fed as text, for messages.
-        attempt: 1, or more for a trainer that takes the place of one that was lost.
+        attempt: 1, or higher for a trainer that replaces a lost one.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class NodeContext:
 
     @classmethod
     def from_orders(cls, header: Json, control: ActionClient) -> Self:
-        """Make the context from what the node task wrote."""
+        """Create the context from the orders of the node task."""
         return cls(
             NodeSpec(**header["node"]),
             tuple(NodeSpec(**node) for node in header["nodes"]),
@@ -75,15 +75,15 @@ class NodeContext:
             header["attempt"],
         )
 
-    # --- who am I ----------------------------------------------------------------------------------
+    # --- this node ----------------------------------------------------------------------------------
 
     @property
     def role(self) -> str:
-        """What the node does: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
+        """The node's role: ``worker``, ``ps``, ``chief`` or ``evaluator``."""
         return self.node.role
 
     def stream(self, name: str) -> str:
-        """Return what a stream of the model under way is called, see `stream_name`."""
+        """Return the full name of the current model's stream; see `stream_name`."""
         return stream_name(name, self.settings.generation)
 
     @property
@@ -98,7 +98,7 @@ class NodeContext:
 
     @property
     def reader(self) -> int:
-        """The number by which the feed knows this trainer."""
+        """This trainer's number as a reader of the feed."""
         return reader_number(self.nodes, self.node, self.attempt)
 
     @property
@@ -110,12 +110,12 @@ class NodeContext:
 
     @property
     def has_parameter_servers(self) -> bool:
-        """Whether the cluster trains asynchronously, with its variables on parameter servers."""
+        """Whether the cluster trains asynchronously, with variables on parameter servers."""
         return any(node.role == "ps" for node in self.nodes)
 
     @property
     def num_workers(self) -> int:
-        """Workers in the cluster."""
+        """Number of workers in the cluster."""
         return sum(node.role == "worker" for node in self.nodes)
 
     @property
@@ -134,11 +134,11 @@ class NodeContext:
         return directory
 
     def report(self, event: str, /, **fields: Any) -> None:
-        """Tell the driver's observer something, for example ``ctx.report("step", loss=0.3)``."""
+        """Report an event to the driver's observer, for example ``ctx.report("step", loss=0.3)``."""
         self.control.call("report", node=self.node.index, event=event, fields=fields)
 
     def tell_failure(self, error: BaseException) -> None:
-        """Tell the driver of an exception that ends this node."""
+        """Report the exception that ends this node to the driver."""
         told = describe(as_text_error(error, self.text_columns))
         self.control.call(
             "trainer_failed",
@@ -160,7 +160,7 @@ class NodeContext:
         return time.monotonic() - self._began
 
     def release_port(self) -> None:
-        """Give up the socket that kept TensorFlow's port free until its server listened."""
+        """Close the socket that held TensorFlow's port until its server listened on it."""
         if self.tmp_socket is not None:
             self.tmp_socket.close()
             self.tmp_socket = None

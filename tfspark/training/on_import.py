@@ -1,7 +1,7 @@
-"""Correct Keras as soon as a `main_fun` imports it; importing this module imports neither Keras nor TensorFlow.
+"""Correct Keras as soon as a `main_fun` imports it. Importing this module imports neither Keras nor TensorFlow.
 
-A `main_fun` may make its strategy itself, as programs for TensorFlowOnSpark do; `ctx.strategy`, which applies the
-corrections too, is then never called.
+A `main_fun` may create its strategy itself, as programs for TensorFlowOnSpark do. Then `ctx.strategy`, which also
+applies the corrections, is never called.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ STEPS = ("steps_per_epoch", "validation_steps")
 
 
 def correct_keras_when_imported() -> None:
-    """Apply `tfspark.training.keras_corrections` and `take_broken_steps` now, or once ``import keras`` has run."""
-    if "keras" in sys.modules:  # A fork of the warm parent has it.
+    """Apply `tfspark.training.keras_corrections` and `take_broken_steps` now, or right after ``import keras``."""
+    if "keras" in sys.modules:  # A fork of the warm parent has imported it.
         _correct(sys.modules["keras"])
     else:
         sys.meta_path.insert(0, _KerasFinder())
@@ -34,7 +34,7 @@ def _correct(keras: Any) -> None:
 
 
 def take_broken_steps(keras: Any) -> None:
-    """Let ``fit`` take numbers of steps that are not whole, as Keras 2 did: a step begun is a step."""
+    """Let ``fit`` accept fractional numbers of steps and round them up, as in Keras 2."""
     trainer = keras.Model
     original = trainer.fit
 
@@ -47,7 +47,7 @@ def take_broken_steps(keras: Any) -> None:
 
 
 class _KerasFinder(MetaPathFinder):
-    """Finds Keras as Python would, with a loader that corrects it afterwards."""
+    """Find Keras as Python does, with a loader that corrects it after the import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,7 +56,7 @@ class _KerasFinder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _CorrectingLoader(spec.loader)  # Only an import uses it, which happens once.
+            spec.loader = _CorrectingLoader(spec.loader)  # Only the import uses it, and that runs once.
         return spec
 
 

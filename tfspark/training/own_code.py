@@ -1,16 +1,16 @@
-"""Steps and losses that a model has of its own, computed as in one process. Runs in the trainer.
+"""Run a model's own steps and losses with the same results as in one process. Runs in the trainer.
 
-A `train_step`, `test_step` or `compute_loss` of a model's own takes means over the rows it is given, as Keras's guides
-do. Under several replicas these are means over each replica's rows, padding included, and gradients that are added up
-would be so many times too large. Here
+A model may override `train_step`, `test_step` or `compute_loss`. Such code usually takes means over the rows it gets,
+as in Keras's guides. With several replicas, these would be means over each replica's rows, including padding, and the
+sum of the gradients would be too large by the number of replicas. So:
 
-- it is given real rows alone; a replica that has none gets one row, which counts for nothing;
-- within it, losses of Keras and `tf.nn.compute_average_loss` are means over the replica's rows, too;
-- what comes out, its loss or the gradients it hands to optimizers, is multiplied by the replica's share of the rows of
-  all: the sum over replicas is then that of the mean over all rows;
-- a number that a `Mean` among the model's metrics is given counts by this share, so that each batch counts once.
+- the code gets only real rows; a replica without real rows gets one row that does not count;
+- within the code, Keras losses and `tf.nn.compute_average_loss` are also means over the replica's rows;
+- the results, which are its loss or the gradients it passes to optimizers, are multiplied by the replica's share of all
+  rows. Their sum over replicas is then the mean over all rows;
+- a number passed to a `Mean` among the model's metrics is weighted by this share, so that each batch counts once.
 
-What is a sum over rows is not made one over all rows: a sum is the replica's own, and the mean of the sums is taken.
+A sum over rows does not become a sum over all rows: each replica has its own sum, and the sums are averaged.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ import tensorflow as tf
 from keras.src import backend, tree
 
 MIRRORED = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.MirroredStrategy)
-"""Strategies whose replicas take each step together; a single worker has one of them, too."""
+"""Strategies whose replicas take each step together; also used with a single worker."""
 
 _shares: list[tf.Tensor] = []
-"""Share of the rows of all replicas that this one has, while a model's own code runs."""
+"""This replica's share of the rows of all replicas, while a model's own code runs."""
 
 
 def is_own(model: keras.Model, name: str) -> bool:
-    """Tell whether a model has a method of its own in the place of Keras's."""
+    """Return whether a model overrides this method of Keras."""
     return getattr(type(model), name) is not getattr(keras.Model, name)
 
 
 def share() -> tf.Tensor | None:
-    """Return this replica's share of all rows; None: no code of a model's own runs."""
+    """Return this replica's share of all rows; None while no own code of a model runs."""
     return _shares[-1] if _shares else None
 
 
 @contextmanager
 def as_in_one_process(of_rows: tf.Tensor) -> Iterator[None]:
-    """Let losses be means over this replica's rows, of which it has a share.
+    """Make losses means over this replica's rows within the block.
 
     Args:
-        of_rows: share of the rows of all replicas, in [0, 1].
+        of_rows: this replica's share of the rows of all replicas, in [0, 1].
     """
     _shares.append(of_rows)
     try:
@@ -56,12 +56,12 @@ def as_in_one_process(of_rows: tf.Tensor) -> Iterator[None]:
 
 
 def watch_steps(model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], is_real: Any) -> None:
-    """Let steps of a model's own see real rows; harmless when done before.
+    """Let a model's own steps see only real rows; harmless if called before.
 
     Args:
         model: a compiled model.
-        share_of: which rows are real -> this replica's share of all replicas' real rows.
-        is_real: weights of rows -> which rows are real.
+        share_of: returns this replica's share of all replicas' real rows, given which rows are real.
+        is_real: returns which rows are real, given the rows' weights.
     """
     for name in ("train_step", "test_step"):
         step = getattr(model, name)
@@ -74,9 +74,10 @@ def watch_steps(model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], 
 
 
 def _let_results_be_those_of_all(model: keras.Model) -> None:
-    """Let an epoch's logs be the results of all replicas' metrics also where a step returns those of `compile` nested.
+    """Use the metric results over all replicas as logs of an epoch, also if a step returns nested logs of `compile`.
 
-    Keras's guide returns them so; Keras then takes the last step's logs, which are means of the replicas' results.
+    Keras's guide returns nested logs. For these, Keras uses the last step's logs, which are means of the replicas'
+    results.
     """
     original = model._get_metrics_result_or_logs
     if hasattr(original, "_tfspark_watched"):
@@ -115,9 +116,9 @@ def _on_real_rows(model: keras.Model, step: Any, share_of: Any, is_real: Any) ->
 
 
 def real_parts(model: keras.Model, parts: Any, real: tf.Tensor) -> Any:
-    """Return the real rows of all parts; the first row, if none is real, whose weight says so.
+    """Return the real rows of all parts; if no row is real, the first row with a weight that says so.
 
-    A model that takes batches of one size alone gets all rows, and so does one whose rows are sparse.
+    A model that accepts only one batch size gets all rows; so does a model with sparse rows.
     """
     is_sparse = any(isinstance(part, tf.SparseTensor) for part in tree.flatten(parts))
     if is_sparse or fixed_batch_size(model) is not None:
@@ -140,16 +141,16 @@ def real_parts(model: keras.Model, parts: Any, real: tf.Tensor) -> Any:
 
 
 def fixed_batch_size(model: keras.Model) -> int | None:
-    """Return the number of rows that a model takes, if it takes no other."""
+    """Return the batch size of a model that accepts only one; otherwise None."""
     inputs = tf.nest.flatten(getattr(model, "inputs", None) or [])
     sizes = {part.shape[0] for part in inputs if part is not None}
     return next(iter(sizes)) if len(sizes) == 1 else None
 
 
 def _count_by_share(metric: Any) -> None:
-    """Let a metric count nothing of a replica without rows, and a number by the replica's share of the batch."""
+    """Let a metric ignore replicas without rows, and weight a number by the replica's share of the batch."""
     if hasattr(metric, "_tfspark_step") or hasattr(metric, "_tfspark_by_share"):
-        return  # What Keras compiles is watched where losses are.
+        return  # Metrics that Keras compiles are handled in `padding`.
     metric._tfspark_by_share = True
     original = metric.update_state
 
@@ -160,7 +161,7 @@ def _count_by_share(metric: Any) -> None:
         is_number = len(args) == 1 and not kwargs and tf.convert_to_tensor(args[0]).shape.rank == 0
         if type(metric) is keras.metrics.Mean and is_number:
             return original(*args, sample_weight=of_rows)
-        if not metric.variables:  # It makes them now, which no branch may.
+        if not metric.variables:  # Create them now: a branch of a graph must not.
             return original(*args, **kwargs)
 
         def count() -> tf.Tensor:
@@ -173,7 +174,7 @@ def _count_by_share(metric: Any) -> None:
 
 
 def _of_these_rows(original: Any) -> Any:
-    """Return `compute_average_loss` that, within a model's own code, takes the mean over this replica's rows."""
+    """Return a `compute_average_loss` that takes the mean over this replica's rows within a model's own code."""
     if hasattr(original, "_tfspark_original"):
         return original
 
@@ -194,7 +195,7 @@ def _of_these_rows(original: Any) -> Any:
 
 
 def by_share(gradients: Any) -> Any:
-    """Multiply gradients by this replica's share of the rows, if a model's own code made them."""
+    """Multiply gradients by this replica's share of the rows if they come from a model's own code."""
     of_rows = share()
     if of_rows is None:
         return gradients
@@ -205,7 +206,7 @@ def by_share(gradients: Any) -> Any:
         if isinstance(gradient, tf.IndexedSlices):
             return tf.IndexedSlices(scaled(gradient.values), gradient.indices, gradient.dense_shape)
         factor = tf.cast(of_rows, gradient.dtype)
-        # Without rows the gradient may be no number: what is 0 / 0.
+        # Without rows the gradient may be NaN, from 0 / 0.
         return tf.where(of_rows > 0, gradient * factor, tf.zeros_like(gradient))
 
     return [scaled(gradient) for gradient in gradients]

@@ -1,14 +1,14 @@
-"""Losses and metrics of a batch as those of its real rows, over all workers. Runs in the trainer.
+"""Compute losses and metrics over the real rows of a batch on all workers. Runs in the trainer.
 
-The feed gives every row a weight, ``(B,)``, and fills batches up with copies of rows at weight -0.0 (`PADDING` of
-`tfspark.feed.reader`): a zero that can be told from the zero of a real row. Keras takes such weights for losses of one
-value per row alone, divides by what one replica has, and gives unweighted metrics every row. Here
+The feed gives every row a weight, ``(B,)``, and pads batches with copies of rows whose weight is -0.0 (`PADDING` of
+`tfspark.feed.reader`). This zero differs from the zero weight of a real row. Keras accepts such weights only for losses
+with one value per row, divides by the count of one replica, and passes every row to unweighted metrics. Here:
 
-- a weight is stretched over all values of its row (pixels, steps of time);
-- what a reduction divides by is that of all replicas: real rows, sums of weights, values that are not masked;
-- a loss that is no sum over rows, such as Dice of the whole batch, is taken of the rows of all replicas;
-- metrics get the real rows, without weights if nobody gave any;
-- the epoch's loss, and that of each output, is the mean over real rows.
+- a row's weight applies to all its values (pixels, time steps);
+- a reduction divides by the count over all replicas: real rows, sums of weights, values that are not masked;
+- a loss that is not a sum over rows, such as Dice of the whole batch, is computed on the rows of all replicas;
+- metrics get the real rows, without weights if the user gave none;
+- the loss of an epoch, and of each output, is the mean over real rows.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _keras_scaling = loss_module.scale_loss_for_distribution
 
 
 def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
-    """Let a compiled model's losses and metrics be those of real rows; harmless when done before.
+    """Let a compiled model's losses and metrics use real rows only; harmless if called before.
 
     Args:
         model: a compiled model.
-        weights_given: whether rows have weights of their own; else weighted metrics get none.
+        weights_given: whether rows have their own weights; if not, weighted metrics get none.
     """
     loss_module.reduce_weighted_values = _reduced
     loss_module.scale_loss_for_distribution = _scaled
@@ -55,22 +55,22 @@ def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
 
 
 def real_rows(weights: tf.Tensor) -> tf.Tensor:
-    """Return which rows are real, ``(B,)`` bool: all whose weight is not -0.0."""
+    """Return which rows are real, ``(B,)`` bool: all rows whose weight is not -0.0."""
     bits = tf.bitcast(tf.cast(weights, tf.float32), tf.int32)
     return tf.not_equal(bits, tf.int32.min)
 
 
 @dataclass
 class _Rows:
-    """Rows of the batch whose losses are being computed.
+    """The rows of the batch whose losses are being computed.
 
     Attributes:
         real: ``(B,)`` bool.
         weights: ``(B,)`` float32.
-        weights_given: whether these say more than which rows are real.
+        weights_given: whether the weights say more than which rows are real.
         tracked: what the last loss adds to a mean over rows.
-        is_whole: whether the last loss was no sum over rows.
-        reductions: how many the last loss has taken: more than one if it is made of others.
+        is_whole: whether the last loss was not a sum over rows.
+        reductions: number of reductions in the last loss; more than one if it consists of several losses.
     """
 
     real: tf.Tensor
@@ -85,16 +85,16 @@ class _Rows:
         return tf.reduce_sum(tf.cast(self.real, tf.float32))
 
     def in_step(self) -> tf.Tensor:
-        """Return how many rows all replicas have, at least 1; they exchange it once, however many losses ask."""
+        """Return the number of rows on all replicas, at least 1; replicas exchange it once per step, for all losses."""
         if self._in_step is None:
-            self._in_step = tf.stop_gradient(tf.maximum(over_replicas(self.count()), 1.0))
+            self._in_step = tf.stop_gradient(tf.maximum(_over_replicas(self.count()), 1.0))
         return self._in_step
 
 
 _current: list[_Rows] = []
-"""The batch under way; empty outside of a step: Keras's own reduction is used then."""
+"""The current batch; empty outside of a step, where Keras's own reduction is used."""
 _whole: list[Any] = []
-"""The loss that is being taken of all replicas' rows, which has its share of all in one place."""
+"""The loss that is being computed on all replicas' rows; each replica has its share of all rows in one place."""
 
 
 # --- losses ----------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def _reduced(
     reduction: str | None = "sum_over_batch_size",
     dtype: Any = None,
 ) -> Any:
-    """Reduce the values of a loss as Keras does, over all replicas' rows."""
+    """Reduce the values of a loss as Keras does, but over all replicas' rows."""
     if not _current:
         return _keras_reduction(values, sample_weight, mask, reduction, dtype)
     rows = _current[-1]
@@ -132,24 +132,24 @@ def _reduced(
         return weighed
     if reduction != "sum":
         counted = weights if reduction == "mean_with_sample_weight" else tf.cast(mask, values.dtype)
-        total = tf.math.divide_no_nan(total, tf.stop_gradient(over_replicas(tf.reduce_sum(counted))))
+        total = tf.math.divide_no_nan(total, tf.stop_gradient(_over_replicas(tf.reduce_sum(counted))))
     rows.tracked = total * tf.cast(rows.in_step(), total.dtype)
     return total
 
 
 def _scaled(value: Any) -> Any:
-    """Divide by the replicas as Keras does, but for what is of all replicas' rows, and in a model's own code."""
+    """Divide by the number of replicas as Keras does, except for values over all rows and in a model's own code."""
     return value if _whole or share() is not None else _keras_scaling(value)
 
 
 def _share_of(real: tf.Tensor) -> tf.Tensor:
-    """Return the share of all replicas' real rows that this one has."""
+    """Return this replica's share of all replicas' real rows."""
     rows = tf.reduce_sum(tf.cast(real, tf.float32))
-    return rows / tf.maximum(over_replicas(rows), 1.0)
+    return rows / tf.maximum(_over_replicas(rows), 1.0)
 
 
 def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Repeat ``(B, ...)`` over the further axes of values, ``(B, ..., ...)``."""
+    """Repeat ``(B, ...)`` over the additional axes of values, ``(B, ..., ...)``."""
     while weights.shape.rank < values.shape.rank:
         weights = weights[..., None]
     if weights.shape.rank > values.shape.rank and weights.shape[-1] == 1:
@@ -158,34 +158,34 @@ def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
 
 
 def _replicas() -> Any:
-    """Return the context of this replica if it is one of several that take each step together."""
+    """Return the context of this replica if several replicas take each step together; otherwise None."""
     context = tf.distribute.get_replica_context()
     if context is None or not isinstance(context.strategy, MIRRORED):
         return None
     return context if context.strategy.num_replicas_in_sync > 1 else None
 
 
-def num_replicas() -> int:
-    """Return how many replicas take a step together."""
+def _num_replicas() -> int:
+    """Return the number of replicas that take a step together."""
     context = _replicas()
     return 1 if context is None else int(context.strategy.num_replicas_in_sync)
 
 
-def over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """Add a number of each replica up."""
+def _over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Return the sum of a number over all replicas."""
     context = _replicas()
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _joined(tensor: tf.Tensor) -> tf.Tensor:
-    """Put the rows of all replicas together: ``(B, ...)`` -> ``(replicas * B, ...)``."""
+    """Concatenate the rows of all replicas: ``(B, ...)`` -> ``(replicas * B, ...)``."""
     context = _replicas()
-    # Only a tensor that was made on this device can be sent.
+    # Only a tensor that was created on this device can be sent.
     return tensor if context is None else context.all_gather(tf.identity(tensor), axis=0)
 
 
 class _LossOfRows:
-    """Stands for a loss of a compiled model; notes what it adds to the mean over rows.
+    """Wrap a loss of a compiled model, and record what it adds to the mean over rows.
 
     Args:
         loss: a `keras.losses.Loss`.
@@ -202,17 +202,17 @@ class _LossOfRows:
             return self._loss(y_true, y_pred, sample_weight)
         rows = _current[-1]
         value = None
-        if not compares_rows(self._loss):
+        if not _compares_rows(self._loss):
             rows.is_whole, rows.tracked, rows.reductions = False, None, 0
             value = self._loss(y_true, y_pred, rows.weights)
         if value is None or rows.is_whole or rows.reductions > 1:
             value = self._of_whole_batch(rows, y_true, y_pred)
             rows.tracked = value * tf.cast(rows.in_step(), value.dtype)
-        elif rows.tracked is None:  # It has a way of its own to take the weights.
+        elif rows.tracked is None:  # The loss handles the weights itself.
             of_rows = share()
-            value = value * num_replicas() if of_rows is None else value
+            value = value * _num_replicas() if of_rows is None else value
             rows.tracked = value * tf.cast(rows.count(), value.dtype)
-            value = value / num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
+            value = value / _num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
         return value
 
     def _of_whole_batch(self, rows: _Rows, y_true: Any, y_pred: Any) -> Any:
@@ -222,7 +222,7 @@ class _LossOfRows:
             tf.boolean_mask(_joined(tf.convert_to_tensor(t)), real) for t in (y_true, y_pred, rows.weights)
         )
         if not rows.weights_given:
-            weights = None  # What is left may be numbers of classes, not of rows.
+            weights = None  # The remaining axis may be classes, not rows.
         of_rows = _current[:]
         _current.clear()
         _whole.append(self)
@@ -231,18 +231,18 @@ class _LossOfRows:
         finally:
             _current[:] = of_rows
             _whole.pop()
-        return tf.reduce_sum(value) / num_replicas()
+        return tf.reduce_sum(value) / _num_replicas()
 
 
-def compares_rows(loss: Any) -> bool:
-    """Tell whether the value of a row depends on the other rows of its batch."""
+def _compares_rows(loss: Any) -> bool:
+    """Return whether a row's value depends on other rows of its batch."""
     axis = getattr(loss, "axis", None)
     is_over_rows = isinstance(loss, keras.losses.Dice | keras.losses.Tversky) and 0 in tree.flatten(axis)
     return isinstance(loss, keras.losses.Circle) or is_over_rows
 
 
 class _Step:
-    """Watches the losses and metrics of a model from within its steps."""
+    """Watches the losses and metrics of a model within its steps."""
 
     def __init__(self, model: keras.Model, weights_given: bool):
         self._model = model
@@ -254,7 +254,7 @@ class _Step:
     # --- losses ------------------------------------------------------------------------------------
 
     def watch_total(self) -> None:
-        """Stand between a model and the mean of its loss."""
+        """Wrap the mean of a model's loss."""
         model, tracker = self._model, self._model._loss_tracker
         compute_loss = model._compute_loss
         tracker._tfspark_step = self
@@ -283,7 +283,7 @@ class _Step:
         model._compute_loss = computed
 
     def watch_losses(self, losses: Any) -> None:
-        """Stand between a model and its compiled losses."""
+        """Wrap a model's compiled losses."""
         losses._tfspark_step = self
         call, build = losses.call, losses.build
 
@@ -295,7 +295,7 @@ class _Step:
 
         def called(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             if not _is_row_weight(sample_weight):
-                self._rows = None  # Those of another trace, which no metric has asked for.
+                self._rows = None  # They belong to another trace, and no metric used them.
                 return call(y_true, y_pred, sample_weight)
             self._rows = _Rows(real_rows(sample_weight), sample_weight, self._weights_given)
             self._data_loss = self._tracked = 0.0
@@ -327,7 +327,7 @@ class _Step:
         return call
 
     def _counting(self, metric: Any, tracked: Any) -> Any:
-        """Return an ``update_state`` of a mean of losses that counts real rows."""
+        """Return an ``update_state`` for a mean of losses that counts real rows."""
         original = metric.update_state
 
         def update_state(value: Any, sample_weight: Any = None) -> None:
@@ -338,7 +338,7 @@ class _Step:
             rows = self._rows.count()
             if tracked is None:
                 total = self._total(value, rows)
-                if sample_weight is None:  # A step of one's own, to which all batches count alike.
+                if sample_weight is None:  # A model's own step, where all batches count equally.
                     total, rows = (part / self._rows.in_step() for part in (total, rows))
                 self._rows = None
             else:
@@ -349,26 +349,26 @@ class _Step:
         return update_state
 
     def _total(self, value: Any, rows: tf.Tensor) -> tf.Tensor:
-        """Return what a step's loss adds: that of the rows, and for each row that of regularisation."""
+        """Return the number that a step's loss adds: its sum over rows, with the regularisation once for each row."""
         assert self._rows is not None
         loss = tf.reduce_mean(tf.cast(value, tf.float32))
         is_own_step = share() is not None
-        if self._data_loss is None:  # It has no compiled loss, or leaves it out.
+        if self._data_loss is None:  # The model has no compiled loss, or does not use it.
             if is_own_step or not is_own(self._model, "compute_loss"):
                 return loss * rows
-            return loss / num_replicas() * self._rows.in_step()
+            return loss / _num_replicas() * self._rows.in_step()
         if is_own_step:
             return self._tracked + (loss - tf.reduce_mean(_of_own_rows(self._data_loss))) * rows
-        of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * num_replicas()
-        # Each replica has its share of what comes beside: of regularisation, or of a loss that is changed.
+        of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * _num_replicas()
+        # Other terms, such as regularisation or a changed loss, are divided among the replicas.
         is_shared = tf.convert_to_tensor(self._data_loss).shape.rank == 0
         in_step = self._rows.in_step() if is_shared else tf.cast(tf.size(self._rows.real), tf.float32)
-        return self._tracked + (loss - of_rows) / num_replicas() * in_step
+        return self._tracked + (loss - of_rows) / _num_replicas() * in_step
 
     # --- metrics -----------------------------------------------------------------------------------
 
     def watch_metrics(self, metrics: Any) -> None:
-        """Stand between a model and its compiled metrics."""
+        """Wrap a model's compiled metrics."""
         metrics._tfspark_step = self
         update_state = metrics.update_state
 
@@ -388,7 +388,7 @@ class _Step:
                 has_rows = tf.reduce_any(real)
                 chosen = tree.map_structure(lambda part: _chosen(part, real), (y_true, y_pred))
                 weights = tf.boolean_mask(sample_weight, real) if self._weights_given else None
-            else:  # A step of one's own that passes no weights on.
+            else:  # A model's own step that passes no weights on.
                 has_rows = tf.greater(of_rows, 0)
                 chosen, weights = (y_true, y_pred), sample_weight
 
@@ -398,14 +398,14 @@ class _Step:
 
             if _replicas() is None:
                 count()
-            else:  # Of several workers one may have no row any more.
+            else:  # One of several workers may have no more rows.
                 tf.cond(has_rows, count, lambda: tf.constant(False))
 
         metrics.update_state = updated
 
 
 def _of_own_rows(loss: Any) -> Any:
-    """Make of a share in all replicas' loss, in a model's own code, a mean over this replica's rows."""
+    """Convert a share of all replicas' loss to a mean over this replica's rows, in a model's own code."""
     of_rows = share()
     return loss if of_rows is None else tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
 
@@ -428,7 +428,7 @@ def _chosen(part: Any, real: tf.Tensor) -> Any:
 
 
 def _stretch_weights_of(metric: Any) -> None:
-    """Let a weighted metric that compares single values take a weight for each row; the means of Keras do."""
+    """Let a weighted metric that compares single values accept one weight per row, as Keras's means do."""
     if isinstance(metric, keras.metrics.Mean | keras.metrics.Sum) or hasattr(metric, "_tfspark_stretched"):
         return
     metric._tfspark_stretched = True

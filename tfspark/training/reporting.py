@@ -1,4 +1,4 @@
-"""What a trainer tells the driver of its progress."""
+"""How a trainer reports its progress to the driver."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STEP_INTERVAL_S = 0.5
 
 
 class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
-    """Report steps (twice a second) and epochs, the chief only; and note every step in the node's `Activity`.
+    """Report steps (twice a second) and epochs, on the chief only; record every step in the node's `Activity`.
 
     Args:
         context: the node.
         batch_size: rows of a step over all workers.
-        feed: what is trained on, if its steps are counted: an epoch that was resumed begins with those before.
+        feed: the training feed, if its steps are counted: a resumed epoch starts with the steps done before.
     """
 
     def __init__(self, context: NodeContext, batch_size: int, feed: Feed | None = None):
@@ -36,11 +36,11 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
         self._steps = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Start the epoch's clock."""
+        """Start the epoch's timer."""
         self._began, self._epoch, self._steps = time.monotonic(), epoch, 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Report where the epoch is."""
+        """Report the progress within the epoch."""
         self._steps += 1
         self._context.activity.step_done()
         now = time.monotonic()
@@ -54,7 +54,7 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             self._context.report("epoch", **self._progress(logs), epoch=epoch + 1)
 
     def _progress(self, logs: Any) -> dict[str, Any]:
-        """Return where the epoch is; its clock has run since `rows_before`, 0 but in an epoch that was resumed."""
+        """Return the progress within the epoch; its timer started at `rows_before`, 0 unless it was resumed."""
         before = self._feed.first_step_of_pass if self._feed is not None else 0
         return {
             "steps": before + self._steps,

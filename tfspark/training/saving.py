@@ -1,4 +1,4 @@
-"""Checkpoints and exported models: written by the chief, sent to the driver's run directory."""
+"""Checkpoints and exported models: the chief writes them and sends them to the driver's run directory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ UPLOAD_TIMEOUT_S = 600.0
 
 
 class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
-    """Save weights and optimizer state after every so many epochs.
+    """Save weights and optimizer state at an interval of epochs.
 
-    A checkpoint is a ``.keras`` file named ``checkpoints/epoch-0003.keras`` in the run directory, written
-    aside there and renamed when it is whole.
+    A checkpoint is a file ``checkpoints/epoch-0003.keras`` in the run directory. It is written to a temporary path, and
+    renamed when it is complete.
 
     Args:
         context: the node.
-        to_save: returns the model as it is to be saved.
+        to_save: returns the model in the form to save.
     """
 
     def __init__(self, context: NodeContext, to_save: Callable[[], keras.Model]):
@@ -39,7 +39,7 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._every = context.settings.checkpoint_every_epochs
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Save if it is time to."""
+        """Save if it is time."""
         if self._context.is_chief and self._every and (epoch + 1) % self._every == 0:
             name = f"epoch-{epoch + 1:04d}.keras"
             path = os.path.join(self._context.scratch_dir, name)
@@ -54,7 +54,7 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
         context: the node.
-        to_save: returns the model as it is to be saved.
+        to_save: returns the model in the form to save.
     """
 
     def __init__(self, context: NodeContext, to_save: Callable[[], keras.Model]):
@@ -63,7 +63,7 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
         self._to_save = to_save
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Send the weights and say so."""
+        """Send the weights, and report it."""
         if self._context.is_chief:
             name = f"side-car/epoch-{epoch + 1:04d}.weights.h5"
             path = Path(self._context.scratch_dir, "side-car.weights.h5")
@@ -73,23 +73,21 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def upload_pictures(context: NodeContext, draw: Callable[[str], None]) -> None:
-    """Send what `draw(directory)` writes to ``<run directory>/pictures/``."""
+    """Send the files that `draw(directory)` writes to ``<run directory>/pictures/``."""
     folder = Path(context.scratch_dir, "pictures")
     folder.mkdir()
     try:
         draw(str(folder))
-        for picture in sorted(
-            folder.iterdir()
-        ):  # One by one: a folder would take the place of the one before.
+        for picture in sorted(folder.iterdir()):  # One by one: a folder would replace the previous one.
             upload(context, picture, f"pictures/{picture.name}")
     finally:
         shutil.rmtree(folder)
 
 
 def upload_model(context: NodeContext, model: keras.Model, name: str, formats: tuple[str, ...]) -> None:
-    """Save the model in the formats asked for and send it to ``<run directory>/<name>/``.
+    """Save the model in the given formats and send it to ``<run directory>/<name>/``.
 
-    The model module's `export` hook, if there is one, writes into the same folder.
+    If the model module has an `export` hook, it writes into the same folder.
 
     Args:
         context: the node.

@@ -1,8 +1,8 @@
-"""One worker's model: trains what a ``build_model`` function returns. Runs in the trainer.
+"""One worker's model: train what a ``build_model`` function returns. Runs in the trainer.
 
-Training is Keras's ``fit`` on the fed dataset. Evaluation runs on a second copy of the model outside of the
-strategy: each worker evaluates its own rows without padding and without waiting for others, and the
-metrics' states, which are sums, are added up by the driver. So every row counts exactly once.
+Training is Keras's ``fit`` on the fed dataset. Evaluation runs on a second copy of the model outside of the strategy:
+each worker evaluates its own rows without padding and without waiting for others. The driver adds up the metric states,
+which are sums. So every row counts exactly once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class TrainingSession:
-    """One worker's model and what was done with it.
+    """One worker's model and its progress.
 
     Args:
         build_model: the user's function.
@@ -78,12 +78,12 @@ class TrainingSession:
         self.prepare()
 
     def prepare(self) -> None:
-        """Make ready what `train` and `evaluate` need."""
+        """Create what `train` and `evaluate` need."""
         check_synchronous(self.model)
         self._evaluator = LocalEvaluator(self.local_model, self.context, self.context.num_workers)
 
     def train(self, job: Json) -> Json:
-        """Fit for the job's epochs; return the history of this job, earlier incarnations of the cluster included."""
+        """Fit for the job's epochs; return their history, including earlier incarnations of the cluster."""
         feed = self._training_feed()
         feed.next_index = job["first_pass"]
         counted = feed if isinstance(feed, Feed) else None
@@ -102,31 +102,31 @@ class TrainingSession:
         return self.progress.of_call
 
     def begin(self, job: Json) -> bool:
-        """Begin a training, or go on with it where a checkpoint was; tell whether it had ended."""
+        """Begin a training, or continue it from a checkpoint; return whether it had already ended."""
         if job["call"] != self.progress.call:
             self.resumed = None
         self.progress.begin(job["call"])
         return self.progress.finished
 
     def finish(self, job: Json) -> None:
-        """Save the state after a training: callbacks may have put the best weights back."""
+        """Save the state after a training, because callbacks may have restored the best weights."""
         self.progress.finished = True
         self.save(job["first_pass"] + job["epochs"], 0, [], {})
         self._sender.finish()
 
     @property
     def rows_of_pass(self) -> int:
-        """Rows this node had of the last pass over the training rows."""
+        """Number of rows that this node had of the last pass over the training rows."""
         return self._training_feed().rows_of_pass
 
     # --- checkpoints of the state ------------------------------------------------------------------
 
     def make_sender(self) -> PartSender:
-        """Return what sends this node's parts of checkpoints."""
+        """Return the sender of this node's parts of checkpoints."""
         return PartSender(self.context, self.context.num_workers, self.context.node.task_index)
 
     def save(self, passes: int, steps: int, callbacks: list[keras.callbacks.Callback], used: Used) -> None:
-        """Save the state as it is after so many passes and so many steps of the next."""
+        """Save the current state, after `passes` complete passes and `steps` steps of the next one."""
         if not self.context.settings.saves_state:
             return
         arrays = state.capture(self.model, self.context.is_chief)
@@ -142,7 +142,7 @@ class TrainingSession:
         self._sender.send(arrays, facts, used)
 
     def resume(self, job: Json) -> None:
-        """Go back to a checkpoint, in a new incarnation of the cluster."""
+        """Return to a checkpoint, in a new incarnation of the cluster."""
         rank = self.context.node.task_index
         begun = time.monotonic()
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-fetch") as beside:
@@ -156,12 +156,12 @@ class TrainingSession:
         self.context.report("restored", build_s=build_s, seconds=time.monotonic() - begun)
 
     def build(self) -> None:
-        """Make all variables, as ``fit`` does."""
+        """Create all variables, as ``fit`` does."""
         self._training_feed()
         build_for(self.model, self._dataset)
 
     def _training_feed(self) -> TrainingFeed:
-        """Return the feed of ``train``; its dataset is made once, and anew when other files are to be read."""
+        """Return the feed of ``train``; its dataset is created once, and again when other files are to be read."""
         described = describe_stream(self.context, self.context.stream("train"))["description"]
         if self._dataset is None or described != self._described:
             self._dataset, self._described = (
@@ -176,7 +176,7 @@ class TrainingSession:
     def callbacks(
         self, job: Json, step_rows: int, feed: Feed | None = None
     ) -> list[keras.callbacks.Callback]:
-        """Make the callbacks of a training, in the order in which they add to the logs and look at them."""
+        """Create the callbacks of a training, in the order in which they add to the logs and read them."""
         ours: list[keras.callbacks.Callback] = []
         if job["validation"]:
             ours.append(Validation(self, ours))
@@ -200,7 +200,7 @@ class TrainingSession:
         return self._evaluator.evaluate(feed, f"{stream}-{index}", num_classes)
 
     def test(self, job: Json) -> Json:
-        """Evaluate a stream once; count predicted classes if the job asks for it."""
+        """Evaluate a stream once; count predicted classes if the job asks for them."""
         results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
         if self.confusion_matrix is not None:
             results["confusion_matrix"] = self.confusion_matrix
@@ -213,17 +213,17 @@ class TrainingSession:
 
     @property
     def confusion_matrix(self) -> list[Any] | None:
-        """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
+        """Counts of (true, predicted) class of the last evaluation, if it counted them."""
         return self._evaluator.confusion_matrix
 
     @property
     def roc(self) -> list[list[list[float]]] | None:
-        """Curves of the last evaluation: the model's own, if it measures its AUC, or one for each class."""
+        """Curves of the last evaluation: the model's own if it has an AUC metric, otherwise one for each class."""
         return self._evaluator.roc
 
     @property
     def first_rows(self) -> tuple[Any, Any] | None:
-        """Some features and labels of the last evaluation, on the worker that had the most rows of it."""
+        """Some features and labels of the last evaluation, on the worker that had most of its rows."""
         return self._evaluator.first_rows
 
     def validate(self) -> dict[str, Any]:
@@ -232,9 +232,9 @@ class TrainingSession:
         return self.evaluate(self.context.stream("validation"), self._validations - 1)
 
     def copy_weights(self) -> None:
-        """Bring the copy outside of the strategy up to date."""
+        """Update the copy outside of the strategy."""
         if len(self.local_model.weights) != len(self.model.weights):
-            build_for(self.local_model, self._dataset)  # Its layers make their variables with the data.
+            build_for(self.local_model, self._dataset)  # Its layers create their variables from the data.
         self.local_model.set_weights(self.model.get_weights())
 
     def to_save(self) -> keras.Model:
@@ -242,13 +242,13 @@ class TrainingSession:
         return self.model
 
     def to_export(self) -> keras.Model:
-        """Return the model for an export: the copy, which belongs to no strategy, brought up to date."""
+        """Return the model for an export: the updated copy, which belongs to no strategy."""
         self.copy_weights()
         copy_optimizer(self.local_model, self.model)
         return self.local_model
 
     def renewed(self, job: Json) -> TrainingSession:
-        """Forget this model, and return a session of another in the same process."""
+        """Drop this model; return a session for another one in the same process."""
         if (feed := feed_of_dataset(self._dataset)) is not None:
             feed.end()
         self.context.settings = TrainerSettings.from_json(job["settings"])
@@ -256,11 +256,11 @@ class TrainingSession:
         return type(self)(self._build_model, job["params"], self.context)
 
     def close(self, job: Json) -> Json:
-        """Export if asked to, and say what became of the model."""
+        """Export if the job asks for it; return the summary of the model."""
         return self.export(job["export"])
 
     def export(self, formats: Sequence[str]) -> Json:
-        """Export if asked to, and say what became of the model."""
+        """Export to the given formats; return the summary of the model."""
         if formats and self.context.is_chief:
             upload_model(self.context, self.to_export(), "export", tuple(formats))
         return {
@@ -274,8 +274,7 @@ class TrainingSession:
 class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
     """Let the model module draw after every epoch, on the chief.
 
-    It draws with the copy outside of the strategy: one worker alone may not predict with the distributed model, as
-    that takes all of them.
+    It draws with the copy outside of the strategy, because one worker cannot predict alone with the distributed model.
     """
 
     def __init__(self, session: TrainingSession):
@@ -283,7 +282,7 @@ class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
         self._session = session
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Draw, and send what was drawn."""
+        """Draw, and send the pictures."""
         session, draw = self._session, self._session.context.hooks.draw_epoch
         if draw is not None:
             session.copy_weights()
@@ -295,8 +294,8 @@ class Validation(keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
         session: whose model it is.
-        callbacks: those of the training, which learn when an evaluation begins and ends: `SwapEMAWeights` changes the
-            weights for it.
+        callbacks: callbacks of the training. They are called when an evaluation begins and ends; `SwapEMAWeights`, for
+            example, changes the weights for it.
     """
 
     def __init__(self, session: TrainingSession, callbacks: Sequence[keras.callbacks.Callback]):
@@ -307,7 +306,7 @@ class Validation(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Evaluate; the callbacks after this one see the results."""
         if self.model.stop_training:
-            return  # Stopped within the epoch: the driver feeds no validation rows to it.
+            return  # It stopped within the epoch, so the driver feeds no validation rows.
         for callback in self._callbacks:
             callback.on_test_begin()
         results = self._session.validate()

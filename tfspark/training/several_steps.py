@@ -1,8 +1,8 @@
-"""``steps_per_execution``: several steps in one call of a graph, under many workers. Runs in the trainer.
+"""``steps_per_execution``: take several steps in one call of a graph, with many workers. Runs in the trainer.
 
-Keras asks within the graph whether the data has another batch, in a branch that no exchange between workers may stand
-in. A feed of tfspark knows that before: it says how many of the next steps there are, the same number on all workers.
-So the graph is a plain loop.
+Keras asks within the graph whether there is another batch. It does so in a branch, and workers must not exchange data
+in a branch. A tfspark feed knows in advance how many of the next steps there are, the same number on all workers. So
+the graph is a plain loop.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from keras.src.backend.tensorflow import trainer as keras_trainer
 
 @dataclass(frozen=True)
 class Block:
-    """Steps to take in one call.
+    """Steps that are taken in one call.
 
     Attributes:
         iterator: yields their batches.
-        steps: how many, 1 or more; all workers have as many.
+        steps: number of steps, at least 1, the same on all workers.
     """
 
     iterator: Any
@@ -29,7 +29,7 @@ class Block:
 
 
 def run_blocks(original: Any) -> Any:
-    """Correct Keras's `_make_function`: what it makes takes a `Block`, too."""
+    """Correct Keras's `_make_function`: let the function that it returns accept a `Block`, too."""
 
     @functools.wraps(original)
     def make_function(self: Any, step_function: Any) -> Any:
@@ -58,7 +58,7 @@ def _block_function(model: Any, step_function: Any) -> Any:
     def several_steps(iterator: Any, steps: tf.Tensor) -> Any:
         for _ in tf.range(steps - 1):
             one_step(iterator.get_next())
-        return one_step(iterator.get_next())  # As with Keras, the logs are those after the last step.
+        return one_step(iterator.get_next())  # As in Keras, return the logs after the last step.
 
     run = several_steps if model.run_eagerly else tf.function(several_steps, reduce_retracing=True)
 

@@ -1,8 +1,8 @@
-"""The state of a training as arrays: everything that must be put back for it to go on as if never interrupted.
+"""The training state as arrays: everything that must be restored to continue as if never interrupted.
 
-Runs in the trainer. A node saves what is its own: moving statistics, seeds of random layers, metrics half-way through
-an epoch. The chief saves the weights and the optimizers as well, which are the same on all nodes. Variables are read
-and written where they are, on this node, without speaking to the others.
+Runs in the trainer. A node saves what is specific to it: moving statistics, seeds of random layers, and metrics within
+an epoch. The chief also saves the weights and optimizers, which are the same on all nodes. Each node reads and writes
+its own component of a variable, without communication.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def capture(model: keras.Model, is_chief: bool) -> Arrays:
-    """Return a node's arrays; those of the chief are all, those of another node only its own.
+    """Return a node's arrays: the chief's are complete, those of another node are only its own.
 
     Names are ``shared/<group>/<number>`` and ``own/<group>/<number>``.
     """
@@ -40,12 +40,12 @@ def restore(model: keras.Model, shared: Arrays, own: Arrays) -> None:
     """Put the arrays back into a built model.
 
     Args:
-        model: built, as it was when the state was saved.
+        model: built in the same way as when the state was saved.
         shared: the chief's arrays.
-        own: this node's arrays; empty for a node that was not there.
+        own: this node's arrays; empty if the node did not exist when the state was saved.
 
     Raises:
-        ConfigError: the arrays are another model's.
+        ConfigError: the arrays belong to another model.
     """
     for group, variables in _shared(model).items():
         _assign(group, variables, shared)
@@ -55,7 +55,7 @@ def restore(model: keras.Model, shared: Arrays, own: Arrays) -> None:
 
 
 def learning_rates(model: keras.Model) -> dict[str, float]:
-    """Return the learning rate of each optimizer that has a number, by the optimizer's name in the model."""
+    """Return optimizer name in the model -> learning rate, for optimizers whose rate is a number."""
     return {
         name: float(rate.numpy())
         for name, optimizer in _optimizers(model).items()
@@ -66,9 +66,9 @@ def learning_rates(model: keras.Model) -> dict[str, float]:
 def keep_rates_that_were_changed(
     model: keras.Model, asked: dict[str, float], before: dict[str, float]
 ) -> None:
-    """Set learning rates as they are asked for now, where the run that is resumed had asked for others.
+    """Set the learning rates that this run asks for, where they differ from those of the resumed run.
 
-    Where it had asked for the same, that of the checkpoint stays: a callback may have lowered it.
+    Where both runs ask for the same rate, the checkpoint's rate stays, because a callback may have lowered it.
     """
     for name, rate in asked.items():
         if name in before and before[name] != rate:
@@ -81,24 +81,24 @@ def _optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
 
 
 def _rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Return the variable of the learning rate, or its schedule; loss scaling wraps the optimizer that has it."""
+    """Return the variable or schedule of the learning rate; a loss-scaling optimizer wraps the one that has it."""
     return getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
 
 
 def restore_metrics(model: keras.Model, own: Arrays) -> None:
-    """Put back the metrics of an epoch that is half done."""
+    """Restore the metrics of an interrupted epoch."""
     _assign("own/metrics", model.metrics_variables, own)
 
 
 def with_metrics_of(own: Arrays, gone: Arrays) -> Arrays:
-    """Return a node's arrays with the metrics, which are sums, of a node that is there no more added."""
+    """Return a node's arrays with the metric states of a removed node added; they are sums."""
     return {
         name: value + gone[name] if name.startswith("own/metrics/") else value for name, value in own.items()
     }
 
 
 def describe(model: keras.Model) -> list[Json]:
-    """Return path, shape and type of every weight: a checkpoint fits the models that have the same."""
+    """Return path, shape and type of every weight; a checkpoint fits models with the same list."""
     return [{"path": v.path, "shape": list(v.shape), "dtype": str(v.dtype)} for v in model.weights]
 
 
@@ -138,7 +138,7 @@ def _assign(group: str, variables: list[Any], arrays: Arrays) -> None:
 
 
 def settings_of(callbacks: list[keras.callbacks.Callback]) -> Json:
-    """Return the plain attributes of callbacks before they have counted anything: their settings, and zeros."""
+    """Return the plain attributes of callbacks before training starts: settings, and counts that are zero."""
     return {key: _plain_of(callback) for key, callback in _by_kind(callbacks).items()}
 
 
@@ -147,12 +147,12 @@ def capture_callbacks(
 ) -> tuple[Json, Arrays]:
     """Return what callbacks count and remember: plain attributes, and lists of arrays such as the best weights.
 
-    Attributes whose names begin with an underscore are left out, and those that are as they were at the beginning: a
-    run that is resumed may ask for other settings.
+    Attributes with a leading underscore are left out. So are attributes that have not changed since the beginning,
+    because a resumed run may ask for other settings.
 
     Args:
-        callbacks: what counts.
-        settings: what `settings_of` returned when the training began; None: it is not known, all are returned.
+        callbacks: the callbacks.
+        settings: result of `settings_of` when the training began; None: unknown, return all attributes.
     """
     plain, arrays = Json(), Arrays()
     for key, callback in _by_kind(callbacks).items():
@@ -166,9 +166,10 @@ def capture_callbacks(
 
 
 def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: Json, arrays: Arrays) -> None:
-    """Put back what `capture_callbacks` returned, to the first callback of a kind what the first had, and so on.
+    """Restore the result of `capture_callbacks`: the first callback of a kind gets the values of the first, and so on.
 
-    Callbacks that were not there stay as they are: the chief, whose counts all nodes get, has some of its own.
+    Callbacks without saved values do not change. All nodes get the chief's values, and the chief has additional
+    callbacks.
     """
     for key, callback in _by_kind(callbacks).items():
         for name, value in plain.get(key, {}).items():
@@ -206,13 +207,13 @@ def _plain(value: Any) -> Any:
 
 
 def write_part(path: Path, arrays: Arrays, facts: Json) -> None:
-    """Write arrays and facts into one ``.npz`` file, which is read without unpickling anything."""
+    """Write arrays and facts into one ``.npz`` file; it can be read without unpickling."""
     members: dict[str, Any] = {**arrays, "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
     np.savez(path, **members)
 
 
 def read_part(path: Path) -> tuple[Arrays, Json]:
-    """Read what `write_part` wrote."""
+    """Read a file of `write_part`."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files if name != "facts"}
         facts: Json = json.loads(file["facts"].tobytes())

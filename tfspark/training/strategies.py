@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def make_strategy(context: NodeContext) -> tf.distribute.Strategy:
-    """Create the strategy and make sure that it spans the cluster.
+    """Create the strategy, and check that it spans the cluster.
 
     Raises:
-        RuntimeError: the strategy sees other replicas than the cluster has workers times devices, as when
-            ``TF_CONFIG`` is missing and every worker would train a model of its own.
+        RuntimeError: the strategy's number of replicas is not workers times devices, for example because ``TF_CONFIG``
+            is missing and every worker would train its own model.
     """
     if context.role == "chief":
         return connect(context)
@@ -45,13 +45,14 @@ def make_strategy(context: NodeContext) -> tf.distribute.Strategy:
 def _let_workers_pause(timeout_s: float) -> None:
     """Let a worker be silent for as long as its node may.
 
-    TensorFlow's coordination service takes one for lost after 10 s, as when its host swaps or is moved. The strategy
-    configures the service unless that was done before it is made; this is the same but for the time.
+    By default, TensorFlow's coordination service treats a task as lost after 10 s, for example while its host swaps or
+    is migrated. The strategy configures the service when it is created, unless that was done before. This configuration
+    differs only in the time.
     """
     spec = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
     jobs = [job for job in ("chief", "worker") if job in spec.jobs]
     if not jobs:
-        return  # Without TF_CONFIG, which `make_strategy` finds out.
+        return  # There is no TF_CONFIG; `make_strategy` reports that.
     eager.context().configure_coordination_service(
         service_type="standalone",
         service_leader=multi_worker_util.coordination_leader(spec),

@@ -1,10 +1,10 @@
-"""Let an optimizer see the gradient of the whole batch, as it does in one process. Runs in the trainer.
+"""Give an optimizer the gradient of the whole batch, as in one process. Runs in the trainer.
 
-Keras hands each replica's own gradient to the optimizer and adds the replicas' up at the very end, after clipping: so
-each replica clips its own. And it changes each variable by a ``merge_call``, which TensorFlow does not allow within a
-branch of a graph: gradient accumulation, ``ema_overwrite_frequency`` and constraints fail. Here the gradients are added
-up first, and then the optimizer's whole step runs on each device as if there were no strategy: within TensorFlow's
-`UpdateContext` every variable is the device's own component. All devices take the same step.
+In Keras, each replica passes its own gradient to the optimizer. The gradients are added up last, after clipping, so
+each replica clips its own gradient. In addition, Keras changes each variable by a ``merge_call``, which TensorFlow does
+not allow in a branch of a graph: gradient accumulation, ``ema_overwrite_frequency`` and constraints fail. Here the
+gradients are added up first. Then the whole step of the optimizer runs on each device as if there were no strategy:
+within TensorFlow's `UpdateContext`, every variable is the device's own component. All devices take the same step.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ ALONE = (
     "_overwrite_model_variables_with_average_value",
     "_backend_increment_gradient_accumulators",
 )
-"""Methods whose plain versions, those of `BaseOptimizer`, do on one device."""
+"""Methods whose plain versions in `BaseOptimizer` run on one device."""
 
 _summed = threading.local()
 
 
 def sum_gradients_first() -> None:
-    """Change the optimizers of Keras; called once per trainer."""
+    """Change Keras's optimizers; called once per trainer."""
     for name in ALONE:
         setattr(TFOptimizer, name, _plain_if_alone(getattr(TFOptimizer, name), getattr(BaseOptimizer, name)))
     TFOptimizer._backend_update_step = _plain_if_alone(TFOptimizer._backend_update_step, _update_step)
@@ -71,7 +71,7 @@ def _unless_summed(original: Any) -> Any:
 
 
 def _of_sums(original: Any) -> Any:
-    """Let ``apply`` add the replicas' gradients up before it does anything."""
+    """Let ``apply`` first add up the replicas' gradients."""
 
     @functools.wraps(original)
     def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
@@ -103,7 +103,7 @@ def _of_sums(original: Any) -> Any:
 
 
 def _applied_in_place(original: Any, optimizer: Any, grads: Any, variables: Any) -> Any:
-    """Apply sums where replicas need no ``merge_call``: compiled by XLA on GPUs."""
+    """Apply the sums where replicas need no ``merge_call``: on GPUs, compiled by XLA."""
     _summed.is_on = True
     try:
         return original(optimizer, grads, variables)

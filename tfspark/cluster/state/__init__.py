@@ -1,1 +1,1 @@
-"""What the driver knows: pure, under an injected clock; no sockets, no Spark."""
+"""The driver's state, under an injected clock: no sockets, no Spark."""

@@ -1,8 +1,8 @@
-"""The driver's store of checkpoints of a training's state.
+"""The driver's store of checkpoints of the training state.
 
-A checkpoint is a folder ``state-<number>`` with one part per node and ``manifest.json``, which says where in the
-training it was taken and has a checksum of every part. It is put together aside and renamed when it is whole, so what
-has the final name was complete; the checksums find what was damaged later.
+A checkpoint is a folder ``state-<number>`` with one part per node and a ``manifest.json``. The manifest says where in
+the training it was taken, and has a checksum of every part. The files are written to a temporary folder, which is
+renamed when it is complete. So a folder with the final name was complete once; the checksums detect later damage.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ logger = logging.getLogger("tfspark")
 
 FORMAT = 4
 KEPT = 2
-"""So many checkpoints are kept: if the newest is damaged, there is the one before. Beside them there is the newest that
-was taken between two epochs: rows of an epoch that was begun may be in other places when Spark computes them again."""
+"""Number of checkpoints kept; if the newest is damaged, the one before is used. In addition, the newest checkpoint
+between two epochs is kept: when Spark computes the rows of a started epoch again, they may be in other places."""
 RESIZED = ("workers", "rows per worker and step")
-"""What may differ between a run and the one it resumes, if the number of workers may change."""
+"""Values that may differ between a run and the run it resumes, if the number of workers may change."""
 _NAME = re.compile(r"state-(\d{6})")
 
 
@@ -41,17 +41,17 @@ class Checkpoint:
 
     Attributes:
         path: its folder.
-        passes: whole passes over the training rows.
-        steps: steps of the next pass.
-        call: first pass of the ``train()`` that was under way.
-        finished: whether that had ended.
-        rows: rows each worker has had of the pass that was under way.
-        used: which rows those were: partition -> intervals.
-        sizes: partition -> its rows, of the partitions of that pass that Spark had computed to the end.
-        layout: how Spark had cut the rows of that pass into partitions, see `Layout`.
-        run: what a run must share with the one that was interrupted.
+        passes: complete passes over the training rows.
+        steps: steps done in the next pass.
+        call: first pass of the ``train()`` call in progress.
+        finished: whether that call had ended.
+        rows: number of rows each worker has had of the pass in progress.
+        used: those rows: partition -> intervals.
+        sizes: partition -> number of rows, for the partitions of that pass that Spark had computed completely.
+        layout: how Spark had divided the rows of that pass into partitions, see `Layout`.
+        run: values that a run must have in common with the interrupted one.
         model: path, shape and type of every weight.
-        files: name of each node's part -> its SHA-256.
+        files: file name of each node's part -> its SHA-256.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class Checkpoint:
         """Read a checkpoint's manifest and check its parts.
 
         Raises:
-            ValueError: it is not what a checkpoint must be; the message says in what.
+            ValueError: the checkpoint is damaged or of another version; the message says what is wrong.
         """
         try:
             manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
@@ -95,23 +95,23 @@ class Checkpoint:
         return found
 
     def redistributed(self, num_nodes: int) -> Checkpoint:
-        """Return the same for another number of nodes."""
+        """Return the same checkpoint for another number of nodes."""
         return replace(self, rows=redistribute(self.rows, num_nodes))
 
     @property
     def fully_trained(self) -> dict[int, int]:
-        """Partitions of the pass under way that were trained on whole -> their rows."""
+        """Partitions of the pass in progress that were trained on completely -> their number of rows."""
         return {p: rows for p, rows in self.sizes.items() if rows and self.used.get(p) == [[0, rows]]}
 
     @property
     def parts(self) -> list[str]:
-        """Names of the parts by rank, as nodes ask for them."""
+        """Names of the parts in the order of ranks; nodes ask for them by these names."""
         return [f"{self.path.name}/{name}" for name in sorted(self.files)]
 
 
 @dataclass
 class _Draft:
-    """A checkpoint whose parts are coming in."""
+    """A checkpoint that is still receiving its parts."""
 
     path: Path
     of: int
@@ -124,8 +124,8 @@ class CheckpointStore:
     """Keeps the newest checkpoints of one run. Methods are called under the control plane's lock.
 
     Args:
-        directory: where; made when the first part comes.
-        resumed: the checkpoint this run goes on from.
+        directory: where to keep them; created when the first part arrives.
+        resumed: the checkpoint from which this run continues.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class CheckpointStore:
     ):
         self.directory = directory
         self.run: Json = {}
-        """What a run that resumes must share with this one."""
+        """Values that a resuming run must have in common with this one."""
         self._kept = [] if resumed is None else [*_between_epochs(resumed), resumed]
         self._base = resumed
         self._drafts: dict[tuple[int, int, bool], _Draft] = {}
@@ -143,7 +143,7 @@ class CheckpointStore:
         self._number = max((int(name.rpartition("-")[2]) for name in names), default=0)
 
     def place(self, header: Json) -> Path:
-        """Return where a node's part is to be written."""
+        """Return the path to which a node's part is to be written."""
         draft = self._draft(header)
         draft.path.mkdir(parents=True, exist_ok=True)
         return draft.path / f"part-{header['rank']:04d}.npz"
@@ -151,18 +151,18 @@ class CheckpointStore:
     def add(
         self, header: Json, part: Path, digest: str, sizes: Mapping[int, int], layout: Json
     ) -> Checkpoint | None:
-        """Take in a part that was written; return the checkpoint if it is complete now.
+        """Add a part that was written; return the checkpoint if it is complete now.
 
         Args:
-            header: what the node says of it.
-            part: where it was written, see `place`.
+            header: the node's description of the part.
+            part: the file it was written to, see `place`.
             digest: its SHA-256.
-            sizes: partition -> its rows, as far as known of the pass.
-            layout: how Spark has cut the rows of the pass.
+            sizes: partition -> number of rows, as far as known for the pass.
+            layout: how Spark has divided the rows of the pass.
         """
         draft = self._draft(header)
         if part.parent != draft.path:
-            return None  # Of an incarnation that is over.
+            return None  # From an incarnation that is over.
         if draft.is_lost:
             shutil.rmtree(draft.path, ignore_errors=True)
             return None
@@ -174,14 +174,14 @@ class CheckpointStore:
         return self._keep(draft, sizes, layout)
 
     def drop(self, header: Json) -> None:
-        """Remove what there is of a checkpoint that the disk had no room for; its other parts are not kept, either."""
+        """Remove all parts of a checkpoint for which the disk had no room."""
         draft = self._drafts.get(_key(header))
         if draft is not None:
             draft.is_lost = True
             shutil.rmtree(draft.path, ignore_errors=True)
 
     def file(self, name: str) -> Path:
-        """Return the file of a part as `Checkpoint.parts` names it, also of the run that is gone on with."""
+        """Return the file of a part named in `Checkpoint.parts`; it may belong to the run that is resumed."""
         folder, _, file = name.partition("/")
         for kept in (*self._kept, *([] if self._base is None else [self._base])):
             if kept.path.name == folder and file in kept.files:
@@ -189,13 +189,13 @@ class CheckpointStore:
         raise ValueError(f"expected a part of a checkpoint that is kept, got {name!r}")
 
     def _forget_drafts(self) -> None:
-        """Remove unfinished checkpoints of an incarnation that is over."""
+        """Remove the unfinished checkpoints of an incarnation that is over."""
         for draft in self._drafts.values():
             shutil.rmtree(draft.path, ignore_errors=True)
         self._drafts.clear()
 
     def forget_all(self) -> None:
-        """Remove the checkpoints of this run; what it was resumed from stays, and is not gone back to."""
+        """Remove the checkpoints of this run. The one it was resumed from stays on disk, but is not used again."""
         for kept in self._kept:
             if kept.path.parent == self.directory:
                 shutil.rmtree(kept.path, ignore_errors=True)
@@ -203,7 +203,7 @@ class CheckpointStore:
         self._forget_drafts()
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole; those that are not any more are left out, with a warning."""
+        """Return the newest complete checkpoint; log a warning for damaged ones and skip them."""
         while self._kept:
             try:
                 found = Checkpoint.load(self._kept[-1].path)
@@ -218,25 +218,25 @@ class CheckpointStore:
         return None
 
     def newest_whole(self) -> Checkpoint | None:
-        """Return the newest that was taken between two epochs, for a pass of which the rows are in other places now.
+        """Return the newest checkpoint between two epochs, for a pass whose rows are in other places now.
 
-        Those after it are not used any more.
+        Later checkpoints are not used again.
         """
         while self._kept and self._kept[-1].steps:
             self._kept.pop()
         return self.newest()
 
     def begin_at(self, point: Checkpoint) -> Checkpoint:
-        """Note where an incarnation begins; what it has done of an epoch adds to what was done before."""
+        """Record where an incarnation begins; the rows it uses are added to those the checkpoint has used."""
         self._base = point
         return point
 
     def has(self, passes: int) -> bool:
-        """Tell whether the newest checkpoint was taken after so many whole passes."""
+        """Return whether the newest checkpoint was taken exactly after this number of complete passes."""
         return bool(self._kept) and self._kept[-1].passes == passes and not self._kept[-1].steps
 
     def drop_drafts(self) -> None:
-        """Remove what is not complete."""
+        """Remove incomplete checkpoints."""
         for aside in self.directory.glob(".state-*"):
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -281,7 +281,7 @@ class CheckpointStore:
         for old in self._kept[:-KEPT]:
             if old not in whole:
                 self._kept.remove(old)
-                if old.path.parent == self.directory:  # Else it is the run's that this one resumes.
+                if old.path.parent == self.directory:  # Otherwise it belongs to the run that is resumed.
                     shutil.rmtree(old.path, ignore_errors=True)
 
 
@@ -297,7 +297,7 @@ def write_part(path: Path, batches: Iterable[pa.RecordBatch]) -> str:
 
 
 def newest_in(directory: Path) -> Checkpoint:
-    """Return the newest whole checkpoint of a run that was interrupted.
+    """Return the newest complete checkpoint of an interrupted run.
 
     Raises:
         ConfigError: there is none.
@@ -315,10 +315,10 @@ def newest_in(directory: Path) -> Checkpoint:
 
 
 def check_same_run(found: Checkpoint, run: Json, may_differ: Collection[str] = ()) -> None:
-    """Refuse to go on with another run's checkpoint, one that differs in more than it may.
+    """Reject a checkpoint of a run that differs from this one in more than `may_differ`.
 
     Raises:
-        ConfigError: names what differs.
+        ConfigError: the message names what differs.
     """
     wrong = [
         f"{key} {run[key]!r}, it has {found.run.get(key)!r}"
@@ -333,7 +333,7 @@ def check_same_run(found: Checkpoint, run: Json, may_differ: Collection[str] = (
 
 
 def _between_epochs(found: Checkpoint) -> list[Checkpoint]:
-    """Return the newest beside one in the middle of an epoch that was taken between two; none if there is none."""
+    """Return the newest older checkpoint between two epochs, if `found` is within an epoch; else an empty list."""
     directory = found.path.parent
     for match in (
         sorted(_numbered(directory), key=lambda match: match[1], reverse=True) if found.steps else ()

@@ -1,9 +1,9 @@
-"""What follows a loss: one decision, made from values alone. No sockets, no Spark, no clock.
+"""Decide what to do after a loss, from values alone. No sockets, no Spark, no clock.
 
 The table of all cases is in docs/architecture.md, section "After a loss".
 
-With how many nodes a restart begins follows from the room that Spark has when the pause is over: all that are wanted,
-or after ``replacement_timeout`` at least ``min_executors``; see `preflight.room_for`.
+The number of nodes of a restart depends on the room that Spark has after the pause: all wanted nodes, or after
+``replacement_timeout`` at least ``min_executors``; see `preflight.room_for`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tfspark.protocol.roles import NodeSpec
 
 @dataclass(frozen=True)
 class Means:
-    """What there is to go on with after a loss.
+    """What is available to continue with after a loss.
 
     Attributes:
-        recovers: whether the state is saved, or the work can be done again from the beginning.
+        recovers: whether the state is saved, or the work can be repeated from the beginning.
         pause_s: seconds before the next restart; None: no restart is left.
-        may_replace_workers: whether a worker beside parameter servers may be replaced while the others train on.
+        may_replace_workers: whether a worker beside parameter servers may be replaced while the others continue.
     """
 
     recovers: bool
@@ -33,49 +33,49 @@ class Means:
 
 @dataclass(frozen=True)
 class Replace:
-    """Another trainer takes the place of the one that was lost; the others go on."""
+    """Start another trainer in the place of the lost one; the other nodes continue."""
 
 
 @dataclass(frozen=True)
 class Restart:
-    """All nodes start again from the newest checkpoint, after a pause."""
+    """Start all nodes again from the newest checkpoint, after a pause."""
 
     pause_s: float
 
 
 @dataclass(frozen=True)
 class Resize:
-    """The cluster starts again with more workers."""
+    """Start the cluster again with more workers."""
 
 
 @dataclass(frozen=True)
 class Raise:
-    """The run ends with the error of what was lost.
+    """End the run with the error of the lost node.
 
     Attributes:
-        is_exhausted: whether it would have been restarted if there were a restart left.
+        is_exhausted: whether only the restart budget prevents a restart.
     """
 
     is_exhausted: bool = False
 
 
 def decide(kinds: Collection[FailureKind], alone: NodeSpec | None, means: Means) -> Replace | Restart | Raise:
-    """Return what follows a loss; see the table in the module's docstring.
+    """Return what to do after a loss; see the table in docs/architecture.md.
 
     Args:
-        kinds: of all failures.
+        kinds: the kinds of all failures.
         alone: the one node whose trainer was lost while the others still train; None: the cluster has failed.
-        means: what there is to go on with.
+        means: what is available to continue with.
     """
     if not means.recovers:
-        return Raise()  # Nothing was saved to go on from.
+        return Raise()  # Nothing was saved to continue from.
     if not all(kind.is_transient for kind in kinds):
-        return Raise()  # Code, settings and rows stay as they are: another start fails the same way.
+        return Raise()  # Code, settings and rows do not change: a restart would fail in the same way.
     if means.pause_s is None:
-        return Raise(is_exhausted=True)  # It does not happen once, but again and again.
+        return Raise(is_exhausted=True)  # It happens again and again.
     if alone is not None and means.may_replace_workers and _is_replaceable(alone):
-        return Replace()  # Only its own steps are missing, and others take them.
-    return Restart(means.pause_s)  # All workers need each other, or what was lost holds a part of the state.
+        return Replace()  # Only its own steps are missing, and other workers do them.
+    return Restart(means.pause_s)  # All workers need each other, or the lost node had a part of the state.
 
 
 def _is_replaceable(node: NodeSpec) -> bool:
@@ -83,12 +83,12 @@ def _is_replaceable(node: NodeSpec) -> bool:
 
 
 def decide_growth(size: Size, num_slots: int, room: int | None) -> Resize | None:
-    """Return whether a cluster grows between two epochs.
+    """Return `Resize` if a cluster should grow between two epochs, else None.
 
     Args:
-        size: what is wanted.
+        size: the wanted size.
         num_slots: task slots that its nodes hold.
-        room: slots that there are for nodes, those that they hold included; None: not known.
+        room: slots available to nodes, including those they already hold; None: unknown.
     """
     is_whole = num_slots == size.wanted - size.on_driver
     return None if is_whole or room is None or room <= num_slots else Resize()

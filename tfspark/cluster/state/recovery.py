@@ -1,4 +1,4 @@
-"""What a cluster needs to begin a new incarnation: its checkpoints, and how often it may. Runs on the driver."""
+"""What a cluster needs to start a new incarnation: its checkpoints and its restart budget. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Recovery:
     """See the module's docstring.
 
     Args:
-        budget: how often.
-        directory: where checkpoints are kept; None: in a temporary directory, as long as the cluster lives.
-        resume: the run directory of a run to go on from.
+        budget: how many restarts are allowed.
+        directory: where checkpoints are kept; None: in a temporary directory for the lifetime of the cluster.
+        resume: the run directory of the run to resume.
 
     Raises:
         ConfigError: `resume` has no checkpoint.
@@ -41,22 +41,22 @@ class Recovery:
         self.store = CheckpointStore(place, self.point)
 
     def begin_with(self, num_parts: int) -> Checkpoint | None:
-        """Return where an incarnation of so many nodes that have a part begins; None: at the beginning."""
+        """Return the checkpoint for an incarnation with `num_parts` parts; None: start at the beginning."""
         self.point = None if self.point is None else self.store.begin_at(self.point.redistributed(num_parts))
         return self.point
 
     def begin_anew(self) -> None:
-        """Forget the checkpoints: another model is trained from now on."""
+        """Forget the checkpoints: from now on, another model is trained."""
         self.point = None
         self.store.forget_all()
 
     def close(self) -> None:
-        """Remove what was for this run of the program only."""
+        """Remove files that only this run of the program needed."""
         self.store.drop_drafts()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def state_directory(run_directory: Path) -> Path:
-    """Return where a run keeps the checkpoints of its state."""
+    """Return the directory where a run keeps the checkpoints of its state."""
     return run_directory / "checkpoints"

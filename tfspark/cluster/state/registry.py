@@ -1,4 +1,4 @@
-"""What the driver knows of its nodes: who registered, who lives, who failed and why. No sockets, no Spark."""
+"""What the driver knows about its nodes: which have registered, which are up, which failed and why. Pure state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LEFT_EARLY = "its trainer process exited with code 0 before its function had ret
 
 @dataclass
 class Failure:
-    """Why a node ended before its time.
+    """Why a node ended too early.
 
     Attributes:
         node: its name.
@@ -40,7 +40,7 @@ class Failure:
         cause: one line.
         traceback: of the trainer, when it left one.
         log_tail: the last lines of the trainer.
-        kind: what it was.
+        kind: the kind of the failure.
         at: when it was reported, monotonic seconds.
     """
 
@@ -53,25 +53,25 @@ class Failure:
     log_tail: tuple[str, ...] = ()
 
     def to_error(self) -> TfsparkError:
-        """Return the exception the driver raises."""
+        """Return the exception that the driver raises."""
         if self.kind == FailureKind.DATA:
             return DataError(self.cause)
         if (
             self.kind == FailureKind.CONFIG
-        ):  # The message says it all; traceback and log would be tfspark's own.
+        ):  # The message is enough; traceback and log would only show tfspark's own code.
             return NodeFailedError(self.node, self.host, self.cause)
         return NodeFailedError(self.node, self.host, self.cause, self.traceback, self.log_tail)
 
 
 class NodeState(Enum):
-    """Where a node is in its life. A move that is not in `MOVES` is a late message, and changes nothing."""
+    """State of a node. A message that would cause a move that is not in `MOVES` is late, and changes nothing."""
 
     PLANNED = "planned"
     """Its task has not registered."""
     UP = "up"
-    """It has registered; its trainer is there, or about to be."""
+    """It has registered; its trainer runs or is about to start."""
     REPLACING = "replacing"
-    """Its trainer was lost, and another comes up in its place."""
+    """Its trainer was lost, and another is starting in its place."""
     RETURNED = "returned"
     """Its trainer has returned; the node task is about to end."""
     FAILED = "failed"
@@ -99,11 +99,11 @@ MOVES = {
 
 @dataclass(frozen=True)
 class PreemptionNotice:
-    """Word that a node will be taken away soon.
+    """A notice that a node will be taken away soon.
 
     Attributes:
-        cause: who says so.
-        until: how long it waits for a checkpoint, monotonic seconds.
+        cause: who gave the notice.
+        until: how long the node waits for a checkpoint, monotonic seconds.
     """
 
     cause: str
@@ -112,21 +112,21 @@ class PreemptionNotice:
 
 @dataclass
 class Node:
-    """What is known of one node.
+    """The state of one node.
 
     Attributes:
-        attempt: 1, or more after a replacement: the fencing token of all that it says; 0: it has not registered.
-        executor: Spark's number of the executor it runs on.
+        attempt: 1, or higher after a replacement; messages of an earlier attempt are rejected. 0: not registered.
+        executor: Spark's number of its executor.
         task: the name that its Spark task gave itself.
-        reply: to its registration, which may be asked for again.
+        reply: the reply to its registration, which the task may ask for again.
         told_to_stop: whether a heartbeat was answered with stop.
-        notice: it will be taken away soon.
+        notice: set if it will be taken away soon.
         heard_at: time of the last heartbeat, monotonic seconds.
-        lost_at: when the trainer was lost that is being replaced.
-        trainer_heard_at: when its trainer was last heard of; 0: never.
+        lost_at: time at which the trainer that is being replaced was lost.
+        trainer_heard_at: time of the trainer's last message; 0: none yet.
         activity: what its trainer does; see `tfspark.protocol.activity`.
-        progressed_at: when that or the number of its steps last changed, or it waited for somebody else.
-        has_returned: whether its trainer has returned; `result` is what it returned.
+        progressed_at: when its activity or number of steps last changed, or when it last waited for another process.
+        has_returned: whether its trainer has returned; `result` is the returned value.
     """
 
     spec: NodeSpec
@@ -150,7 +150,7 @@ class Node:
     failure: Failure | None = None
 
     def move(self, state: NodeState) -> bool:
-        """Enter a state if that may follow; return whether it did."""
+        """Enter a state if `MOVES` allows it; return whether it did."""
         may_follow = state in MOVES[self.state]
         if may_follow:
             self.state = state
@@ -158,7 +158,7 @@ class Node:
 
     @property
     def is_there(self) -> bool:
-        """Whether its task has registered and is not over."""
+        """Whether its task has registered and still runs."""
         return self.state not in (NodeState.PLANNED, NodeState.ENDED)
 
 
@@ -166,13 +166,13 @@ class Registry:
     """All nodes of one cluster.
 
     Args:
-        nodes: the plan.
-        heartbeat_timeout_s: silence after which a node is lost.
-        versions: the driver's own, which every node must match.
-        trainer_timeout_s: silence after which a trainer whose node lives is lost, and time in which trainers must
-            end a step: longer, since one may only be busy.
+        nodes: the planned nodes.
+        heartbeat_timeout_s: seconds of silence after which a node is lost.
+        versions: the driver's versions, which every node must match.
+        trainer_timeout_s: seconds of silence after which a trainer is lost although its node is up, and seconds within
+            which trainers must end a step. It is longer than the heartbeat timeout: a silent trainer may be busy.
         clock: monotonic seconds.
-        budget: restarts that are left; None: no node is replaced.
+        budget: the restarts that are left; None: no node is replaced.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Registry:
         self.failed = False
         """Whether anything failed."""
         self.wants_stacks = False
-        """Whether trainers are to show what they do."""
+        """Whether trainers should send the stacks of their threads."""
         self.may_replace_workers = False
         """Whether a worker beside parameter servers may be replaced while the others train on."""
         self._budget = budget
@@ -201,7 +201,7 @@ class Registry:
         self._fatal: Exception | None = None
         self._fatal_kind = FailureKind.EXCEPTION
 
-    # --- what nodes say ----------------------------------------------------------------------------
+    # --- messages of nodes ----------------------------------------------------------------------------
 
     def register(
         self,
@@ -212,11 +212,11 @@ class Registry:
         executor: str = "",
         task: str = "",
     ) -> Json:
-        """Take in a node; reply with its attempt number, the fencing token of all it says later.
+        """Register a node; reply with its attempt number, which it must send with every later message.
 
-        A registration by another `task` means that Spark started the node's task anew: its first attempt was lost.
-        If the node is replaced, its TensorFlow server must have the address that the others know: the reply has its
-        port. The same task may register again, since its answer was lost: it gets the same.
+        If another `task` registers for the same node, Spark has started the node's task again: the first attempt was
+        lost. If the node is replaced, its TensorFlow server must have the address that the other nodes know, so the
+        reply has the port. If the same task registers again because the reply was lost, it gets the same reply.
         """
         node = self.nodes[index]
         if self.stopping:
@@ -246,7 +246,7 @@ class Registry:
         return {"action": "go", "attempt": node.attempt}
 
     def replace(self, index: int, attempt: int) -> int:
-        """Let another trainer take the place of a node's, which was killed; return its attempt, or 0: none shall."""
+        """Replace a node's trainer that was killed; return the new attempt, or 0 if it must not be replaced."""
         node = self.nodes[index]
         is_current = attempt == node.attempt and node.state in (NodeState.UP, NodeState.REPLACING)
         if self._budget is None or not is_current or self.stopping or self.failed:
@@ -262,18 +262,18 @@ class Registry:
         return node.attempt
 
     def replacement_up(self, index: int) -> float | None:
-        """Note that a node's TensorFlow is up; return the seconds since its earlier trainer was lost, if one was."""
+        """Record that a node's TensorFlow is up; return the seconds since its earlier trainer was lost, or None."""
         node = self.nodes[index]
         if node.state is not NodeState.REPLACING:
             return None
         node.move(NodeState.UP)
         now = self._clock()
-        for other in self.nodes.values():  # Who had no rows left waited for it.
+        for other in self.nodes.values():  # Workers without rows have waited for it.
             other.progressed_at = now
         return now - node.lost_at
 
     def heartbeat(self, index: int, attempt: int) -> bool:
-        """Note that a node lives; return whether it shall stop."""
+        """Record a heartbeat; return whether the node should stop."""
         node = self.nodes[index]
         if attempt != node.attempt:
             return True
@@ -282,19 +282,19 @@ class Registry:
         return node.told_to_stop
 
     def mark_preempted(self, index: int, cause: str) -> None:
-        """Note that a node will be lost soon; it counts as lost after the next checkpoint, or when its time is over."""
+        """Record that a node will be lost soon; it counts as lost after the next checkpoint or the grace period."""
         node = self.nodes[index]
         if node.notice is None:
             node.notice = PreemptionNotice(cause, self._clock() + PREEMPTION_GRACE_S)
 
     def release_preempted(self) -> None:
-        """Count those as lost that will be taken away: the state is saved."""
+        """Mark the nodes that will be taken away as lost: the state is saved now."""
         for node in self.nodes.values():
             if node.notice is not None:
                 self._fail(node, FailureKind.LOST, node.notice.cause)
 
     def trainer_alive(self, index: int, steps: int, activity: str) -> None:
-        """Note the steps that a node's trainer has done, and what it does; see `Activity`."""
+        """Record how many steps a node's trainer has done, and its activity; see `Activity`."""
         node = self.nodes[index]
         node.trainer_heard_at = self._clock()
         if activity == WAITING or (steps, activity) != (node.steps, node.activity):
@@ -302,17 +302,17 @@ class Registry:
         node.steps, node.activity = steps, activity
 
     def trainer_ended(self, index: int, result: Any) -> None:
-        """Note that the node's trainer returned."""
+        """Record that the node's trainer returned."""
         node = self.nodes[index]
         if node.move(NodeState.RETURNED):
             node.has_returned, node.result = True, result
 
     def trainer_failed(self, index: int, cause: str, traceback: str, kind: FailureKind) -> None:
-        """Note the exception that ended the node's trainer."""
+        """Record the exception that ended the node's trainer."""
         self._fail(self.nodes[index], kind, cause, traceback)
 
     def node_ended(self, index: int, attempt: int, cause: str, log_tail: Sequence[str]) -> None:
-        """Note that the node task is over; `cause` is empty when its trainer ended in order."""
+        """Record that the node task is over; `cause` is empty when its trainer ended without an error."""
         node = self.nodes[index]
         if attempt != node.attempt:
             return
@@ -325,21 +325,21 @@ class Registry:
             node.failure.log_tail = tuple(log_tail)
 
     def task_failed(self, index: int, cause: str) -> None:
-        """Note that Spark gave the node's task up: it does not start it again."""
+        """Record that Spark gave up the node's task and will not start it again."""
         node = self.nodes[index]
         self._fail(node, FailureKind.KILLED, cause)
         node.move(NodeState.ENDED)
 
     def fail_cluster(self, error: Exception, transient: bool = False) -> None:
-        """Note a failure that belongs to no node; `transient`: it may not happen again."""
+        """Record a failure that belongs to no node; `transient`: another start may succeed."""
         if self._fatal is None and not self.stopping:
             self._fatal, self.failed = error, True
             self._fatal_kind = FailureKind.LOST if transient else FailureKind.EXCEPTION
 
-    # --- what the driver asks ----------------------------------------------------------------------
+    # --- questions of the driver ----------------------------------------------------------------------
 
     def check(self) -> bool:
-        """Look for nodes that went silent; return whether the failure can be told by now."""
+        """Look for silent nodes; return whether the cluster has failed and the failure to report is known."""
         now = self._clock()
         peer_missed = any(failure.kind == FailureKind.COLLECTIVE for failure in self._failures())
         for node in self.nodes.values():
@@ -369,24 +369,24 @@ class Registry:
         nothing_else = all(failure.kind == FailureKind.COLLECTIVE for failure in failures)
         if now - failures[0].at > (LOST_PEER_SETTLE_S if nothing_else else SETTLE_S):
             return True
-        # A node that has ended of itself explains collective operations that failed, whichever was reported first.
+        # The end of a node explains failed collective operations, whichever was reported first.
         explaining = (self._node_named(f.node) for f in failures if f.kind is not FailureKind.COLLECTIVE)
         return any(node.state is NodeState.ENDED for node in explaining)
 
     def _check_trainer(self, node: Node, now: float, peer_missed: bool) -> None:
-        """Fail a node whose trainer went silent; sooner if another trainer misses a peer."""
+        """Fail a node whose trainer is silent; wait less if another trainer has reported a lost peer."""
         silent_s = now - node.trainer_heard_at
         if silent_s > (SILENT_PEER_S if peer_missed else self._trainer_timeout_s):
             silence = f"its trainer process was not heard of for {silent_s:.0f} s, though its node was"
             self._fail(node, FailureKind.LOST, f"{silence}: it was stopped, or it hangs")
 
     def _check_steps(self, now: float) -> None:
-        """Fail all trainers when none gets on, after they have been asked what they do."""
+        """Fail all trainers if none makes progress; first ask them for the stacks of their threads."""
         nodes = self.nodes.values()
         at_work = [node for node in nodes if node.activity != IDLE and node.state is not NodeState.ENDED]
         is_replacing = any(
             node.state is NodeState.REPLACING for node in nodes
-        )  # That has a deadline of its own.
+        )  # A replacement has its own deadline.
         last = now if is_replacing else max((node.progressed_at for node in at_work), default=now)
         self.wants_stacks = now - last > self._trainer_timeout_s
         if not self.wants_stacks:
@@ -398,7 +398,7 @@ class Registry:
                 self._fail(node, FailureKind.STALLED, f"{cause}; {advice}")
 
     def error(self) -> Exception:
-        """Return the failure that explains the others best: the first that no lost peer explains."""
+        """Return the failure that best explains the others: the first one that a lost peer does not explain."""
         if self._fatal is not None:
             return self._fatal
         failures = self._failures()
@@ -411,12 +411,12 @@ class Registry:
 
     @property
     def is_transient(self) -> bool:
-        """Whether what `error` tells may not happen again: a process or a host was lost, no program was wrong."""
+        """Whether `error` may not happen again: a process or a host was lost, and no program was wrong."""
         return all(kind.is_transient for kind in self.kinds)
 
     @property
     def kinds(self) -> list[FailureKind]:
-        """Kinds of all failures: that of the cluster as a whole, and those of nodes in the order of their reports."""
+        """The kinds of all failures: first that of the whole cluster, then those of nodes in order of their reports."""
         of_nodes = [failure.kind for failure in self._failures()]
         return of_nodes if self._fatal is None else [self._fatal_kind, *of_nodes]
 
@@ -426,15 +426,15 @@ class Registry:
 
     @property
     def all_ended(self) -> bool:
-        """Whether every node that ever registered is over."""
+        """Whether every node that registered is over."""
         return not any(node.is_there for node in self.nodes.values())
 
     def all_succeeded(self, role: str) -> bool:
-        """Whether every trainer of a role returned."""
+        """Whether every trainer of a role returned without an error."""
         return all(node.has_returned for node in self.nodes.values() if node.spec.role == role)
 
     def addresses(self) -> dict[int, str]:
-        """Node index -> address of its TensorFlow server."""
+        """Return node index -> address of its TensorFlow server."""
         return {index: node.address for index, node in self.nodes.items()}
 
     def _failures(self) -> list[Failure]:
@@ -453,10 +453,10 @@ class Registry:
 
 
 def describe_mismatch(expected: Mapping[str, str | None], found: Mapping[str, str | None]) -> str:
-    """Say which versions differ between driver and node; empty when all agree.
+    """Return which versions differ between driver and node; empty if all agree.
 
-    Python and TensorFlow must agree in major and minor number: code is pickled by one and run by the
-    other. A version the driver does not have is not compared.
+    Python and TensorFlow must agree in major and minor version, because one pickles code and the other runs it. A
+    version that the driver does not have is not compared.
     """
     wrong = [
         f"{name} {found.get(name) or 'is missing'}, the driver has {version}"
@@ -476,5 +476,5 @@ def _minor(version: str | None) -> str:
 
 
 def count_roles(nodes: Sequence[NodeSpec]) -> dict[str, int]:
-    """Role -> number of nodes."""
+    """Return role -> number of nodes."""
     return dict(Counter(node.role for node in nodes))

@@ -1,4 +1,4 @@
-"""How often a cluster may be started again. Pure: no sockets, no Spark."""
+"""How often a cluster may be restarted. Pure: no sockets, no Spark."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Callable
 
 SECOND_PAUSE_S = 1.0
-"""After the first loss the nodes are started again at once: most losses are of one process, and come once."""
+"""Pause before the second restart. The first has none: most losses affect one process and happen once."""
 LONGEST_PAUSE_S = 30.0
 
 
 class RestartBudget:
-    """So many restarts within a sliding window of time; each next one within it after a longer pause.
+    """Allow `most` restarts within a sliding window; the pause before each further restart is longer.
 
     Args:
-        most: restarts within the window; 0: none ever.
-        window_s: its length.
+        most: restarts within the window; 0: none.
+        window_s: length of the window in seconds.
         clock: monotonic seconds.
     """
 
@@ -28,7 +28,7 @@ class RestartBudget:
 
     @property
     def next_pause_s(self) -> float | None:
-        """Seconds to wait before the next restart; None when there is none left."""
+        """Seconds to wait before the next restart; None if no restart is left."""
         while self._spent and self._clock() - self._spent[0] > self.window_s:
             self._spent.popleft()
         used = len(self._spent)
@@ -37,7 +37,7 @@ class RestartBudget:
         return float(min(SECOND_PAUSE_S * 2 ** (used - 1), LONGEST_PAUSE_S)) if used else 0.0
 
     def spend(self) -> float | None:
-        """Use up one restart; return the pause before it in seconds, None when there was none left."""
+        """Use up one restart; return the pause before it in seconds, None if no restart was left."""
         pause_s = self.next_pause_s
         if pause_s is not None:
             self._spent.append(self._clock())

@@ -1,8 +1,8 @@
-"""When to save the state in the middle of an epoch, by the clock. Pure: no sockets, no Spark.
+"""Decide, by the clock, when to save the state within an epoch. Pure: no sockets, no Spark.
 
-A checkpoint needs the same step of every worker, and their clocks do not agree. So the workers *meet*: after a number
-of steps that they were told at the meeting before, each tells the driver that it is there, and the last to come
-decides for all whether this step is saved and how many steps later they meet again.
+A checkpoint needs the same step from every worker, but the workers' clocks do not agree. So the workers meet at a
+barrier. Each meeting says after how many steps the next one is. There each worker reports to the driver, and when the
+last one has arrived, the driver decides for all: whether this step is saved, and when the next meeting is.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from tfspark.protocol.values import Json
 
 APART_S = 2.0
-"""Seconds between two meetings, about: each costs a call of every worker."""
+"""Approximate seconds between two meetings: each meeting costs one call per worker."""
 FASTEST_GROWTH = 4
-"""The first steps are slow, since they are compiled: the number of steps between meetings grows in bounds."""
+"""Limit on the growth of the number of steps between meetings. The first steps are slow because they are compiled."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class SaveSchedule:
     """The meetings of one incarnation of a cluster. Methods are called under the control plane's lock.
 
     Args:
-        every_s: how often to save; 0: only when `save_soon` says so.
+        every_s: seconds between saves; 0: save only when `save_soon` was called.
         clock: monotonic seconds.
     """
 
@@ -50,25 +50,25 @@ class SaveSchedule:
         return bool(self._meetings)
 
     def save_soon(self) -> None:
-        """Let the next meeting save."""
+        """Save at the next meeting."""
         self._save_soon = True
 
     def arrive(self, number: int, rank: int, of: int) -> Json | None:
-        """Note that a worker has come to a meeting; return what was decided, None until all of them are there.
+        """Record that a worker has arrived at a meeting; return the decision, None until all workers are there.
 
         Args:
             number: of the meeting, from 0.
-            rank: the worker; it may ask again.
-            of: how many workers there are.
+            rank: the worker; it may repeat the call.
+            of: number of workers.
 
         Returns:
-            ``save``: whether this step is saved; ``steps``: how many later the next meeting is.
+            ``save``: whether this step is saved; ``steps``: number of steps until the next meeting.
         """
         meeting = self._meetings.setdefault(number, Meeting())
         meeting.came.add(rank)
         if meeting.decision is None and len(meeting.came) == of:
             meeting.decision = self._decide()
-            self._meetings.pop(number - 1, None)  # All have left it.
+            self._meetings.pop(number - 1, None)  # All workers have left it.
         return meeting.decision
 
     def _decide(self) -> Json:
@@ -76,7 +76,7 @@ class SaveSchedule:
         took_s, self._met_at = now - self._met_at, now
         steps = round(self._steps_apart * self._apart_s / max(took_s, 1e-6))
         self._steps_apart = min(max(1, steps), FASTEST_GROWTH * self._steps_apart)
-        # A meeting is as good as the next if it is as near.
+        # Save now if this meeting is at least as close to the due time as the next one.
         due = bool(self._every_s) and now - self._saved_at >= self._every_s - self._apart_s / 2
         save, self._save_soon = due or self._save_soon, False
         if save:

@@ -1,4 +1,4 @@
-"""How many nodes a cluster wants, and what changes when it goes on with fewer or with more. Pure arithmetic."""
+"""How many nodes a cluster wants, and what changes when it continues with fewer or more. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Size:
     """The size of a cluster.
 
     Attributes:
-        wanted: nodes of all roles.
-        least: with how many nodes training goes on when Spark has no room for more.
-        num_ps: how many of them are parameter servers.
-        eval_node: whether one is an evaluator.
-        preserves: what stays when the number of workers changes: ``global_batch``, the rows of a step over all workers,
-            or ``worker_batch``, the rows each of them has of it.
-        replacement_timeout_s: how long to wait for room for all.
-        on_driver: how many of them run on the driver's machine and need no slot.
+        wanted: number of nodes of all roles.
+        least: number of nodes with which training continues when Spark has no room for more.
+        num_ps: number of parameter servers among them.
+        eval_node: whether one of them is an evaluator.
+        preserves: what stays the same when the number of workers changes: ``global_batch``, the rows of a step over all
+            workers, or ``worker_batch``, the rows per worker.
+        replacement_timeout_s: seconds to wait until Spark has room for all wanted nodes.
+        on_driver: number of nodes that run on the driver's machine and need no slot.
     """
 
     wanted: int
@@ -49,10 +49,10 @@ class Size:
         return self.wanted - self.num_ps - int(self.eval_node)
 
     def check(self, restarts: int) -> None:
-        """Reject a size that no cluster can have.
+        """Reject an impossible size.
 
         Args:
-            restarts: how often the cluster may be started again.
+            restarts: number of times the cluster may be restarted.
 
         Raises:
             ConfigError: an argument of `TFCluster.run` is out of range.
@@ -74,13 +74,13 @@ class Size:
             )
 
     def nodes(self, count: int) -> tuple[NodeSpec, ...]:
-        """Return the plan of a cluster of `count` nodes; it is the workers that are fewer."""
+        """Return the plan of a cluster of `count` nodes; only the number of workers becomes smaller."""
         return plan_nodes(count, self.num_ps, self.eval_node)
 
     def for_workers(self, spec: StreamSpec, num_workers: int) -> StreamSpec:
-        """Return a stream of the whole cluster as so many workers read it.
+        """Return the stream of the whole cluster as `num_workers` workers read it.
 
-        A global batch that does not divide among them is rounded to the nearest that does.
+        A global batch that cannot be divided equally is rounded to the nearest one that can.
         """
         if self.preserves == "worker_batch":
             return replace(spec, num_readers=num_workers)
@@ -89,6 +89,6 @@ class Size:
 
 
 def redistribute(rows: Sequence[int], num_nodes: int) -> tuple[int, ...]:
-    """Deal the row counts of an epoch under way to another number of nodes: node 0 takes over those that are gone."""
+    """Redistribute the row counts of the current epoch to `num_nodes` nodes; node 0 takes those of removed nodes."""
     kept = [*rows[:num_nodes], *[0] * (num_nodes - len(rows))]
     return (kept[0] + sum(rows[num_nodes:]), *kept[1:])

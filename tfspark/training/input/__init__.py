@@ -1,1 +1,1 @@
-"""From the feed or from files to a tf.data dataset. Runs in the trainer."""
+"""Make tf.data datasets from the feed or from files. Runs in the trainer."""

@@ -1,4 +1,4 @@
-"""From the feed's batches to a ``tf.distribute`` dataset. Runs in the trainer."""
+"""Make a ``tf.distribute`` dataset from the feed's batches. Runs in the trainer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Feed:
     Args:
         context: the node.
         spec: the stream.
-        sample: one row, whose shapes and types are those of the stream.
+        sample: one row, with the shapes and types of the stream.
     """
 
     def __init__(self, context: NodeContext, spec: StreamSpec, sample: Rows):
@@ -53,37 +53,37 @@ class Feed:
 
     @property
     def _reading(self) -> PassReader:
-        """The last pass that was opened."""
+        """The last opened pass."""
         assert self._last is not None
         return self._last
 
     @property
     def weighs_rows(self) -> bool:
-        """Whether rows have weights of their own."""
+        """Whether rows have their own weights."""
         return self.spec.columns.weighs_rows
 
     @property
     def rows_of_pass(self) -> int:
-        """Rows of the last pass."""
+        """Number of rows of the last pass."""
         return self._reading.rows
 
     @property
     def steps_of_pass(self) -> int:
-        """Batches of the last pass."""
+        """Number of batches of the last pass."""
         return self._reading.steps
 
     @property
     def first_step_of_pass(self) -> int:
-        """Number of the first batch of the last pass that was given out, 0 but in a pass that was resumed."""
+        """Number of the first batch that was returned in the last pass; 0 unless the pass was resumed."""
         return self._reading.first_step
 
     def used(self, steps: int) -> Used:
-        """Return the rows that this node's batches up to step `steps` of the last pass are made of."""
+        """Return the rows in this node's batches up to step `steps` of the last pass."""
         return self._reading.used(steps)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last pass that was asked for does not exist: the stream has ended."""
+        """Whether the last requested pass does not exist, because the stream has ended."""
         return self._reading.is_behind_the_end
 
     @property
@@ -92,7 +92,7 @@ class Feed:
         return self.spec.batch_size * self.spec.num_readers
 
     def open_pass(self) -> PassReader:
-        """Begin to read the next pass."""
+        """Start to read the next pass."""
         index, start = self.start
         reading = PassReader(
             self._context.control,
@@ -113,7 +113,7 @@ class Feed:
         return reading
 
     def batches(self) -> Iterator[Rows]:
-        """Yield the batches of the pass that was opened, or of the next."""
+        """Yield the batches of the open pass, or of the next one."""
         if self._opened.empty():
             self.open_pass()
         reading = self._opened.get()
@@ -121,36 +121,36 @@ class Feed:
             yield from self._batches_of(reading)
 
     def all_batches(self) -> Iterator[Rows]:
-        """Yield the batches of every pass that is opened, one pass after the other, until `end`."""
+        """Yield the batches of all opened passes, one pass after another, until `end`."""
         opened = self._opened
         while (reading := opened.get()) is not None:
             yield from self._batches_of(reading)
 
     def iterator(self) -> Any:
-        """Return the distributed iterator over `all_batches`, made once.
+        """Return the distributed iterator over `all_batches`, created once.
 
-        A new iterator for each epoch would cost seconds: the first steps after its making stall in
-        TensorFlow's collectives (measured with TensorFlow 2.21 on rows in memory as well).
+        A new iterator for each epoch would cost seconds, because the first steps after its creation stall in
+        TensorFlow's collectives (measured with TensorFlow 2.21, also on rows in memory).
         """
         if self._iterator is None:
             self._iterator = self.make_iterator()
         return self._iterator
 
     def abandon_pass(self) -> None:
-        """Leave a pass before its end; what was read ahead of it goes with its iterator."""
+        """Leave a pass before its end; its iterator is dropped, with the rows it has read ahead."""
         self._reading.close()
         self._opened = queue.SimpleQueue()
         self._iterator = None
 
     def end(self) -> None:
-        """Say that no further pass will be opened: another model is trained on another stream."""
+        """Record that no more passes will be opened, because another model is trained on another stream."""
         self.close()
         self._opened.put(None)
         if self._cache is not None:
             self._cache.drop()
 
     def close(self) -> None:
-        """Stop reading the last pass, if any was opened."""
+        """Stop reading the last pass, if there is one."""
         if self._last is not None:
             self._last.close()
 
@@ -178,30 +178,30 @@ def open_feed(context: NodeContext, stream: str) -> Feed:
 
 
 def feed_of(context: NodeContext, stream: str, described: Json) -> Feed:
-    """Return the feed of a stream that was described.
+    """Return the feed of a described stream.
 
     Raises:
-        DataError: the stream has no row.
+        DataError: the stream has no rows.
     """
     spec = StreamSpec.from_json(described["description"])
     if described["sample"] is None:
         raise DataError(f"the stream {stream!r} was closed before its first row: the DataFrame has no rows")
     rows = to_numpy(decode_sample(described["sample"]), spec.columns)
-    text = [c.name for c in spec.columns.sent if c.decode is None and is_of_bytes(rows[c.name])]
+    text = [c.name for c in spec.columns.sent if c.decode is None and _is_of_bytes(rows[c.name])]
     context.text_columns = [] if spec.columns.examples else text
     weights = row_weights(rows, spec.columns, 1)
     return Feed(context, spec, {**rows, WEIGHT: weights})
 
 
-def is_of_bytes(values: Any) -> bool:
-    """Tell whether an array of a column holds text or bytes, be it row by row."""
+def _is_of_bytes(values: Any) -> bool:
+    """Return whether a column's array holds text or bytes, also as objects."""
     while values.dtype == object and len(values) and isinstance(values.flat[0], np.ndarray):
         values = values.flat[0]
     return bool(values.dtype == object)
 
 
 def describe_stream(context: NodeContext, stream: str) -> Json:
-    """Ask the driver for a stream's description until it is there."""
+    """Ask the driver for a stream's description until it is available."""
     timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
     while time.monotonic() < until:
@@ -210,7 +210,9 @@ def describe_stream(context: NodeContext, stream: str) -> Json:
         if reply["status"] == "ok":
             return reply
         if reply.get("open_ended"):
-            until = time.monotonic() + timeout_s  # A quiet stream; the driver lives, or the call had failed.
+            until = (
+                time.monotonic() + timeout_s
+            )  # The stream is quiet, but the driver is up; or the call failed.
     raise DeadlineError(
         f"waited feed_timeout_s={timeout_s:g} s for the first row of {stream!r}; call cluster.train(df) on the "
         "driver, or raise feed_timeout_s if the DataFrame takes that long to compute"
@@ -234,8 +236,8 @@ def distributed_dataset(
 def distribute(strategy: tf.distribute.Strategy, feed: Feed) -> tf.distribute.DistributedDataset:
     """Wrap a feed for a strategy, one batch of ``spec.batch_size`` rows per worker and step.
 
-    The feed's readers agree on the number of steps, so TensorFlow's own agreement (a collective per step)
-    is left out for this dataset.
+    The feed's readers agree on the number of steps, so TensorFlow's own agreement, a collective per step, is switched
+    off for this dataset.
     """
 
     def of_worker(batches: Callable[[], Iterator[Rows]]) -> Callable[[Any], tf.data.Dataset]:
@@ -254,7 +256,7 @@ def local_dataset(
 ) -> tf.data.Dataset:
     """Return this worker's part of the feed as a ``tf.data.Dataset``.
 
-    A worker with several devices takes one batch per device and step.
+    If a worker has several devices, it takes one batch per device and step.
     """
     spec, columns = feed.spec, feed.spec.columns
     size = spec.batch_size // local_replicas
@@ -271,7 +273,7 @@ def local_dataset(
 
 
 def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
-    """Return what turns a batch of the feed into an element; see `to_element`."""
+    """Return a function that converts a batch of the feed to an element; see `to_element`."""
     columns, hook = feed.spec.columns, feed.features_hook
     examples = columns.examples
     if examples is None:

@@ -1,4 +1,4 @@
-"""Datasets of workers that agree on their number of batches, as one ``tf.distribute`` dataset."""
+"""Combine datasets of workers that agree on their number of batches into one ``tf.distribute`` dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfspark.training.feeding import FEED_ATTRIBUTE
 
 
 def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:
-    """Distribute per-worker datasets that have equally many batches on every worker."""
+    """Distribute per-worker datasets that have the same number of batches on every worker."""
     extended = strategy.extended
     before = getattr(extended, "experimental_enable_get_next_as_optional", None)
     if before is not None:

@@ -1,7 +1,7 @@
-"""From a batch of the feed to an element for Keras: ``(features, label, weight)``, in tf.data. Runs in the trainer.
+"""Convert a batch of the feed to a Keras element ``(features, label, weight)``, in tf.data. Runs in the trainer.
 
-The feed gives out dense arrays. A column of variable length travels into tf.data as two of them, the values of all
-rows and the rows' lengths, and becomes one tensor again there; images are decoded there, and Examples parsed.
+The feed returns dense arrays. A column of variable length enters tf.data as two arrays, the values of all rows and the
+rows' lengths, and becomes one tensor again there. Images are decoded and Examples parsed there, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tfspark.feed.reader import WEIGHT
 from tfspark.training.input.graph_errors import image_scope
 
 LENGTHS = "/lengths"
-"""Suffix of the component that holds the lengths of the rows of a column."""
+"""Suffix of the component that holds the row lengths of a column."""
 
 Tensors = dict[str, Any]
 
@@ -36,12 +36,12 @@ def flattened(batch: Rows, columns: Columns) -> Rows:
 
 
 def signature(sample: Rows, columns: Columns, batch_size: int | None) -> dict[str, tf.TensorSpec]:
-    """Return what `flattened` batches look like to tf.data.
+    """Return the tf.data signature of `flattened` batches.
 
     Args:
         sample: one row.
-        columns: what is fed.
-        batch_size: rows of every batch; None: it differs.
+        columns: the columns that are fed.
+        batch_size: rows of every batch; None: it varies.
     """
     variable = {column.name for column in columns.sent if column.is_variable}
     specs = {}
@@ -59,7 +59,7 @@ def _tensor_dtype(values: np.ndarray[Any, Any]) -> tf.DType:
 
 
 def joined(batch: Tensors, columns: Columns) -> Tensors:
-    """Undo `flattened`: padded dense tensors, or ragged ones."""
+    """Undo `flattened`: return padded dense tensors, or ragged ones."""
     whole = {name: values for name, values in batch.items() if not name.endswith(LENGTHS)}
     for column in columns.sent:
         if column.is_variable:
@@ -70,7 +70,7 @@ def joined(batch: Tensors, columns: Columns) -> Tensors:
 
 
 def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> Any:
-    """Leave a ragged tensor as it is, or fill it up to the longest row or to ``pad_to``."""
+    """Return a ragged tensor unchanged, or padded to the longest row or to ``pad_to``."""
     if column.ragged != "pad":
         return rows
     dtype = np.dtype(object) if rows.dtype == tf.string else np.dtype(rows.dtype.as_numpy_dtype)
@@ -86,7 +86,7 @@ def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> Any:
 def to_element(
     batch: Tensors, columns: Columns, features_hook: Callable[[Any], Any] | None = None
 ) -> tuple[Any, ...]:
-    """Turn a batch by column name into ``(features, label, weight)`` as Keras takes it."""
+    """Convert a batch by column name to ``(features, label, weight)`` for Keras."""
     features = {column.name: _finished(batch[column.name], column) for column in columns.features}
     labels = {column.name: _finished(batch[column.name], column) for column in columns.labels}
     x = as_tuples(features_hook(features)) if features_hook is not None else _alone_or_dict(features)
@@ -94,7 +94,7 @@ def to_element(
 
 
 def as_tuples(structure: Any) -> Any:
-    """Return a structure of tensors with its lists as tuples: tf.data makes one tensor of a list."""
+    """Return a structure of tensors with tuples instead of lists: tf.data would make one tensor of a list."""
     if isinstance(structure, Mapping):
         return {name: as_tuples(value) for name, value in structure.items()}
     return tuple(map(as_tuples, structure)) if isinstance(structure, list | tuple) else structure
@@ -128,7 +128,7 @@ def _decoded(files: tf.Tensor, column: Column) -> tf.Tensor:
 
 
 def _resized(image: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    """Bilinear, with antialiasing when it gets smaller; an image of the size wanted stays as it is."""
+    """Resize bilinearly, with antialiasing if the image becomes smaller; an image of the wanted size is not changed."""
     image.set_shape([None, None, shape[-1]])
     fits = tf.reduce_all(tf.shape(image) == shape)
     other = lambda: tf.image.resize(image, shape[:2], antialias=True)  # noqa: E731

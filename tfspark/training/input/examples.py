@@ -1,6 +1,6 @@
-"""Serialized ``tf.train.Example`` records parsed by TensorFlow's C++, in tf.data. Runs in the trainer.
+"""Parse serialized ``tf.train.Example`` records with TensorFlow's C++ code, in tf.data. Runs in the trainer.
 
-Used for records that a DataFrame carries as bytes (``Columns(examples=...)``) and by workers that read TFRecord files
+Used for records in a binary column of a DataFrame (``Columns(examples=...)``), and by workers that read TFRecord files
 themselves (`tfspark.feed.files`).
 """
 
@@ -29,7 +29,7 @@ class Feature:
 
     Attributes:
         kind: ``int64``, ``float`` or ``bytes``.
-        shape: of one row's tensor.
+        shape: shape of one row's tensor.
     """
 
     kind: str
@@ -37,12 +37,12 @@ class Feature:
 
 
 def features_of_record(record: bytes, columns: Columns) -> dict[str, Feature]:
-    """Find out kinds and shapes from one record.
+    """Return the kind and shape of each feature, taken from one record.
 
-    A feature of exactly one value is a scalar unless its column says otherwise.
+    A feature with exactly one value is a scalar, unless its column says otherwise.
 
     Raises:
-        DataError: the record is no Example, or lacks a feature.
+        DataError: the record is not an Example, or a feature is missing.
     """
     try:
         found = tf.train.Example.FromString(record).features.feature
@@ -92,7 +92,7 @@ def _feature(column: Column, found: Mapping[str, Any]) -> Feature:
 
 
 def _ragged_feature(column: Column, kind: str | None) -> Feature:
-    """The first row of a ragged feature may be empty: then the declared dtype says its kind."""
+    """Return a ragged feature. Its first row may be empty; in that case its kind is taken from the declared dtype."""
     if kind is None and column.wanted_dtype is not None:
         kind = "float" if column.wanted_dtype.kind == "f" else "int64"
     if kind is None or (kind == "bytes_list" and column.dtype is not None):
@@ -146,7 +146,7 @@ def _as_declared(values: Any, column: Column, feature: Feature) -> Any:
 
 
 def _cast(values: tf.Tensor, column: Column) -> tf.Tensor:
-    """Convert to the declared dtype; a whole number that it cannot hold is refused."""
+    """Convert to the declared dtype; an integer that the dtype cannot hold is rejected."""
     if column.dtype is None or values.dtype == column.dtype:
         return values
     cast = tf.cast(values, column.dtype)
@@ -171,7 +171,7 @@ def _checked_classes(labels: tf.Tensor, name: str, num_classes: int) -> tf.Tenso
 
 
 def weights_of_examples(weights: tf.Tensor, rows: Mapping[str, Any], columns: Columns) -> tf.Tensor:
-    """Return each row's weight in the loss: its own times its class's; padding stays as it is.
+    """Return each row's weight in the loss: its own times that of its class; padding keeps its weight.
 
     Shapes:
         weights: ``(B,)`` float32: 1, or -0.0 for padding.

@@ -1,4 +1,4 @@
-"""`InputMode.TENSORFLOW`: a worker's share of TFRecord files through tf.data. Runs in the trainer."""
+"""`InputMode.TENSORFLOW`: read a worker's share of TFRecord files with tf.data. Runs in the trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfspark.feed.files import Slice
 
 @dataclass
 class FilesFeed:
-    """A plan as the training loop sees it: the number of steps is known beforehand."""
+    """A plan as a feed for the training loop; the number of steps is known in advance."""
 
     num_steps: int
     rows: int
@@ -32,23 +32,23 @@ class FilesFeed:
     _iterator: Any = None
 
     def open_pass(self) -> FilesFeed:
-        """Begin the next epoch."""
+        """Start the next epoch."""
         self.next_index += 1
         return self
 
     def iterator(self) -> Any:
-        """Return the distributed iterator over all epochs, made once."""
+        """Return the distributed iterator over all epochs, created once."""
         if self._iterator is None:
             self._iterator = self.make_iterator()
         return self._iterator
 
     def abandon_pass(self) -> None:
-        """Leave an epoch before its end; the next one begins anew."""
+        """Leave an epoch before its end; the next epoch starts from its beginning."""
         self._iterator = None
 
     @property
     def is_over(self) -> bool:
-        """Never: files can be read again."""
+        """Always False: files can be read again."""
         return False
 
     def end(self) -> None:
@@ -57,20 +57,20 @@ class FilesFeed:
 
     @property
     def steps_of_pass(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         return self.num_steps
 
     @property
     def rows_of_pass(self) -> int:
-        """Rows of an epoch on this worker."""
+        """Number of rows of an epoch on this worker."""
         return self.rows
 
     def has_step(self, step: int) -> bool:
-        """Tell whether an epoch has a step of this number, from 0."""
+        """Return whether an epoch has this step, counted from 0."""
         return step < self.num_steps
 
     def steps_from(self, step: int, most: int) -> int:
-        """Return how many of the next `most` steps there are."""
+        """Return how many of the next `most` steps exist."""
         return min(most, max(self.num_steps - step, 0))
 
 
@@ -88,7 +88,7 @@ def files_dataset(
 
     def epoch(told: Any) -> tf.data.Dataset:
         replicas = told.num_replicas_in_sync // told.num_input_pipelines
-        return share_dataset(plan, context.node.task_index, hook, replicas)
+        return _share_dataset(plan, context.node.task_index, hook, replicas)
 
     feed.make_iterator = lambda: iter(
         distribute_from_function(strategy, lambda told: epoch(told).repeat().prefetch(2), feed)
@@ -96,12 +96,12 @@ def files_dataset(
     return distribute_from_function(strategy, lambda told: epoch(told).prefetch(2), feed)
 
 
-def share_dataset(
+def _share_dataset(
     plan: Json, rank: int, features_hook: Any = None, local_replicas: int = 1
 ) -> tf.data.Dataset:
-    """Read one worker's share: batches of equal size, the last filled up with padding, equally many for all.
+    """Read one worker's share in batches of equal size; the last is padded, and all workers have the same number.
 
-    A worker with several devices takes one batch per device and step.
+    If a worker has several devices, it takes one batch per device and step.
     """
     from tfspark.feed.reader import PADDING
 
@@ -124,7 +124,7 @@ def share_dataset(
 
 
 def records_of_share(plan: Json, rank: int) -> tf.data.Dataset:
-    """Read one worker's share by itself: batches of serialized records, the last as short as what is left."""
+    """Read one worker's share as batches of serialized records; the last batch may be short."""
     records = _records([_slice(piece) for piece in plan["shares"][rank]])
     if plan["shuffle_rows"]:
         records = records.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
@@ -132,7 +132,7 @@ def records_of_share(plan: Json, rank: int) -> tf.data.Dataset:
 
 
 def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, Any], Any]:
-    """Return what turns records and their weights into an element for Keras."""
+    """Return a function that converts records and their weights to a Keras element."""
     from tfspark.feed.reader import WEIGHT
     from tfspark.training.input.elements import to_element
     from tfspark.training.input.examples import Feature, parse_examples, weights_of_examples
@@ -154,7 +154,7 @@ def _slice(piece: Json) -> Slice:
 
 
 def _records(slices: Sequence[Slice]) -> tf.data.Dataset:
-    """Read slices one after the other: one node of the graph for all, as there may be many thousands."""
+    """Read slices one after another, in one node of the graph, because there may be many thousands."""
     import tensorflow as tf
 
     paths = tf.constant([piece.path for piece in slices], tf.string)

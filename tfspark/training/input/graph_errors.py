@@ -1,6 +1,6 @@
-"""Errors that TensorFlow raises inside tf.data, said as errors about data. Runs in the trainer.
+"""Convert errors that TensorFlow raises inside tf.data to errors about data. Runs in the trainer.
 
-An operation in a graph knows no column. What it was about is found again in its scope's name or its words.
+An operation in a graph does not know its column. The column is found from the operation's scope or from the message.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _TEXT = re.compile(
     r"Cast string to \w+ is not supported"
     r"|[^\n]{0,80}(?:DataType string|dtype: 'string'|dtype=string|tf\.string)[^\n]{0,60}"
 )
-"""How TensorFlow and Keras say that they were given text."""
+"""Patterns of the messages in which TensorFlow and Keras report text as input."""
 _NO_EXAMPLE = "Could not parse example input"
 
 
 def image_scope(column_name: str) -> str:
-    """Return the scope in which a column's images are decoded; any name fits in, as hexadecimal digits."""
+    """Return the scope in which a column's images are decoded, with the name in hexadecimal, so any name works."""
     return f"tfspark_image_{column_name.encode().hex()}"
 
 
 def bytes_scope(column_name: str) -> str:
-    """Return the scope in which the raw values of a feature are decoded."""
+    """Return the scope in which a feature's raw values are decoded."""
     return f"tfspark_bytes_{column_name.encode().hex()}"
 
 
 def as_data_error(error: BaseException) -> BaseException:
-    """Return the DataError that an error of TensorFlow's stands for; any other error as it is."""
+    """Return a DataError for an error of TensorFlow about data; return other errors unchanged."""
     if type(error).__name__ != "InvalidArgumentError":
         return error
     text = _explained(str(error))
@@ -46,13 +46,13 @@ def as_data_error(error: BaseException) -> BaseException:
 
 
 def as_text_error(error: BaseException, text_columns: Sequence[str]) -> BaseException:
-    """Return a DataError that names the columns of text, where TensorFlow could not compute with text.
+    """Return a DataError that names the text columns if TensorFlow failed to compute with text.
 
-    Whether a model takes text is not known before: it may have a layer for it.
+    This cannot be checked earlier, because a model may have a layer for text.
 
     Args:
-        error: what was raised.
-        text_columns: those that are fed as text.
+        error: the error that was raised.
+        text_columns: the columns that are fed as text.
     """
     said = _TEXT.search(str(error))
     if not text_columns or said is None or isinstance(error, DataError):
@@ -68,7 +68,7 @@ def as_text_error(error: BaseException, text_columns: Sequence[str]) -> BaseExce
 
 
 def _unescaped(text: str) -> str:
-    """Undo TensorFlow's escapes of quotes and of bytes beyond ASCII."""
+    """Undo TensorFlow's escapes of quotes and of non-ASCII bytes."""
     return text.encode().decode("unicode_escape").encode("latin-1", "replace").decode(errors="replace")
 
 

@@ -1,7 +1,7 @@
-"""Rows one by one for a program that takes them apart itself. Runs in the trainer, behind `TFNode.DataFeed`.
+"""Rows one by one, for a program that takes them apart itself. Runs in the trainer; `TFNode.DataFeed` uses it.
 
-The rows are those of all passes of a stream, one after the other, and of the partitions of an inference. A pass is
-read as by `PassReader`, but in small pieces, so that no worker hoards what another waits for.
+The rows come from all passes of a stream, one after another, and from the partitions of an inference. A pass is read as
+by `PassReader`, but in small pieces, so that no worker holds rows that another one waits for.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext
 
 PIECE_ROWS = 32
-"""Rows of one pull of a pass, about: what a worker has fetched ahead, others cannot have."""
+"""Approximate rows per pull of a pass: rows that a worker has fetched are not available to others."""
 FIRST_PULL_BYTES = 4 << 10
 PULL_BYTES = 1 << 20
 NUM_COPIED = 64
-"""Rows kept for `RowFeed` to fill up with."""
+"""Number of rows that `RowFeed` keeps for padding."""
 RESULTS_TIMEOUT_S = 60.0
 
 
 class RowsOfPass(PassReader):
-    """Reads one pass as lists of elements; see `PassReader`."""
+    """Reads one pass as lists of items; see `PassReader`."""
 
     def __init__(self, context: NodeContext, description: Json, index: int):
         self._names: Sequence[str] | None = description.get("names")
@@ -66,7 +66,7 @@ class RowsOfPass(PassReader):
 
 
 class RowsOfPartition:
-    """Reads a partition whose task waits for a result for each row."""
+    """Reads a partition whose task waits for one result per row."""
 
     def __init__(self, context: NodeContext, offer: str, location: str):
         self.offer = offer
@@ -82,7 +82,7 @@ class RowsOfPartition:
             try:
                 table = self._client.get(ticket)
             except flight.FlightError:
-                break  # The task has failed or was ended; if Spark starts it anew, it offers its rows again.
+                break  # The task has failed or was ended. If Spark starts it again, it offers its rows again.
             chunk = json.loads(table.schema.metadata[CHUNK])
             if chunk["status"] == "chunk":
                 sequence = chunk["sequence"]
@@ -94,11 +94,11 @@ class RowsOfPartition:
 
     @property
     def answered(self) -> bool:
-        """Whether all of it was taken and every row has its result."""
+        """Whether all rows were taken and every row has its result."""
         return self._ended and not self.unanswered
 
     def send(self, results: Sequence[Any]) -> None:
-        """Return results for the next rows; what the task of a lost partition does not take is dropped."""
+        """Send results for the next rows; results that a lost partition's task does not accept are dropped."""
         self.unanswered -= len(results)
         with contextlib.suppress(flight.FlightError):
             for batch in arrow_batches(results, "results"):
@@ -111,11 +111,11 @@ class RowsOfPartition:
 
 
 class RowFeed:
-    """All rows of one stream that come to this node; made once per stream and node.
+    """All rows of one stream that arrive at this node; there is one object per stream and node.
 
-    In synchronous training every worker must have as many rows as the others: TensorFlow gives an empty batch to
-    one that has run out, which convolutions refuse. So the feed of a worker with fewer is filled up, at the very
-    end, with copies of its last rows; in a process that takes no part in such training, never.
+    In synchronous training every worker needs the same number of rows: TensorFlow gives an empty batch to a worker
+    without rows, and convolutions reject it. So the feed of a worker with fewer rows is padded at its end with copies
+    of its last rows. A process that does not train synchronously gets no padding.
 
     Args:
         context: the node.
@@ -139,11 +139,11 @@ class RowFeed:
 
     @property
     def ended(self) -> bool:
-        """Whether there are no more rows, and none will come."""
+        """Whether there are no more rows and none will follow."""
         return self._over and not self._rows
 
     def take(self, count: int) -> list[Any]:
-        """Return the next rows, waiting for them: `count`, or fewer at the end of the feed or of a partition."""
+        """Return the next `count` rows, waiting for them; fewer at the end of the feed or of a partition."""
         taken: list[Any] = []
         with self._taking:
             while len(taken) < count and not self.ended:
@@ -165,10 +165,10 @@ class RowFeed:
         return row
 
     def answer(self, results: Sequence[Any]) -> None:
-        """Return results of an inference, one for each row taken, in the same order.
+        """Send results of an inference: one for each row taken, in the same order.
 
         Raises:
-            DataError: there are more results than rows that have none yet.
+            DataError: there are more results than rows that still need one.
         """
         while len(results):
             while self._owed and self._owed[0].answered:
@@ -183,7 +183,7 @@ class RowFeed:
             results = results[count:]
 
     def leave(self) -> None:
-        """Take no further rows; the other workers get them. May be called from any thread, and twice."""
+        """Take no more rows; the other workers get them. May be called from any thread, and twice."""
         with self._beginning:
             if self._left:
                 return
@@ -203,7 +203,7 @@ class RowFeed:
             partition.close()
 
     def _next_piece_ends_partition(self) -> bool:
-        """Fetch the next piece of the current part, or note its end; tell whether a partition has ended."""
+        """Fetch the next piece of the current part, or record its end; return whether a partition has ended."""
         piece = next(self._pieces, None)
         if piece is not None:
             self._rows.extend(piece)
@@ -215,7 +215,7 @@ class RowFeed:
         return isinstance(ended, RowsOfPartition)
 
     def _wait_for_part(self) -> None:
-        """Wait for what the driver feeds next; it ends the wait, or its own end ends this process."""
+        """Wait for what the driver feeds next. The driver ends the wait; if the driver is lost, this process ends."""
         while self._part is None and not self._over:
             reply = self._context.control.call(
                 "next_rows",
@@ -233,7 +233,7 @@ class RowFeed:
                     self._begin_part(reply)
 
     def _fill_up(self, most_rows: int) -> None:
-        if self._recent and trains_synchronously():
+        if self._recent and _trains_synchronously():
             self._rows.extend(islice(cycle(list(self._recent)), max(most_rows - self._num_fed, 0)))
 
     def _begin_part(self, reply: Json) -> None:
@@ -245,8 +245,8 @@ class RowFeed:
         self._pieces = iter(cast(Any, self._part))
 
 
-def trains_synchronously() -> bool:
-    """Tell whether TensorFlow in this process reduces over several workers: a strategy has set that up."""
+def _trains_synchronously() -> bool:
+    """Return whether TensorFlow in this process reduces over several workers, as set up by a strategy."""
     if "tensorflow" not in sys.modules:
         return False
     from tensorflow.python.eager import context

@@ -1,4 +1,4 @@
-"""TensorFlow's servers under parameter servers: what workers and parameter servers run. In their trainers."""
+"""TensorFlow's servers for parameter server training. Workers and parameter servers run them in their trainers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CHIEF_DONE = "chief-done"
 
 
 def serve(context: NodeContext) -> Json:
-    """Serve what the chief schedules or keeps here until the driver says close and the chief is done.
+    """Serve the chief's steps or variables until the driver's job ``close``, and until the chief has finished.
 
     Returns:
-        For a worker ``rows``: of each epoch, those it trained on. For a parameter server nothing.
+        For a worker, ``rows``: the number of rows it trained on in each epoch. For a parameter server, nothing.
     """
     feed = WorkerFeed(context) if context.role == "worker" else None
-    server = start_server(context)
+    server = _start_server(context)
     context.report("tensorflow", seconds=context.age_s)
-    # Later ones take their place in a cluster that is up: the coordinator finds them.
+    # A replacement joins a cluster that is already up: the coordinator finds it.
     if context.attempt == 1:
         barrier(context, SERVERS_UP, context.settings.feed_timeout_s)
     for job in posted_jobs(context):
-        del job  # The chief does them.
+        del job  # The chief does the jobs.
     barrier(context, CHIEF_DONE, float("inf"))  # The driver's shutdown has the deadline.
     del server
     if feed is None:
@@ -44,8 +44,8 @@ def serve(context: NodeContext) -> Json:
     return {"rows": feed.rows}
 
 
-def start_server(context: NodeContext) -> tf.distribute.Server:
-    """Start TensorFlow's server of this node, with a thread for each worker that may wait in it."""
+def _start_server(context: NodeContext) -> tf.distribute.Server:
+    """Start this node's TensorFlow server, with enough threads for all workers that may wait in it."""
     resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     config = tf.compat.v1.ConfigProto(
         inter_op_parallelism_threads=max(os.cpu_count() or 1, context.num_workers + 1)
@@ -58,10 +58,10 @@ def start_server(context: NodeContext) -> tf.distribute.Server:
 
 
 def connect(context: NodeContext) -> tf.distribute.Strategy:
-    """Wait until all servers are up and join them as their chief.
+    """Wait until all servers are up, and connect to them as their chief.
 
     Raises:
-        DeadlineError: one did not start within ``feed_timeout_s``.
+        DeadlineError: a server did not start within ``feed_timeout_s``.
         RuntimeError: the workers have several GPUs.
     """
     barrier(context, SERVERS_UP, context.settings.feed_timeout_s)
@@ -79,10 +79,10 @@ def connect(context: NodeContext) -> tf.distribute.Strategy:
 
 
 def barrier(context: NodeContext, place: str, timeout_s: float) -> None:
-    """Wait until chief, workers and parameter servers have all come to this place.
+    """Wait until chief, workers and parameter servers have all reached this place.
 
     Raises:
-        DeadlineError: one did not come in time.
+        DeadlineError: a node did not reach it in time.
     """
     members = sum(node.role != "evaluator" for node in context.nodes)
     until = time.monotonic() + timeout_s

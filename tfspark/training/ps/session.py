@@ -1,8 +1,8 @@
-"""The training loop of parameter servers: what Keras's ``fit`` and ``evaluate`` do, with asynchronous steps.
+"""The training loop with parameter servers: Keras's ``fit`` and ``evaluate`` with asynchronous steps.
 
-Runs in the chief's trainer. TensorFlow's `ClusterCoordinator` gives each step to whichever worker is free; the
-worker takes its own next batch for it, and changes the variables on the parameter servers. An epoch ends when every
-worker has said that it has no more rows and every step has returned.
+Runs in the chief's trainer. TensorFlow's `ClusterCoordinator` gives each step to a free worker. The worker takes its
+own next batch and changes the variables on the parameter servers. An epoch ends when every worker has reported that it
+has no more rows and every step has returned.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tfspark.training.session import TrainingSession
 from tfspark.training.state import keep_rates_that_were_changed, restore
 
 STEPS_PER_WORKER = 2
-"""Steps under way per worker: one that runs, one that waits, so that no worker idles while results are looked at."""
+"""Number of scheduled steps per worker: one runs and one waits, so that workers stay busy while results are read."""
 CLOSE_TIMEOUT_S = 60.0
 FETCH_AGAIN_S = 0.1
 LOST = (
@@ -44,16 +44,16 @@ LOST = (
     tf.errors.InvalidArgumentError,
     tf.errors.UnavailableError,
 )
-"""What fetching a result may raise when its worker is gone, or is another by now that does not know of it."""
+"""Errors that fetching a result may raise if its worker is lost, or is a replacement that does not know it."""
 
 
 class ParameterServerSession(TrainingSession):
-    """The chief's model, whose variables are on the parameter servers, and what was done with it."""
+    """The chief's model, whose variables are on the parameter servers, and its progress."""
 
     def prepare(self) -> None:
-        """Connect to the workers and see that the model can be trained this way."""
+        """Connect to the workers, and check that the model can be trained this way."""
         refuse_unsupported(self.model)
-        refuse_calls_of_callbacks(self.model)
+        _refuse_calls_of_callbacks(self.model)
         self._strategy = self.context.strategy
         self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self._strategy)
         self._steps: dict[str, WorkerStep] = {}
@@ -65,7 +65,7 @@ class ParameterServerSession(TrainingSession):
         self._num_shown = 0
 
     def train(self, job: Json) -> Json:
-        """Train for the job's epochs; return the history of this job."""
+        """Train for the job's epochs; return their history."""
         stream = open_stream(self.context, "train")
         self._build(stream)
         if self.begin(job):
@@ -86,23 +86,23 @@ class ParameterServerSession(TrainingSession):
     rows_of_pass = 0
 
     def make_sender(self) -> PartSender:
-        """Return what sends checkpoints; the chief's part is all of them."""
+        """Return the sender of checkpoints; the chief has the only part."""
         return PartSender(self.context, 1, 0)
 
     def resume(self, job: Json) -> None:
-        """Go back to a checkpoint, which is one of whole passes."""
+        """Return to a checkpoint; it has complete passes only."""
         self.build()
         self.resumed, self.progress = fetch(self.context, job, 0)
         restore(self.model, self.resumed.shared, self.resumed.own)
         keep_rates_that_were_changed(self.model, self.learning_rates, self.resumed.learning_rates)
 
     def build(self) -> None:
-        """Make all variables."""
+        """Create all variables."""
         self._build(open_stream(self.context, "train"))
         self.model.optimizer.build(self.model.trainable_variables)
 
     def _fit(self, stream: WorkerStream, callbacks: keras.callbacks.CallbackList, epochs: range) -> None:
-        """Do what ``fit`` does."""
+        """Train as ``fit`` does."""
         model, logs = self.model, None
         step = self._step("train", stream, model.train_step)
         model.stop_training = False
@@ -124,7 +124,7 @@ class ParameterServerSession(TrainingSession):
         callbacks.on_train_end(logs)
 
     def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
-        """Evaluate all rows of one pass of a stream, on the workers."""
+        """Evaluate all rows of one pass of a stream on the workers."""
         opened = open_stream(self.context, stream)
         self._build(opened)
         self._confusion = self._curves = None
@@ -143,14 +143,14 @@ class ParameterServerSession(TrainingSession):
         rows = [np.concatenate(part)[:SHOWN_ROWS] for part in zip(*parts, strict=True)]
         self._first_rows = tf.nest.pack_sequence_as(shown, rows) if rows else None
         if rows:
-            self.copy_weights()  # The copy draws.
+            self.copy_weights()  # The copy is used to draw.
         if num_classes and kind:
             self._confusion, self._curves = matrix_and_curves(total.sums[-1], num_classes, kind)
         return self._metrics(total)
 
     def _kind(self, num_classes: int, features: Any, label: Any) -> Kind | None:
-        """Return how labels say of which class a row is; None if the model does not predict these classes."""
-        if self.model.loss is None:  # Nor can each such model be called.
+        """Return how to read labels; None if the model does not predict these classes."""
+        if self.model.loss is None:  # Such a model may not be callable, either.
             return None
         call = tf.function(lambda x: self.local_model(x, training=False), autograph=False)
         specs = tf.nest.map_structure(tf.type_spec_from_value, features)
@@ -158,41 +158,41 @@ class ParameterServerSession(TrainingSession):
         return kind_of_label(self.local_model, outputs, label, num_classes)
 
     def test(self, job: Json) -> Json:
-        """Evaluate as `TrainingSession.test` does; if there is something to draw, workers send some rows along."""
+        """Evaluate as `TrainingSession.test` does; if there is something to draw, workers also return some rows."""
         self._num_shown = SHOWN_ROWS if self.context.hooks.draw is not None else 0
         return super().test(job)
 
     @property
     def confusion_matrix(self) -> list[Any] | None:
-        """Counts of (true, predicted) class of the last evaluation, if it was asked for them."""
+        """Counts of (true, predicted) class of the last evaluation, if it counted them."""
         return self._confusion
 
     @property
     def roc(self) -> list[list[list[float]]] | None:
-        """Each class's curve of the last evaluation, if it was asked to count classes."""
+        """The curve of each class in the last evaluation, if it counted classes."""
         return self._curves
 
     @property
     def first_rows(self) -> tuple[Any, Any] | None:
-        """Some features and labels of the last evaluation, which the workers sent along for `draw`."""
+        """Some features and labels of the last evaluation, which the workers returned for `draw`."""
         return self._first_rows
 
     def to_save(self) -> keras.Model:
-        """Return the copy, brought up to date: its tables are whole."""
+        """Return the updated copy; its tables are not divided."""
         return self.to_export()
 
     def to_export(self) -> keras.Model:
-        """Return the copy, which belongs to no strategy, brought up to date."""
+        """Return the updated copy, which belongs to no strategy."""
         self.copy_weights()
         copy_optimizer(self.local_model, self.model, whole_values)
         return self.local_model
 
     def copy_weights(self) -> None:
-        """Bring the copy outside of the strategy up to date; its tables are whole."""
+        """Update the copy outside of the strategy; its tables are not divided."""
         self.local_model.set_weights(whole_values(self.model.weights))
 
     def close(self, job: Json) -> Json:
-        """Export if asked to, say what became of the model, and let the servers go."""
+        """Export if the job asks for it, return the summary of the model, and release the servers."""
         summary = super().close(job)
         barrier(self.context, CHIEF_DONE, CLOSE_TIMEOUT_S)
         return summary
@@ -207,8 +207,8 @@ class ParameterServerSession(TrainingSession):
         count: Callable[[Any], tf.Tensor] | None = None,
         shown: Sequence[tf.Tensor] = (),
     ) -> WorkerStep:
-        """Return the graph of a step, made once."""
-        key = f"{name} {stream.look}"  # Files of a later training may look otherwise.
+        """Return the graph of a step, created once."""
+        key = f"{name} {stream.look}"  # Files of a later training may have other shapes.
         if key not in self._steps:
             seeds = [v for v in self.model.non_trainable_variables if v.name == "seed_generator_state"]
             self._steps[key] = WorkerStep(
@@ -225,9 +225,9 @@ class ParameterServerSession(TrainingSession):
     def _results(
         self, step: WorkerStep, stream: str, index: int, wanted: Callable[[], bool], total: Total
     ) -> Iterator[StepResult]:
-        """Keep the workers busy until none has rows of the pass, or no more are wanted; yield what steps came to.
+        """Keep the workers busy until none has rows of the pass, or no more are wanted; yield the steps' results.
 
-        `total` has them all, less what workers did that were lost: their rows were given to others.
+        `total` sums up all results, except those of lost workers: other workers get their rows.
         """
         ended: set[int] = set()
         workers = self.context.num_workers
@@ -241,7 +241,7 @@ class ParameterServerSession(TrainingSession):
                         value = pending.pop(future)
                         fetched = self._fetched(future)
                         if fetched is None:
-                            pending[pool.submit(fetch_again, value)] = value
+                            pending[pool.submit(_fetch_again, value)] = value
                             continue
                         result = step.unpack(fetched)
                         if result.rows:
@@ -257,7 +257,7 @@ class ParameterServerSession(TrainingSession):
                     return
 
     def _end_pass(self, stream: str, index: int, total: Total, ended: set[int]) -> set[int]:
-        """Learn which workers were lost before the pass was over; leave what they did out of the sums."""
+        """Ask which workers were lost before the pass was over; remove their results from the sums."""
         seen = sorted(ended.union(total.parts))
         reply = self.context.control.call(
             "end_pass", stream=stream, index=index, seen=seen, ended=sorted(ended)
@@ -277,21 +277,21 @@ class ParameterServerSession(TrainingSession):
         return self._coordinator.schedule(step.run, args=args)
 
     def _fetched(self, future: Future[Any]) -> Any | None:
-        """Return what a step came to; None: its worker was lost before that was here, and another repeats the step.
+        """Return the step's result, or None if its worker was lost first; another worker then repeats the step.
 
         Raises:
-            tf.errors.OpError: the coordinator has given up, for this error.
+            tf.errors.OpError: the error for which the coordinator has given up.
         """
         try:
             return future.result()
         except LOST:
-            # Raises the error for which steps were cancelled. If the coordinator neither gives up nor repeats the step,
-            # the driver finds that no step ends.
+            # Raise the error that cancelled the steps. If the coordinator neither gives up nor repeats the step, the
+            # driver detects that no step ends.
             self._coordinator.done()
             return None
 
     def _metrics(self, total: Total) -> dict[str, Any]:
-        """Return the metrics over all steps; of logs that are no metrics, the mean over steps."""
+        """Return the metrics over all steps; for logs that are not metrics, the mean over steps."""
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, total.sums, strict=False):
             variable.assign(value.astype(variable.dtype))
@@ -300,31 +300,31 @@ class ParameterServerSession(TrainingSession):
         return results if set(means) <= set(results) else means
 
     def _build(self, stream: WorkerStream) -> None:
-        """Make the variables of both models before a step is traced: steps cannot."""
+        """Create the variables of both models before a step is traced, because steps cannot."""
         if self._is_built:
             return
         specs = self._specs(stream)
         for model in (self.model, self.local_model):
             count_real_rows_alone(model, stream.weighs_rows)
         with self._strategy.scope():
-            build_variables(self.model, specs)
-        build_variables(self.local_model, specs)
+            _build_variables(self.model, specs)
+        _build_variables(self.local_model, specs)
         self._is_built = True
 
     def _specs(self, stream: WorkerStream) -> Any:
-        """Return an element of a stream, of symbolic tensors."""
+        """Return an element of a stream as symbolic tensors."""
         element = tf.function(stream.to_element, autograph=False)
         return element.get_concrete_function(stream.signature).structured_outputs
 
 
-def fetch_again(value: Any) -> Any:
-    """Fetch what a step came to, a little later: it is done again elsewhere."""
+def _fetch_again(value: Any) -> Any:
+    """Fetch a step's result later, after another worker has repeated the step."""
     threading.Event().wait(FETCH_AGAIN_S)
     return value.fetch()
 
 
 class Total:
-    """Steps of one pass added up, those of each worker apart: some may be left out in the end."""
+    """Sum of the steps of one pass, separate for each worker, because lost workers may be removed at the end."""
 
     def __init__(self) -> None:
         self.parts: dict[int, Part] = {}
@@ -340,12 +340,12 @@ class Total:
 
     @property
     def rows(self) -> int:
-        """Rows of all batches."""
+        """Number of rows of all batches."""
         return sum(part.rows for part in self.parts.values())
 
     @property
     def logs(self) -> dict[str, float]:
-        """Name -> sum of what steps returned."""
+        """Name -> sum of the steps' logs."""
         sums: Counter[str] = Counter()
         for part in self.parts.values():
             sums.update(part.logs)
@@ -353,19 +353,19 @@ class Total:
 
     @property
     def sums(self) -> list[np.ndarray[Any, Any]]:
-        """States of metrics, and counts."""
+        """Metric states and counts."""
         return [np.sum(values, axis=0) for values in zip(*(p.sums for p in self.parts.values()), strict=True)]
 
 
 @dataclass
 class Part:
-    """Steps of one worker added up.
+    """Sum of the steps of one worker.
 
     Attributes:
-        steps: how many.
-        rows: of all batches.
-        logs: name -> sum of what steps returned.
-        sums: states of metrics, and counts.
+        steps: number of steps.
+        rows: number of rows of all batches.
+        logs: name -> sum of the steps' logs.
+        sums: metric states and counts.
     """
 
     steps: int = 0
@@ -384,10 +384,10 @@ class Part:
             self.logs[name] = self.logs.get(name, 0.0) + value
 
 
-def build_variables(model: keras.Model, specs: Any) -> None:
-    """Make all variables of a model, those of a training step's own optimizers, too.
+def _build_variables(model: keras.Model, specs: Any) -> None:
+    """Create all variables of a model, also those of the optimizers of its own training step.
 
-    As ``fit`` does, and by tracing a `train_step` of the model's own, or one that does not call the model.
+    This is done as in ``fit``, or by tracing a `train_step` that the model overrides or that does not call the model.
 
     Args:
         model: a compiled model.
@@ -405,13 +405,13 @@ def build_variables(model: keras.Model, specs: Any) -> None:
     tf.function(step, autograph=False).get_concrete_function(*specs)
 
 
-def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """Return the optimizer a model was compiled with, and those of a training step of its own."""
+def _optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the optimizer a model was compiled with, and the optimizers of its own training step."""
     return [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
 
 
-def refuse_calls_of_callbacks(model: keras.Model) -> None:
-    """Let what a callback may call, and what works in this process alone, say that it does not."""
+def _refuse_calls_of_callbacks(model: keras.Model) -> None:
+    """Let methods that work in this process only raise an error when a callback calls them."""
 
     def refusing(name: str) -> Callable[..., None]:
         def refused(*args: Any, **kwargs: Any) -> None:
@@ -427,24 +427,24 @@ def refuse_calls_of_callbacks(model: keras.Model) -> None:
 
 
 def refuse_unsupported(model: keras.Model) -> None:
-    """Refuse what asynchronous steps cannot do.
+    """Reject settings that asynchronous steps do not support.
 
     Raises:
-        ConfigError: the model was compiled with it.
+        ConfigError: the model was compiled with such a setting.
     """
-    for each in optimizers_of(model):
+    for each in _optimizers_of(model):
         if each.gradient_accumulation_steps:
             raise ConfigError(
                 "expected an optimizer without gradient_accumulation_steps under parameter servers, got "
                 f"{each.gradient_accumulation_steps}: workers would add to each other's gradients; leave it out, or "
                 "train synchronously (num_ps=0)"
             )
-    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in optimizers_of(model)):
+    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in _optimizers_of(model)):
         raise ConfigError(
             "expected no LossScaleOptimizer (mixed_float16) under parameter servers: workers would change the scale "
             "under each other; use float32 or mixed_bfloat16, or train synchronously (num_ps=0)"
         )
-    for each in optimizers_of(model):
+    for each in _optimizers_of(model):
         if each.use_ema and each.ema_overwrite_frequency:
             raise ConfigError(
                 "expected an optimizer without ema_overwrite_frequency under parameter servers, got "

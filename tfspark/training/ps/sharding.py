@@ -1,7 +1,7 @@
-"""Embeddings under parameter servers: large tables are divided among them, and only the rows asked for travel.
+"""Embeddings with parameter servers: divide large tables among the servers, and send only the requested rows.
 
-Keras reads the whole table to take a few rows. Here `keras.layers.Embedding` looks rows up where the table is, and a
-table that `MinSizePartitioner` would divide becomes one weight per part, by rows. What is saved is one table again.
+Keras reads the whole table to get a few rows. Here `keras.layers.Embedding` looks rows up on the server of the table. A
+table that `MinSizePartitioner` would divide becomes one weight per part, divided by rows. It is saved as one table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 MIN_PART_BYTES = 256 << 10
-"""A smaller part would not be worth a request of its own; the default of TensorFlow's `MinSizePartitioner`."""
+"""Minimum bytes of a part; a smaller one is not worth a separate request. TensorFlow's `MinSizePartitioner` default."""
 _PART = re.compile(r"_part\d+of\d+")
 
 
@@ -24,7 +24,7 @@ def look_up_on_servers(num_ps: int) -> None:
     """Correct `keras.layers.Embedding` in this process.
 
     Args:
-        num_ps: in at most so many parts a table is divided.
+        num_ps: maximum number of parts of a table.
     """
     partitioner = tf.distribute.experimental.partitioners.MinSizePartitioner(MIN_PART_BYTES, num_ps)
     layer = keras.layers.Embedding
@@ -48,7 +48,7 @@ def _build_in_parts(original: Any, partitioner: Any) -> Any:
         if self.built or count == 1:
             original(self, input_shape)
             return
-        # Drawn as a whole and then cut, so that the values are those that one process would begin with.
+        # Create the values of the whole table and then divide them, so that they are the same as in one process.
         table = np.asarray(self.embeddings_initializer(shape, dtype=dtype.name))
         self._embeddings = [
             self.add_weight(
@@ -72,7 +72,8 @@ def _call_with_lookup(original: Any) -> Any:
             return original(self, inputs)
         parts = self._embeddings if isinstance(self._embeddings, list) else [self._embeddings]
         indices = tf.cast(inputs, tf.int64)
-        # Of several tables it takes consecutive rows to be in one, the first tables a row longer: as cut above.
+        # With several tables, TensorFlow expects consecutive rows in one, and one row more in the first tables, as
+        # above.
         rows = tf.nn.embedding_lookup([part._value for part in parts], indices)
         return tf.cast(rows, self.compute_dtype)
 
@@ -91,7 +92,7 @@ def _save_whole(original: Any) -> Any:
 
 
 def whole_values(variables: Sequence[keras.Variable]) -> list[np.ndarray[Any, Any]]:
-    """Return the variables' values, the parts of a table joined, in the order of a model that is not divided."""
+    """Return the variables' values, with the parts of a table joined, in the order of an undivided model."""
     groups: dict[str, list[np.ndarray[Any, Any]]] = {}
     for number, variable in enumerate(variables):
         is_part = _PART.search(variable.path) is not None

@@ -1,8 +1,8 @@
-"""Batches for steps that a coordinator schedules on this worker, under parameter servers.
+"""Batches for the steps that a coordinator schedules on this worker, with parameter servers.
 
-The steps are graphs that TensorFlow's server runs in the worker's trainer. A graph calls `WorkerFeed` there, by a
-name that both sides know (`NEXT_BATCH`), and gets the worker's next batch or word that the pass has ended. The chief
-builds the graphs and calls `open_stream` and `pull`; every worker registers a `WorkerFeed` of its own.
+TensorFlow's server runs these steps as graphs in the worker's trainer. The graph calls `WorkerFeed` there, by a name
+that both sides know (`NEXT_BATCH`), and gets the worker's next batch, or the information that the pass has ended. The
+chief builds the graphs and calls `open_stream` and `pull`. Every worker registers its own `WorkerFeed`.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 NEXT_BATCH = "tfspark_next_batch"
 REST_S = 0.05
-"""How long a worker that has no more rows keeps a step that was scheduled on it, while others still have rows."""
+"""Time for which a worker without rows holds a step scheduled on it, while other workers still have rows."""
 
 RECORDS = "records"
-"""Where workers read files: the component that holds serialized Examples, which the step parses."""
+"""With files, the component that holds serialized Examples, which the step parses."""
 
 Signature = dict[str, tf.TensorSpec]
-"""Component of a batch -> its shape and type; the number of rows differs."""
+"""Component of a batch -> its shape and type; the number of rows varies."""
 
 
 @dataclass(frozen=True)
 class WorkerStream:
-    """A stream as the chief's graphs see it.
+    """A stream in the form that the chief's graphs use.
 
     Attributes:
-        name: the stream.
-        signature: what a batch consists of.
-        batch_size: rows of a step, but for the last of a worker.
+        name: name of the stream.
+        signature: the components of a batch.
+        batch_size: rows of a step; a worker's last step may have fewer.
         to_element: graph function from a batch to ``(features, label, weight)``.
-        look: equal for streams whose batches a graph need not tell apart.
-        weighs_rows: whether rows have weights of their own.
+        look: equal for streams that can use the same graph.
+        weighs_rows: whether rows have their own weights.
     """
 
     name: str
@@ -60,7 +60,7 @@ class WorkerStream:
 
 
 def open_stream(context: NodeContext, name: str) -> WorkerStream:
-    """Wait until the driver feeds `name`, and return what its batches look like.
+    """Wait until the driver feeds `name`, and return the form of its batches.
 
     Raises:
         DeadlineError: the driver did not feed within ``feed_timeout_s``.
@@ -96,10 +96,10 @@ SIGNATURE_OF_FILES = {
 def pull(
     specs: Signature, stream: tf.Tensor, index: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-    """Add to a graph: take the next batch of pass `index` of a stream from the worker that runs the graph.
+    """Add to a graph: take the next batch of pass `index` from the worker that runs the graph.
 
     Returns:
-        Whether there was one; the worker's number as a reader; the batch by column name, of no rows if there was none.
+        Whether there was a batch; the worker's reader number; the batch by column name, without rows if there was none.
     """
     names = sorted(specs)
     has_batch, rank, *values = tf.raw_ops.PyFunc(
@@ -115,7 +115,7 @@ def pull(
 
 
 class WorkerFeed:
-    """One worker's passes over its streams, one at a time; called by the steps that run on the worker.
+    """One worker's passes over its streams, one at a time. The steps that run on the worker call it.
 
     Args:
         context: the node.
@@ -126,12 +126,12 @@ class WorkerFeed:
         self._readings: dict[str, _Reading] = {}
         self._lock = threading.Lock()
         self._registered = self._next_batch
-        # TensorFlow keeps a weak reference; this object is the strong one.
+        # TensorFlow only keeps a weak reference, so this object must hold a strong one.
         script_ops._py_funcs._funcs[NEXT_BATCH] = self._registered
 
     @property
     def rows(self) -> list[int]:
-        """Rows of each pass over the stream ``train`` so far."""
+        """Number of rows of each pass over the stream ``train`` so far."""
         return self._readings["train"].rows if "train" in self._readings else []
 
     def close(self) -> None:
@@ -146,7 +146,7 @@ class WorkerFeed:
                 reading = self._reading(stream.decode())
                 batch = reading.next_of(int(index))
             except BaseException as error:
-                # Told from here, and first: the chief learns of it only as an error of TensorFlow's.
+                # Report it here, and first: the chief only sees it as an error of TensorFlow.
                 self._context.tell_failure(error)
                 raise
         has_batch = batch is not None
@@ -180,7 +180,7 @@ class _Reading:
             self.signature = signature(self._feed.sample, self._feed.spec.columns, None)
 
     def next_of(self, index: int) -> Rows | None:
-        """Return the next batch of a pass, None when it has ended; a pass that was not finished is left."""
+        """Return the next batch of a pass, None at its end; an unfinished earlier pass is left."""
         if index != self._index:
             self.close()
             self._open(index)
@@ -190,14 +190,14 @@ class _Reading:
         return batch
 
     def close(self) -> None:
-        """Leave the pass."""
+        """Leave the current pass."""
         self._batches = iter(())
         if self._feed is not None:
             self._feed.close()
 
     def _open(self, index: int) -> None:
         self._index = index
-        # A worker that takes the place of another has none of the passes before.
+        # A replacement has none of the earlier passes.
         self.rows.extend([0] * (index + 1 - len(self.rows)))
         if self._feed is None:
             self._batches = self._records()
@@ -207,14 +207,14 @@ class _Reading:
         self._batches = (flattened(batch, columns) for batch in self._feed.open_pass())
 
     def _records(self) -> Iterator[Rows]:
-        """Yield the records of this worker's share; of the files described now, since later ones may be others."""
+        """Yield the records of this worker's share, from the current description: later files may be others."""
         plan = describe_stream(self._context, self._stream)["description"]
         for records in records_of_share(plan, self._context.task_index).as_numpy_iterator():
             yield {RECORDS: records, WEIGHT: np.ones(len(records), np.float32)}
 
 
 def _as_array(values: Any, spec: tf.TensorSpec) -> Any:
-    """Return what TensorFlow takes; strings as arrays of objects, whatever their number, and no rows for None."""
+    """Return values for TensorFlow: strings as arrays of objects; an array without rows for None."""
     is_text = spec.dtype == tf.string
     if values is None:
         dtype = object if is_text else spec.dtype.as_numpy_dtype

@@ -1,9 +1,9 @@
-"""One step of training or evaluation as a graph that any worker can run. Built by the chief of parameter servers.
+"""One step of training or evaluation, as a graph that any worker can run. The chief of parameter servers builds it.
 
-The variables that a step shares with others (weights, optimizer, moving statistics) live on the parameter servers.
-What is of the step alone does not go there: states of metrics begin at zero in each step and travel back as part of
-its result, where the chief adds them up; and random numbers are drawn from the step's number. So concurrent steps
-cannot overwrite each other's sums, and a step that must be repeated counts once.
+The variables that steps share (weights, optimizer, moving statistics) are on the parameter servers. The state of a
+single step is not: metric states start at zero in each step and are returned with its result, and the chief adds them
+up. Random numbers are drawn from the step's number. So concurrent steps cannot overwrite each other's sums, and a step
+that is repeated counts once.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Step = Callable[[Any], dict[str, Any]]
 
 
 class LocalState(keras.StatelessScope):  # type: ignore[misc]
-    """Within it some variables are values of the step's own; all others are read and written as ever.
+    """Let a step use its own values for some variables; other variables are read and written as usual.
 
     Args:
-        values: variable -> the value it has at first.
+        values: variable -> its initial value.
     """
 
     def __init__(self, values: Sequence[tuple[keras.Variable, tf.Tensor]]):
         super().__init__(values, collect_losses=True, initialize_variables=False)
 
     def get_current_value(self, variable: keras.Variable) -> Any:
-        """Return the step's own value, or the variable itself."""
+        """Return the step's own value, or that of the variable."""
         return self.state_mapping.get(id(variable), variable._value)
 
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
@@ -53,9 +53,10 @@ class LocalState(keras.StatelessScope):  # type: ignore[misc]
 
 
 def make_additions_atomic() -> None:
-    """Let ``variable.assign_add`` be one operation of the server that holds the variable, as `tf.Variable`'s is.
+    """Make ``variable.assign_add`` one operation on the server of the variable, as for `tf.Variable`.
 
-    Keras reads, adds and assigns: of two workers that count ``optimizer.iterations`` at once, one would be lost.
+    Keras reads, adds and assigns. If two workers count ``optimizer.iterations`` at the same time, one count would be
+    lost.
     """
 
     original = keras_core.Variable.assign_add
@@ -75,10 +76,10 @@ def make_additions_atomic() -> None:
 
 
 def find_tables_from_branches() -> None:
-    """Let a step look words up, as TextVectorization does, in the copy of the table that its worker has.
+    """Let a step look up words, for example for TextVectorization, in its worker's copy of the table.
 
-    TensorFlow puts the right copy in when it calls a graph, but not into the branch of a `tf.cond`, where a step is:
-    there the table must be taken from the graph around it.
+    When TensorFlow calls a graph, it inserts the right copy of the table, but not in a branch of a `tf.cond`, where the
+    step is. There, the table must be taken from the outer graph.
     """
     own_handle = DistributedTable.resource_handle.fget
 
@@ -96,14 +97,14 @@ def find_tables_from_branches() -> None:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one scheduled step came to.
+    """The result of one scheduled step.
 
     Attributes:
-        reader: the worker that ran it, by the number that the feed knows it by.
-        rows: rows of its batch; 0: the worker has no more.
-        logs: what the step returned.
-        sums: what it adds to the metrics' variables, then what it counted.
-        shown: its first features and labels, flat, if the step shows rows.
+        reader: the reader number of the worker that ran it.
+        rows: number of rows of its batch; 0: the worker has no more.
+        logs: the logs of the step.
+        sums: what it adds to the metrics' variables, then its counts.
+        shown: its first features and labels as a flat list, if the step returns rows.
     """
 
     reader: int
@@ -114,16 +115,16 @@ class StepResult:
 
 
 class WorkerStep:
-    """A graph that takes the next batch of whatever worker it runs on, and makes one step.
+    """A graph that takes the next batch of the worker it runs on, and makes one step.
 
     Args:
-        strategy: of the parameter servers.
-        stream: where batches come from; other streams of the same look will do, too.
-        step: what to do with one.
-        state: variables whose changes travel back: those of the model's metrics.
+        strategy: the parameter server strategy.
+        stream: the stream of batches; other streams with an equal `look` can be used, too.
+        step: the function of one step.
+        state: variables whose changes are returned: those of the model's metrics.
         seeds: states of random generators.
-        count: more that is added up over steps: a tensor from an element.
-        shown: features and labels, flat, as symbolic tensors, if some rows are to travel back, too.
+        count: returns further sums over steps: a tensor, given an element.
+        shown: features and labels as a flat list of symbolic tensors, if some rows are to be returned.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class WorkerStep:
         self.run = tf.function(self._run, autograph=False)
 
     def unpack(self, results: tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]) -> StepResult:
-        """Take apart what `run` returned."""
+        """Unpack the result of `run`."""
         result, shown = results
         if len(result) == 1:
             return StepResult(int(result[0]), 0, {}, [], [])
@@ -165,9 +166,9 @@ class WorkerStep:
     def _run(
         self, stream: tf.Tensor, index: tf.Tensor, number: tf.Tensor, num_shown: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Return one vector of float64, so that one message brings it all: reader, then rows, logs and sums.
+        """Return one vector of float64, so that one message has everything: reader, rows, logs and sums.
 
-        Beside it the first `num_shown` rows of the batch, if the step shows rows.
+        In addition, return the first `num_shown` rows of the batch, if the step returns rows.
         """
         has_batch, reader, batch = pull(self._stream.signature, stream, index)
         made, shown = tf.cond(
@@ -199,13 +200,13 @@ def _no_rows(like: tf.Tensor) -> tf.Tensor:
 
 
 def _seed_of_step(variable: keras.Variable, number: tf.Tensor) -> tf.Tensor:
-    """Return the generator's state for a step: (seed + number of the step, 0); Keras counts the second up."""
+    """Return the generator's state for a step: (seed + number of the step, 0); Keras increases the second number."""
     first = tf.cast(variable._value[0], tf.int64) + number
     return tf.cast(tf.stack([first, 0]), variable.dtype)
 
 
 def _flat(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return logs with those that a metric gives by name, as Keras's container of metrics does, among the others."""
+    """Return flat logs: the entries of a metric that returns a dict are put among the others, as in Keras."""
     flat: dict[str, Any] = {}
     for name, value in logs.items():
         flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
