@@ -16,7 +16,7 @@ import pytest
 from cluster.lives import Events
 from cluster.programs import COLUMNS, counting, dense, with_state
 from cluster.strikes import Strike, kill
-from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train
+from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train, uninterrupted  # noqa: F401
 from pyspark.sql import SparkSession
 from support.disks import small_disk
 from support.driver import run_driver
@@ -261,7 +261,7 @@ def test_partitions_that_were_trained_on_whole_are_not_computed_again(
 
     def look_and_kill() -> None:
         before.extend(path.name for path in computed.iterdir())
-        whole.extend(newest_in(log_dir / "checkpoints").whole)
+        whole.extend(newest_in(log_dir / "checkpoints").fully_trained)
         kill()()
 
     rows = df_with_partitions(spark, [size] * 8).select("id").mapInArrow(note, "id bigint")

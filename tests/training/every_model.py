@@ -154,12 +154,16 @@ class Batches:
     """A feed of one pass, whose steps all workers know."""
 
     weighs_rows = False
+    is_over = False
 
     def __init__(self, dataset: tf.data.Dataset):
         self.dataset: Any = dataset
 
     def open_pass(self) -> Any:
-        return SimpleNamespace(has_step=lambda step: step < STEPS)
+        return SimpleNamespace(
+            has_step=lambda step: step < STEPS,
+            steps_from=lambda step, most: min(most, max(STEPS - step, 0)),
+        )
 
     def iterator(self) -> Any:
         return iter(self.dataset)

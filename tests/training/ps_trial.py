@@ -233,6 +233,9 @@ class FakeContext(SimpleNamespace):
     def report(self, event: str, **fields: Any) -> None:
         self.reports.append((event, fields))
 
+    def stream(self, name: str) -> str:
+        return name
+
 
 def servers(num_workers: int, num_ps: int) -> tf.distribute.Strategy:
     """Start TensorFlow's servers here and join them."""

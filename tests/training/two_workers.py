@@ -41,6 +41,7 @@ def main() -> None:
 
         opened = 0
         weighs_rows = False
+        is_over = False
 
         def open_pass(self):
             self.opened += 1
@@ -51,6 +52,9 @@ def main() -> None:
 
         def has_step(self, step):
             return step < STEPS[self.opened - 1]
+
+        def steps_from(self, step, most):
+            return min(most, max(STEPS[self.opened - 1] - step, 0))
 
         def batches(self):
             for _ in range(STEPS[self.opened - 1]):

@@ -439,8 +439,9 @@ class Trainings:
                 "expected the same columns as at the first train() with validation, got others; shut this cluster down "
                 "and run a new one"
             )
-        rows = validation_rows(self._spark, validation, spec.columns)
+        # Spark looks for a first row, which takes a slot, too.
         check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
+        rows = validation_rows(self._spark, validation, spec.columns)
         self._validated = spec.columns
         readers = self._supervisor.evaluators or self._supervisor.workers
         self._supervisor.feeder.open(

@@ -232,13 +232,15 @@ def _states(places: Iterable[str]) -> list[list[object]]:
 def _inherited_by_forks() -> list[object]:
     """Return what a fork inherits and cannot change, or where a difference would be noticed late."""
     umask = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Umask:")
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("Umask:")
     )
     return [
         os.getuid(),
         sorted(os.getgroups()),
         [os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "mnt")],
-        Path("/proc/self/cgroup").read_text(),
+        Path("/proc/self/cgroup").read_text(encoding="utf-8"),
         os.getpriority(os.PRIO_PROCESS, 0),
         sorted(os.sched_getaffinity(0)),
         umask,
