@@ -16,7 +16,7 @@ import pytest
 from cluster.lives import Events
 from cluster.programs import COLUMNS, counting, dense, with_state
 from cluster.strikes import Strike, kill
-from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train, uninterrupted  # noqa: F401
+from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train, uninterrupted
 from pyspark.sql import SparkSession
 from support.disks import small_disk
 from support.driver import run_driver
@@ -28,6 +28,8 @@ from tfspark import Feeding, InputMode, TFCluster, TFRecordFiles
 from tfspark.cluster.state.checkpoint_store import CheckpointStore, newest_in
 from tfspark.errors import ConfigError, NodeFailedError
 from tfspark.tfrecord import register
+
+__all__ = ["uninterrupted"]
 
 STEPS = sum(ROWS) // BATCH
 LAST_STEPS = (6, 9)
