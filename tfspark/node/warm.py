@@ -233,7 +233,8 @@ def _start(wanted: WantedParent) -> None:
             env=dict(wanted.environment),
             # Its users run elsewhere, perhaps with a terminal that this process does not have.
             cwd="/" if wanted.is_lent else None,
-            start_new_session=not wanted.owner,
+            # A Ctrl-C at the terminal of the driver is for the driver, which ends its trainers in order.
+            start_new_session=wanted.is_lent,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
