@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cluster.planes import PART, SCHEMA, upload
+from cluster.registered import is_transient
 
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
@@ -60,7 +61,7 @@ def test_observer_that_raises_is_named_and_the_caller_goes_on(
         with ActionClient(plane.location, secret) as client:
             tell(client)
         assert registry.failed
-        assert not registry.is_transient
+        assert not is_transient(registry)
         said = f"the observer to return when it is told of '{event}', it raised {error.__name__}: of its own"
         assert said in str(registry.error())
     finally:

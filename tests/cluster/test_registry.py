@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from cluster.registered import TIMEOUT_S, VERSIONS, register
+from cluster.registered import TIMEOUT_S, VERSIONS, is_transient, register
 from support.clock import Clock
 
 from tfspark.cluster.state.registry import MOVES, NodeState, Registry, count_roles, describe_mismatch
@@ -137,7 +137,7 @@ def test_replacement_that_does_not_come_up_is_a_loss(registry: Registry, clock: 
 
     error = after_settling(registry)
     assert "another was not up after 120 s" in str(error)
-    assert registry.is_transient
+    assert is_transient(registry)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) ->
 
     assert registry.check()
     assert str(registry.error()) == "the Spark job failed"
-    assert not registry.is_transient
+    assert not is_transient(registry)
 
 
 def test_error_when_the_cluster_failed_for_what_may_pass_is_transient_unless_a_node_failed_for_good(
@@ -283,9 +283,9 @@ def test_error_when_the_cluster_failed_for_what_may_pass_is_transient_unless_a_n
 ) -> None:
     registry.fail_cluster(ReservationError("rows have moved"), transient=True)
     assert registry.check()
-    assert registry.is_transient
+    assert is_transient(registry)
     registry.trainer_failed(0, "ValueError: wrong", "Traceback", FailureKind.EXCEPTION)
-    assert not registry.is_transient
+    assert not is_transient(registry)
 
 
 def test_late_messages_change_nothing(registry: Registry) -> None:
@@ -361,7 +361,7 @@ def test_trainer_that_falls_silent_while_its_node_lives_is_lost(registry: Regist
     assert isinstance(error, NodeFailedError)
     assert error.node == "worker 1"
     assert "not heard of for 45 s" in error.cause
-    assert registry.is_transient
+    assert is_transient(registry)
 
 
 def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
@@ -381,9 +381,9 @@ def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
 
 def test_failure_is_transient_only_if_no_program_was_wrong(registry: Registry) -> None:
     registry.task_failed(0, "its executor was lost")
-    assert registry.is_transient
+    assert is_transient(registry)
     registry.trainer_failed(1, "ValueError: no", "", FailureKind.EXCEPTION)
-    assert not registry.is_transient
+    assert not is_transient(registry)
 
 
 def beat_for(registry: Registry, clock: Clock, seconds: float, *pulses: tuple[int, str]) -> None:
@@ -436,7 +436,7 @@ def test_trainers_that_end_no_step_are_asked_for_their_stacks_and_lost(
     assert "raise feed_timeout" in error.cause
     assert "stacks of 0" in in_words(error)
     assert "stacks of 1" in in_words(error)
-    assert registry.is_transient
+    assert is_transient(registry)
 
 
 def test_trainers_that_get_on_after_all_are_let_alone(registry: Registry, clock: Clock) -> None:

@@ -25,7 +25,7 @@ ROWS, EPOCHS = [320, 160, 0, 160], 3
 
 @contextlib.contextmanager
 def resetting_connections_to(port: int) -> Iterator[list[int]]:
-    """Reset all TCP connections to a port of this machine every so often; yields how many, each time. Needs root."""
+    """Reset all TCP connections to a port of this machine at intervals; yield the number of each time. Needs root."""
     counts: list[int] = []
     over = threading.Event()
     command = ["ss", "--kill", "--no-header", "dst", "127.0.0.1", "dport", "=", f":{port}"]

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import ast
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+from tfspark.doc_parts import renew_pages, renewed
 
 PACKAGE = Path(__file__).parents[2] / "tfspark"
 MODULES = {
@@ -70,12 +71,8 @@ def picture() -> str:
 
 def renew(page: str) -> str:
     """Return a page with the picture between its two marks drawn anew."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{picture()}\n\n{END}{after}"
+    return renewed(page, BEGIN, END, picture())
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        page = Path(argument)
-        page.write_text(renew(page.read_text(encoding="utf-8")), encoding="utf-8")
+    renew_pages(renew)

@@ -119,7 +119,7 @@ class ClusterOptions:
                 raise ConfigError(f"expected {name} >= 0, got {value}")
         if not self.runs_main_fun:
             return
-        if self.checkpoint_every_steps or self.checkpoint_every_seconds or self.resume:
+        if self.saves_within_epochs or self.resume:
             raise ConfigError(
                 "expected no checkpoint_every_steps, checkpoint_every_seconds or resume with main_fun(args, ctx), "
                 "whose state tfspark does not know: save and load checkpoints in it (ctx.checkpoint_dir), or give a "
@@ -155,8 +155,12 @@ class ClusterOptions:
     @property
     def may_restart(self) -> bool:
         """Whether work may be repeated after a loss, or continues an earlier run."""
-        saves = self.checkpoint_every_steps or self.checkpoint_every_seconds
-        return bool(self.restarts or saves or self.resume)
+        return bool(self.restarts or self.saves_within_epochs or self.resume)
+
+    @property
+    def saves_within_epochs(self) -> bool:
+        """Whether the state is saved between two ends of epochs, too."""
+        return bool(self.checkpoint_every_steps or self.checkpoint_every_seconds)
 
     @property
     def feeds(self) -> bool:

@@ -150,6 +150,8 @@ class Supervisor:
         Args:
             ready: waits until the work can be interrupted; returns whether any work is left then.
         """
+        if not self._size.is_elastic:
+            return  # Asked after each epoch: Spark is not asked for its slots then.
         slots = preflight.count_slots(self._spark)
         room = None if slots is None else slots - self.work.feed_slots
         if decide_growth(self._size, self.num_slots, room) is not None and ready():

@@ -676,10 +676,6 @@ class Trainings:
         """Number of nodes that have a part of a checkpoint."""
         return len(self._supervisor.workers) if self._supervisor.chief is None else 1
 
-    @property
-    def _saves_within_epochs(self) -> bool:
-        return bool(self._options.checkpoint_every_steps or self._options.checkpoint_every_seconds)
-
     # --- used by all of them ---------------------------------------------------------------------------------
 
     def _stream_spec(self, columns: Columns, batch_size: int | None, feeding: FeedOptions) -> StreamSpec:
@@ -698,7 +694,7 @@ class Trainings:
             chunk_bytes=feeding.chunk_bytes,
             timeout_s=self.feed_timeout_s,
             cache_bytes=feeding.cache_bytes if feeding.cache == "node" else 0,
-            has_ledger=self._saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
+            has_ledger=self._options.saves_within_epochs and (not feeding.ordered or self._size.is_elastic),
         )
         return StreamSpec.from_json(spec.to_json())  # This converts NumPy numbers to Python's.
 

@@ -6,15 +6,14 @@ two marks; a test fails when the page is out of date.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tfspark.doc_parts import renew_pages, renewed
 from tfspark.experiment.config_problems import is_mapping_of_sections, section_of, words, yaml_name
 from tfspark.experiment.config_schema import Experiment, Source
 from tfspark.experiment.yaml_source import Dumper
@@ -30,8 +29,7 @@ def reference() -> str:
 
 def renew(page: str) -> str:
     """Return a page with the tables between its marks made anew."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{reference()}\n{END}{rest.split(END)[1]}"
+    return renewed(page, BEGIN, END, reference())
 
 
 def _sections(name: str, section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -76,6 +74,4 @@ def _yaml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        path = Path(argument)
-        path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")
+    renew_pages(renew)

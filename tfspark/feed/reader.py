@@ -150,11 +150,7 @@ class PassReader:
 
     def has_step(self, step: int) -> bool:
         """Wait until it is known whether there is a batch `step`, counted from this reader's start; return whether."""
-        wanted = self._first_step + step
-        with self._activity.waiting(), self._changed:
-            self._changed.wait_for(lambda: self._formed > wanted or self._ended)
-            self._raise_error()
-            return self._formed > wanted
+        return self.steps_from(step, 1) == 1
 
     def steps_from(self, step: int, most: int) -> int:
         """Wait until `most` batches from number `step` on are there; return how many are, fewer at the end."""

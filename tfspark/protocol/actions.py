@@ -6,10 +6,10 @@ and handlers with it. Every action is idempotent: a repeated call does not chang
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from tfspark.doc_parts import renew_pages, renewed
 
 BEGIN, END = "<!-- actions: made by tfspark.protocol.actions -->", "<!-- actions end -->"
 
@@ -217,12 +217,8 @@ def _request(action: Action) -> str:
 
 def renew(page: str) -> str:
     """Return a page with an updated table between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+    return renewed(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        path = Path(argument)
-        path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")
+    renew_pages(renew)

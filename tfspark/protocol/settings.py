@@ -69,11 +69,6 @@ class TrainerSettings:
     working_dir: str = ""
     generation: int = 0
 
-    @property
-    def saves_within_epochs(self) -> bool:
-        """Whether the state is also saved within epochs."""
-        return bool(self.checkpoint_every_steps or self.checkpoint_every_seconds)
-
     def as_plain(self) -> TrainerSettings:
         """Return the same settings as plain JSON values: NumPy numbers become Python numbers.
 

@@ -47,12 +47,12 @@ class TrainingContext(NodeContext):
         B is the global batch size divided by the number of workers. The first call waits for the driver's ``train()``.
         For fed rows, every call returns the same dataset, which continues with the next epoch.
         """
-        from tfspark.training.feeding import FEED_ATTRIBUTE
+        from tfspark.training.feeding import feed_of_dataset
         from tfspark.training.input.dataset import Feed, distributed_dataset
 
         if stream not in self._datasets:
             dataset = distributed_dataset(self, stream, self.strategy)
-            if not isinstance(getattr(dataset, FEED_ATTRIBUTE), Feed):
+            if not isinstance(feed_of_dataset(dataset), Feed):
                 return dataset  # Files can be read again from the start.
             self._datasets[stream] = dataset
         return self._datasets[stream]

@@ -410,11 +410,6 @@ class Registry:
         return error
 
     @property
-    def is_transient(self) -> bool:
-        """Whether `error` may not happen again: a process or a host was lost, and no program was wrong."""
-        return all(kind.is_transient for kind in self.kinds)
-
-    @property
     def kinds(self) -> list[FailureKind]:
         """The kinds of all failures: first that of the whole cluster, then those of nodes in order of their reports."""
         of_nodes = [failure.kind for failure in self._failures()]

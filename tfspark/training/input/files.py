@@ -67,7 +67,7 @@ class FilesFeed:
 
     def has_step(self, step: int) -> bool:
         """Return whether an epoch has this step, counted from 0."""
-        return step < self.num_steps
+        return self.steps_from(step, 1) == 1
 
     def steps_from(self, step: int, most: int) -> int:
         """Return how many of the next `most` steps exist."""
