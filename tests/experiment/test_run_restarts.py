@@ -160,19 +160,29 @@ def test_run_when_a_checkpoint_of_the_state_cannot_be_kept_warns_and_trains_on(t
 
 FILLS_THE_DISK = """
 
+def fill(folder):
+    try:
+        with open(folder + "/ballast", "ab", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(512))
+    except OSError:
+        print("full" * 2000, flush=True)
+
+
 def callbacks(params):
     import keras
 
     class FillsTheDisk(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            try:
-                with open(params["runs"] + "/ballast", "ab", buffering=0) as ballast:
-                    while epoch:
-                        ballast.write(bytes(512))
-            except OSError:
-                print("full" * 2000, flush=True)
+            if epoch:
+                fill(params["runs"])
 
     return [FillsTheDisk()]
+
+
+def draw(model, x, y, directory):
+    # A checkpoint that did not fit has left room since then.
+    fill(THE_DISK)
 
 
 def draw_epoch(model, epoch, directory):
@@ -182,7 +192,9 @@ def draw_epoch(model, epoch, directory):
 
 
 def test_run_whose_disk_fills_up_trains_to_the_end_and_says_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(MODEL + FILLS_THE_DISK)
+    (tmp_path / "model.py").write_text(
+        MODEL + FILLS_THE_DISK.replace("THE_DISK", repr(str(tmp_path / "disk")))
+    )
     config = experiment(epochs=4) | {"output": {"dir": str(tmp_path / "disk")}}
     config["data"] |= {"test": 0.2}
     config["model"]["params"] = {"runs": str(tmp_path / "disk")}
