@@ -142,6 +142,29 @@ def test_training_when_a_process_is_lost_while_a_checkpoint_is_written_goes_on_f
     assert trained == uninterrupted
 
 
+def test_epoch_whose_last_step_was_saved_but_not_its_end_has_its_metrics_after_a_loss(
+    spark: SparkSession, uninterrupted: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, events = CheckpointStore.add, Events()
+    struck: list[int] = []
+
+    def lose_the_end(store: CheckpointStore, header: dict[str, Any], *rest: Any) -> Any:
+        """Take no part of the checkpoint after an epoch until nodes have been started again."""
+        if header["steps"] or events.of("restarting"):
+            return add(store, header, *rest)
+        if not struck:
+            struck.append(header["rank"])
+            kill()()
+        return None
+
+    monkeypatch.setattr(CheckpointStore, "add", lose_the_end)
+    assert STEPS % 5 == 0
+    trained = train(spark, events, checkpoint_every_steps=5)
+    assert struck
+    assert [(event["epoch"], event["step"]) for event in events.of("resumed")] == [(1, STEPS)]
+    assert trained == uninterrupted
+
+
 @pytest.mark.slow
 def test_shutdown_when_a_process_is_lost_before_it_returns_the_same(
     spark: SparkSession, uninterrupted: Trained, tmp_path: Path

@@ -249,7 +249,7 @@ def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> P
     Path("earlier/config.yaml").write_text(yaml.safe_dump(experiment(epochs=9), sort_keys=False))
     run = {"workers": 1, "parameter servers": 0, "seed": seed, "rows per worker and step": BATCH}
     manifest = {
-        "format": 4, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
+        "format": 5, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
         "layout": {}, "sizes": {},
         "run": run, "model": [], "files": {},
     }  # fmt: skip

@@ -6,8 +6,8 @@ import os
 
 import psutil
 
-from support.environment import TEST_ID
-from support.processes import TRAINER, command_line, marked_processes
+from support.environment import DRIVER_ID, TEST_ID
+from support.processes import TRAINER, carries, command_line, marked_processes
 
 WARM_PARENT = "tfspark.node.warm_parent"
 SHARED = "0"
@@ -20,8 +20,16 @@ def trainers() -> dict[str, psutil.Process]:
 
 
 def warm_parents() -> list[psutil.Process]:
-    """Return the warm parents of this test run, but for those that driver programs share."""
-    return [process for process, owner in _warm_parents() if owner != SHARED]
+    """Return the warm parents of this test run, but for those that driver programs share.
+
+    In a driver program, return those of this program: a session of the tests has its own beside it.
+    """
+    program = os.environ.get(DRIVER_ID, "")
+    return [
+        process
+        for process, owner in _warm_parents()
+        if owner != SHARED and (not program or carries(process, DRIVER_ID, program))
+    ]
 
 
 def shared_warm_parents() -> list[psutil.Process]:

@@ -86,8 +86,7 @@ def _by_metric(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
     """Save the state after each epoch, at intervals of steps or seconds, and when a node is about to be lost.
 
-    It also restores the state of an interrupted epoch from a checkpoint. It must be the last callback, because the
-    counts of the other callbacks are saved with the model.
+    It also restores the counts of the other callbacks, which are saved with the model. So it must be the last callback.
 
     Args:
         session: the session of this training.
@@ -116,11 +115,8 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
             state.restore_callbacks(self._others, resumed.callbacks, resumed.shared)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Restore the metrics of an interrupted epoch."""
+        """Record the epoch."""
         self._epoch = epoch
-        resumed, self._session.resumed = self._session.resumed, None
-        if resumed is not None and resumed.steps and resumed.own:
-            state.restore_metrics(self.model, resumed.own)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Record the first of the steps that run in one call."""
@@ -139,7 +135,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
             # Join the ledger's entries for each step now and then, because they would grow.
             self._feed.used(steps)
         if due:
-            self._session.save(self._epoch, steps, self._others, self._feed.used(steps))
+            self._session.save(self._epoch, steps, self._others, self._feed.used(steps), logs)
 
     def _meet(self) -> bool:
         """Meet the other workers, which are at the same step; return whether this step is saved."""
@@ -158,6 +154,34 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
             self._session.save(epoch + 1, 0, self._others, {})
 
 
+class ResumeEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Continue the metrics of an interrupted epoch. It must be the first callback, because others read the logs.
+
+    Args:
+        session: the session of this training.
+    """
+
+    def __init__(self, session: TrainingSession):
+        super().__init__()
+        self._session = session
+        self._logs: Json = {}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Restore the metrics."""
+        resumed, self._session.resumed = self._session.resumed, None
+        if resumed is None or not resumed.steps:
+            return
+        self._logs = resumed.logs
+        if resumed.own:
+            state.restore_metrics(self.model, resumed.own)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Give the epoch its logs if no step was left to train: ``fit`` has none then."""
+        saved, self._logs = self._logs, {}
+        if saved and logs is not None and not logs:
+            logs.update(self.model._get_metrics_result_or_logs(saved))
+
+
 @dataclass
 class Resumed:
     """The state that a node gets from a checkpoint.
@@ -169,6 +193,7 @@ class Resumed:
         own: this node's arrays; empty if the node did not exist when the checkpoint was saved.
         callbacks: the counts of each callback.
         learning_rates: the optimizers' learning rates at the beginning.
+        logs: those of the last step, within an epoch.
     """
 
     passes: int
@@ -177,6 +202,7 @@ class Resumed:
     own: state.Arrays
     callbacks: Json
     learning_rates: dict[str, float]
+    logs: Json
 
 
 class PartSender:
@@ -257,7 +283,13 @@ def fetch(context: NodeContext, job: Json, rank: int) -> tuple[Resumed, Progress
             mine + its for mine, its in zip(progress.rows, of_gone["progress"]["rows"], strict=True)
         ]
     resumed = Resumed(
-        job["passes"], job["steps"], shared, own[0], facts["callbacks"], facts["learning_rates"]
+        job["passes"],
+        job["steps"],
+        shared,
+        own[0],
+        facts["callbacks"],
+        facts["learning_rates"],
+        facts["logs"],
     )
     return resumed, progress
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,17 @@ from tfspark.training.build import (
     weights_digest,
 )
 from tfspark.training.callbacks import make_callbacks
-from tfspark.training.checkpointing import PartSender, Progress, Resumed, StateCheckpoints, fetch, start_of
+from tfspark.training.checkpointing import (
+    PartSender,
+    Progress,
+    Resumed,
+    ResumeEpoch,
+    StateCheckpoints,
+    fetch,
+    start_of,
+)
 from tfspark.training.chief_callbacks import written_by_chief
-from tfspark.training.evaluation import LocalEvaluator
+from tfspark.training.evaluation import LocalEvaluator, plain_logs
 from tfspark.training.feeding import TrainingFeed, feed_of_dataset
 from tfspark.training.input.dataset import Feed, describe_stream, distributed_dataset, open_feed
 from tfspark.training.keras_corrections import SynchroniseState, build_for
@@ -125,8 +133,23 @@ class TrainingSession:
         """Return the sender of this node's parts of checkpoints."""
         return PartSender(self.context, self.context.num_workers, self.context.node.task_index)
 
-    def save(self, passes: int, steps: int, callbacks: list[keras.callbacks.Callback], used: Used) -> None:
-        """Save the current state, after `passes` complete passes and `steps` steps of the next one."""
+    def save(
+        self,
+        passes: int,
+        steps: int,
+        callbacks: list[keras.callbacks.Callback],
+        used: Used,
+        logs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save the current state, after `passes` complete passes and `steps` steps of the next one.
+
+        Args:
+            passes: number of complete passes.
+            steps: number of steps after them.
+            callbacks: those whose counts are saved.
+            used: the rows of these steps, see `tfspark.feed.ledger`.
+            logs: of the last of these steps.
+        """
         if not self.context.settings.saves_state:
             return
         arrays = state.capture(self.model, self.context.is_chief)
@@ -137,6 +160,7 @@ class TrainingSession:
                 "callbacks": plain,
                 "model": state.describe(self.model),
                 "learning_rates": self.learning_rates,
+                "logs": plain_logs(logs or {}),
             }
             arrays |= of_callbacks
         self._sender.send(arrays, facts, used)
@@ -177,7 +201,7 @@ class TrainingSession:
         self, job: Json, step_rows: int, feed: Feed | None = None
     ) -> list[keras.callbacks.Callback]:
         """Create the callbacks of a training, in the order in which they add to the logs and read them."""
-        ours: list[keras.callbacks.Callback] = []
+        ours: list[keras.callbacks.Callback] = [ResumeEpoch(self)]
         if job["validation"]:
             ours.append(Validation(self, ours))
         if job["side_car"]:

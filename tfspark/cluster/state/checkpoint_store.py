@@ -26,7 +26,7 @@ from tfspark.protocol.values import Json
 
 logger = logging.getLogger("tfspark")
 
-FORMAT = 4
+FORMAT = 5
 KEPT = 2
 """Number of checkpoints kept; if the newest is damaged, the one before is used. In addition, the newest checkpoint
 between two epochs is kept: when Spark computes the rows of a started epoch again, they may be in other places."""
