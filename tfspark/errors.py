@@ -5,6 +5,7 @@ TfsparkError
 ├── DataError         a row, a column or a file is not what was declared
 ├── ReservationError  the cluster could not be reserved: slots, versions, a missing node
 ├── NodeFailedError   a node failed while it ran; carries role, host, traceback and log tail
+├── BrokenOffError    the driver's call ended by an exception, so its workers end what they did for it
 └── DeadlineError     a named wait ran out of its time
 
 Every message has three parts: what was expected, what came, what to do.
@@ -36,6 +37,10 @@ class ReservationError(TfsparkError, RuntimeError):
 
 class DeadlineError(TfsparkError, TimeoutError):
     """A named wait ran out of its time."""
+
+
+class BrokenOffError(TfsparkError):
+    """The driver's call ended by an exception, so the workers end what they did for it, all at the same step."""
 
 
 class NodeFailedError(TfsparkError, RuntimeError):

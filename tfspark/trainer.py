@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import logging
 import os
 import pickle
 import socket
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 
 import pyarrow.flight as flight
 
+from tfspark.errors import BrokenOffError
 from tfspark.migrate.context import TFContext
 from tfspark.node.launch import read_frame
 from tfspark.node.lifeline import die_with_parent, die_with_writer
@@ -30,6 +32,8 @@ from tfspark.protocol.wire import ActionClient, Secret
 from tfspark.training.input.graph_errors import as_data_error
 from tfspark.training.late_variables import LateVariables
 from tfspark.training.on_import import correct_keras_when_imported
+
+logger = logging.getLogger("tfspark")
 
 
 def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) -> int:
@@ -86,6 +90,9 @@ def _run_user_function(function: Callable[..., Any], args: Any, context: TFConte
             if ended.code not in (None, 0):
                 raise
             return None  # absl's app.run ends a finished program in this way.
+        except BrokenOffError as error:
+            logger.warning("%s", error)
+            return None  # The driver's program knows.
         finally:
             context.leave_feeds()
     from tfspark.training.loop import run_jobs

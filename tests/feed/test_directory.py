@@ -500,3 +500,36 @@ def test_agreement_in_any_order_ends_with_the_most_steps_for_all(own: list[int],
                 reading.remove(rank)
     assert not reading
     assert set(formed) == {max(own)}
+
+
+def test_pass_that_is_broken_off_has_the_same_end_for_all_its_readers() -> None:
+    directory = opened(num_readers=2)
+    directory.offer_sample(STREAM, "row")
+    source = source_up(directory, 0)["source"]
+    lease(directory, 0)
+    assert directory.agree(STREAM, 0, 1, 5, True, 50) == {"steps": 5, "final": False, "closed": False}
+    directory.break_off("KeyboardInterrupt")
+    assert directory.source_alive(source)["stop"]
+    assert lease(directory, 0) == {"status": "closed", "passes": 1, "broken_off": "KeyboardInterrupt"}
+    assert not directory.agree(STREAM, 0, 0, 4, False, 40)["closed"], (
+        "it must still take the steps of the other"
+    )
+    ends = [directory.agree(STREAM, 0, rank, 5, True, 50) for rank in (0, 1)]
+    why = {"broken_off": "KeyboardInterrupt"}
+    assert ends == [{"steps": 5, "final": True, "closed": False, **why}] * 2
+    assert directory.lease(STREAM, 1, 0, "h", [], -1)["broken_off"]
+
+
+def test_pass_that_all_readers_have_ended_is_not_broken_off_for_the_one_that_hears_it_late() -> None:
+    directory = opened(num_readers=2)
+    for rank in (0, 1):
+        directory.agree(STREAM, 0, rank, 5, True, 50)
+    directory.break_off("KeyboardInterrupt")
+    assert directory.agree(STREAM, 0, 1, 5, True, 50) == {"steps": 5, "final": True, "closed": True}
+
+
+def test_stream_that_is_broken_off_before_its_first_row_says_why() -> None:
+    directory = opened()
+    directory.break_off("KeyboardInterrupt")
+    directory.offer_sample(STREAM, "too late")
+    assert directory.describe(STREAM) == {"status": "broken_off", "why": "KeyboardInterrupt"}

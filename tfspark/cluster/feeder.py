@@ -274,6 +274,10 @@ class Feeder:
         all_read = len(self._directory.rows_received(stream, index)) == len(readers)
         return not all_read and self._ended(job, readers)
 
+    def break_off(self, why: str) -> None:
+        """Announce that no more rows will be fed because a call ended by an exception; see `FeedDirectory`."""
+        self._control.update(lambda: self._directory.break_off(why))
+
     def close_all(self) -> None:
         """Announce that no more rows will be fed; sources and readers that still run will stop."""
         directory = self._directory

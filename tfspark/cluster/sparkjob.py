@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.interrupts import OUR_JOBS
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
@@ -74,6 +76,7 @@ class SparkJob:
             self._spark.sparkContext.setInterruptOnCancel(False)
             self._spark.sparkContext.setJobDescription(self._description)
             self._spark.sparkContext.addJobTag(self._tag)
+            self._spark.sparkContext.addJobTag(OUR_JOBS)
         else:
             self._spark.addTag(self._tag)
 

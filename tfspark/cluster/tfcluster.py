@@ -23,6 +23,7 @@ from tfspark.cluster.inputs import (
     validation_rows,
     what_to_feed,
 )
+from tfspark.cluster.interrupts import spare_our_jobs
 from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import (
     SLOTS_WAIT_S,
@@ -281,6 +282,7 @@ class TFCluster:
 
     def _launched(self) -> TFCluster:
         stop_progress_bar(self._spark)
+        spare_our_jobs()
         try:
             self._supervisor.surviving(lambda: None)
         except BaseException:
@@ -297,6 +299,9 @@ class TFCluster:
         export: Sequence[str] = (),
     ) -> dict[str, Any]:
         """End the cluster in order: let the trainers finish, export, collect what they returned.
+
+        After a `train` or `evaluate` that was broken off, by Ctrl-C or an error in the data, the workers end what they
+        did at the same step, and the weights are exported as they are.
 
         Args:
             ssc: the StreamingContext of a DStream that is fed; wait until it or all workers have ended.
@@ -327,6 +332,8 @@ class TFCluster:
 
     def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, Any]:
         """Let the trainers finish; return the values they returned."""
+        if export:
+            self._trainings.check_exportable()
         self._supervisor.feeder.close_all()
         self._supervisor.control.post_job("close", export=list(export))
         self._supervisor.control.wait(

@@ -112,6 +112,11 @@ class Trainings:
         return stream_name(stream, self._generation)
 
     @property
+    def broken_off(self) -> str:
+        """The exception that broke off a call; empty if there was none."""
+        return self._broken_off
+
+    @property
     def streams(self) -> list[str]:
         """The streams that were opened."""
         return list(self._opened)
@@ -248,7 +253,8 @@ class Trainings:
         if self._broken_off:
             raise TfsparkError(
                 "expected a cluster whose workers have ended what they did before, an earlier call was broken off by "
-                f"{self._broken_off}; shut this cluster down and run another, with resume= to go on"
+                f"{self._broken_off}; end this cluster by shutdown(), which can export the weights as they are, or "
+                "run another, with resume= to go on"
             )
         try:
             return self._supervisor.surviving(work)
@@ -257,6 +263,8 @@ class Trainings:
             if not is_over:
                 said = str(error).strip().splitlines()
                 self._broken_off = f"{type(error).__name__}{': ' if said else ''}{said[0] if said else ''}"
+                self._supervisor.feeder.break_off(self._broken_off)
+                self._abandon_sidecar()
             raise
 
     def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
@@ -555,6 +563,26 @@ class Trainings:
             self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation
         )
 
+    def check_exportable(self) -> None:
+        """Check that there are weights to export, also after a call that was broken off.
+
+        Raises:
+            TfsparkError: it was broken off before the first row, so the model may have no weights.
+        """
+        directory = self._supervisor.control.directory
+        if not self._broken_off:
+            return
+        if self._input_mode is not InputMode.TENSORFLOW and not (
+            self._train in directory.stream_names and directory.has_sample(self._train)
+        ):
+            raise TfsparkError(
+                "expected a model that was trained to be exported, the training was broken off before its first row, "
+                f"by {self._broken_off}; train again in another cluster"
+            )
+        logger.warning(
+            "a call was broken off by %s: the weights are exported as they were then", self._broken_off
+        )
+
     def export(self, formats: Sequence[str]) -> dict[str, Any]:
         """Let the chief send the model; return each worker's summary of it."""
         return self._done_whole(lambda: self._exported(formats))
@@ -573,10 +601,8 @@ class Trainings:
         """Let the new incarnation continue the work of an earlier one."""
         recovery = self._recovery
         assert recovery is not None
-        if self._sidecar is not None:
-            self._sidecar.abandon()
-            self._supervisor.control.remove_artifact("side-car")  # Remove weights that were not evaluated.
-        self._sidecar, self._num_sidecar = None, 0
+        self._abandon_sidecar()
+        self._num_sidecar = 0
         self._supervisor.feeder.take_over(
             earlier.feeder, [*self._opened, self._validation], self._supervisor.nodes
         )
@@ -584,6 +610,12 @@ class Trainings:
             self._deal_files(self._files, self._opened[self._train])
         recovery.point = recovery.store.newest()
         self._go_back()
+
+    def _abandon_sidecar(self) -> None:
+        if self._sidecar is not None:
+            self._sidecar.abandon()
+            self._supervisor.control.remove_artifact("side-car")  # Remove weights that were not evaluated.
+        self._sidecar = None
 
     def _leave_out_other_rows(self) -> bool:
         """Skip a checkpoint in the middle of an epoch if Spark has since put the rows of that epoch in other places.

@@ -77,6 +77,7 @@ class FeedPass:
         delivered: partition -> reader -> rows that it reported as received.
         abandoned: nobody reads the rest, so sources are told to stop.
         cut: a reader has left the stream before it had all rows.
+        broken_off: the driver has broken it off before all readers had ended it.
     """
 
     layout: Json = field(default_factory=dict)
@@ -94,6 +95,7 @@ class FeedPass:
     announced: dict[int, int] = field(default_factory=dict)
     ended: dict[int, int] = field(default_factory=dict)
     cut: bool = False
+    broken_off: bool = False
 
 
 _FORGOTTEN = FeedPass(state=PassState.OVER)
@@ -131,6 +133,7 @@ class FeedDirectory:
         self._streams: dict[str, Stream] = {}
         self._by_id: dict[str, tuple[Stream, FeedPass, Source]] = {}
         self._lost: set[int] = set()
+        self._broken_off = ""
         self._clock = clock
 
     # --- calls of the driver -------------------------------------------------------------------------
@@ -247,6 +250,22 @@ class FeedDirectory:
         """Record that no more passes will follow; readers and sources that still run are told to stop."""
         self._streams[stream].closed = True
 
+    def break_off(self, why: str) -> None:
+        """Close all streams because the driver feeds no more; readers that are in step end at the same step.
+
+        Args:
+            why: what ended the driver's call, for the readers' errors.
+        """
+        self._broken_off = self._broken_off or why
+        for book in self._streams.values():
+            for feed_pass in book.passes[book.num_forgotten :]:
+                feed_pass.broken_off = not (book.closed or self._all_ended(book, feed_pass))
+            book.closed = True
+
+    @staticmethod
+    def _all_ended(book: Stream, feed_pass: FeedPass) -> bool:
+        return len(book.left | feed_pass.ended.keys()) == book.num_readers
+
     def rows_received(self, stream: str, index: int) -> dict[int, int]:
         """Return reader -> number of rows it received, for readers that ended the pass or left the stream."""
         book = self._streams[stream]
@@ -330,7 +349,7 @@ class FeedDirectory:
     def offer_sample(self, stream: str, sample: str) -> Json:
         """Store the first row of the stream: the trainers take shapes and types from it."""
         book = self._streams[stream]
-        if book.sample is None:
+        if book.sample is None and not self._broken_off:
             book.sample = sample
         return {}
 
@@ -397,6 +416,8 @@ class FeedDirectory:
         if needs_sample and book.sample is None and not book.closed:
             book.awaited = max(book.awaited, 1)
             return {"status": "wait", "open_ended": bool(book.description.get("open_ended"))}
+        if needs_sample and book.sample is None and self._broken_off:
+            return {"status": "broken_off", "why": self._broken_off}
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
     def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
@@ -415,9 +436,9 @@ class FeedDirectory:
         book = self._streams[stream]
         book.awaited = max(book.awaited, index + 1)
         if index >= len(book.passes):
-            return {"status": "closed" if book.closed else "wait", "passes": len(book.passes)}
+            return self._closed(book) if book.closed else {"status": "wait", "passes": len(book.passes)}
         if book.closed or rank in self._lost:
-            return {"status": "closed", "passes": len(book.passes)}
+            return self._closed(book)
         feed_pass = book.passes[index]
         if feed_pass.kept_in >= 0:
             return {"status": "kept", "kept_in": feed_pass.kept_in}
@@ -443,6 +464,14 @@ class FeedDirectory:
             }
         is_served = feed_pass.state in (PassState.SERVED, PassState.OVER)
         return {"status": "end" if is_served else "wait", "keep": feed_pass.keep}
+
+    def _closed(self, book: Stream) -> Json:
+        return {"status": "closed", "passes": len(book.passes), **self._why}
+
+    @property
+    def _why(self) -> Json:
+        """Why the driver feeds no more, if it has broken off."""
+        return {"broken_off": self._broken_off} if self._broken_off else {}
 
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
         """End a lease: record what the reader received of the source, and whether the source was lost."""
@@ -477,8 +506,9 @@ class FeedDirectory:
         book = self._streams[stream]
         return {
             "steps": max(feed_pass.announced.values()),
-            "final": len(book.left | feed_pass.ended.keys()) == book.num_readers,
-            "closed": book.closed,
+            "final": self._all_ended(book, feed_pass),
+            "closed": book.closed and not feed_pass.broken_off,
+            **(self._why if feed_pass.broken_off else {}),
         }
 
     def has_pass(self, stream: str, index: int) -> bool:
@@ -539,6 +569,8 @@ class FeedDirectory:
     def end_pass(self, stream: str, index: int, seen: list[int], ended: list[int]) -> Json:
         """Let the coordinator of the readers' steps end a pass; return which of its readers were lost meanwhile.
 
+        The reply also says why no more rows will follow, if the driver has broken off the pass.
+
         Args:
             stream: name of the stream.
             index: number of the pass.
@@ -547,7 +579,8 @@ class FeedDirectory:
         """
         if self.has_pass(stream, index) and self._lost.isdisjoint(ended):
             self._streams[stream].passes[index].state = PassState.OVER
-        return {"lost": sorted(self._lost.intersection(seen))}
+        goes_on = self.has_pass(stream, index) and not self._streams[stream].passes[index].broken_off
+        return {"lost": sorted(self._lost.intersection(seen)), **({} if goes_on else self._why)}
 
     def is_over(self, stream: str, index: int) -> bool:
         """Return whether the coordinator has ended a pass; True if the stream has no coordinator."""

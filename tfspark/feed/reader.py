@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.errors import DataError, DeadlineError, TfsparkError
+from tfspark.errors import BrokenOffError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
 from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take, to_sparse, with_dense_rows
 from tfspark.feed.cache import NodeCache, Place
@@ -140,6 +140,7 @@ class PassReader:
         self._ended = False
         self._stopped = False
         self._error: BaseException | None = None
+        self._broken_off = ""
         self._changed = threading.Condition()
         self._thread = threading.Thread(
             target=self._run, name=f"tfspark-reader-{spec.name}-{index}", daemon=True
@@ -158,7 +159,24 @@ class PassReader:
         with self._activity.waiting(), self._changed:
             self._changed.wait_for(lambda: self._formed >= wanted or self._ended)
             self._raise_error()
-            return min(most, max(self._formed - self._first_step - step, 0))
+            steps = min(most, max(self._formed - self._first_step - step, 0))
+        if not steps:
+            self.check_broken_off()
+        return steps
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether this reader did not get all rows because the driver feeds no more."""
+        return bool(self._broken_off)
+
+    def check_broken_off(self) -> None:
+        """Raise if the driver has broken off this pass. In a pass in step, all readers do so at the same step.
+
+        Raises:
+            BrokenOffError: it has.
+        """
+        if self._broken_off:
+            raise broken_off(self._spec.name, self._broken_off)
 
     def __iter__(self) -> Iterator[Rows]:
         """Yield batches until the pass ends."""
@@ -274,6 +292,7 @@ class PassReader:
         waited = _Deadline(self._spec.timeout_s, "the other workers to end the epoch")
         while not self._stopped:
             reply = self._agree(self._formed, ended=True)
+            self._broken_off = reply.get("broken_off", "")
             if self._spec.synchronous and self._formed < reply["steps"]:
                 while self._formed < reply["steps"] and not self._stopped:
                     self._put(pad(weightless, self._spec.batch_size, weightless))
@@ -423,6 +442,9 @@ class PassReader:
         )
         self._end_status = reply["status"]
         self._is_open = self._index < reply.get("passes", self._index + 1)
+        self._broken_off = reply.get("broken_off", "")
+        if self._broken_off:
+            return False
         if reply["status"] == "closed" and self._index >= reply["passes"] and not self._spec.open_ended:
             raise TfsparkError(
                 f"epoch {self._index + 1} of {self._spec.name!r} was asked for, but the driver fed "
@@ -507,6 +529,14 @@ class PassReader:
             delivered=lease.delivered.to_json(),
             gone=status == "gone",
         )
+
+
+def broken_off(stream: str, why: str) -> BrokenOffError:
+    """Return the error of a reader of a stream that the driver has broken off."""
+    return BrokenOffError(
+        f"expected all rows of {stream!r}, the driver's call was broken off by {why}; run another cluster, with "
+        "resume= to go on"
+    )
 
 
 class _Deadline:

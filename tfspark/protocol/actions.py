@@ -163,20 +163,25 @@ ACTIONS = (
         },
         "`retry`: Spark must start the task again",
     ),
-    Action("describe", "trainer", {"stream": ""}, "`status` wait, or ok with `description` and `sample`"),
+    Action(
+        "describe",
+        "trainer",
+        {"stream": ""},
+        "`status` wait; broken_off with `why`; or ok with `description` and `sample`",
+    ),
     Action(
         "lease",
         "trainer",
         {"stream": "", "index": "", "rank": "", "host": "", "held": "", "after": ""},
         "`status` source with `source`, `location`, `partition`, `name`, `rows_before`, `keep`; wait; kept with "
-        "`kept_in`; end; or closed with `passes`",
+        "`kept_in`; end; or closed with `passes` and `broken_off` (why)",
     ),
     Action("release", "trainer", {"source": "", "rank": "", "delivered": "row intervals", "gone": ""}),
     Action(
         "agree",
         "trainer",
         {"stream": "", "index": "", "rank": "", "steps": "", "ended": "", "rows": "", "kept": ""},
-        "`steps`, `final`, `closed`",
+        "`steps`, `final`, `closed`, `broken_off` (why)",
     ),
     Action(
         "end_pass",
@@ -187,7 +192,7 @@ ACTIONS = (
             "seen": "readers whose steps have returned",
             "ended": "readers that have no more rows",
         },
-        "`lost`: the lost readers among those seen",
+        "`lost`: the lost readers among those seen; `broken_off` (why)",
     ),
     Action(
         "next_rows",

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
-from tfspark.feed.reader import PADDING
+from tfspark.feed.reader import PADDING, broken_off
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
 from tfspark.training.input.dataset import Feed, local_dataset
 from tfspark.training.own_code import fixed_batch_size
@@ -78,7 +78,13 @@ class LocalEvaluator:
         shown = np.zeros(self._num_ranks)
         shown[rank] = sum(len(weights) for *_, weights in first)
         states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
-        *total, counts, shown = _sum_over_ranks(self._context, key, [*states, counts, shown], self._num_ranks)
+        # Every rank adds its part, also if it did not get all rows, so that no rank waits for another in vain.
+        lacking = np.asarray([feed.is_broken_off], np.float64)
+        *total, counts, shown, lacking = _sum_over_ranks(
+            self._context, key, [*states, counts, shown, lacking], self._num_ranks
+        )
+        if np.any(lacking):
+            raise broken_off(feed.spec.name, "an exception")
         # Any rank, also the chief, may get no rows of a small evaluation, because free ranks take them.
         self.first_rows = _joined([element[:2] for element in first]) if np.argmax(shown) == rank else None
         self.confusion_matrix, curves = None, None

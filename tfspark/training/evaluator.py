@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel, call_build_model, set_precision
 from tfspark.training.evaluation import LocalEvaluator
 from tfspark.training.input.dataset import open_feed
-from tfspark.training.jobs import job_done, posted_jobs
+from tfspark.training.jobs import job_done, posted_jobs, unless_broken_off
 
 if TYPE_CHECKING:
     from tfspark.training.context import TrainingContext
@@ -35,11 +36,12 @@ def run_evaluator(build_model: BuildModel, params: Any, context: TrainingContext
     context.report("tensorflow", seconds=context.age_s)
     for job in posted_jobs(context):
         if job["kind"] == "side_car":
-            results = _evaluate(model, evaluator, context, job)
-            epochs.append(job["epoch"])
+            results = unless_broken_off(functools.partial(_evaluate, model, evaluator, context, job))
+            if results:
+                epochs.append(job["epoch"])
+                context.report("validation", epoch=job["epoch"], metrics=results)
             for name, value in results.items():
                 history.setdefault(name, []).append(value)
-            context.report("validation", epoch=job["epoch"], metrics=results)
             job_done(context, job, results)
     return {"epochs": epochs, "history": history}
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tfspark.errors import BrokenOffError
 from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext
+
+logger = logging.getLogger("tfspark")
 
 
 def posted_jobs(context: NodeContext) -> Iterator[Json]:
@@ -27,3 +31,12 @@ def posted_jobs(context: NodeContext) -> Iterator[Json]:
 def job_done(context: NodeContext, job: Json, result: Any) -> None:
     """Report this node's result of a job to the driver."""
     context.control.call("job_done", job=job["job"], node=context.node.index, result=result)
+
+
+def unless_broken_off(work: Callable[[], Json]) -> Json:
+    """Do a job's work; return its result, which is empty if the driver has broken it off."""
+    try:
+        return work()
+    except BrokenOffError as error:
+        logger.warning("%s", error)
+        return {}

@@ -223,11 +223,11 @@ class SynchroniseState(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Average the statistics before ``fit`` evaluates."""
-        _synchronise_state(self.model)
+        synchronise_state(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Average the statistics before other callbacks use the model."""
-        _synchronise_state(self.model)
+        synchronise_state(self.model)
 
 
 class EndWithStream(keras.callbacks.Callback):  # type: ignore[misc]
@@ -249,7 +249,7 @@ class EndWithStream(keras.callbacks.Callback):  # type: ignore[misc]
                 logs.clear()
 
 
-def _synchronise_state(model: keras.Model) -> None:
+def synchronise_state(model: keras.Model) -> None:
     """Replace the floating non-trainable weights by their mean over all replicas.
 
     Every worker must call it at the same point; without a multi-worker strategy it does nothing.

@@ -5,12 +5,13 @@ Every worker does the same jobs in the same order, as synchronous training requi
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel
 from tfspark.training.evaluator import run_evaluator
-from tfspark.training.jobs import job_done, posted_jobs
+from tfspark.training.jobs import job_done, posted_jobs, unless_broken_off
 from tfspark.training.ps.servers import serve
 from tfspark.training.session import TrainingSession
 
@@ -42,10 +43,10 @@ def _do_jobs(session: TrainingSession, context: TrainingContext) -> Json:
             job_done(context, job, {})
         elif job["kind"] == "train":
             with context.activity.busy():
-                job_done(context, job, session.train(job))
+                job_done(context, job, unless_broken_off(functools.partial(session.train, job)))
         elif job["kind"] == "evaluate":
             with context.activity.busy():
-                job_done(context, job, session.test(job))
+                job_done(context, job, unless_broken_off(functools.partial(session.test, job)))
         elif job["kind"] == "begin_anew":
             session = session.renewed(job)
             job_done(context, job, {})

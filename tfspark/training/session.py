@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tfspark.errors import BrokenOffError
 from tfspark.feed.ledger import Used
 from tfspark.feed.stream import Start
 from tfspark.protocol.settings import TrainerSettings
@@ -44,7 +45,7 @@ from tfspark.training.chief_callbacks import written_by_chief
 from tfspark.training.evaluation import LocalEvaluator, plain_logs
 from tfspark.training.feeding import TrainingFeed, feed_of_dataset
 from tfspark.training.input.dataset import Feed, describe_stream, distributed_dataset, open_feed
-from tfspark.training.keras_corrections import SynchroniseState, build_for
+from tfspark.training.keras_corrections import SynchroniseState, build_for, synchronise_state
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
@@ -98,14 +99,18 @@ class TrainingSession:
         if counted is not None:
             counted.start = self._start
         if not self.begin(job):
-            self.model.fit(
-                self._dataset,
-                epochs=job["first_pass"] + job["epochs"],
-                initial_epoch=job["first_pass"],
-                callbacks=[SynchroniseState(), *self.callbacks(job, feed.global_batch_size, counted)],
-                verbose=0,
-                shuffle=False,
-            )
+            try:
+                self.model.fit(
+                    self._dataset,
+                    epochs=job["first_pass"] + job["epochs"],
+                    initial_epoch=job["first_pass"],
+                    callbacks=[SynchroniseState(), *self.callbacks(job, feed.global_batch_size, counted)],
+                    verbose=0,
+                    shuffle=False,
+                )
+            except BrokenOffError:  # On all workers at the same step.
+                synchronise_state(self.model)
+                raise
             self.finish(job)
         return self.progress.of_call
 
@@ -281,6 +286,7 @@ class TrainingSession:
 
     def close(self, job: Json) -> Json:
         """Export if the job asks for it; return the summary of the model."""
+        self._sender.finish()
         return self.export(job["export"])
 
     def export(self, formats: Sequence[str]) -> Json:

@@ -17,7 +17,7 @@ from tfspark.feed.arrays import row_weights, to_numpy
 from tfspark.feed.batching import Rows, num_rows, take
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.ledger import Used
-from tfspark.feed.reader import WEIGHT, PassReader
+from tfspark.feed.reader import WEIGHT, PassReader, broken_off
 from tfspark.feed.stream import Start, StreamSpec, decode_sample
 from tfspark.protocol.values import Json
 from tfspark.training.input.distribute import distribute_from_function
@@ -87,6 +87,11 @@ class Feed:
         return self._reading.is_behind_the_end
 
     @property
+    def is_broken_off(self) -> bool:
+        """Whether this node did not get all rows of the last pass because the driver feeds no more."""
+        return self._reading.is_broken_off
+
+    @property
     def global_batch_size(self) -> int:
         """Rows of a step over all workers."""
         return self.spec.batch_size * self.spec.num_readers
@@ -139,6 +144,8 @@ class Feed:
     def abandon_pass(self) -> None:
         """Leave a pass before its end; its iterator is dropped, with the rows it has read ahead."""
         self._reading.close()
+        # The iterator's thread waits for a pass; TensorFlow waits for that thread when it deletes the iterator.
+        self._opened.put(None)
         self._opened = queue.SimpleQueue()
         self._iterator = None
 
@@ -173,6 +180,7 @@ def open_feed(context: NodeContext, stream: str) -> Feed:
 
     Raises:
         DeadlineError: the driver did not feed within ``feed_timeout_s``.
+        BrokenOffError: the driver feeds no more.
     """
     return feed_of(context, stream, describe_stream(context, stream))
 
@@ -209,6 +217,8 @@ def describe_stream(context: NodeContext, stream: str) -> Json:
             reply = context.control.call("describe", stream=stream)
         if reply["status"] == "ok":
             return reply
+        if reply["status"] == "broken_off":
+            raise broken_off(stream, reply["why"])
         if reply.get("open_ended"):
             until = (
                 time.monotonic() + timeout_s

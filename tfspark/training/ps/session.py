@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
+from tfspark.feed.reader import broken_off
 from tfspark.protocol.values import Json
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
@@ -257,11 +258,17 @@ class ParameterServerSession(TrainingSession):
                     return
 
     def _end_pass(self, stream: str, index: int, total: Total, ended: set[int]) -> set[int]:
-        """Ask which workers were lost before the pass was over; remove their results from the sums."""
+        """Ask which workers were lost before the pass was over; remove their results from the sums.
+
+        Raises:
+            BrokenOffError: the driver feeds no more.
+        """
         seen = sorted(ended.union(total.parts))
         reply = self.context.control.call(
             "end_pass", stream=stream, index=index, seen=seen, ended=sorted(ended)
         )
+        if "broken_off" in reply:
+            raise broken_off(stream, reply["broken_off"])
         for reader in reply["lost"]:
             total.parts.pop(reader, None)
         return set(reply["lost"])

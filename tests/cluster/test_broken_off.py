@@ -1,0 +1,207 @@
+"""A call that ends by an exception which the program catches: the cluster still ends in order, and can export."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster.programs import dense, fit_as_users_do, with_state
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as sf
+from support.errors import raises
+from support.rows import df_with_partitions
+
+from tfspark import TFCluster
+from tfspark.errors import DataError, TfsparkError
+
+FEATURES = ["features"]
+CLASSES = {"num_classes": 3}
+
+
+def rows_of(spark: SparkSession) -> DataFrame:
+    return df_with_partitions(spark, [100, 100, 100])
+
+
+def bad_at(rows: DataFrame, number: int) -> DataFrame:
+    """Rows of which one cannot be computed."""
+    return rows.withColumn("label", sf.expr(f"if(id = {number}, raise_error('no such label'), label)"))
+
+
+def interrupt() -> None:
+    """Send the program the signal of Ctrl-C."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+class InterruptAt:
+    """An observer that interrupts the driver's program, as Ctrl-C does."""
+
+    def __init__(self, event: str, **fields: Any):
+        self._event, self._fields = event, fields
+        self.interrupted = False
+
+    def __call__(self, event: str, fields: dict[str, Any]) -> None:
+        if event == self._event and not self.interrupted and self._fields.items() <= fields.items():
+            self.interrupted = True
+            interrupt()
+
+
+def digest_of_export(log_dir: Path) -> str:
+    """Load the exported model in a process of its own; return the digest of its weights."""
+    code = (
+        "import sys, keras; from tfspark.training.build import weights_digest; "
+        "print(weights_digest(keras.models.load_model(sys.argv[1])))"
+    )
+    file = next((log_dir / "export").rglob("*.keras"))
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(file)], check=True, capture_output=True, text=True, timeout=300
+    )
+    return told.stdout.split()[-1]
+
+
+@pytest.mark.parametrize("where", ["mid-epoch", "between epochs", "validation", "first epoch"])
+def test_shutdown_after_an_interrupt_exports_the_weights_as_they_are(
+    spark: SparkSession, tmp_path: Path, where: str
+) -> None:
+    rows, validation = rows_of(spark), rows_of(spark) if where == "validation" else None
+    at = {
+        "mid-epoch": InterruptAt("state", epoch=2),
+        "first epoch": InterruptAt("state", epoch=1),
+        "between epochs": InterruptAt("epoch", epoch=1),
+        "validation": InterruptAt("fed", stream="train"),
+    }[where]
+    with TFCluster.run(
+        spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=at, checkpoint_every_steps=2
+    ) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(rows, 200, features=FEATURES, validation=validation, batch_size=20)
+        nodes = cluster.shutdown(export=["keras"])
+    first, second = (nodes[f"worker {index}"] for index in range(2))
+    assert first["weights_sha256"] == second["weights_sha256"] == digest_of_export(tmp_path)
+    assert 0 < first["iterations"] < 200 * 15
+    assert first["history"] == second["history"]
+
+
+@pytest.mark.parametrize("what", ["training", "evaluation", "no rows"])
+def test_shutdown_after_an_error_in_the_data_exports_the_weights_as_they_are(
+    spark: SparkSession, tmp_path: Path, what: str
+) -> None:
+    rows = rows_of(spark)
+    bad = bad_at(rows, 299)
+    with TFCluster.run(spark, with_state, CLASSES, 2, log_dir=str(tmp_path)) as cluster:
+        cluster.train(rows, features=FEATURES)
+        calls: dict[str, Callable[[], Any]] = {
+            "training": lambda: cluster.train(bad, 3, features=FEATURES),
+            "evaluation": lambda: cluster.evaluate(bad),
+            "no rows": lambda: cluster.train(rows.where("id < 0"), 3, features=FEATURES),
+        }
+        with pytest.raises((PySparkException, DataError)):
+            calls[what]()
+        nodes = cluster.shutdown(export=["keras"])
+    assert nodes["worker 0"]["weights_sha256"] == nodes["worker 1"]["weights_sha256"]
+    assert nodes["worker 0"]["weights_sha256"] == digest_of_export(tmp_path)
+    assert len(nodes["worker 0"]["history"]["loss"]) == 1
+
+
+def test_training_that_was_broken_off_before_its_first_row_is_not_exported(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    bad = rows_of(spark).withColumn("label", sf.expr("raise_error('no such label')"))
+    for export in ([], ["keras"]):
+        with TFCluster.run(spark, dense, CLASSES, 2, log_dir=str(tmp_path)) as cluster:
+            with pytest.raises(PySparkException):
+                cluster.train(bad, 3, features=FEATURES)
+            if export:
+                with raises(
+                    TfsparkError, "expected a model that was trained", "before its first row", "no such label"
+                ):
+                    cluster.shutdown(export=export)
+            else:
+                assert cluster.shutdown()["worker 1"]["history"] == {}
+
+
+@pytest.mark.slow
+def test_workers_that_wait_after_an_interrupt_do_not_run_into_the_timeout_of_the_feed(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    rows = rows_of(spark)
+    at = InterruptAt("epoch", epoch=1)
+    with TFCluster.run(
+        spark, dense, CLASSES, 2, feed_timeout=10, observer=at, log_dir=str(tmp_path)
+    ) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(rows, 200, features=FEATURES)
+        time.sleep(25)  # A user who looks at what there is.
+        nodes = cluster.shutdown(export=["keras"])
+    assert nodes["worker 0"]["weights_sha256"] == digest_of_export(tmp_path)
+
+
+def test_interrupt_with_parameter_servers_exports_the_weights_as_they_are(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    at = InterruptAt("epoch", epoch=1)
+    with TFCluster.run(spark, dense, CLASSES, 3, 1, log_dir=str(tmp_path), observer=at) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(rows_of(spark), 200, features=FEATURES)
+        nodes = cluster.shutdown(export=["keras"])
+    chief = next(result for result in nodes.values() if "weights_sha256" in (result or {}))
+    assert chief["weights_sha256"] == digest_of_export(tmp_path)
+    assert 1 <= len(chief["history"]["loss"]) < 200
+
+
+def test_interrupt_with_an_evaluator_beside_ends_it_in_order(spark: SparkSession, tmp_path: Path) -> None:
+    at = InterruptAt("epoch", epoch=2)
+    with TFCluster.run(
+        spark, dense, CLASSES, 3, log_dir=str(tmp_path), observer=at, eval_node=True
+    ) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(rows_of(spark), 200, features=FEATURES, validation=rows_of(spark))
+        nodes = cluster.shutdown(export=["keras"])
+    assert nodes["worker 0"]["weights_sha256"] == digest_of_export(tmp_path)
+    assert not list(tmp_path.glob("side-car/*"))
+    assert len(nodes["evaluator 0"]["epochs"]) < 200
+
+
+def test_main_fun_whose_training_is_broken_off_ends(spark: SparkSession) -> None:
+    rows = bad_at(rows_of(spark), 299)
+    with TFCluster.run(spark, fit_as_users_do, {"epochs": 3}, 2) as cluster:
+        with pytest.raises(PySparkException):
+            cluster.train(rows, 3, features=FEATURES)
+        nodes = cluster.shutdown()
+    assert nodes == {"worker 0": None, "worker 1": None}
+
+
+def test_interrupt_ends_the_jobs_of_the_program_itself_and_no_nodes(spark: SparkSession) -> None:
+    tracker = spark.sparkContext.statusTracker()
+
+    def sleep(batches: Iterator[Any]) -> Iterator[Any]:
+        time.sleep(120)
+        yield from batches
+
+    def interrupt_when_running() -> None:
+        while len(tracker.getActiveJobsIds()) <= num_nodes:
+            time.sleep(0.1)
+        interrupt()
+
+    rows = rows_of(spark)
+    with TFCluster.run(spark, dense, CLASSES, 2) as cluster:
+        cluster.train(rows, features=FEATURES)
+        num_nodes = len(tracker.getActiveJobsIds())
+        thread = threading.Thread(target=interrupt_when_running)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            spark.range(0, 1, 1, 1).mapInArrow(sleep, "id bigint").collect()
+        thread.join()
+        until = time.monotonic() + 60
+        while len(tracker.getActiveJobsIds()) > num_nodes and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(tracker.getActiveJobsIds()) == num_nodes
+        cluster.train(rows, features=FEATURES)
+        assert len(cluster.shutdown()["worker 0"]["history"]["loss"]) == 2
