@@ -15,6 +15,7 @@ import pytest
 from cluster.file_rows import FORMATS, NUM_ROWS, files
 from cluster.programs import counting
 from cluster.strikes import Strike, kill
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, SparkSession
 
 from tfspark import Feeding, TFCluster
@@ -24,6 +25,7 @@ from tfspark.errors import NodeFailedError
 __all__ = ["files"]
 
 BATCH = 32
+DERBY = "org.apache.derby.iapi.jdbc.AutoloadedDriver"
 
 
 @pytest.fixture
@@ -118,6 +120,49 @@ def test_layout_is_another_when_a_file_was_written_again_or_cut_by_other_cores(
     file = next(path for path in sorted((files / kind).iterdir()) if path.name.startswith("part-"))
     os.utime(file, (1e9, 1e9))
     assert "the files, their sizes, times" in layout(3).differs_from(kept)
+
+
+@pytest.fixture(scope="module")
+def table(spark: SparkSession) -> Iterator[Callable[[], DataFrame]]:
+    """A table of a database, Derby, which Spark brings along; it reads it in three partitions."""
+    system: Any = spark.sparkContext._jvm
+    system.java.lang.System.setProperty("derby.stream.error.file", os.devnull)
+    url = f"jdbc:derby:memory:{uuid.uuid4().hex}"
+    rows = spark.range(0, 300, 1, 1)
+    rows.write.option("driver", DERBY).jdbc(f"{url};create=true", "numbers")
+
+    def read_table() -> DataFrame:
+        return spark.read.option("driver", DERBY).jdbc(url, "numbers", "id", 0, 300, 3)
+
+    yield read_table
+    with contextlib.suppress(Py4JError):  # Derby says by an error that it has done so.
+        system.java.sql.DriverManager.getConnection(f"{url};drop=true")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(lambda rows: rows, (False, False), id="as they are"),
+        pytest.param(lambda rows: rows.where("id % 2 = 0").select("id"), (False, False), id="filtered"),
+        pytest.param(lambda rows: rows.persist(), (False, False), id="persisted"),
+        pytest.param(lambda rows: rows.union(rows), (False, False), id="twice"),
+        pytest.param(by_hash, (True, False), id="sorted after a shuffle by a hash"),
+    ],
+)
+def test_rows_of_a_database_are_not_found_again_unless_they_are_sorted(
+    spark: SparkSession,
+    table: Callable[[], DataFrame],
+    change: Callable[[DataFrame], DataFrame],
+    expected: tuple[bool, bool],
+) -> None:
+    rows = change(table())
+    before = PlannedRows(rows, Parallelism({PARALLELISM: "3"}))
+    planned, layout = before.of_pass(0)
+    assert {row.id for row in planned.collect()} == {row.id for row in rows.collect()} > {0, 2}
+    later = PlannedRows(change(table()), Parallelism(layout.parallelism))
+    found = (not before.differ_from(0, layout.to_json()), not later.differ_from(0, layout.to_json()))
+    assert found == expected
+    rows.unpersist()
 
 
 def train_and_count(spark: SparkSession, rows: DataFrame, log_dir: Path, **options: Any) -> list[float]:
