@@ -59,12 +59,29 @@ def test_callbacks_of_a_run_that_is_resumed_keep_the_settings_it_asks_for() -> N
     settings = settings_of(before)
     before[0].wait, before[0].best, before[1].wait = 1, 0.25, 3
     after = [
-        keras.callbacks.EarlyStopping("val_loss", patience=20),
-        keras.callbacks.ReduceLROnPlateau("val_loss", factor=0.5),
+        keras.callbacks.EarlyStopping("loss", patience=20),
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5),
     ]
     restore_callbacks(after, *capture_callbacks(before, settings))
-    assert (after[0].monitor, after[0].patience, after[0].wait, after[0].best) == ("val_loss", 20, 1, 0.25)
-    assert (after[1].monitor, after[1].factor, after[1].wait) == ("val_loss", 0.5, 3)
+    assert (after[0].monitor, after[0].patience, after[0].wait, after[0].best) == ("loss", 20, 1, 0.25)
+    assert (after[1].monitor, after[1].factor, after[1].wait) == ("loss", 0.5, 3)
+
+
+def test_callback_of_a_run_that_is_resumed_begins_anew_if_it_watches_another_metric() -> None:
+    before = [
+        keras.callbacks.EarlyStopping("val_accuracy", patience=2, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", mode="min"),
+    ]
+    settings = settings_of(before)
+    before[0].wait, before[0].best, before[0].best_weights = 1, 0.25, [np.ones(3)]
+    before[1].wait, before[1].best = 3, 0.25
+    after = [
+        keras.callbacks.EarlyStopping("val_loss", restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", mode="max"),
+    ]
+    untouched = [dict(vars(callback)) for callback in after]
+    restore_callbacks(after, *capture_callbacks(before, settings))
+    assert [vars(callback) for callback in after] == untouched
 
 
 def model_with(rate: float) -> keras.Model:

@@ -136,6 +136,9 @@ def _assign(group: str, variables: list[Any], arrays: Arrays) -> None:
 
 # --- callbacks -------------------------------------------------------------------------------------
 
+WATCHED = ("monitor", "mode")
+"""Attributes that say what a callback counts."""
+
 
 def settings_of(callbacks: list[keras.callbacks.Callback]) -> Json:
     """Return the plain attributes of callbacks before training starts: settings, and counts that are zero."""
@@ -158,7 +161,9 @@ def capture_callbacks(
     for key, callback in _by_kind(callbacks).items():
         kept = {name: value for name, value in vars(callback).items() if not name.startswith("_")}
         before, now = (settings or {}).get(key, {}), _plain_of(callback)
-        plain[key] = {n: value for n, value in now.items() if n not in before or before[n] != value}
+        plain[key] = {
+            n: value for n, value in now.items() if n in WATCHED or n not in before or before[n] != value
+        }
         for name, value in kept.items():
             if isinstance(value, list) and value and all(isinstance(each, np.ndarray) for each in value):
                 arrays |= {f"callback/{key}/{name}/{i:04d}": each for i, each in enumerate(value)}
@@ -168,11 +173,15 @@ def capture_callbacks(
 def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: Json, arrays: Arrays) -> None:
     """Restore the result of `capture_callbacks`: the first callback of a kind gets the values of the first, and so on.
 
-    Callbacks without saved values do not change. All nodes get the chief's values, and the chief has additional
+    Callbacks without saved values do not change, nor do those that watch another metric now: the best of one metric says
+    nothing about another. All nodes get the chief's values, and the chief has additional
     callbacks.
     """
     for key, callback in _by_kind(callbacks).items():
-        for name, value in plain.get(key, {}).items():
+        kept = plain.get(key, {})
+        if any(name in kept and kept[name] != getattr(callback, name, kept[name]) for name in WATCHED):
+            continue
+        for name, value in kept.items():
             setattr(callback, name, value)
         lists: dict[str, list[Any]] = {}
         for array in sorted(array for array in arrays if array.startswith(f"callback/{key}/")):
