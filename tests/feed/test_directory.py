@@ -423,6 +423,43 @@ def test_directory_does_not_grow_with_the_passes_and_still_knows_how_many_rows_e
     assert directory.most_rows("train") == 110 * 2000
 
 
+def test_stream_that_was_dropped_leaves_nothing_and_late_calls_end_in_order() -> None:
+    directory = opened()
+    directory.open_stream("evaluate-1", {"needs_sample": True}, 1)
+
+    def evaluate(number: int) -> str:
+        name = f"evaluate-{number}"
+        directory.open_stream(name, {"needs_sample": True}, 1)
+        directory.open_pass(name)
+        up = directory.source_up(name, 0, 0, "grpc://h:1", "h", 0)["source"]
+        directory.offer_sample(name, "row" * 1000)
+        directory.lease(name, 0, 0, "h", [], -1)
+        directory.release(up, 0, [[0, 5]], False)
+        directory.drop_stream(name)
+        return str(up)
+
+    evaluate(1)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        source = [evaluate(number) for number in range(2, 1002)][-1]
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 100_000, "1,000 evaluations"
+    name = "evaluate-1001"
+    assert name not in directory.stream_names
+    assert directory.source_alive(source)["stop"]
+    assert directory.source_up(name, 0, 1, "grpc://h:1", "h", 1) == {"action": "stop", "rows": 0}
+    assert directory.partition_done(name, 0, 0, 5) == {"retry": False}
+    assert directory.partition_done(name, 0, 0, 5, stopped=source) == {"retry": False}
+    assert directory.lease(name, 0, 0, "h", [], -1)["status"] == "closed"
+    assert directory.agree(name, 0, 0, 3, True, 30)["final"]
+    directory.release(source, 0, [[0, 5]], False)
+    directory.offer_sample(name, "row")
+    assert directory.describe(name)["status"] == "wait"
+
+
 def test_source_that_is_unknown_is_told_to_stop() -> None:
     assert opened().source_alive("of another driver")["stop"]
 

@@ -274,6 +274,13 @@ class Feeder:
         all_read = len(self._directory.rows_received(stream, index)) == len(readers)
         return not all_read and self._ended(job, readers)
 
+    def drop(self, stream: str) -> None:
+        """Forget a stream whose readers have ended what they did with it."""
+        for known in (self._whole, self._specs, self._readers, self._buffer_bytes, self._layouts):
+            known.pop(stream, None)
+        self._last_from_spark.pop(stream, None)
+        self._control.update(lambda: self._directory.drop_stream(stream))
+
     def break_off(self, why: str) -> None:
         """Announce that no more rows will be fed because a call ended by an exception; see `FeedDirectory`."""
         self._control.update(lambda: self._directory.break_off(why))

@@ -516,13 +516,14 @@ class Trainings:
             self._feed(name, rows, job)
         except DataError:
             self._end_empty(name, job)
+            self._supervisor.feeder.drop(name)
             raise
         self._supervisor.control.wait(
             lambda: self._supervisor.have_trained(job),
             self.feed_timeout_s,
             f"the workers to evaluate {name!r}",
         )
-        self._supervisor.control.update(lambda: self._supervisor.control.directory.close_stream(name))
+        self._supervisor.feeder.drop(name)
         return dict(next(iter(self._supervisor.control.job_results(job).values())))
 
     def _end_empty(self, name: str, job: int) -> None:
@@ -557,7 +558,12 @@ class Trainings:
         """
         control = self._supervisor.control
         for name in control.directory.stream_names:
-            control.update(functools.partial(control.directory.close_stream, name))
+            if control.directory.is_closed(name):
+                self._supervisor.feeder.drop(
+                    name
+                )  # Of the model before this one, which nobody reads any more.
+            else:
+                control.update(functools.partial(control.directory.close_stream, name))
         control.post_job("begin_anew", params=params, settings=settings.to_json())
         return Trainings(
             self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation

@@ -151,8 +151,19 @@ class FeedDirectory:
 
     @property
     def stream_names(self) -> list[str]:
-        """Names of all streams that were ever opened."""
+        """Names of all streams that were opened and not dropped."""
         return list(self._streams)
+
+    def is_closed(self, stream: str) -> bool:
+        """Return whether no more passes of a stream will follow."""
+        return self._streams[stream].closed
+
+    def drop_stream(self, stream: str) -> None:
+        """Forget a stream that is over. Late calls for it are answered as for a stream that is closed."""
+        book = self._streams.pop(stream, None)
+        for feed_pass in [] if book is None else book.passes:
+            for source in feed_pass.all_sources:
+                self._by_id.pop(source, None)
 
     def skip_passes(self, stream: str, count: int) -> None:
         """Number the next pass at least `count`: an earlier incarnation of the cluster had the passes before it."""
@@ -319,6 +330,8 @@ class FeedDirectory:
         pass
         ends, and the reply is ``moved``.
         """
+        if stream not in self._streams:
+            return {"action": "stop", "rows": 0}
         book = self._streams[stream]
         feed_pass = book.passes[index]
         if book.closed or feed_pass.abandoned or partition in feed_pass.done:
@@ -348,8 +361,8 @@ class FeedDirectory:
 
     def offer_sample(self, stream: str, sample: str) -> Json:
         """Store the first row of the stream: the trainers take shapes and types from it."""
-        book = self._streams[stream]
-        if book.sample is None and not self._broken_off:
+        book = self._streams.get(stream)
+        if book is not None and book.sample is None and not self._broken_off:
             book.sample = sample
         return {}
 
@@ -397,11 +410,13 @@ class FeedDirectory:
             stopped: the source, if it was stopped with rows left. In that case the partition is not done, and the reply
                 says whether another attempt must serve it.
         """
+        if stream not in self._streams:
+            return {"retry": False}
         book = self._streams[stream]
         feed_pass = book.passes[index]
         if stopped:
             wanted = not book.closed and not feed_pass.abandoned
-            return {"retry": wanted and self._by_id[stopped][2].lost}
+            return {"retry": wanted and stopped in self._by_id and self._by_id[stopped][2].lost}
         feed_pass.done[partition] = rows
         return {"retry": False}
 
@@ -433,6 +448,8 @@ class FeedDirectory:
             held: sources that the reader has already leased.
             after: for an ordered stream, the last partition the reader has finished; -1 at the start.
         """
+        if stream not in self._streams:
+            return {"status": "closed", "passes": index + 1}
         book = self._streams[stream]
         book.awaited = max(book.awaited, index + 1)
         if index >= len(book.passes):
@@ -495,9 +512,9 @@ class FeedDirectory:
         reader must reach; it is final once all have ended. A call whose reply was late is repeated, so an old call may
         arrive after later ones; it does not reduce a reader's steps.
         """
-        feed_pass = self._streams[stream].passes[index]
-        if rank in self._lost:
+        if rank in self._lost or stream not in self._streams:
             return {"steps": steps, "final": True, "closed": True}
+        feed_pass = self._streams[stream].passes[index]
         feed_pass.announced[rank] = max(steps, feed_pass.announced.get(rank, 0))
         if ended:
             feed_pass.ended[rank] = max(rows, feed_pass.ended.get(rank, 0))

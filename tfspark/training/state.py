@@ -173,9 +173,8 @@ def capture_callbacks(
 def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: Json, arrays: Arrays) -> None:
     """Restore the result of `capture_callbacks`: the first callback of a kind gets the values of the first, and so on.
 
-    Callbacks without saved values do not change, nor do those that watch another metric now: the best of one metric says
-    nothing about another. All nodes get the chief's values, and the chief has additional
-    callbacks.
+    Callbacks without saved values do not change, nor do those that watch another metric now: the best value of one
+    metric says nothing about another. All nodes get the chief's values, and the chief has additional callbacks.
     """
     for key, callback in _by_kind(callbacks).items():
         kept = plain.get(key, {})

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tfspark.training.node_context import NodeContext
 
 NEXT_BATCH = "tfspark_next_batch"
+EVALUATION = "evaluate-"
+"""Beginning of the name of a stream that is evaluated once; see `Trainings.evaluate`."""
 REST_S = 0.05
 """Time for which a worker without rows holds a step scheduled on it, while other workers still have rows."""
 
@@ -159,6 +161,8 @@ class WorkerFeed:
 
     def _reading(self, stream: str) -> _Reading:
         if stream not in self._readings:
+            for other in [name for name in self._readings if name.startswith(EVALUATION)]:
+                self._readings.pop(other).close()  # An evaluation ends before the next one begins.
             self._readings[stream] = _Reading(self._context, stream)
         return self._readings[stream]
 
