@@ -165,6 +165,22 @@ def test_rows_of_a_database_are_not_found_again_unless_they_are_sorted(
     rows.unpersist()
 
 
+def test_layout_of_text_that_an_rdd_reads_is_another_when_its_file_was_written_again(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    file = tmp_path / "numbers.txt"
+    file.write_text("".join(f"{number}\n" for number in range(100, 400)))
+
+    def layout() -> Any:
+        numbers = spark.sparkContext.textFile(str(file), 3).map(lambda line: (int(line),))
+        return PlannedRows(numbers.toDF("id bigint"), Parallelism({PARALLELISM: "3"})).of_pass(0)[1]
+
+    kept = layout().to_json()
+    assert not layout().differs_from(kept)
+    os.utime(file, (1e9, 1e9))  # Of the same size.
+    assert "the files, their sizes, times" in layout().differs_from(kept)
+
+
 def train_and_count(spark: SparkSession, rows: DataFrame, log_dir: Path, **options: Any) -> list[float]:
     """Train two epochs; return how often each row was trained on."""
     feeding = options.pop("feeding", Feeding())

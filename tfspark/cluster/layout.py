@@ -325,9 +325,21 @@ class _Plan:
             if name not in _NUMBERED:
                 found.update(self._serialized(leaf.partitions()))
             elif "Hadoop" in name:
+                files = dict[str, str]()
                 for partition in leaf.partitions():
-                    found.update(str(partition.inputSplit().value()).encode())
+                    split = partition.inputSplit().value()
+                    found.update(f"{split} {self._file_of(split, files)} ".encode())
         return found.hexdigest()
+
+    def _file_of(self, split: Any, known: dict[str, str]) -> str:
+        """Return size and modification time of a split's file, which the split itself does not have."""
+        path = split.getPath()  # A split of something else has none: then the layout is unknown.
+        name = str(path)
+        if name not in known:
+            conf = self._jvm.org.apache.spark.deploy.SparkHadoopUtil.get().conf()
+            status = path.getFileSystem(conf).getFileStatus(path)
+            known[name] = f"{status.getLen()} {status.getModificationTime()}"
+        return known[name]
 
     def _leaves(self, above: list[Any]) -> Iterator[Any]:
         seen = set()
