@@ -9,20 +9,21 @@ CELL: a training of its own that loses one executor, ``PLAN:ORDER:WORKERS:LEAST`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
+import psutil
 from cluster.lose_and_tell import daemon_above
 from cluster.programs import counting
 from cluster.strikes import Strike
 from pyspark.sql import DataFrame, SparkSession
-from support.trainers import trainers
+from support.trainers import all_trainers
 
 from tfspark import Feeding, TFCluster
 from tfspark.tfrecord import register
@@ -91,11 +92,16 @@ def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
 
 
 def lose_daemon(spark: SparkSession, cluster: TFCluster) -> None:
-    """End the worker daemon of the last worker's executor."""
+    """End the worker daemon of the last worker's executor.
+
+    An executor whose daemon was lost before may live on for a while, with its trainers.
+    """
     del spark
-    last: Callable[[str], int] = lambda name: int(name.split()[1])  # noqa: E731
-    name = max((name for name in trainers() if name.startswith("worker")), key=last)
-    daemon_above(trainers()[name]).terminate()
+    daemons: dict[int, psutil.Process] = {}
+    for name, trainer in all_trainers():
+        with contextlib.suppress(psutil.Error, StopIteration):
+            daemons[int(name.removeprefix("worker "))] = daemon_above(trainer)
+    daemons[max(daemons)].terminate()
 
 
 if __name__ == "__main__":

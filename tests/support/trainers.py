@@ -19,6 +19,11 @@ def trainers() -> dict[str, psutil.Process]:
     return {line[3]: process for process, line in _running(TRAINER)}
 
 
+def all_trainers() -> list[tuple[str, psutil.Process]]:
+    """Return node names and trainers; those of an executor that ends slowly may still be there beside new ones."""
+    return [(line[3], process) for process, line in _running(TRAINER)]
+
+
 def warm_parents() -> list[psutil.Process]:
     """Return the warm parents of this test run, but for those that driver programs share.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 import traceback
 
 from tfspark.errors import ConfigError, DataError
 from tfspark.protocol.failures import FailureKind
 
+REMOVAL_S = 2.0
+"""Time that Spark has to remove a directory after it has removed a file in it."""
 COLLECTIVE_ERRORS = (
     "UnavailableError",
     "AbortedError",
@@ -19,10 +23,37 @@ NETWORK_ERRORS = ("FlightUnavailableError", "FlightTimedOutError", "FlightCancel
 """Errors of tfspark's own calls that mean that the driver could not be reached."""
 
 
-def describe(error: BaseException) -> dict[str, str]:
-    """Return the fields of the control plane's ``trainer_failed``: ``cause``, ``traceback`` and ``kind``."""
+def describe(error: BaseException, scratch_dir: str = "") -> dict[str, str]:
+    """Return the fields of the control plane's ``trainer_failed``: ``cause``, ``traceback`` and ``kind``.
+
+    Args:
+        error: the exception.
+        scratch_dir: the trainer's directory for temporary files. Spark removes it when it ends the executor, so a
+            trainer without it was about to be lost, whatever it raised.
+    """
     lines = traceback.format_exception(error)
+    if scratch_dir and _lacks_files(error, scratch_dir):
+        cause = f"its directory {scratch_dir} was removed, as Spark does when it ends an executor: {_cause(error)}"
+        return {"cause": cause, "traceback": "".join(lines), "kind": FailureKind.LOST}
     return {"cause": _cause(error), "traceback": "".join(lines), "kind": _kind(error)}
+
+
+def _lacks_files(error: BaseException, scratch_dir: str) -> bool:
+    """Return whether the directory is gone, or goes: its files are removed first."""
+    until = time.monotonic() + (REMOVAL_S if _is_about_file_in(scratch_dir, error) else 0.0)
+    while os.path.isdir(scratch_dir):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(REMOVAL_S / 20)
+    return True
+
+
+def _is_about_file_in(directory: str, error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, FileNotFoundError) and str(error.filename).startswith(directory):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _cause(error: BaseException) -> str:

@@ -139,7 +139,7 @@ class NodeContext:
 
     def tell_failure(self, error: BaseException) -> None:
         """Report the exception that ends this node to the driver."""
-        told = describe(as_text_error(error, self.text_columns))
+        told = describe(as_text_error(error, self.text_columns), self.scratch_dir)
         self.control.call(
             "trainer_failed",
             node=self.node.index,

@@ -1,0 +1,41 @@
+"""What a trainer says of the exception that ends it."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from tfspark.errors import DataError
+from tfspark.protocol.failures import FailureKind
+from tfspark.training.failing import describe
+
+
+def test_trainer_whose_directory_was_removed_is_lost_with_its_executor(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    shutil.rmtree(scratch)
+    for error in (FileNotFoundError(2, "none", str(scratch / "part.npz")), RuntimeError("no such part")):
+        told = describe(error, str(scratch))
+        assert (told["kind"], FailureKind(told["kind"]).is_transient) == ("lost", True)
+        assert told["cause"].startswith(f"its directory {scratch} was removed, as Spark does")
+
+
+def test_trainer_whose_files_are_removed_before_their_directory_is_lost(tmp_path: Path) -> None:
+    removal = threading.Timer(0.3, shutil.rmtree, [tmp_path])
+    removal.start()
+    assert describe(FileNotFoundError(2, "none", f"{tmp_path}/part.npz"), str(tmp_path))["kind"] == "lost"
+    removal.join()
+
+
+@pytest.mark.parametrize("name", ["epoch-1.keras", "/elsewhere/rows"])
+def test_file_that_a_program_does_not_find_is_its_own_error(tmp_path: Path, name: str) -> None:
+    error = FileNotFoundError(2, "none", str(tmp_path / name))
+    told = describe(error, str(tmp_path))
+    assert (told["kind"], told["cause"]) == ("exception", f"FileNotFoundError: {error}")
+
+
+def test_error_in_the_rows_is_one_also_without_a_directory_to_look_at() -> None:
+    assert describe(DataError("row 3: a null"))["kind"] == "data"
