@@ -16,12 +16,13 @@ from experiment.runs import MODEL, experiment
 from pyspark.sql import SparkSession
 from rich.console import Console
 from support.disks import small_disk
+from support.errors import raises
 from support.rows import df_with_partitions
 from typer.testing import CliRunner
 
 from tfspark import InputMode, TFCluster
 from tfspark.cli import app
-from tfspark.errors import TfsparkError
+from tfspark.errors import ConfigError, TfsparkError
 from tfspark.experiment.console import RunConsole
 from tfspark.experiment.run import _Watch
 from tfspark.experiment.rundir import RunDirectory
@@ -178,3 +179,12 @@ def test_run_that_nobody_looks_at_any_more_goes_on_and_keeps_its_log(error: OSEr
     shown.step({**EPOCH, "epoch": 1})
     shown.line("two")
     assert [line.partition(" ")[2] for line in log.getvalue().splitlines()][::2] == ["one", "two"]
+
+
+def test_cluster_without_room_for_temporary_files_is_refused(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "disk", "nr_inodes=1") as disk:
+        monkeypatch.setattr("tempfile.tempdir", str(disk))
+        with raises(ConfigError, "expected a directory for temporary files", NO_ROOM, "pass log_dir"):
+            TFCluster.run(spark, lambda args: None, {}, 1, warm=False)

@@ -433,3 +433,25 @@ def test_column_to_numpy_when_the_dtype_cannot_hold_a_value_refuses_it(
         DataError, match=f"row 1: column 'x' holds values that the declared dtype {dtype} cannot"
     ):
         column_to_numpy(pa.array(values), Column("x", dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "available", "hint"),
+    [
+        ("s.x", ["s", "label"], "df.withColumn('s.x', df['s.x'])"),
+        ("ID", ["id", "label"], "did you mean 'id'?"),
+        ("labl", ["id", "label"], "did you mean 'label'?"),
+        ("nothing", ["id", "label"], "name the feature and label columns"),
+    ],
+)
+def test_column_that_is_not_there_is_told_with_what_it_may_mean(
+    name: str, available: list[str], hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_columns(Columns((Column(name),)), available)
+    assert hint in str(caught.value)
+
+
+def test_fields_of_a_struct_are_told_as_spark_spells_them() -> None:
+    assert "df.select('c.a', 'c.`y.z`')" in message_of(pa.array([{"a": 1, "y.z": 2}]))
+    assert "expected no variant" in message_of(pa.array([{"value": b"1", "metadata": b""}]))

@@ -231,12 +231,24 @@ def check_columns(columns: Columns, available: Sequence[str]) -> None:
     """
     for name in (column.name for column in columns.sent):
         if name not in available:
-            near = difflib.get_close_matches(name, available, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = _hint(name, available)
             raise ConfigError(
                 f"expected a column {name!r}, the data has {sorted(available)}; {hint}name the feature and label "
                 "columns as the data does"
             )
+
+
+def _hint(name: str, available: Sequence[str]) -> str:
+    """Return what a missing column's name may mean; empty if nothing is known."""
+    struct = name.partition(".")[0]
+    if struct in available:
+        return (
+            f"if it is a field of {struct!r}, select it as a column, for example "
+            f"df.withColumn({name!r}, df[{name!r}]); else "
+        )
+    same = [other for other in available if other.lower() == name.lower()]
+    near = same or difflib.get_close_matches(name, available, 1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _column_from_json(data: Mapping[str, Any]) -> Column:

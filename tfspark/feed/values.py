@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfspark.errors import DataError
+from tfspark.feed.spark_names import quoted
 from tfspark.feed.structs import binary_buffers
 
 Array = npt.NDArray[Any]
@@ -102,13 +103,23 @@ _UNITS_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 def _advice(kind: pa.DataType, name: str) -> str:
     if pa.types.is_map(kind):
         return f"expected no map; select what is under its keys, for example df[{name!r}]['key']"
+    if pa.types.is_struct(kind) and {field.name for field in kind} == {"value", "metadata"}:
+        return (  # So Spark sends a variant.
+            f"expected no variant; take a value out of it, for example variant_get({name}, '$.a', 'double') in SQL, or "
+            "if it is a struct, select its fields"
+        )
     if pa.types.is_struct(kind):
-        fields = ", ".join(f"'{name}.{field.name}'" for field in list(kind)[:3])
+        fields = ", ".join(f"'{_spelled(name)}.{_spelled(field.name)}'" for field in list(kind)[:3])
         return f"expected no struct; select its fields instead, for example df.select({fields})"
     return (
         "expected numbers, booleans, strings, binaries, dates, timestamps, vectors, images, or arrays of such values; "
         "cast it or select its parts before feeding"
     )
+
+
+def _spelled(name: str) -> str:
+    """Return a name as it is written in Spark: with backticks if it holds more than letters and digits."""
+    return name if name.isidentifier() and name.isascii() else quoted(name)
 
 
 def uniform_length(lengths: pa.Array, name: str, unit: str, row_of: RowOf, fix: str) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, newest_in
 from tfspark.cluster.state.restarts import RestartBudget
+from tfspark.errors import ConfigError
 
 MAX_RESTARTS = 3
 RESTART_WINDOW_S = 3600.0
@@ -23,7 +24,7 @@ class Recovery:
         resume: the run directory of the run to resume.
 
     Raises:
-        ConfigError: `resume` has no checkpoint.
+        ConfigError: `resume` has no checkpoint, or there is no room for temporary files.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Recovery:
     ):
         self.budget = budget
         self.point = None if resume is None else newest_in(state_directory(resume))
-        self._temporary = Path(tempfile.mkdtemp(prefix="tfspark-state-")) if directory is None else None
+        self._temporary = _temporary_directory() if directory is None else None
         if self._temporary is not None:
             weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         place = self._temporary or state_directory(directory or Path())
@@ -55,6 +56,21 @@ class Recovery:
         self.store.drop_drafts()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _temporary_directory() -> Path:
+    """Make a directory for the checkpoints of a cluster without a run directory.
+
+    Raises:
+        ConfigError: no directory for temporary files has room.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix="tfspark-state-"))
+    except OSError as error:
+        raise ConfigError(
+            f"expected a directory for temporary files, where restarts find the state of a training, the system said: "
+            f"{error.strerror or error}; make room there, set TMPDIR, pass log_dir, or do without by max_restarts=0"
+        ) from None
 
 
 def state_directory(run_directory: Path) -> Path:
