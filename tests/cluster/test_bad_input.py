@@ -117,6 +117,25 @@ def test_train_when_there_are_no_rows_says_so_and_the_cluster_trains_on(spark: S
     assert sum(nodes["worker 0"]["rows"] + nodes["worker 1"]["rows"]) == 4 * 16
 
 
+def test_other_types_than_those_trained_on_are_told_before_anything_is_fed(spark: SparkSession) -> None:
+    rows = df_with_partitions(spark, [8, 8]).withColumn("number", sf.col("id") / 16)
+    text = rows.withColumn("number", sf.col("number").cast("string"))
+    with TFCluster.run(spark, dense, {}, 1) as cluster:
+        with raises(
+            DataError, "expected column 'number' as in the rows trained on, double, got string", "cast"
+        ):
+            cluster.train(rows, features=["number"], validation=text)
+        with raises(DataError, "expected column 'features' as in", "array<float>, got array<string>"):
+            cluster.train(
+                rows, features=["features"], validation=text.withColumn("features", sf.array("number"))
+            )
+        cluster.train(rows, features=["features"], validation=rows)
+        with raises(DataError, "expected column 'label' as in the rows trained on, bigint, got string"):
+            cluster.evaluate(rows.withColumn("label", sf.col("label").cast("string")))
+        assert cluster.evaluate(rows)["loss"] > 0
+        cluster.shutdown()
+
+
 @pytest.mark.parametrize("broken", ["the training", "the evaluation", "no rows for several epochs"])
 def test_call_after_one_that_was_broken_off_says_so_at_once(spark: SparkSession, broken: str) -> None:
     rows = df_with_partitions(spark, [40, 40])

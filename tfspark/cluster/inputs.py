@@ -256,6 +256,36 @@ def validation_rows(spark: SparkSession, data: Any, columns: Columns) -> DataFra
     return rows
 
 
+def check_alike(trained: Any, other: DataFrame) -> None:
+    """Reject rows whose columns are text where those trained on are numbers, or the other way round.
+
+    A model that was built for numbers fails on text in the middle of a graph, after an epoch.
+
+    Args:
+        trained: the rows trained on; other than a DataFrame they tell no types.
+        other: rows for validation or an evaluation.
+
+    Raises:
+        DataError: names the first such column.
+    """
+    from pyspark.sql.types import BinaryType, StringType
+
+    fields = () if is_rdd(trained) or not hasattr(trained, "schema") else trained.schema.fields
+    known = {field.name: field.dataType for field in fields}
+
+    def is_bytes(dtype: DataType) -> bool:
+        return isinstance(_innermost(dtype), StringType | BinaryType)
+
+    for one in other.schema.fields:
+        had = known.get(one.name, one.dataType)
+        if is_bytes(had) != is_bytes(one.dataType):
+            raise DataError(
+                f"expected column {one.name!r} as in the rows trained on, {had.simpleString()}, got "
+                f"{one.dataType.simpleString()}; cast it in Spark, for example "
+                f"df.withColumn({one.name!r}, df[{one.name!r}].cast({had.simpleString()!r}))"
+            )
+
+
 def no_validation_rows() -> DataError:
     """Return the error that says that there is nothing to validate on."""
     return DataError(
@@ -288,11 +318,17 @@ def check_text(df: DataFrame, columns: Columns) -> None:
 
 
 def _holds_text(dtype: DataType) -> bool:
-    from pyspark.sql.types import ArrayType, StringType
+    from pyspark.sql.types import StringType
+
+    return isinstance(_innermost(dtype), StringType)
+
+
+def _innermost(dtype: DataType) -> DataType:
+    from pyspark.sql.types import ArrayType
 
     while isinstance(dtype, ArrayType):
         dtype = dtype.elementType
-    return isinstance(dtype, StringType)
+    return dtype
 
 
 def _check_weight(df: DataFrame, columns: Columns) -> None:

@@ -17,6 +17,7 @@ from tfspark.cluster.inputs import (
     FeedOptions,
     InputMode,
     Selection,
+    check_alike,
     is_dstream,
     is_rdd,
     session_of,
@@ -597,6 +598,8 @@ class TFCluster:
             return self._trainings.train_on_dstream(data, stream, batch_size, timeout_s)
         fed = what_to_feed(self._spark, data, chosen, self._options.runs_main_fun)
         checked = None if validation is None else validation_rows(self._spark, validation, fed.columns)
+        if checked is not None:
+            check_alike(fed.rows, checked)
         self._trainings.open(
             stream,
             fed,

@@ -21,6 +21,7 @@ from tfspark.cluster.inputs import (
     InputMode,
     TrainingRows,
     as_dataframe,
+    check_alike,
     elements_to_feed,
     is_rdd,
     no_validation_rows,
@@ -504,6 +505,8 @@ class Trainings:
         if self._input_mode is InputMode.TENSORFLOW:
             check_slots(self._spark, self._supervisor.num_slots, 1, timeout_s=0)
         rows = select_columns(as_dataframe(self._spark, df), spec.columns)
+        if self._planned is not None:
+            check_alike(self._planned.rows, rows)
         return self._done_whole(lambda: self._evaluated(spec, rows, num_classes), begins_again=True)
 
     def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
