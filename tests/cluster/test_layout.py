@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,9 @@ from cluster.file_rows import FORMATS, NUM_ROWS, files
 from cluster.programs import counting
 from cluster.strikes import Strike, kill
 from py4j.protocol import Py4JError
+from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
 
 from tfspark import Feeding, TFCluster
 from tfspark.cluster.layout import PARALLELISM, Parallelism, PlannedRows
@@ -163,6 +167,47 @@ def test_rows_of_a_database_are_not_found_again_unless_they_are_sorted(
     found = (not before.differ_from(0, layout.to_json()), not later.differ_from(0, layout.to_json()))
     assert found == expected
     rows.unpersist()
+
+
+class Dice(DataSource):  # type: ignore[misc]
+    """A data source of Spark's in Python, whose rows are others each time."""
+
+    @classmethod
+    def name(cls) -> str:
+        """As Spark finds it."""
+        return "dice"
+
+    def schema(self) -> str:
+        """Its only column."""
+        return "id bigint"
+
+    def reader(self, schema: Any) -> DataSourceReader:
+        """Read it."""
+        del schema
+        return Throw()
+
+
+class Throw(DataSourceReader):  # type: ignore[misc]
+    """Reads three partitions."""
+
+    def partitions(self) -> list[InputPartition]:
+        """One for each die."""
+        return [InputPartition(number) for number in range(3)]
+
+    def read(self, partition: InputPartition) -> Iterator[tuple[int]]:
+        """Throw it."""
+        del partition
+        yield (random.randrange(6),)
+
+
+def test_rows_of_any_source_in_python_are_not_found_again(spark: SparkSession) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    spark.dataSource.register(Dice)
+    planned = PlannedRows(spark.read.format("dice").load(), Parallelism())
+    layout = planned.of_pass(0)[1]
+    assert layout.partitions == 3
+    assert "after a shuffle" in planned.differ_from(0, layout.to_json())
+    assert planned.of_pass(1)[1].differs_from(layout.to_json())
 
 
 def test_layout_of_text_that_an_rdd_reads_is_another_when_its_file_was_written_again(

@@ -47,6 +47,8 @@ _KEEPS_ORDER = (
 Such a sort leaves rows of the same key, for example in a join, in the order in which they arrived."""
 _NUMBERED = ("ParallelCollectionRDD", "HadoopRDD", "NewHadoopRDD")
 """Nodes whose partitions contain the RDD's number, which is different in every program."""
+REPEATABLE_SOURCES = ("tfrecord", "tfrecords")
+"""Data sources written in Python whose rows are in the same places each time."""
 _NUMBER_OF_EXPRESSION = re.compile(r"#\d+L?")
 
 
@@ -91,7 +93,8 @@ class Layout:
 
 
 _NOT_REPEATABLE = (
-    "after a shuffle Spark has rows in the order in which they arrive, which is another each time"
+    "after a shuffle Spark has rows in the order in which they arrive, which is another each time, and a database or "
+    "another source of rows may have changed"
 )
 
 
@@ -263,6 +266,12 @@ def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, 
     return DataFrame(fixed, spark), layout
 
 
+def _is_anything(scan: Any) -> bool:
+    """Return whether a data source written in Python is read that is not tfspark's own, so its rows may be any."""
+    is_python = scan.scan().getClass().getSimpleName() == "PythonScan"
+    return is_python and str(scan.table().name()) not in REPEATABLE_SOURCES
+
+
 class _Plan:
     """What a physical plan says about its partitions."""
 
@@ -279,7 +288,7 @@ class _Plan:
         if name in ("FileSourceScanExec", "BatchScanExec"):
             self._scans.append(node.inputRDD())
         self._note_seeds(node, name)
-        if name == "RowDataSourceScanExec":
+        if name == "RowDataSourceScanExec" or (name == "BatchScanExec" and _is_anything(node)):
             self.is_comparable = False
             return False  # A database may return other rows, or another order, each time.
         if name == "AQEShuffleReadExec":
