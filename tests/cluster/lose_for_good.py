@@ -23,11 +23,13 @@ from cluster.lose_and_tell import daemon_above
 from cluster.programs import counting
 from cluster.strikes import Strike
 from pyspark.sql import DataFrame, SparkSession
+from support.processes import poll_until
 from support.trainers import all_trainers
 
 from tfspark import Feeding, TFCluster
 from tfspark.tfrecord import register
 
+NOTICED_S = 120.0
 BATCH = 30  # Divides among one worker, two and three.
 
 
@@ -48,7 +50,7 @@ def train_and_lose(
     plan, order, workers, least = cell.split(":")
     total = rows.count()
     rows = spark.range(total) if plan == "numbers" else rows
-    before = cuts(rows)
+    before, cores = cuts(rows), spark.sparkContext.defaultParallelism
     fed = rows.repartitionByRange(5, "id").sortWithinPartitions("id") if plan == "ranges" else rows
     lose = {"executor": lose_executor, "daemon": lose_daemon}[loss]
     observer = Strike(lambda: lose(spark, clusters[0]), "state", epoch=1, step=15)
@@ -68,6 +70,8 @@ def train_and_lose(
         feeding = Feeding(ordered=order == "ordered")
         cluster.train(fed, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
         cluster.shutdown(export=["keras"])
+    # Until Spark knows of the loss it would cut the rows as before.
+    poll_until(lambda: spark.sparkContext.defaultParallelism < cores, NOTICED_S)
     (weights,) = keras.models.load_model(Path(log_dir, "export/model.keras"), compile=False).get_weights()
     return {
         "cell": cell,
