@@ -373,8 +373,8 @@ class Cluster(Section):
     """Seconds without progress of the feed, for example without a row that a worker takes, before the run ends with an
     error."""
     max_restarts: Annotated[AtLeast0, _COUNT_OR_0] = 3
-    """Maximum number of restarts within `restart_window_s`. When a process or an executor is lost, the nodes start again
-    from the newest checkpoint. 0: the first loss ends the run."""
+    """Maximum number of restarts within `restart_window_s`. After the loss of a process or an executor the nodes start
+    again from the newest checkpoint. 0: the first loss ends the run."""
     restart_window_s: Annotated[Seconds, _SECONDS] = 3600.0
     """Length of the sliding time window in which restarts are counted."""
     min_executors: Annotated[AtLeast1 | None, _COUNT] = None
