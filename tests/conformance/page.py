@@ -12,14 +12,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "keras-features.md"
 HEAD = """# Features of Keras
 
 Which features of Keras's `compile` and `fit` train as in plain Keras. This page is generated from the table in
-`tests/conformance/table.py`. Each row is a small model; plain Keras trains it in one process, and tfspark trains it on the
-same global batches with one and with two workers, and with a worker of parameter servers. *Equal* means: weights, history
-and `evaluate` are the same to float tolerance.
+`tests/conformance/table.py`. Each row is a small model. Plain Keras trains it in one process, and tfspark trains it on
+the same global batches with one and with two workers, and with a worker of parameter servers. *Equal* means: weights,
+history and `evaluate` are the same to float tolerance.
 
 Two rules apply to all rows:
 
 - **A short batch.** If the rows of an epoch do not fill its last batch, synchronous workers fill it up with rows of
-  weight 0. Losses, gradients, metrics and history are those of the real rows: workers add up their numbers of real rows.
+  weight 0. Losses, gradients, metrics and history are those of the real rows: workers add up their numbers of real
+  rows.
 - **Parameter servers** let workers take steps at the same time, on weights that other workers change meanwhile. *Equal*
   holds for one worker, whose steps are sequential; with several, for metrics and evaluations on the same weights.
 
