@@ -128,7 +128,9 @@ def test_estimator_and_model_when_not_set_up_say_what_is_missing(spark: SparkSes
 def test_tensor_names_when_there_is_one_take_any_name() -> None:
     assert tensor_names(["dense_1"], ["output_0"], "output") == ["output_0"]
     assert tensor_names(["b", "a"], ["a", "b", "c"], "input") == ["b", "a"]
-    with pytest.raises(ConfigError, match=r"expected output tensors \['x'\], the signature has \['a', 'b'\]"):
+    with pytest.raises(
+        ConfigError, match=r"expected output tensors \['x'\], got a signature with \['a', 'b'\]"
+    ):
         tensor_names(["x"], ["b", "a"], "output")
 
 

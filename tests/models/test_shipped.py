@@ -45,7 +45,7 @@ def test_find_shipped_when_installed_takes_the_packages(elsewhere: Path, wheel: 
 
 @pytest.mark.parametrize("path", ["models/nope.py", "configs/../models/nope.py", "pyproject.toml", "models"])
 def test_find_shipped_when_missing_lists_what_is_shipped(elsewhere: Path, path: str) -> None:
-    with pytest.raises(ConfigError, match=r"shipped with tfspark: .*configs/mnist_cnn\.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"these come with tfspark: .*configs/mnist_cnn\.yaml") as caught:
         find_shipped(path)
     assert "models/cnn.py" in str(caught.value)
 

@@ -95,7 +95,7 @@ def test_list_of_an_unknown_scheme_is_refused() -> None:
 
 def test_paths_of_no_path_are_refused() -> None:
     assert paths_of({"paths": '["/a", "/b"]'}) == ["/a", "/b"]
-    with pytest.raises(ConfigError, match="came none"):
+    with pytest.raises(ConfigError, match="got none"):
         paths_of({})
 
 
