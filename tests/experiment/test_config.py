@@ -205,7 +205,7 @@ def test_load_config_when_key_wrong_names_line_key_and_what_was_expected(
     [
         ("data.table=t", "data: expected exactly one of path, table and sql, got path and table"),
         ("data.path=null", "data: expected exactly one of path, table and sql, got none"),
-        ("data.format=null", "data.path: expected a format beside it"),
+        ("data.format=null", "data.path: expected a format, too"),
         ("data.validation={table: t, format: csv}", "data.validation.format: expected only with a path"),
         ("data.validation={path: v, foo: 1}", "data.validation.foo: unknown key"),
         ("data.validation=1.0", "data.validation: expected a fraction of the rows in [0, 1)"),
@@ -420,9 +420,12 @@ def test_load_config_when_workers_read_files_refuses_what_only_spark_can_do(
     [
         (
             "data.label.classes=infer",
-            "data.label.classes: expected the number of classes, or nothing, beside",
+            "data.label.classes: expected the number of classes, or nothing, together",
         ),
-        ("train.class_weights=balanced", "train.class_weights: expected a mapping beside data.examples"),
+        (
+            "train.class_weights=balanced",
+            "train.class_weights: expected a mapping together with data.examples",
+        ),
         ("cluster.input_mode=tensorflow", "data.examples: expected nothing under input_mode tensorflow"),
     ],
 )

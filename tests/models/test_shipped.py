@@ -54,5 +54,5 @@ def test_find_shipped_when_nothing_is_shipped_says_so(
     elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "site-packages" / "tfspark" / "shipped.py"))
-    with pytest.raises(ConfigError, match="shipped with tfspark: nothing"):
+    with pytest.raises(ConfigError, match="these come with tfspark: nothing"):
         find_shipped("models/cnn.py")

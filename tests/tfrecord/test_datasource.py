@@ -176,7 +176,7 @@ def test_read_of_a_damaged_file_fails_or_drops(session: SparkSession, tmp_path: 
 
 def test_read_of_more_values_than_declared_names_the_fix(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(0, 100, 1, 1).selectExpr("if(id < 50, array(id), array(id, id)) c"), tmp_path / "out")
-    with pytest.raises(Exception, match=r"came 2 values; declare the column as array<bigint>"):
+    with pytest.raises(Exception, match=r"got 2 values; declare the column as array<bigint>"):
         load(session, tmp_path / "out", inferSamples="50").collect()
 
 
