@@ -1,16 +1,16 @@
-"""Predictions beside plain Keras, and cross-validation beside fits on a cluster that runs already.
+"""Compare predictions with plain Keras, and cross-validation with fits on a running cluster.
 
     python benchmarks/ml.py transform [--rows 60000] [--times 3]
     python benchmarks/ml.py tuning [--times 1]
 
-Needs no data: rows are random, since how long it takes does not depend on what is in them.
+Needs no data: rows are random, because the time does not depend on their values.
 
-``transform``: a LeNet on images of 28 x 28 and a dense network on 40 columns. Plain Keras predicts the same rows, which
-it has in memory as NumPy arrays, in one process with the same cores; Spark on ``local[2]`` reads Parquet files, and
-adds up the predictions. Both have loaded the model before, and take turns.
+``transform``: a LeNet on images of 28 x 28 and a dense network on 40 columns. Plain Keras predicts the same rows from
+NumPy arrays in memory, in one process with the same cores; Spark on ``local[2]`` reads Parquet files, and adds up the
+predictions. Both have already loaded the model, and run in turn.
 
 ``tuning``: CrossValidator, 3 folds x 4 settings, 2 workers, on ``local[4]``; the time of each fit, and of the same
-training on a cluster that runs already.
+training on a running cluster.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def network(kind: str) -> Any:
 
 def files(spark: Any, folder: str, kind: str, rows: int, size: int) -> Any:
     place = str(Path(folder, f"{kind}-rows"))
-    # Some values once, shifted from row to row: Parquet would take minutes to make each of them.
+    # Compute some values once and shift them from row to row: it would take minutes to compute each of them.
     row = f"transform(sequence(1, {size}), i -> float(pmod(id * 7919 + i * 104729, 997)) / 997f) AS x"
     spark.range(0, rows, 1, 4).selectExpr("id", row).write.parquet(place)
     return spark.read.parquet(place)

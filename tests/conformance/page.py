@@ -46,7 +46,7 @@ def page() -> str:
 
 
 def order(group: str) -> int:
-    """Return where a group comes in."""
+    """Return the position of a group on the page."""
     return list(dict.fromkeys(row.group for row in [*FEATURES, *STATED])).index(group)
 
 
