@@ -68,7 +68,8 @@ def transform(num_rows: int, times: int, form: str) -> None:
             own, ours = (statistics.median(side) for side in zip(*found, strict=True))
             each = ", ".join(f"{keras:.2f}/{ours:.2f}" for keras, ours in found)
             print(
-                f"{kind}, {form}: {rows:,} rows, Keras {own:.2f} s, transform {ours:.2f} s, ratio {own / ours:.2f} ({each})"
+                f"{kind}, {form}: {rows:,} rows, Keras {own:.2f} s, transform {ours:.2f} s, ratio {own / ours:.2f} "
+                f"({each})"
             )
         spark.stop()
 
