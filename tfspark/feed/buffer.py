@@ -12,7 +12,7 @@ import pyarrow as pa
 from tfspark.errors import DeadlineError
 
 UNFINISHED_BATCHES = 8
-"""Maximum batches of one pull while Spark may still deliver rows of the partition."""
+"""Maximum batches of the first pull while Spark may still deliver rows of the partition."""
 
 
 @dataclass(frozen=True)
@@ -261,16 +261,17 @@ class ChunkBuffer:
         """Return how many rows one pull may take.
 
         Readers should end at about the same time: where one has rows left and another has none, steps are trained on
-        fewer rows. So a pull takes a few batches while Spark may still deliver rows. Once Spark has delivered all of
-        the partition, it takes half of the rows that the reader lacks of its equal share, but at least a batch (after
-        guided self-scheduling: Polychronopoulos and Kuck, 1987). A row that is larger than a chunk is sent alone.
+        fewer rows. So the first pulls take a few batches, because Spark may deliver no more; a later one takes at most
+        what was taken before. Once Spark has delivered all of the partition, a pull takes half of what the reader lacks
+        of its equal share, but at least a batch (after guided self-scheduling: Polychronopoulos and Kuck, 1987). A row
+        that is larger than a chunk is sent alone.
         """
         head = queue[0].batch
         by_bytes = max(1, int(max_bytes * head.num_rows / max(head.nbytes, 1)))
         if self._stripe_rows is not None:
             return by_bytes
         if not self._finished:
-            return min(by_bytes, UNFINISHED_BATCHES * self._batch_rows)
+            return min(by_bytes, max(UNFINISHED_BATCHES * self._batch_rows, self._granted.total()))
         share = (self._rows + self._granted.total()) // self._num_readers
         return min(by_bytes, max((share - self._granted[reader]) // 2, self._batch_rows))
 
