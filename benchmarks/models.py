@@ -219,25 +219,24 @@ def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any, Any
         params = model_params(experiment, rows)
         params = module.adapt(params, rows.train) if module.adapt else params
         parts = (rows.train, rows.validation, rows.test)
-        return params, *(df and tensors(df.toArrow(), rows.columns) for df in parts)
+        return params, *(df and tensors(df.toArrow(), rows.columns, module.features) for df in parts)
 
 
-def tensors(table: Any, columns: Any) -> tuple[Any, Any]:
-    """Return features and labels; the features twice if they are their own target."""
-    import numpy as np
+def tensors(table: Any, columns: Any, features: Any) -> tuple[Any, Any]:
+    """Return features and labels in the form for Keras; the features twice if they are their own target."""
     import tensorflow as tf
 
     from tfspark.feed.arrays import to_numpy
+    from tfspark.feed.reader import WEIGHT
+    from tfspark.training.input.elements import flattened, joined, to_element
 
-    arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
-    named = {
-        column.name: tf.constant(x, tf.string)
-        if (x := arrays[column.name]).dtype == object
-        else np.asarray(x)
-        for column in columns.features
-    }
-    x = named if len(named) > 1 else next(iter(named.values()))
-    return x, np.asarray(arrays[columns.label.name]) if columns.label else x
+    arrays = flattened(to_numpy(table.combine_chunks().to_batches()[0], columns), columns)
+    rows = joined({name: tf.constant(values) for name, values in arrays.items()}, columns)
+    x, y, _ = to_element({**rows, WEIGHT: tf.ones(len(table))}, columns, features)
+    # As NumPy arrays, of which `fit` shuffles rows, and `choose.py` takes some.
+    return tf.nest.map_structure(
+        lambda tensor: tensor if tensor.dtype == tf.string else tensor.numpy(), (x, y)
+    )
 
 
 def judged(path: Path) -> float:
