@@ -40,7 +40,9 @@ def page() -> str:
         parts.append("| feature | synchronous | parameter servers | `main_fun` |\n|---|---|---|---|")
         parts.extend(line(feature) for feature in features)
     counts = Counter(kind_of(row.synchronous) for row in rows)
-    said = ", ".join(f"{counts[kind]} {kind}" for kind in ("equal", "equal but for what is named", "refused"))
+    said = ", ".join(
+        f"{counts[kind]} {kind}" for kind in ("equal", "equal except for the named differences", "refused")
+    )
     parts.append(f"\nOf {len(rows)} rows, synchronous training has {said}.\n")
     return "\n".join(parts)
 
@@ -61,7 +63,7 @@ def line(row: Feature | Stated) -> str:
 def kind_of(promise: str) -> str:
     if promise == EQUAL:
         return "equal"
-    return "refused" if promise.startswith("refused") else "equal but for what is named"
+    return "refused" if promise.startswith("refused") else "equal except for the named differences"
 
 
 if __name__ == "__main__":
