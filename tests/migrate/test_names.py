@@ -192,7 +192,7 @@ def test_get_gpus_when_one_is_busy_gives_the_others(three_gpus: None) -> None:
     assert gpu_info.is_gpu_available()
     assert gpu_info.get_gpus(2) == "0,2"
     assert gpu_info.get_gpus(1, 1, gpu_info.AS_LIST) == ["2"]
-    with pytest.raises(ReservationError, match="expected 3 free GPUs, 2 of 3 are"):
+    with pytest.raises(ReservationError, match="expected 3 free GPUs, got 2 of 3"):
         gpu_info.get_gpus(3)
 
 
