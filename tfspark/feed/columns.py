@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -223,6 +224,10 @@ class Columns:
         )
 
 
+_OF_NO_HEADER = re.compile(r"_c\d+")
+"""Names that Spark gives to the columns of CSV files without a header."""
+
+
 def check_columns(columns: Columns, available: Sequence[str]) -> None:
     """Reject columns that the data does not have.
 
@@ -233,6 +238,9 @@ def check_columns(columns: Columns, available: Sequence[str]) -> None:
         if name not in available:
             near = difflib.get_close_matches(name, available, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
+            if all(_OF_NO_HEADER.fullmatch(column) for column in available):
+                hint = "if the first line of the CSV files holds the names, read them with the option header=True "
+                hint += "(data.options: {header: true}); else "
             raise ConfigError(
                 f"expected a column {name!r}, the data has {sorted(available)}; {hint}name the feature and label "
                 "columns as the data does"
