@@ -1,14 +1,15 @@
-"""Choose the parameters of a shipped experiment by validation rows, which are neither trained on nor tested.
+"""Choose the parameters of one of tfspark's experiments by validation rows, which are neither trained on nor tested.
 
     python benchmarks/choose.py diamonds model.params.dropout=0,0.1 model.params.hidden=[64],[128,64]
 
 Plain Keras trains with every combination, on the same rows and with the same seed, and is measured on the validation
-rows after each epoch: how many epochs, up to those of the experiment, is chosen as well. Validation rows are those of
-the experiment, or, where it has none, a tenth of the training rows. Of sunspots they are the last months before those
-of the test; of breast cancer, where malignant rows are for the test alone, half of the test rows; the other half tests.
+rows after each epoch: the number of epochs, up to that of the experiment, is chosen as well. Validation rows are those
+of the experiment, or a tenth of the training rows if it has none. For sunspots they are the last months before those of
+the test. For breast cancer, where only the test has malignant rows, they are half of the test rows; the other half is
+the test.
 
-The chosen parameters alone meet the test rows: plain Keras trains with them as the experiment says, which is on all of
-the training rows if it has no validation rows.
+Only the chosen parameters are measured on the test rows: plain Keras trains with them as in the experiment, that is on
+all training rows if it has no validation rows.
 
 Needs the experiment's data set below data/: ``scripts/prepare_data NAME``.
 """
@@ -61,7 +62,7 @@ def choices(part: str) -> list[str]:
 
 
 def rows_to_choose_by(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the module, what `adapt` found, and rows to train on and to choose by."""
+    """Return the module, the parameters from `adapt`, and rows to train on and to choose by."""
     _, module, params, train, validation, test = read(job, changes)
     if job.halves_test:
         return module, params, train, halves(test)[0]
@@ -73,7 +74,7 @@ def rows_to_choose_by(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
 def each_epoch(
     job: Job, changes: tuple[str, ...], module: Any, found: dict[str, Any], train: Any, validation: Any
 ) -> list[float]:
-    """Train; return what the validation rows say after each epoch."""
+    """Train; return the metrics of the validation rows after each epoch."""
     from tfspark.experiment.config import load_config
 
     with contextlib.chdir(ROOT):
@@ -90,7 +91,7 @@ def test_figure(job: Job, changes: tuple[str, ...]) -> float:
 
 
 def halves(rows: tuple[Any, Any]) -> list[tuple[Any, Any]]:
-    """Divide rows by what they hold: a row that is in several tests is in the same half of each."""
+    """Divide rows by their content: a row that is in several tests is in the same half of each."""
     x, y = rows
     is_second = [zlib.crc32(row.tobytes()) % 2 == 1 for row in x]
     return [

@@ -1,11 +1,11 @@
-"""The driver's server under many nodes: real clients on this machine that register and then beat once a second.
+"""Load the driver's server with many nodes: real clients on this machine register and send a heartbeat each second.
 
     python benchmarks/control_plane.py [--nodes 10 100 1000] [--seconds 60]
 
-Each node has a connection of its own; every second beat its trainer is heard, too. The driver waits meanwhile as it
-does in training: first for all nodes, then for the end of a job, looking at the books whenever they change. Late: a
-beat whose answer came more than a second after it was due. CPU is that of the process that serves; the clients run in a
-process of their own.
+Each node has its own connection; with every second heartbeat its trainer reports, too. Meanwhile the driver waits as in
+training: first for all nodes, then for the end of a job, checking the state whenever it changes. A heartbeat is late if
+its answer arrives more than a second after it was due. CPU is that of the serving process; the clients run in a
+separate process.
 
 Needs no data.
 """
@@ -88,7 +88,7 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
 
 
 def beat(location: str, token: str, num_nodes: int, seconds: float) -> dict[str, Any]:
-    """Be all nodes: register each, then let each beat once a second, spread over the second."""
+    """Simulate all nodes: register each, then send a heartbeat for each once a second, spread over the second."""
     from tfspark.protocol.wire import ActionClient, Secret
 
     began = time.monotonic()

@@ -1,9 +1,9 @@
-"""Seconds of CPU that a command takes, with all processes that it starts, also those that are no longer below it.
+"""Measure the CPU seconds of a command, including all processes that it starts, even re-parented ones.
 
     python benchmarks/cpu.py scripts/test tests/migrate -n 0
 
 Linux only: orphans, such as warm parents and their trainers, become children of this program (prctl(2),
-``PR_SET_CHILD_SUBREAPER``), so that the kernel adds up their time, too. It waits for them, a minute at most.
+``PR_SET_CHILD_SUBREAPER``), so that the kernel adds up their time, too. It waits for them, for at most a minute.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def await_orphans() -> str:
-    """Wait for what the command has left; say what it was if it stays."""
+    """Wait for the processes that the command has left; print those that do not end."""
     until = time.monotonic() + ORPHANS_S
     while time.monotonic() < until:
         try:

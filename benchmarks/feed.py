@@ -1,15 +1,15 @@
-"""Rows per second of the feed against Spark's own limit and tf.data, in the same minutes.
+"""Measure rows per second of the feed against Spark's own limit and tf.data, in the same minutes.
 
     python benchmarks/feed.py                  four kinds of rows: limits, feed, node cache, CPU per row
     python benchmarks/feed.py --files tfrecord --kinds float,digit      the same from TFRecord files
     python benchmarks/feed.py --growth         time per row by partitions, rows and workers; draws feed_growth.png
     python benchmarks/feed.py --training       two workers that train, fed and from memory
 
-limit A: `mapInArrow` whose function only counts the rows Spark hands to Python.
+limit A: `mapInArrow` whose function only counts the rows that Spark sends to Python.
 limit B: tf.data over the same rows in the memory of one process; with --files tfrecord, tf.data over the files
 (`TFRecordDataset`, two readers, batched `parse_example`).
-through Spark: the same DataFrame through feed tasks, leases and authenticated Arrow Flight into two trainers that
-take batches and throw them away; Spark reads the files. direct: the feed tasks read them. cache: the same from the
+through Spark: the same DataFrame through feed tasks, leases and authenticated Arrow Flight to two trainers that
+read batches and discard them; Spark reads the files. direct: the feed tasks read them. cache: the same from the
 second epoch on, with `FeedOptions(cache="node")`.
 
 Needs no data.
@@ -95,7 +95,7 @@ def local_session(slots: int) -> Any:
 
 
 def rows_of(kind: str, count: int, rng: np.random.Generator) -> pa.Table:
-    """Make rows of a kind, label last."""
+    """Return rows of a kind, with the label as the last column."""
     label = pa.array(rng.integers(0, 10, count))
     if kind == "float":
         values = pa.array(rng.random(count * 784, np.float32))
@@ -174,7 +174,7 @@ def rows_of_tfrecords(directory: Path, kind: str) -> Any:
 
     def parsed(records: Any) -> Any:
         found = tf.io.parse_example(records, wanted)
-        # One tensor of numbers for each batch, as the feed gives them.
+        # One tensor of numbers for each batch, as in the feed.
         return found if kind == "float" else {**found, "x": tf.io.decode_raw(found["x"], tf.uint8)}
 
     names = tf.data.Dataset.list_files(str(directory / "*.tfrecord"), shuffle=False)
@@ -183,7 +183,7 @@ def rows_of_tfrecords(directory: Path, kind: str) -> Any:
 
 
 def limit_b(dataset: Any) -> float:
-    """Return the best of three runs over a dataset."""
+    """Return the shortest time of three runs over a dataset."""
     seconds = []
     for _ in range(3):
         began = time.monotonic()
@@ -194,7 +194,7 @@ def limit_b(dataset: Any) -> float:
 
 
 def drain(args: dict[str, int], ctx: Any) -> int:
-    """Take every batch of every pass and throw it away."""
+    """Read and discard every batch of every pass."""
     from tfspark.training.input.dataset import open_feed
 
     feed = open_feed(ctx, "train")
@@ -204,7 +204,7 @@ def drain(args: dict[str, int], ctx: Any) -> int:
 def fed(
     spark: Any, df: Any, columns: Any, cache: bool, tls: bool, scan: str
 ) -> tuple[list[float], list[float], dict[str, float]]:
-    """Return seconds of each pass of the feed, of limit A between them, and CPU seconds by process."""
+    """Return seconds of each pass of the feed, seconds of limit A between them, and CPU seconds by process."""
     from tfspark import FeedOptions, TFCluster
 
     ours, limit, ends = [], [], []
@@ -219,7 +219,7 @@ def fed(
     with cluster:
         cpu: dict[str, float] = {}
         if cache:
-            # Trainers that only drain may take unequal parts of the first pass, which they then keep; those that train
+            # Draining trainers may get unequal parts of the first pass, which the cache keeps; trainers that train
             # keep step. In order, the parts are equal.
             feeding = FeedOptions(cache="node", ordered=True)
             cluster.train(df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=feeding)
@@ -237,7 +237,7 @@ def fed(
 
 
 def cpu_by_process() -> dict[str, float]:
-    """Return CPU seconds so far of the driver, Spark's JVM, its Python workers and the trainers."""
+    """Return the CPU seconds so far of the driver, Spark's JVM, its Python workers and the trainers."""
     used = {"driver": 0.0, "JVM": 0.0, "feed tasks": 0.0, "trainers": 0.0}
     me = psutil.Process()
     for process in all_processes():

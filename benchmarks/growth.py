@@ -1,4 +1,4 @@
-"""How the feed grows: time per row by partitions, rows and workers. Part of `feed.py --growth`."""
+"""Measure how the feed scales: time per row by partitions, rows and workers. Part of `feed.py --growth`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def report(spark: Any, picture: Path) -> None:
 
 
 def small_rows(spark: Any, rows: int, partitions: int) -> Any:
-    """Make rows of two floats and a label."""
+    """Return rows of two floats and a label."""
     return spark.range(0, rows, 1, partitions).selectExpr(
         "cast(id as float) as a", "cast(id % 7 as float) as b", "id % 10 as label"
     )
@@ -64,7 +64,7 @@ def counting_seconds(df: Any) -> float:
 
 
 def count_rows(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the number of rows of a partition, in a Python worker as Spark has it (see `spare_collections`)."""
+    """Yield the number of rows of a partition, in an unchanged Python worker of Spark (see `spare_collections`)."""
     import gc
 
     import pyarrow as pa
@@ -76,7 +76,7 @@ def count_rows(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def drain(args: dict[str, int], ctx: Any) -> int:
-    """Take every batch of every pass and throw it away."""
+    """Read and discard every batch of every pass."""
     from tfspark.training.input.dataset import open_feed
 
     feed = open_feed(ctx, "train")
@@ -84,7 +84,7 @@ def drain(args: dict[str, int], ctx: Any) -> int:
 
 
 def draw(measured: dict[str, list[tuple[int, float, float]]], picture: Path) -> None:
-    """Draw time per row, one panel a series."""
+    """Draw time per row, with one panel per series."""
     import matplotlib
 
     matplotlib.use("agg")

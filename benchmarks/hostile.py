@@ -1,10 +1,10 @@
-"""The driver's server under hostile calls, while a node that belongs there beats.
+"""Send hostile calls to the driver's server, while a real node sends heartbeats.
 
     python benchmarks/hostile.py [--calls 100000]
 
-Kinds, in turn: without a token, with another cluster's, an action that does not exist, a body that is no JSON, JSON of
-another form, a heartbeat of an attempt that is over. Printed: how many of each were answered, which must be none (a
-heartbeat of an old attempt is answered with "stop"), and how long the node's own calls took meanwhile.
+Kinds, in turn: without a token, with another cluster's token, an action that does not exist, a body that is not JSON,
+JSON with wrong keys, a heartbeat from an attempt that is over. Prints how many of each kind were answered, which must
+be none (a heartbeat from an old attempt gets the answer "stop"), and the duration of the node's own calls meanwhile.
 
 Needs no data.
 """

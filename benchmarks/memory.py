@@ -1,10 +1,10 @@
-"""Memory of every process while a DataFrame much larger than all bounds is fed.
+"""Measure the memory of every process while a DataFrame is fed that is much larger than all buffers.
 
     python benchmarks/memory.py [--gigabytes 4]
 
-Spark computes rows of 3,072 bytes, two trainers take batches of 128 and throw them away. Printed: the most memory of
-each kind of process, sampled ten times a second, beside its memory before the feed began. Pages that processes share,
-such as those of a warm parent and its trainers, count in parts (proportional set size).
+Spark computes rows of 3,072 bytes, two trainers read batches of 128 and discard them. Prints the peak memory of each
+kind of process, sampled ten times a second, beside its memory before the feed. Pages that processes share, such as
+those of a warm parent and its trainers, are divided among them (proportional set size).
 
 Needs no data.
 """
@@ -53,7 +53,7 @@ def local_session() -> Any:
 
 
 def drain(args: Any, ctx: Any) -> int:
-    """Take every batch of one pass and throw it away."""
+    """Read and discard every batch of one pass."""
     from tfspark.training.input.dataset import open_feed
 
     ctx.report("ready")
@@ -61,7 +61,7 @@ def drain(args: Any, ctx: Any) -> int:
 
 
 class Sampler:
-    """The most memory of each process, by kind."""
+    """The peak memory of each process, by kind."""
 
     def __init__(self) -> None:
         self.most: dict[str, dict[int, int]] = {}
@@ -97,7 +97,7 @@ def resident() -> list[tuple[str, int, int]]:
 
 
 def kind_of(process: psutil.Process, me: psutil.Process, tasks: set[int]) -> str:
-    """Name what a process does for the feed."""
+    """Return the role of a process in the feed."""
     line = process.cmdline()
     if process == me:
         return "driver (Python)"
@@ -111,7 +111,7 @@ def kind_of(process: psutil.Process, me: psutil.Process, tasks: set[int]) -> str
 
 
 def report(spark: Any, rows: int) -> None:
-    """Feed and print."""
+    """Feed the rows, and print the figures."""
     from tfspark import TFCluster
 
     df = spark.range(0, rows, 1, PARTITIONS).selectExpr(

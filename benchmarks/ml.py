@@ -1,16 +1,16 @@
-"""Predictions beside plain Keras, and cross-validation beside fits on a cluster that runs already.
+"""Compare predictions with plain Keras, and cross-validation with fits on a running cluster.
 
-    python benchmarks/ml.py transform [--rows 60000] [--times 3]
+    python benchmarks/ml.py transform [--rows 60000] [--times 3] [--files tfrecord]
     python benchmarks/ml.py tuning [--times 1]
 
-Needs no data: rows are random, since how long it takes does not depend on what is in them.
+Needs no data: rows are random, because the time does not depend on their values.
 
-``transform``: a LeNet on images of 28 x 28 and a dense network on 40 columns. Plain Keras predicts the same rows, which
-it has in memory as NumPy arrays, in one process with the same cores; Spark on ``local[2]`` reads Parquet files, and
-adds up the predictions. Both have loaded the model before, and take turns.
+``transform``: a LeNet on images of 28 x 28 and a dense network on 40 columns. Plain Keras predicts the same rows from
+NumPy arrays in memory, in one process with the same cores; Spark on ``local[2]`` reads Parquet or TFRecord files, and
+adds up the predictions. Both have already loaded the model, and run in turn.
 
 ``tuning``: CrossValidator, 3 folds x 4 settings, 2 workers, on ``local[4]``; the time of each fit, and of the same
-training on a cluster that runs already.
+training on a running cluster.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ def main() -> None:
     parser.add_argument("what", choices=("transform", "tuning"))
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--files", choices=("parquet", "tfrecord"), default="parquet")
     options = parser.parse_args()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if options.what == "transform":
-        transform(options.rows, options.times)
+        transform(options.rows, options.times, options.files)
     else:
         tuning()
 
@@ -46,17 +47,20 @@ def main() -> None:
 # --- transform ----------------------------------------------------------------------------------------
 
 
-def transform(num_rows: int, times: int) -> None:
+def transform(num_rows: int, times: int, form: str) -> None:
     from feed import local_session
+
+    from tfspark.tfrecord import register
 
     with tempfile.TemporaryDirectory(prefix="tfspark-benchmark-") as folder:
         spark = local_session(2)
+        register(spark)
         for kind, shape in KINDS.items():
             rows = num_rows if kind == "lenet" else 10 * num_rows
             model = network(kind)
             place = Path(folder, f"{kind}.keras")
             model.save(place)
-            df = files(spark, folder, kind, rows, shape[0])
+            df = files(spark, folder, kind, rows, shape[0], form)
             values = np.random.default_rng(0).random((rows, *shape), np.float32)
             of_spark(df, place, shape)
             plain(model, values[: 10 * 1024], kind)
@@ -64,7 +68,8 @@ def transform(num_rows: int, times: int) -> None:
             own, ours = (statistics.median(side) for side in zip(*found, strict=True))
             each = ", ".join(f"{keras:.2f}/{ours:.2f}" for keras, ours in found)
             print(
-                f"{kind}: {rows:,} rows, Keras {own:.2f} s, transform {ours:.2f} s, ratio {own / ours:.2f} ({each})"
+                f"{kind}, {form}: {rows:,} rows, Keras {own:.2f} s, transform {ours:.2f} s, ratio {own / ours:.2f} "
+                f"({each})"
             )
         spark.stop()
 
@@ -86,12 +91,12 @@ def network(kind: str) -> Any:
     return load_model_module("models/cnn.py").build_model({"architecture": "lenet"})
 
 
-def files(spark: Any, folder: str, kind: str, rows: int, size: int) -> Any:
+def files(spark: Any, folder: str, kind: str, rows: int, size: int, form: str) -> Any:
     place = str(Path(folder, f"{kind}-rows"))
-    # Some values once, shifted from row to row: Parquet would take minutes to make each of them.
+    # Compute some values once and shift them from row to row: it would take minutes to compute each of them.
     row = f"transform(sequence(1, {size}), i -> float(pmod(id * 7919 + i * 104729, 997)) / 997f) AS x"
-    spark.range(0, rows, 1, 4).selectExpr("id", row).write.parquet(place)
-    return spark.read.parquet(place)
+    spark.range(0, rows, 1, 4).selectExpr("id", row).write.format(form).mode("append").save(place)
+    return spark.read.format(form).load(place)
 
 
 def plain(model: Any, values: Any, kind: str) -> float:

@@ -1,13 +1,13 @@
-"""What the shipped models reach when two workers train them through the feed: the table of docs/models.md.
+"""Measure the quality of tfspark's models, trained by two workers through the feed: the table of docs/models.md.
 
     python benchmarks/models.py [--jobs mnist sunspots ...] [--seeds 42 1 2] [--set train.epochs=3 ...]
                                 [--plain | --trees]
 
-Each figure is that of `tfspark run` with the experiment of `configs/`, on its test rows; with `--plain`, that of plain
-Keras in this process: the same training and test rows, parameters, batch size and epochs, without workers. With
-`--trees`, that of gradient-boosted trees of Spark MLlib on the rows of tables.
+Each figure is that of `tfspark run` with the experiment of `configs/`, on its test rows. With `--plain`, it is that of
+plain Keras in this process: the same training and test rows, parameters, batch size and epochs, without workers. With
+`--trees`, it is that of gradient-boosted trees of Spark MLlib on the rows of tables.
 
-Needs the data sets of the jobs below data/: ``scripts/prepare_data NAME``, which the cluster does by itself.
+Needs the data sets of the jobs below data/: ``scripts/prepare_data NAME``; `tfspark run` fetches them automatically.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Job:
 
     Attributes:
         config: the experiment.
-        metric: of the test rows; "confidence": of a classifier of real digits in 10,000 made ones, see `judged`.
-        runs: options of each of its runs; empty: one for each seed.
-        choosing: options of `choose.py` alone: where the rows to choose by are, if the experiment has none.
-        halves_test: `choose.py` takes half of the test rows to choose by and the other half to test.
+        metric: of the test rows; "confidence": of a classifier of real digits for 10,000 generated ones, see `judged`.
+        runs: options of each of its runs; empty: one run for each seed.
+        choosing: options only for `choose.py`: the source of the rows to choose by, if the experiment has none.
+        halves_test: `choose.py` uses half of the test rows to choose by and the other half to test.
     """
 
     config: str
@@ -115,7 +115,7 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
 
 
 def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
-    """Do what an experiment says without a cluster; return the test metric."""
+    """Run an experiment without a cluster; return the test metric."""
     experiment, module, params, train, _, test = read(job, changes)
     model = trained_by_plain_keras(experiment, module, params, train)
     if job.metric == "confidence":
@@ -139,14 +139,14 @@ def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def place_of(source: Any) -> str:
-    """Return where a source's files are below ``data/``."""
+    """Return the directory of a source's files below ``data/``."""
     return str((ROOT / source.path).relative_to(ROOT / "data"))
 
 
 def trained_by_plain_keras(
     experiment: Any, module: Any, params: dict[str, Any], train: Any, validation: Any = None
 ) -> Any:
-    """Return the model, whose `history` says what each epoch brought."""
+    """Return the trained model; its `history` has the metrics of each epoch."""
     import keras
 
     keras.utils.set_random_seed(experiment.seed)
@@ -165,7 +165,7 @@ def measured(model: Any, rows: Any, metric: str) -> float:
 
 
 def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
-    """Boost trees on an experiment's rows; the depth is chosen by its validation rows. Return the test metric."""
+    """Train boosted trees on an experiment's rows, choose the depth by its validation rows; return the test metric."""
     from pyspark.ml import Pipeline
     from pyspark.ml.classification import GBTClassifier, OneVsRest
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
@@ -209,7 +209,7 @@ def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
 
 
 def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any, Any]:
-    """Let Spark read and divide the rows as `tfspark run` does; return the parameters and the rows as tensors."""
+    """Read and divide the rows with Spark as `tfspark run` does; return the parameters and the rows as tensors."""
     from tfspark.experiment.rows import load_rows
     from tfspark.experiment.run import model_params
     from tfspark.experiment.session import spark_session
@@ -219,34 +219,33 @@ def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any, Any
         params = model_params(experiment, rows)
         params = module.adapt(params, rows.train) if module.adapt else params
         parts = (rows.train, rows.validation, rows.test)
-        return params, *(df and tensors(df.toArrow(), rows.columns) for df in parts)
+        return params, *(df and tensors(df.toArrow(), rows.columns, module.features) for df in parts)
 
 
-def tensors(table: Any, columns: Any) -> tuple[Any, Any]:
-    """Return features and labels; of a model that is its own target, the features twice."""
-    import numpy as np
+def tensors(table: Any, columns: Any, features: Any) -> tuple[Any, Any]:
+    """Return features and labels in the form for Keras; the features twice if they are their own target."""
     import tensorflow as tf
 
     from tfspark.feed.arrays import to_numpy
+    from tfspark.feed.reader import WEIGHT
+    from tfspark.training.input.elements import flattened, joined, to_element
 
-    arrays = to_numpy(table.combine_chunks().to_batches()[0], columns)
-    named = {
-        column.name: tf.constant(x, tf.string)
-        if (x := arrays[column.name]).dtype == object
-        else np.asarray(x)
-        for column in columns.features
-    }
-    x = named if len(named) > 1 else next(iter(named.values()))
-    return x, np.asarray(arrays[columns.label.name]) if columns.label else x
+    arrays = flattened(to_numpy(table.combine_chunks().to_batches()[0], columns), columns)
+    rows = joined({name: tf.constant(values) for name, values in arrays.items()}, columns)
+    x, y, _ = to_element({**rows, WEIGHT: tf.ones(len(table))}, columns, features)
+    # As NumPy arrays, of which `fit` shuffles rows, and `choose.py` takes some.
+    return tf.nest.map_structure(
+        lambda tensor: tensor if tensor.dtype == tf.string else tensor.numpy(), (x, y)
+    )
 
 
 def judged(path: Path) -> float:
-    """Let a classifier that knows real digits look at 10,000 of a GAN; return its mean confidence."""
+    """Classify 10,000 digits of a GAN by a classifier of real digits; return its mean confidence."""
     import keras
 
     spec = importlib.util.spec_from_file_location("gan", ROOT / "models/gan.py")
     gan = importlib.util.module_from_spec(spec)
-    sys.modules["gan"] = gan  # Its dataclass looks for its own module.
+    sys.modules["gan"] = gan  # The module's dataclass looks up its own module.
     spec.loader.exec_module(gan)
     keras.utils.set_random_seed(0)
     real, digits = gan.read_digits(ROOT / "data/mnist_full/train")
@@ -261,7 +260,7 @@ def judged(path: Path) -> float:
 
 
 def deviation_within(images: Any, labels: Any) -> float:
-    """Return how much the images of one class differ: a pixel's standard deviation, mean of pixels and classes."""
+    """Return how much images of one class differ: a pixel's standard deviation, averaged over pixels and classes."""
     return statistics.mean(
         float(images[labels == label].std(axis=0).mean()) for label in set(labels.tolist())
     )

@@ -1,16 +1,16 @@
-"""Parameter servers: speed against synchronous training, and accuracy against plain Keras.
+"""Measure parameter servers: speed against synchronous training, and accuracy against plain Keras.
 
     python benchmarks/parameter_servers.py speed [--epochs 4]
     python benchmarks/parameter_servers.py digits
     python benchmarks/parameter_servers.py text
 
 speed: the same LeNet on the same digits, two workers on this machine: synchronous, then with one and with two parameter
-servers, then synchronous again. A synchronous step takes a batch of both workers, one of parameter servers
-the half of it on one worker; so rows per second are compared as well. Medians over the epochs after the first.
+servers, then synchronous again. A synchronous step uses a batch of both workers, a step of parameter servers
+half of it on one worker; so rows per second are compared as well. Medians over the epochs after the first.
 
 digits, text: the test accuracy of a LeNet on 1,000 digits, and of an LSTM on 1,706 sentences, with one and with two
 parameter servers and two workers, and of the same model in plain Keras on the same rows with the batch of one worker.
-Several seeds, since one run says little.
+Several seeds, because the result of one run varies.
 
 Needs data/mnist_5k, for text data/rotten_tomatoes: ``scripts/prepare_data mnist_5k rotten_tomatoes``.
 """
@@ -84,7 +84,7 @@ def lenet(params: Any = None) -> Any:
 
 
 def lstm(vocabulary: list[str]) -> Any:
-    """Words, an embedding of 2 MB (two servers divide it), an LSTM."""
+    """Build a network of words, an embedding of 2 MB (two servers divide it) and an LSTM."""
     import keras
 
     model = keras.Sequential(
@@ -104,12 +104,12 @@ def lstm(vocabulary: list[str]) -> Any:
 
 def vocabulary(texts: pa.Table) -> list[str]:
     counts = Counter(word for text in texts["text"].to_pylist() for word in text.lower().split())
-    # Names of TensorFlow's own tokens are not words; what splits words there is done the same way by the layer.
+    # TensorFlow's own tokens are not words; the layer splits texts into words in the same way.
     return [word for word, _ in counts.most_common(8000) if word.isalnum()]
 
 
 def session() -> Any:
-    """Slots for two workers, two parameter servers, and two tasks that feed."""
+    """Return a session with slots for two workers, two parameter servers, and two tasks that feed."""
     from pyspark.sql import SparkSession
 
     spark = (

@@ -1,4 +1,4 @@
-"""Where the data sets of the benchmarks are; how to get one that is not there."""
+"""Find the data sets of the benchmarks; say how to get a missing one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def prepared(place: str) -> Path:
-    """Return a directory below ``data/``, or end the program with what to do."""
+    """Return a directory below ``data/``, or end the program with advice."""
     path, name = ROOT / "data" / place, Path(place).parts[0]
     if not path.is_dir():
         sys.exit(f"expected the data set {name} in {path}, it is not there; run: scripts/prepare_data {name}")

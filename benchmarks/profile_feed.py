@@ -1,10 +1,10 @@
-"""Where the CPU time of the feed goes: stacks of Spark's JVM, its feed tasks and the trainers, while rows are drained.
+"""Profile the CPU time of the feed: stacks of Spark's JVM, its feed tasks and the trainers, while rows are drained.
 
     pip install py-spy
     python benchmarks/profile_feed.py            prints the largest parts, draws feed_profile.png
 
-Python processes are sampled by py-spy, which sees C and C++ below Python, the JVM by its own Flight Recorder. Threads
-that wait are left out. Rows are those of `feed.py --kinds float`: 784 float32 and a label.
+py-spy samples Python processes, including C and C++ below Python; the Flight Recorder samples the JVM. Waiting threads
+are skipped. Rows are those of `feed.py --kinds float`: 784 float32 and a label.
 
 Needs no data.
 """
@@ -38,7 +38,7 @@ RATE_HZ = 100
 WAITS = ("read ", "poll ", "epoll_wait ", "clock_nanosleep ", "syscall ")
 LOCK = "PyThread_acquire_lock_timed"
 OUTER = ("ReaderInputStream.read", "FeedTask.__call__", "PassReader._run", "drain ")
-"""Below these frames the work of the feed begins; what calls them is the same everywhere."""
+"""The work of the feed begins below these frames; their callers are the same in all stacks."""
 EVENTS = "jdk.ExecutionSample,jdk.NativeMethodSample"
 PASSES = 40
 SHOWN_SHARE = 0.004
@@ -69,10 +69,10 @@ def main() -> None:
 
 
 def profile(spark: Any, rows: Any, columns: Any, seconds: int, directory: Path) -> dict[str, Stacks]:
-    """Feed the rows again and again; return each kind of process's stacks."""
+    """Feed the rows repeatedly; return the stacks of each kind of process."""
     from tfspark import TFCluster
 
-    first_pass_done = threading.Event()  # It starts processes and imports modules.
+    first_pass_done = threading.Event()  # The first pass starts processes and imports modules.
     with (
         ThreadPoolExecutor(1) as pool,
         TFCluster.run(
@@ -89,7 +89,7 @@ def profile(spark: Any, rows: Any, columns: Any, seconds: int, directory: Path) 
 
 
 def sample_all(seconds: int, directory: Path) -> dict[str, Stacks]:
-    """Sample all processes at once."""
+    """Sample all processes at the same time."""
     pids = busy_pids()
     (jvm,) = pids["JVM"]
     run = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -137,7 +137,7 @@ def busy_pids() -> dict[str, list[int]]:
 
 
 def python_stacks(text: str) -> Stacks:
-    """Read py-spy's lines: frames, divided by semicolons, and a count."""
+    """Parse py-spy's lines: frames, separated by semicolons, and a count."""
     stacks: Stacks = Counter()
     for line in text.splitlines():
         frames, _, count = line.rpartition(" ")
@@ -155,7 +155,7 @@ def plain(frame: str) -> str:
 
 
 def jvm_stacks(recording: Path) -> Stacks:
-    """Read the samples of a recording of the Flight Recorder."""
+    """Parse the samples of a Flight Recorder recording."""
     told = subprocess.run(
         f"jfr print --json --stack-depth 64 --events {EVENTS} {recording}".split(),
         check=True,
@@ -174,18 +174,18 @@ def jvm_stacks(recording: Path) -> Stacks:
 
 
 def inner(stack: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a stack without the frames around the feed's work, and without those that have no name."""
+    """Return a stack without the frames above the feed's work, and without unnamed frames."""
     first = next((i for i, frame in enumerate(stack) if any(outer in frame for outer in OUTER)), 0)
     return tuple(frame for frame in stack[first:] if not frame.startswith("0x")) or stack[-1:]
 
 
 def is_wait(name: str) -> bool:
-    """Whether a native method waits: its samples are no CPU time."""
+    """Whether a native method waits: its samples are not CPU time."""
     return any(word in name.lower() for word in ("poll", "wait", "accept", "read", "park"))
 
 
 def print_largest(name: str, stacks: Stacks) -> None:
-    """Print in which functions time was spent, and below which."""
+    """Print the functions in which time was spent, and below which functions."""
     total = sum(stacks.values())
     within: Counter[str] = Counter()
     itself: Counter[str] = Counter()
@@ -200,7 +200,7 @@ def print_largest(name: str, stacks: Stacks) -> None:
 
 
 def draw(profiles: dict[str, Stacks], picture: Path) -> None:
-    """Draw the stacks, callers above what they call, as wide as they took time."""
+    """Draw the stacks, with callers above the functions that they call; the width is the time."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -220,7 +220,7 @@ def draw(profiles: dict[str, Stacks], picture: Path) -> None:
 
 
 def draw_level(panel: Any, stacks: Stacks, left: float, total: int, depth: int) -> int:
-    """Draw the outermost frames of stacks and, below each, what it calls; return how deep it went."""
+    """Draw the outermost frames of stacks and, below each, the functions that it calls; return the depth."""
     groups: dict[str, Stacks] = {}
     for stack, count in stacks.items():
         if stack:

@@ -1,4 +1,4 @@
-"""Seconds of each phase of the quick start, from the command to the results.
+"""Measure the seconds of each phase of the quick start, from the command to the results.
 
     python benchmarks/quickstart.py [--set train.epochs=3 ...]
 

@@ -1,10 +1,10 @@
-"""Seconds from the loss of a process to its detection, and to the next step of the training.
+"""Measure the seconds from the loss of a process to its detection, and to the next step of the training.
 
     python benchmarks/recovery.py [--times 3] [--rows 20000]
     python benchmarks/recovery.py --parameter-server [--times 3] [--rows 80000]
 
 Two workers on this machine train a small network on rows from Spark, with a checkpoint of the state every 10 steps. In
-the middle of an epoch one worker's trainer is killed (SIGKILL). With a parameter server the other worker goes on
+the middle of an epoch one worker's trainer is killed (SIGKILL). With a parameter server the other worker continues
 meanwhile, so the longest time without a step is measured, from the kill to the end of the epoch.
 
 Needs no data.
@@ -60,9 +60,9 @@ def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
         elif "killed" in at and event in ("restarting", "reserved", "tensorflow", "restored", "step"):
             if event in at and event in ("restarting", "reserved", "step"):
                 return
-            if event == "step" and "restored" not in at:  # On its way when the worker was killed.
+            if event == "step" and "restored" not in at:  # Sent before the kill.
                 return
-            at[event] = now  # Of what each node tells, the last counts.
+            at[event] = now  # The last report of each node counts.
             took.update({f"{event} {name}": value for name, value in fields.items() if name.endswith("s")})
 
     rows = made_up(spark, num_rows)

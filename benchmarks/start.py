@@ -1,11 +1,11 @@
-"""Seconds and memory that the start of clusters takes, with and without the warm parent.
+"""Measure the seconds and the memory of the start of clusters, with and without the warm parent.
 
     python benchmarks/start.py [--times 3]
 
-Needs no data. Each application is a process of its own with a new Spark session on ``local[6]``. It starts clusters of
-two nodes one after the other, then runs five clusters that build a model, train it on 2,000 rows for one epoch and shut
-down, then has four nodes wait, whose memory is added up. Applications with and without the warm parent take turns. A
-fresh interpreter that imports TensorFlow and Keras is timed in between.
+Needs no data. Each application is a separate process with a new Spark session on ``local[6]``. It starts clusters of
+two nodes one after another, then runs five clusters that build a model, train it on 2,000 rows for one epoch and shut
+down, then lets four nodes wait and adds up their memory. Applications with and without the warm parent run in turn. In
+between, the import of TensorFlow and Keras in a fresh interpreter is measured.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ def memory_of_four(spark: Any, is_warm: bool) -> float:
 
 
 def say_when(args: Any, ctx: Any) -> float:
-    """Return when this function runs and TensorFlow can be used."""
+    """Return the time at which this function runs and TensorFlow can be used."""
     import tensorflow  # noqa: F401
 
     return time.time()
 
 
 def wait_a_little(args: Any, ctx: Any) -> None:
-    """Use TensorFlow as a training does, then wait to be measured."""
+    """Use TensorFlow as in a training, then wait for the measurement."""
     with ctx.strategy.scope():
         build_model()
     ctx.report("ready")

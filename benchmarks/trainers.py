@@ -1,4 +1,4 @@
-"""Find the trainers of a benchmark on a local master. Forks of a warm parent are not below the driver."""
+"""Find the trainers of a benchmark on a local master. Forks of a warm parent are not descendants of the driver."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WARM_PARENT = "tfspark.node.warm_parent"
 
 
 def trainers() -> dict[str, psutil.Process]:
-    """Node name, such as ``worker 1``, -> its trainer."""
+    """Return node name, such as ``worker 1`` -> its trainer."""
     return {line[3]: process for process, line in _of_this_benchmark() if TRAINER in line}
 
 
@@ -21,12 +21,12 @@ def warm_parents() -> list[psutil.Process]:
 
 
 def node_tasks() -> set[int]:
-    """Return the process numbers of the node tasks that have a trainer now."""
+    """Return the process ids of the node tasks that currently have a trainer."""
     return {_node_task(line) for _, line in _of_this_benchmark() if TRAINER in line}
 
 
 def all_processes() -> list[psutil.Process]:
-    """Return this driver, everything below it, the trainers and the warm parents."""
+    """Return this driver, all its descendants, the trainers and the warm parents."""
     me = psutil.Process()
     below = [me, *me.children(recursive=True)]
     return list(
@@ -35,12 +35,12 @@ def all_processes() -> list[psutil.Process]:
 
 
 def pss(process: psutil.Process) -> int:
-    """Return the bytes of a process's memory, of shared pages only its part (proportional set size)."""
+    """Return the bytes of a process's memory, with only its part of shared pages (proportional set size)."""
     return int(process.memory_full_info().pss)
 
 
 def _of_this_benchmark() -> list[tuple[psutil.Process, list[str]]]:
-    """Return trainers and warm parents with their command lines, if they belong to this process or to one below it."""
+    """Return trainers and warm parents with their command lines, if they belong to this process or a descendant."""
     found, me = [], psutil.Process()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError, ValueError):

@@ -1,10 +1,10 @@
-"""Training time against plain Keras on the same rows, in the same minutes.
+"""Measure training time against plain Keras on the same rows, in the same minutes.
 
     python benchmarks/training.py [--rows 20000] [--epochs 4] [--batch-size 128]
 
 plain: one process, rows in memory, `model.fit`. ours: two workers on this machine, rows streamed from a Spark
 DataFrame, synchronous training of the same model with the same global batch. The first epoch, which compiles,
-is reported by itself.
+is reported separately.
 
 Needs data/mnist_full: ``scripts/prepare_data mnist_full``.
 """

@@ -1,4 +1,4 @@
-"""Two workers that train LeNet: fed by Spark against rows in their own memory. Part of `feed.py --training`."""
+"""Train LeNet with two workers: fed by Spark against rows in their own memory. Part of `feed.py --training`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 ROUNDS = 2
 EPOCHS = 5
-"""Epochs of each way in each round; the first, in which things start, does not count."""
+"""Epochs of each kind in each round; the first one, which includes start-up, does not count."""
 BATCH = 128
 
 
 def report(spark: Any, rows: int) -> None:
-    """Train both ways in the same processes, turn by turn, and print the ratio of the epochs' times."""
+    """Train both ways in the same processes, in turn, and print the ratio of the epochs' times."""
     from tfspark import Column, Columns, FeedOptions, TFCluster
 
     images = spark.range(0, rows, 1, 8).selectExpr(
@@ -33,7 +33,7 @@ def report(spark: Any, rows: int) -> None:
 
 
 def both_ways(args: dict[str, int], ctx: Any) -> dict[str, list[float]]:
-    """Fit on the feed and on rows in memory, turn by turn; return the seconds of each epoch."""
+    """Fit on the feed and on rows in memory, in turn; return the seconds of each epoch."""
     import time
 
     import keras

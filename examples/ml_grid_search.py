@@ -51,7 +51,7 @@ def main() -> None:
     model = validator.fit(train)
 
     for setting, score in zip(grid, model.avgMetrics, strict=True):
-        units = [layer.arguments["units"] for layer in setting[network.layers]]
+        units = [layer["units"] for layer in setting[network.layers]]
         print(f"units {units}, regParam {setting[network.regParam]}: area {score:.4f}")
     print(f"test area: {evaluator.evaluate(model.transform(test)):.4f} of {test.count()} rows")
     spark.stop()

@@ -2,7 +2,8 @@
 
 They learn to reproduce their input through a narrow code: to find anomalies by the error, or to reduce dimensions
 by the encoder, which is exported by itself. A model module: tfspark calls `adapt(params, df)` on the driver and
-`build_model(params)` in every trainer. It needs no Spark, so it also runs alone, from the top of the repository:
+`build_model(params)` in every trainer. It needs no Spark, so it can also be run as a program, in the root of the
+repository:
 
     python -m models.autoencoder                # anomalies: malignant tumours, having seen benign ones only
     python -m models.autoencoder --images       # 16 numbers for a handwritten digit
@@ -39,31 +40,31 @@ from tfspark.parameters import (
 
 Tensor = keras.KerasTensor
 
-# What `main` trains on.
+# The data that `main` trains on.
 TUMOURS = Path("data/breast_cancer")
 DIGITS = Path("data/mnist_5k/images")
 
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What `build_model` can be told.
+    """The parameters of `build_model`.
 
     Attributes:
         architecture: `dense`, or `convolutional` for images.
-        input_shape: of one row; of an image height, width and channels, the first two 4 or more.
-        code: numbers that a row is reduced to, 1 or more.
+        input_shape: of one row; for an image height, width and channels, with height and width 4 or more.
+        code: number of values of the code, to which a row is reduced, 1 or more.
         hidden: units of the dense encoder's layers; the decoder has them in reverse.
         filters: channels of the first convolution, 1 or more; the second has twice as many.
         noise: deviation of the Gaussian noise added in training, 0 or more: the model learns to remove it (Vincent et
             al., 2008).
-        variational: the code is a distribution, held near the normal one (Kingma and Welling, 2013).
-        kl_weight: weight of the divergence from the normal distribution, 0 or more; 1: as for Gaussian rows of
+        variational: the code is a distribution, kept close to the normal one (Kingma and Welling, 2013).
+        kl_weight: weight of the divergence from the normal distribution, 0 or more; 1 is right for Gaussian rows of
             variance 1/2. `variational` only.
-        standardise: values may be of any size, and each counts by its deviation, which `adapt` finds; else they must
-            be in [0, 1].
-        mean: of each value, which `adapt` finds.
-        std: standard deviation of each value.
-        labels: rows come with a label, 1 for anomalies; measure how well the error tells them apart.
+        standardise: values may have any range, and each is divided by its deviation, which `adapt` computes; else they
+            must be in [0, 1].
+        mean: of each value; `adapt` computes it.
+        std: standard deviation of each value; `adapt` computes it.
+        labels: rows have a label, 1 for anomalies; measure how well the error separates them from ordinary rows.
         dropout: fraction of the hidden activations dropped in training, in [0, 1).
         weight_decay: L2 penalty on the kernels, 0 or more.
         learning_rate: step size of Adam, above 0.
@@ -90,10 +91,10 @@ class Params:
     learning_rate: float = above_0(1e-3)
 
     def __post_init__(self) -> None:
-        """Refuse values that do not go together.
+        """Reject values that contradict each other.
 
         Raises:
-            ValueError: says what goes with what.
+            ValueError: names the values that must be combined.
         """
         if self.architecture == "convolutional" and (
             len(self.input_shape) != 3 or min(self.input_shape[:2]) < 4
@@ -111,11 +112,11 @@ class Params:
 
 
 def adapt(params: Mapping[str, Any], df: Any) -> dict[str, Any]:
-    """Find the mean and the deviation of each value in a Spark DataFrame, if they are asked for. Runs on the driver.
+    """Compute mean and deviation of each value in a Spark DataFrame, if `standardise` is set. Runs on the driver.
 
     Args:
         params: as for `build_model`.
-        df: the training rows; the first column, an array, is what the model reads.
+        df: the training rows; the model reads the first column, an array.
     """
     if not params.get("standardise") or params.get("mean"):
         return dict(params)
@@ -126,16 +127,16 @@ def adapt(params: Mapping[str, Any], df: Any) -> dict[str, Any]:
 
 
 def build_model(params: Mapping[str, Any] | None = None) -> Autoencoder:
-    """Build and compile an autoencoder. It is its own target: labels, if there are any, are only measured with.
+    """Build and compile an autoencoder. Its input is also its target; labels are only used in metrics.
 
     Input shape: `(batch, *input_shape)`, floats; in [0, 1] unless standardised.
     Output shape: the same.
 
     Args:
-        params: fields of `Params`; whatever is left out has its default.
+        params: fields of `Params`; missing ones have their defaults.
 
     Raises:
-        ValueError: a parameter is unknown or outside its range, or does not go with another.
+        ValueError: a parameter is unknown or outside its range, or contradicts another.
     """
     p = read_params(Params, params or {})
     make = {"dense": dense, "convolutional": convolutional}[p.architecture]
@@ -147,13 +148,13 @@ def build_model(params: Mapping[str, Any] | None = None) -> Autoencoder:
     model.compile(
         keras.optimizers.Adam(p.learning_rate),
         loss=ReconstructionError(list(p.std) if p.standardise else None),
-        metrics=[] if p.standardise else metrics,  # of values of any size the largest ones would be all
+        metrics=[] if p.standardise else metrics,  # without scaling, the largest values would dominate
     )
     return model
 
 
 def dense(p: Params) -> tuple[keras.Model, keras.Model]:
-    """Make an encoder and a decoder of dense layers."""
+    """Build an encoder and a decoder from dense layers."""
     inputs = keras.Input(p.input_shape, name="row")
     x = layers.Flatten()(noisy(inputs, p))  # (batch, values)
     for units in p.hidden:
@@ -168,7 +169,7 @@ def dense(p: Params) -> tuple[keras.Model, keras.Model]:
 
 
 def convolutional(p: Params) -> tuple[keras.Model, keras.Model]:
-    """Make an encoder of two convolutions, each halving height and width, and a decoder that mirrors it."""
+    """Build an encoder from two convolutions, each halving height and width, and a decoder that mirrors it."""
     height, width, channels = p.input_shape
     half, quarter = [-(-size // 2) for size in (height, width)], [-(-size // 4) for size in (height, width)]
     inputs = keras.Input(p.input_shape, name="image")
@@ -197,31 +198,31 @@ def noisy(x: Tensor, p: Params) -> Tensor:
 
 
 def hidden(x: Tensor, units: int, p: Params) -> Tensor:
-    """Apply a dense layer, rectify, and in training drop a part."""
+    """Apply a dense layer, ReLU, and dropout in training."""
     regularizer = keras.regularizers.L2(p.weight_decay) if p.weight_decay else None
     x = layers.Dense(units, "relu", kernel_regularizer=regularizer)(x)
     return layers.Dropout(p.dropout)(x) if p.dropout else x
 
 
 def conv(x: Tensor, filters: int, p: Params) -> Tensor:
-    """Convolve, halving height and width (rounded up), and rectify."""
+    """Apply a convolution that halves height and width (rounded up), and ReLU."""
     regularizer = keras.regularizers.L2(p.weight_decay) if p.weight_decay else None
     return layers.Conv2D(filters, 3, 2, "same", activation="relu", kernel_regularizer=regularizer)(x)
 
 
 def cut(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Leave out the row and the column that rounding up has added."""
+    """Remove the row and the column that rounding up has added."""
     return x[:, : size[0], : size[1], :]
 
 
 def code(x: Tensor, p: Params) -> Tensor | list[Tensor]:
-    """Give the code, `(batch, code)`; of a variational encoder its mean and the logarithm of its variance."""
+    """Return the code, `(batch, code)`; for a variational encoder its mean and the logarithm of its variance."""
     mean = layers.Dense(p.code, name="code")(x)
     return [mean, layers.Dense(p.code, name="log_variance")(x)] if p.variational else mean
 
 
 def values(y: Tensor, p: Params) -> Tensor:
-    """Bring the decoder's output to the values' own range."""
+    """Scale the decoder's output to the range of the values."""
     if not p.standardise:
         return layers.Activation("sigmoid", dtype="float32")(y)
     mean, std = (np.reshape(numbers, p.input_shape).tolist() for numbers in (p.mean, p.std))
@@ -230,13 +231,13 @@ def values(y: Tensor, p: Params) -> Tensor:
 
 @keras.saving.register_keras_serializable("tfspark")
 class Autoencoder(keras.Model):
-    """Encodes and decodes its input, which is its own target.
+    """Encodes and decodes its input, which is also its target.
 
     Args:
-        encoder: row -> code; of a variational model -> mean and logarithm of the variance of its code.
+        encoder: row -> code; for a variational model -> mean and logarithm of the variance of the code.
         decoder: code -> row.
         kl_weight: weight of the divergence in the loss.
-        labels: labels are 1 for anomalies; measure the AUC of the error.
+        labels: rows have a label, 1 for anomalies; measure the AUC of the error.
     """
 
     def __init__(
@@ -268,7 +269,7 @@ class Autoencoder(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Return the reconstruction's error; of a variational model with the divergence: its evidence bound.
+        """Return the reconstruction's error; for a variational model add the divergence (the evidence lower bound).
 
         Both are means over the values of a row; the divergence is that of the code of the row without noise.
         """
@@ -280,14 +281,14 @@ class Autoencoder(keras.Model):
         return loss + self.kl_weight / num_values * divergence
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Measure the reconstruction and, if there are labels, how well its error tells anomalies apart."""
+        """Measure the reconstruction and, if there are labels, how well its error separates anomalies."""
         if self.auc is not None:
             error = self.loss.call(x, y_pred)
             self.auc.update_state(keras.ops.reshape(y, (-1,)), error / (1 + error), sample_weight)
         return super().compute_metrics(x, x, y_pred, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` takes."""
+        """Return the configuration for `from_config`."""
         parts = {
             name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("encoder", "decoder")
         }
@@ -295,7 +296,7 @@ class Autoencoder(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Autoencoder:
-        """Make it of what `get_config` returned."""
+        """Create the model from the result of `get_config`."""
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("encoder", "decoder")
@@ -305,10 +306,10 @@ class Autoencoder(keras.Model):
 
 @keras.saving.register_keras_serializable("tfspark")
 class Sample(layers.Layer):
-    """Draw a code from its distribution in training; in prediction take the mean.
+    """Draw a code from its distribution in training; use the mean in prediction.
 
-    The reparameterisation of Kingma and Welling (2013, section 2.4): code = mean + deviation * noise, so that the
-    gradient passes through mean and deviation.
+    The reparameterisation of Kingma and Welling (2013, section 2.4): code = mean + deviation * noise, so the gradient
+    passes through mean and deviation.
     """
 
     def __init__(self, **kwargs: Any):
@@ -326,7 +327,7 @@ class Sample(layers.Layer):
 
 @keras.saving.register_keras_serializable("tfspark")
 class ReconstructionError(keras.losses.Loss):
-    """The mean square over a row's values of what is lacking, each by its deviation.
+    """The mean squared error over a row's values, each divided by its deviation.
 
     Args:
         std: deviation of each value of a row; None: 1.
@@ -348,7 +349,7 @@ class ReconstructionError(keras.losses.Loss):
         return keras.ops.mean(keras.ops.square(lacking), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what makes another."""
+        """Return the arguments of the object."""
         return {**super().get_config(), "std": self.std}
 
 
@@ -366,12 +367,12 @@ class DivergenceFromNormal(keras.losses.Loss):
 
 
 def encoder_of(model: Autoencoder) -> keras.Model:
-    """Return what reduces a row to its code; of a variational model, to the mean."""
+    """Return the model that reduces a row to its code; for a variational model, to the mean of the code."""
     return keras.Model(model.encoder.inputs[0], model.encoder.outputs[0], name="encoder")
 
 
 def score(model: Autoencoder, x: np.ndarray) -> np.ndarray:
-    """Return each row's reconstruction error: the larger, the less it is like those of the training.
+    """Return each row's reconstruction error; it is large if the row differs from the training rows.
 
     Shapes:
         x: (rows, *input_shape).
@@ -381,23 +382,23 @@ def score(model: Autoencoder, x: np.ndarray) -> np.ndarray:
 
 
 def threshold(model: Autoencoder, x: np.ndarray, quantile: float = 0.95) -> float:
-    """Return the error that this share of ordinary rows does not exceed; what exceeds it is called an anomaly."""
+    """Return the error that this share of ordinary rows does not exceed; rows above it are anomalies."""
     return float(np.quantile(score(model, x), quantile))
 
 
 def export(model: Autoencoder, directory: str) -> None:
-    """Save the encoder by itself as `encoder.keras`: it reduces a row to its code."""
+    """Save the encoder as a separate model, `encoder.keras`: it reduces a row to its code."""
     encoder_of(model).save(Path(directory, "encoder.keras"))
 
 
 def draw(model: Autoencoder, x: Any, y: Any, directory: str) -> None:
-    """Draw `reconstructions.png` (of images), `errors.png` (of rows with labels), and `latent_space.png`.
+    """Draw `reconstructions.png` (for images), `errors.png` (for rows with labels), and `latent_space.png`.
 
     Args:
         model: a trained autoencoder.
-        x: rows as the model takes them.
-        y: their labels, or the rows again where there are none.
-        directory: where the pictures go.
+        x: inputs of the model.
+        y: their labels; the rows again if there are none.
+        directory: for the pictures.
     """
     x = np.asarray(x).astype("float32")
     labels = np.asarray(y).reshape(-1) if np.size(y) == len(x) else None
@@ -427,7 +428,7 @@ def _save(path: Path, size: tuple[float, float], draw_on: Callable[..., None], *
 
 
 def _draw_images(figure: Any, images: np.ndarray, said: np.ndarray) -> None:
-    """Draw images, and below each what became of it."""
+    """Draw images, and below each its reconstruction."""
     cells = figure.subplots(2, len(images), squeeze=False)
     for line, row in enumerate((images, said)):
         for cell, image in zip(cells[line], row, strict=True):
@@ -438,7 +439,7 @@ def _draw_images(figure: Any, images: np.ndarray, said: np.ndarray) -> None:
 
 
 def _draw_errors(figure: Any, errors: np.ndarray, labels: np.ndarray) -> None:
-    """Draw how the errors of ordinary rows and of anomalies are spread."""
+    """Draw the distributions of the errors of ordinary rows and of anomalies."""
     axes = figure.subplots()
     bins = np.geomspace(max(errors.min(), 1e-6), errors.max(), 40)
     for label, color, name in ((0, "#0072B2", "ordinary"), (1, "#D55E00", "anomalies")):
@@ -457,7 +458,7 @@ def _draw_errors(figure: Any, errors: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _draw_codes(figure: Any, codes: np.ndarray, labels: np.ndarray | None) -> None:
-    """Draw the codes on their two main axes."""
+    """Draw the codes on their two principal axes."""
     centred = codes - codes.mean(axis=0)
     main_axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
     axes = figure.subplots()
@@ -475,7 +476,7 @@ def auc_of(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(below.mean() / 2 / len(ordinary))
 
 
-# What `main` trains with, as the experiments in configs/ do.
+# The parameters that `main` trains with; the experiments in configs/ have the same.
 ANOMALIES: dict[str, Any] = {
     "input_shape": [30],
     "standardise": True,
@@ -487,7 +488,7 @@ IMAGES: dict[str, Any] = {"architecture": "convolutional", "code": 16}
 
 
 def main() -> None:
-    """Train without labels; print how well anomalies are found (five folds), or the error on images left out."""
+    """Train without labels; print how well anomalies are found (five folds), or the error on test images."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--images", action="store_true", help="reduce digits instead of finding anomalies")
     parser.add_argument("--variational", action="store_true")
@@ -507,7 +508,7 @@ def main() -> None:
 
 
 def find_anomalies(epochs: int | None, variational: bool) -> tuple[Autoencoder, np.ndarray, np.ndarray]:
-    """Learn benign tumours, tell malignant ones by their error; print the AUC of each fold and their mean."""
+    """Train on benign tumours, detect malignant ones by their error; print the AUC of each fold and their mean."""
     found = []
     for fold in range(1, 6):
         (x, _), (test_x, labels) = (
@@ -527,7 +528,7 @@ def find_anomalies(epochs: int | None, variational: bool) -> tuple[Autoencoder, 
 
 
 def reduce_images(epochs: int | None, variational: bool) -> tuple[Autoencoder, np.ndarray, np.ndarray]:
-    """Reduce four fifths of the digits; print the mean squared error on the others."""
+    """Train on four fifths of the digits; print the mean squared error on the others."""
     images, labels = read_images(DIGITS)
     cut = round(0.8 * len(images))
     model = build_model({**IMAGES, "input_shape": images.shape[1:], "variational": variational})

@@ -1,7 +1,7 @@
 """Convolutional networks that classify images.
 
 LeNet-style, AlexNet, VGG, ResNet and Inception. A model module: tfspark calls `build_model(params)` in every
-trainer. It needs no Spark, so it also runs alone, from the top of the repository:
+trainer. It needs no Spark, so it can also be run as a program, in the root of the repository:
 
     python -m models.cnn
 """
@@ -22,22 +22,22 @@ from tfspark.parameters import above_0, at_least_0, choice, flag, fraction, read
 
 Tensor = keras.KerasTensor
 
-# What `main` trains on, and how far it moves the images: 4,000 go further when they do not stay in place.
+# The data that `main` trains on, and how far it shifts the images: shifted, 4,000 images give a better model.
 DIGITS = Path("data/mnist_5k/images")
 SHIFT = 0.07
 
 
-# Architectures: the function that makes the network below its output layer, the least height and width it
-# permits, and the width of its first convolution as published; all other widths are multiples of it.
+# Architectures: the function that builds the network below its output layer, the minimum height and width of an
+# image, and the published width of its first convolution; all other widths are multiples of it.
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A network: how it is made of an image and `Params`, and what it permits.
+    """A network: its builder from an image and `Params`, and its limits.
 
     Attributes:
-        make: image -> features, or several, of which the first counts.
-        least_size: least height and width of an image.
+        make: image -> features; or several: those of the network first, then those of auxiliary heads.
+        least_size: minimum height and width of an image.
         filters: channels of the first convolution.
     """
 
@@ -56,7 +56,7 @@ def lenet(x: Tensor, p: Params) -> Tensor:
 
 
 def simple(x: Tensor, p: Params) -> Tensor:
-    """Two small convolutions, each pooled, and a hidden layer: for small images and quick tries."""
+    """Two small convolutions, each pooled, and a hidden layer: for small images and quick experiments."""
     x = conv(x, p.filters, 3, p)
     x = layers.MaxPooling2D()(x)  # half as high and wide
     x = conv(x, 2 * p.filters, 3, p)
@@ -78,9 +78,9 @@ def alexnet(x: Tensor, p: Params) -> Tensor:
 
 
 def vgg(*depths: int) -> Callable[[Tensor, Params], Tensor]:
-    """Make a VGG (Simonyan and Zisserman, 2014): five stages of 3 x 3 convolutions, each pooled.
+    """Build a VGG (Simonyan and Zisserman, 2014): five stages of 3 x 3 convolutions, each pooled.
 
-    Each convolution is normalised over its batch, without which 16 and more layers hardly train from scratch.
+    Each convolution has batch normalization, without which 16 and more layers hardly train from scratch.
     """
 
     def make(x: Tensor, p: Params) -> Tensor:
@@ -96,7 +96,7 @@ def vgg(*depths: int) -> Callable[[Tensor, Params], Tensor]:
 def resnet(
     depths: Sequence[int], block: Callable[[Tensor, int, int, Params], Tensor]
 ) -> Callable[[Tensor, Params], Tensor]:
-    """Make a ResNet for large images (He et al., 2015): a wide first layer, then four stages of blocks."""
+    """Build a ResNet for large images (He et al., 2015): a wide first layer, then four stages of blocks."""
 
     def make(x: Tensor, p: Params) -> Tensor:
         x = conv_norm(x, p.filters, 7, p, strides=2)  # half as high and wide
@@ -108,7 +108,7 @@ def resnet(
 
 
 def cifar_resnet(depth: int) -> Callable[[Tensor, Params], Tensor]:
-    """Make a ResNet for small images (He et al., 2015, section 4.2): 3 stages of (depth - 2) / 6 blocks."""
+    """Build a ResNet for small images (He et al., 2015, section 4.2): 3 stages of (depth - 2) / 6 blocks."""
 
     def make(x: Tensor, p: Params) -> Tensor:
         x = conv_norm(x, p.filters, 3, p)
@@ -184,7 +184,7 @@ def inception(x: Tensor, p: Params) -> list[Tensor]:
 
 
 def inception_module(x: Tensor, widths: Sequence[int], p: Params) -> Tensor:
-    """Look at several scales at once; height and width stay, the paths' channels are put together."""
+    """Process several scales in parallel; height and width stay the same, the paths' channels are concatenated."""
     one, reduce3, three, reduce5, five, pool = (max(1, width * p.filters // 64) for width in widths)
     paths = [
         conv_norm(x, one, 1, p),
@@ -201,7 +201,7 @@ def auxiliary_features(x: Tensor, p: Params) -> Tensor:
     return head(conv_norm(x, 2 * p.filters, 1, p), [16 * p.filters], p)
 
 
-# Least sizes: one value is left behind the last pooling, and no stride is longer than the image.
+# Minimum sizes: one value remains after the last pooling, and no stride is longer than the image.
 ARCHITECTURES: dict[str, Architecture] = {
     "lenet": Architecture(lenet, 16, 32),
     "simple": Architecture(simple, 4, 32),
@@ -221,19 +221,19 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What `build_model` can be told.
+    """The parameters of `build_model`.
 
     Attributes:
         architecture: a key of `ARCHITECTURES`.
         input_shape: height, width and channels of one image.
-        resize: height and width to which images are brought within the model; None: they stay.
+        resize: height and width to which the model resizes images; None: it does not.
         num_classes: number of classes, 2 or more; labels are 0 to `num_classes - 1`.
-        multi_label: each class is a yes or no of its own; a label is a row of `num_classes` zeros and ones.
-        filters: channels of the first convolution, by which all others grow; None: as published.
-        shift: in training, images are moved by up to this fraction of their height and width, in [0, 1).
-        rotate: and turned by up to this fraction of a whole turn, in [0, 1).
-        zoom: and made larger or smaller by up to this fraction, in [0, 1).
-        flip: and mirrored, left to right, every second time.
+        multi_label: a row may have any of the classes; a label is a row of `num_classes` zeros and ones.
+        filters: channels of the first convolution, with which all others grow; None: as published.
+        shift: in training, shift images by up to this fraction of their height and width, in [0, 1).
+        rotate: in training, rotate images by up to this fraction of a full turn, in [0, 1).
+        zoom: in training, enlarge or shrink images by up to this fraction, in [0, 1).
+        flip: in training, mirror every second image, left to right.
         dropout: fraction of activations dropped before an output layer, in [0, 1).
         weight_decay: L2 penalty on the kernels below the output layer, 0 or more.
         auxiliary_weight: weight of each auxiliary head in the loss, 0 or more; Inception only.
@@ -260,10 +260,10 @@ class Params:
     learning_rate: float = above_0(1e-3)
 
     def __post_init__(self) -> None:
-        """Fill in the width as published, and refuse images that are too small.
+        """Set the published width, and reject images that are too small.
 
         Raises:
-            ValueError: names the least size.
+            ValueError: names the minimum size.
         """
         architecture = ARCHITECTURES[self.architecture]
         object.__setattr__(self, "filters", self.filters or architecture.filters)
@@ -279,10 +279,10 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     """Build and compile an image classifier.
 
     Input shape: `(batch, height, width, channels)`, floats in [0, 1].
-    Output shape: `(batch, num_classes)`, probabilities; of a multi-label model, one for each class by itself.
+    Output shape: `(batch, num_classes)`, probabilities; for a multi-label model, an independent one for each class.
 
     Args:
-        params: fields of `Params`; whatever is left out has its default.
+        params: fields of `Params`; missing ones have their defaults.
 
     Raises:
         ValueError: a parameter is unknown or outside its range, or the image is too small.
@@ -305,7 +305,7 @@ def loss_of(p: Params) -> str:
 
 
 def metrics_of(p: Params) -> list[Any]:
-    """Return what is measured; precision, recall and F1 of a single label come with the confusion matrix."""
+    """Return the metrics; precision, recall and F1 of a single label follow from the confusion matrix."""
     if not p.multi_label:
         return ["accuracy"]
     return [
@@ -317,12 +317,12 @@ def metrics_of(p: Params) -> list[Any]:
 
 @keras.saving.register_keras_serializable("tfspark")
 class AuxiliaryHeads(keras.Model):
-    """A network whose further outputs are learned from, and then left out.
+    """A network with auxiliary outputs, which are used only in training.
 
-    In training all outputs count in the loss; in prediction and evaluation there is only the first.
+    In training all outputs count in the loss; in prediction and evaluation only the first one exists.
 
     Args:
-        network: a model of several outputs of one shape.
+        network: a model with several outputs of the same shape.
         weight: of each output but the first in the loss.
     """
 
@@ -361,19 +361,19 @@ class AuxiliaryHeads(keras.Model):
         return "BinaryCrossentropy" if self.loss == "binary_crossentropy" else "SparseCategoricalCrossentropy"
 
     def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` takes."""
+        """Return the configuration for `from_config`."""
         network = keras.saving.serialize_keras_object(self.network)
         return {"network": network, "weight": self.weight, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> AuxiliaryHeads:
-        """Make it of what `get_config` returned."""
+        """Create the model from the result of `get_config`."""
         network = keras.saving.deserialize_keras_object(config["network"], custom_objects=custom_objects)
         return cls(**{**config, "network": network})
 
 
 def augment(x: Tensor, p: Params) -> Tensor:
-    """Bring images to their size and, in training only, change them a little."""
+    """Resize images and, only in training, change them a little."""
     if p.resize:
         x = layers.Resizing(*p.resize)(x)  # (batch, *resize, channels)
     if p.flip:
@@ -386,14 +386,14 @@ def augment(x: Tensor, p: Params) -> Tensor:
 
 
 def conv(x: Tensor, filters: int, kernel: int, p: Params, strides: int = 1, padding: str = "same") -> Tensor:
-    """Convolve and rectify; with the padding "same", height and width are divided by the strides."""
+    """Apply a convolution and ReLU; with the padding "same", height and width are divided by the strides."""
     return layers.Conv2D(filters, kernel, strides, padding, activation="relu", kernel_regularizer=l2(p))(x)
 
 
 def conv_norm(
     x: Tensor, filters: int, kernel: int, p: Params, strides: int = 1, activation: str | None = "relu"
 ) -> Tensor:
-    """Convolve, normalise over the batch, rectify; height and width are divided by the strides."""
+    """Apply a convolution, batch normalization and ReLU; height and width are divided by the strides."""
     x = layers.Conv2D(
         filters,
         kernel,
@@ -408,7 +408,7 @@ def conv_norm(
 
 
 def head(x: Tensor, widths: Sequence[int], p: Params) -> Tensor:
-    """Flatten, then hidden layers."""
+    """Apply Flatten, then hidden layers."""
     x = layers.Flatten()(x)  # (batch, height * width * channels)
     for units in widths:
         x = layers.Dense(units, activation="relu", kernel_regularizer=l2(p))(x)
@@ -417,26 +417,26 @@ def head(x: Tensor, widths: Sequence[int], p: Params) -> Tensor:
 
 
 def pooled(x: Tensor, p: Params) -> Tensor:
-    """Take the mean of each channel."""
+    """Return the mean of each channel."""
     return layers.Dropout(p.dropout)(layers.GlobalAveragePooling2D()(x))  # (batch, channels)
 
 
 def output(x: Tensor, index: int, p: Params) -> Tensor:
-    """Give probabilities: one of the classes, or each class a yes or no of its own."""
+    """Return probabilities: of one class among all, or independently of each class."""
     name = f"auxiliary_{index}" if index else "class"
     activation = "sigmoid" if p.multi_label else "softmax"
     return layers.Dense(p.num_classes, activation, dtype="float32", name=name)(x)
 
 
 def l2(p: Params) -> keras.regularizers.Regularizer | None:
-    """Return the penalty on a kernel, or None where there is none."""
+    """Return the penalty on a kernel; None if there is none."""
     return keras.regularizers.L2(p.weight_decay) if p.weight_decay else None
 
 
 def saliency(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Say how much each pixel moves the score of the predicted class (Simonyan et al., 2013).
+    """Return how much each pixel changes the score of the predicted class (Simonyan et al., 2013).
 
-    The score is what the softmax or the sigmoid is taken of: a probability that is 1 moves no more.
+    The score is the input of the softmax or the sigmoid: a probability of 1 does not change.
 
     Shapes:
         images: (rows, height, width, channels) float32.
@@ -457,13 +457,13 @@ def saliency(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
-    """Draw `saliency.png`: some images, and below each what the model looks at.
+    """Draw `saliency.png`: some images, and below each the pixels that the prediction depends on.
 
     Args:
         model: a trained classifier.
-        x: images as the model takes them.
+        x: images, as inputs of the model.
         y: their labels.
-        directory: where the picture goes.
+        directory: for the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -485,7 +485,7 @@ def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
 
 
 def _verdict(said: np.ndarray, truth: np.ndarray) -> tuple[str, str]:
-    """Say which class, or which of several, is predicted, in red beside the truth where it is another."""
+    """Write the predicted class, or classes; in red beside the true one if they differ."""
     if truth.size > 1:  # a yes or no for each class
         found, expected = np.flatnonzero(said > 0.5).tolist(), np.flatnonzero(truth > 0.5).tolist()
     else:

@@ -1,7 +1,7 @@
 """Generative adversarial networks for images: DCGAN, plain and conditional.
 
-Two networks learn against each other, each with an optimizer of its own. A model module: tfspark calls
-`build_model(params)` in every trainer. It needs no Spark, so it also runs alone, from the top of the repository:
+Two networks compete in training, each with its own optimizer. A model module: tfspark calls `build_model(params)` in
+every trainer. It needs no Spark, so it can also be run as a program, in the root of the repository:
 
     python -m models.gan
 """
@@ -23,26 +23,26 @@ from tfspark.parameters import above_0, at_least_0, flag, fraction, read_params,
 
 Tensor = keras.KerasTensor
 
-# What `main` trains on.
+# The data that `main` trains on.
 DIGITS = Path("data/digits/images")
 
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What `build_model` can be told.
+    """The parameters of `build_model`.
 
     Attributes:
         input_shape: height, width and channels of one image; height and width are multiples of 4.
-        conditional: the networks are told the class (Mirza and Osindero, 2014): labels are 0 to `num_classes - 1`.
+        conditional: both networks get the class (Mirza and Osindero, 2014): labels are 0 to `num_classes - 1`.
         num_classes: 2 or more; `conditional` only.
-        latent: random numbers that an image is made of, 1 or more.
+        latent: number of random values from which an image is generated, 1 or more.
         filters: channels of the discriminator's first convolution, 1 or more.
         label_smoothing: real images count as real by 1 less this, in [0, 1) (Salimans et al., 2016).
         dropout: fraction of the discriminator's activations dropped in training, in [0, 1).
-        gradient_penalty: keeps the discriminator from being steep at real images, so that the images of one kind go on
-            differing (R1 of Mescheder et al., 2018, whose gamma this is), 0 or more. 0 spares a third of the time.
+        gradient_penalty: prevents the discriminator from being steep at real images, so that the images of one class
+            stay different (gamma of R1, Mescheder et al., 2018), 0 or more. 0 saves a third of the time.
         learning_rate: step size of the generator's Adam, above 0.
-        discriminator_learning_rate: that of the discriminator's.
+        discriminator_learning_rate: step size of the discriminator's Adam, above 0.
         seed: of the random numbers of the training.
     """
 
@@ -61,10 +61,10 @@ class Params:
     seed: int = whole(0, 0)
 
     def __post_init__(self) -> None:
-        """Refuse sizes that cannot be halved twice.
+        """Reject sizes that cannot be halved twice.
 
         Raises:
-            ValueError: names the least size.
+            ValueError: names the minimum size.
         """
         if any(size % 4 for size in self.input_shape[:2]):
             raise ValueError(
@@ -78,11 +78,11 @@ def build_model(params: Mapping[str, Any] | None = None) -> GAN:
 
     Trained on images `(batch, height, width, channels)`, floats in [0, 1], and, if conditional, their classes.
 
-    Input shape: random numbers `(batch, latent)`; if conditional a dict of these, `noise`, and of `label`, `(batch,)`.
+    Input shape: random numbers `(batch, latent)`; if conditional, a dict with them as `noise`, and `label`, `(batch,)`.
     Output shape: images `(batch, height, width, channels)` in [0, 1].
 
     Args:
-        params: fields of `Params`; whatever is left out has its default.
+        params: fields of `Params`; missing ones have their defaults.
 
     Raises:
         ValueError: a parameter is unknown or outside its range, or the size cannot be halved twice.
@@ -98,7 +98,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> GAN:
 
 
 def generator(p: Params) -> keras.Model:
-    """Make images of noise (Radford et al., 2015): transposed convolutions, each doubling height and width."""
+    """Build the generator (Radford et al., 2015): transposed convolutions, each doubling height and width."""
     height, width, channels = p.input_shape
     noise = keras.Input((p.latent,), name="noise")
     inputs, x = noise, noise
@@ -118,12 +118,12 @@ def generator(p: Params) -> keras.Model:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Normalise over the batch and rectify."""
+    """Apply batch normalization and ReLU."""
     return layers.ReLU()(layers.BatchNormalization()(x))
 
 
 def discriminator(p: Params) -> keras.Model:
-    """Tell real images from made ones: strided convolutions, then one number, above 0 for real."""
+    """Build the discriminator: strided convolutions, then one number, above 0 for real images."""
     image = keras.Input(p.input_shape, name="image")
     x = layers.Rescaling(2, -1)(image)
     for filters in (p.filters, 2 * p.filters):
@@ -144,9 +144,9 @@ def discriminator(p: Params) -> keras.Model:
 
 @keras.saving.register_keras_serializable("tfspark")
 class GAN(keras.Model):
-    """A generator and a discriminator that learn against each other (Goodfellow et al., 2014).
+    """A generator and a discriminator that compete (Goodfellow et al., 2014).
 
-    A row of weight 0 counts in no loss. The compiled optimizer is the generator's.
+    Rows of weight 0 do not count in any loss. The compiled optimizer is the generator's.
 
     Args:
         generator: noise (and class) -> image.
@@ -180,22 +180,22 @@ class GAN(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """What is measured; there is no one loss."""
+        """The metrics; there is no single loss."""
         return self.trackers
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the networks are told the class."""
+        """Whether both networks get the class."""
         return len(self.generator.inputs) > 1
 
     @property
     def latent(self) -> int:
-        """Random numbers that an image is made of."""
+        """Number of random values from which an image is generated."""
         return next(tensor.shape[-1] for tensor in self.generator.inputs if len(tensor.shape) == 2)
 
     @property
     def num_classes(self) -> int:
-        """Classes that the networks are told; 0 if they are not."""
+        """Number of classes; 0 if the model is not conditional."""
         return next((w.shape[0] for w in self.generator.weights if "embedding" in w.path), 0)
 
     def compile(self, optimizer: Any) -> None:
@@ -204,19 +204,19 @@ class GAN(keras.Model):
         self.optimizer.build(self.generator.trainable_variables)
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Return what `compile_from_config` takes."""
+        """Return the configuration for `compile_from_config`."""
         return {"optimizer": keras.optimizers.serialize(self.optimizer)}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compile as `get_compile_config` says."""
+        """Compile from the result of `get_compile_config`."""
         self.compile(keras.optimizers.deserialize(config["optimizer"]))
 
     def call(self, inputs: Any, training: bool | None = None) -> Tensor:
-        """Make images."""
+        """Return generated images."""
         return self.generator(inputs, training=training)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Take a step with both networks on the same made images; runs on each replica."""
+        """Take a step with both networks on the same generated images; runs on each replica."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         with tf.GradientTape() as of_generator, tf.GradientTape() as of_discriminator:
             losses = self.losses_of(x, y, weight, training=True)
@@ -229,12 +229,12 @@ class GAN(keras.Model):
         return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """Measure the losses; an image set aside should look no less real than one of the training."""
+        """Measure the losses; a test image should look as real as a training image."""
         self.losses_of(*keras.utils.unpack_x_y_sample_weight(data), training=False)
         return self.get_metrics_result()
 
     def losses_of(self, x: Any, y: Any, weight: Any, training: bool) -> tuple[Any, Any]:
-        """Return the generator's and the discriminator's loss: this replica's part of the mean over all rows."""
+        """Return the losses of generator and discriminator: this replica's part of the mean over all rows."""
         num_rows = tf.shape(x)[0]
         weight = tf.ones(num_rows) if weight is None else tf.cast(weight, tf.float32)
         labels = tf.cast(tf.reshape(y, (-1,)), tf.int32) if self.is_conditional else None
@@ -259,18 +259,18 @@ class GAN(keras.Model):
         return tuple(tf.nn.compute_average_loss(rows, sample_weight=weight) for rows in measured[:2])
 
     def noise(self, num_rows: Any) -> Any:
-        """Draw noise by the step and the replica: no two draw the same, and a step that is repeated does."""
+        """Draw noise that depends on step and replica: it differs between them, but a repeated step gets the same."""
         replica = tf.distribute.get_replica_context()
         step = tf.cast(self.optimizer.iterations, tf.int32) * replica.num_replicas_in_sync
         draw = step + tf.cast(replica.replica_id_in_sync_group, tf.int32)
         return tf.random.stateless_normal((num_rows, self.latent), seed=tf.stack([self.seed, draw]))
 
     def with_label(self, name: str, value: Any, labels: Any) -> Any:
-        """Put the class beside what a network takes, if the networks are told it."""
+        """Add the class to the inputs of a network, if the model is conditional."""
         return value if labels is None else {name: value, "label": labels}
 
     def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` takes."""
+        """Return the configuration for `from_config`."""
         parts = ("generator", "discriminator", "discriminator_optimizer")
         made = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in parts}
         numbers = ("label_smoothing", "gradient_penalty", "seed", "name")
@@ -278,7 +278,7 @@ class GAN(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GAN:
-        """Make it of what `get_config` returned."""
+        """Create the model from the result of `get_config`."""
         parts = {
             name: keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
             for name in ("generator", "discriminator", "discriminator_optimizer")
@@ -287,12 +287,12 @@ class GAN(keras.Model):
 
 
 def cross_entropy(logit: Tensor, target: float) -> Tensor:
-    """Return each row's loss for being taken for what it should be: 1 for real."""
+    """Return each row's loss against its target: 1 for real."""
     return tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logit), target), logit)
 
 
 def samples(model: GAN, num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray | None]:
-    """Make images; of a conditional model as many of each class as of any other, in turn.
+    """Generate images; a conditional model generates its classes in turn, equally often.
 
     Shapes:
         images: (num_rows, height, width, channels) float32 in [0, 1].
@@ -306,22 +306,22 @@ def samples(model: GAN, num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 
 
 def export(model: GAN, directory: str) -> None:
-    """Save the generator by itself as `generator.keras`."""
+    """Save the generator as a separate model, `generator.keras`."""
     model.generator.save(Path(directory, "generator.keras"))
 
 
 def draw(model: GAN, x: Any, y: Any, directory: str) -> None:
-    """Draw `samples.png`: ten lines of made images, of a conditional model a column for each of up to 20 classes."""
+    """Draw `samples.png`: ten lines of images; for a conditional model a column for each of up to 20 classes."""
     draw_grid(model, Path(directory, "samples.png"))
 
 
 def draw_epoch(model: GAN, epoch: int, directory: str) -> None:
-    """Draw `epoch-0001.png` and so on: what the same noise gives from epoch to epoch."""
+    """Draw `epoch-0001.png` and so on: images from the same noise, after each epoch."""
     draw_grid(model, Path(directory, f"epoch-{epoch:04d}.png"))
 
 
 def draw_grid(model: GAN, path: Path) -> None:
-    """Draw ten lines of made images, with a line of gray between them."""
+    """Draw ten lines of generated images, with a gray line between them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -340,10 +340,10 @@ def draw_grid(model: GAN, path: Path) -> None:
 
 
 def judge(images: np.ndarray, classifier: keras.Model) -> tuple[float, np.ndarray]:
-    """Let a classifier of real images look at made ones.
+    """Classify generated images by a classifier of real ones.
 
     Returns:
-        Its mean confidence, and the share of each class in what it says.
+        Its mean confidence, and the share of each class in its predictions.
     """
     said = classifier.predict(images, verbose=0, batch_size=256)
     shares = np.bincount(said.argmax(axis=1), minlength=said.shape[1]) / len(said)
@@ -380,12 +380,12 @@ def main() -> None:
         draw(model, images, labels, str(args.pictures))
 
 
-# What `main` trains with, as the experiment in configs/gan_digits.yaml does: for few and small images.
+# The parameters that `main` trains with, as in configs/gan_digits.yaml: for few and small images.
 SMALL_IMAGES: dict[str, Any] = {"dropout": 0, "gradient_penalty": 0.03, "discriminator_learning_rate": 0.001}
 
 
 def train_classifier(images: np.ndarray, labels: np.ndarray) -> keras.Model:
-    """Train a small classifier on real images, and print its accuracy on those left out."""
+    """Train a small classifier on real images, and print its accuracy on test images."""
     cut = round(0.8 * len(images))
     model = keras.Sequential([
         keras.Input(images.shape[1:]),
@@ -411,7 +411,7 @@ def train_classifier(images: np.ndarray, labels: np.ndarray) -> keras.Model:
 
 
 def read_digits(directory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read TFRecord files of square gray digits, whose pixels go up to 255, or to 16 where they are 8 x 8.
+    """Read TFRecord files of square gray digits with pixels up to 255, or up to 16 if they are 8 x 8.
 
     Shapes:
         images: (rows, side, side, 1) float32 in [0, 1].

@@ -1,8 +1,8 @@
 """Networks for tables: columns of numbers and of categories, and one label or several.
 
-A label is a number, a yes or no, or one of some classes. A model module: tfspark calls `adapt(params, df)` on the
-driver and `build_model(params)` in every trainer. It needs no Spark, so it also runs alone, from the top of the
-repository:
+A label is a number, a yes or no, or one of several classes. A model module: tfspark calls `adapt(params, df)` on the
+driver and `build_model(params)` in every trainer. It needs no Spark, so it can also be run as a program, in the root of
+the repository:
 
     python -m models.mlp                    # the price of a diamond
     python -m models.mlp --cut              # how well it is cut: one of five classes
@@ -40,7 +40,7 @@ from tfspark.parameters import (
 
 Tensor = keras.KerasTensor
 
-# What `main` trains on.
+# The data that `main` trains on.
 DIAMONDS = Path("data/diamonds/stones")
 
 ENCODINGS = ("embedding", "one_hot", "hashing")
@@ -48,25 +48,25 @@ ENCODINGS = ("embedding", "one_hot", "hashing")
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What `build_model` can be told.
+    """The parameters of `build_model`.
 
     Attributes:
         numbers: the columns of numbers.
-        categories: column of texts or whole numbers -> how each value is taken: `embedding`, numbers that are learned
-            for it; `one_hot`, a place of its own; `hashing`, an embedding that texts of one hash share, for columns of
-            very many values.
-        labels: column -> `number`, `yes` (a label of 0 or 1), or how many classes it has; several are learned together.
-            Empty: one label of `num_classes` classes.
+        categories: column of texts or whole numbers -> how its values are encoded: `embedding`: a learned vector for
+            each value; `one_hot`; `hashing`: an embedding that texts with the same hash share, for columns with very
+            many values.
+        labels: column -> `number`, `yes` (a label of 0 or 1), or its number of classes; several labels are learned
+            together. Empty: one label of `num_classes` classes.
         num_classes: classes of the label, 2 or more, if `labels` is empty.
-        mean: column -> its mean, which `adapt` finds, as it finds the next two.
+        mean: column -> its mean; `adapt` computes it, and the next two.
         std: column -> its standard deviation.
-        vocabulary: column -> its values by falling frequency; values that are not there count as one more.
-        vocabulary_size: most values of a column that have an embedding of their own, 1 or more.
+        vocabulary: column -> its values by falling frequency; all other values together count as one more.
+        vocabulary_size: maximum number of values of a column with their own embedding, 1 or more.
         bins: number of hash values, 2 or more.
-        embedding: numbers that stand for a value, 1 or more.
+        embedding: size of an embedding, 1 or more.
         hidden: widths of the layers, each 1 or more.
         skip: add a linear model of the columns to the network (as in Wide & Deep, Cheng et al., 2016).
-        loss: of numbers: `squared`, or `absolute`, which a few large errors move less.
+        loss: for numbers: `squared`, or `absolute`, which depends less on a few large errors.
         dropout: fraction of activations dropped after each layer, in [0, 1).
         learning_rate: step size of Adam in the first epoch, above 0.
         decay: the step size is multiplied by this after each epoch, above 0.
@@ -98,10 +98,10 @@ class Params:
     decay: float = above_0(1.0)
 
     def __post_init__(self) -> None:
-        """Refuse values that do not go together.
+        """Reject values that contradict each other.
 
         Raises:
-            ValueError: says what is missing.
+            ValueError: names the missing parameter.
         """
         looked_up = [name for name, encoding in self.categories.items() if encoding != "hashing"]
         for holds, problem in [
@@ -123,21 +123,21 @@ class Params:
 
     @property
     def of_labels(self) -> Mapping[str, Any]:
-        """Label -> what it is; a single one whose column is not named is called `class`."""
+        """Label -> its kind; a single label without a column name is called `class`."""
         return self.labels or {"class": self.num_classes}
 
 
 def adapt(params: Mapping[str, Any], df: Any) -> dict[str, Any]:
-    """Find mean and deviation of the numbers and the values of the categories. Runs on the driver.
+    """Compute mean and deviation of the numbers and the values of the categories. Runs on the driver.
 
-    All of it is computed by Spark over all rows; only the result comes here. What `params` has is kept.
+    Spark computes everything over all rows; only the result comes to the driver. Values in `params` are not changed.
 
     Args:
         params: as for `build_model`.
         df: the training rows, a Spark DataFrame.
 
     Raises:
-        ValueError: a column for hashing holds no text.
+        ValueError: a column for hashing is not text.
     """
     encodings = params.get("categories", {})
     labels = [name for name, kind in params.get("labels", {}).items() if kind == "number"]
@@ -163,22 +163,22 @@ def adapt(params: Mapping[str, Any], df: Any) -> dict[str, Any]:
 
 
 def _quoted(name: str) -> str:
-    """Return a column's name as Spark's SQL has it."""
+    """Return a column's name quoted for Spark SQL."""
     return "`" + name.replace("`", "``") + "`"
 
 
 def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     """Build and compile a network for a table.
 
-    Input shape: a dict by column, each `(batch,)`; of a single column its tensor alone.
-    Output shape: of a number `(batch, 1)`, in the units of the label; of a yes or no, or of two classes, `(batch, 1)`,
-    the probability of 1; of more classes `(batch, classes)` probabilities. Several labels: a dict by column.
+    Input shape: a dict by column, each `(batch,)`; for a single column only its tensor.
+    Output shape: for a number `(batch, 1)`, in the units of the label; for yes or no, or two classes, `(batch, 1)`,
+    the probability of 1; for more classes `(batch, classes)` probabilities. Several labels: a dict by column.
 
     Args:
-        params: fields of `Params`; whatever is left out has its default.
+        params: fields of `Params`; missing ones have their defaults.
 
     Raises:
-        ValueError: a parameter is unknown or outside its range, or does not go with another.
+        ValueError: a parameter is unknown or outside its range, or contradicts another.
     """
     p = read_params(Params, params or {})
     inputs, x = columns(p)  # (batch, width of all columns)
@@ -201,7 +201,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
 
 
 def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.Callback]:
-    """Return what makes the steps smaller from epoch to epoch."""
+    """Return a callback that lowers the learning rate after each epoch."""
     decay = (params or {}).get("decay", Params.decay)
     if decay == 1:
         return []
@@ -209,7 +209,7 @@ def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.C
 
 
 def columns(p: Params) -> tuple[Any, Tensor]:
-    """Take the columns in; return the model's inputs, and all columns side by side."""
+    """Return the model's inputs, and all columns concatenated."""
     inputs: dict[str, Tensor] = {name: keras.Input((), name=name) for name in p.numbers}
     parts = []
     if p.numbers:
@@ -226,7 +226,7 @@ def columns(p: Params) -> tuple[Any, Tensor]:
 
 
 def encoded(x: Tensor, name: str, encoding: str, p: Params) -> Tensor:
-    """Make numbers of a category: `(batch,)` -> `(batch, embedding)`, or `(batch, values + 1)` of one hot."""
+    """Encode a category: `(batch,)` -> `(batch, embedding)`, or `(batch, values + 1)` for one-hot."""
     if encoding == "hashing":
         return layers.Embedding(p.bins, p.embedding)(layers.Hashing(p.bins)(x))
     known = list(p.vocabulary[name])[: p.vocabulary_size]
@@ -237,7 +237,7 @@ def encoded(x: Tensor, name: str, encoding: str, p: Params) -> Tensor:
 
 
 def output(name: str, kind: Any, hidden: Tensor, linear: Tensor, p: Params) -> Tensor:
-    """Give what is said of a label."""
+    """Return the output for a label."""
     units = kind if is_whole(kind, 3) else 1
     scores = layers.Dense(units)(hidden)
     if p.skip:
@@ -257,14 +257,14 @@ def loss_of(kind: Any, p: Params) -> str:
 
 
 def weight_of(name: str, kind: Any, p: Params) -> float:
-    """Return how much a label's loss counts beside others: numbers by their deviation, so that units do not matter."""
+    """Return the weight of a label's loss: for numbers by their deviation, so that units do not matter."""
     if kind != "number":
         return 1.0
     return p.std.get(name, 1.0) ** (-2 if p.loss == "squared" else -1)
 
 
 def metrics_of(kind: Any) -> list[Any]:
-    """Return what is measured of a label."""
+    """Return the metrics of a label."""
     if kind == "number":
         return [
             keras.metrics.MeanAbsoluteError(name="mae"),
@@ -275,13 +275,13 @@ def metrics_of(kind: Any) -> list[Any]:
 
 
 def importance(model: keras.Model, x: Any, y: Any, seed: int = 0) -> dict[str, float]:
-    """Say how many times as large the loss is when a column's values change places (Breiman, 2001).
+    """Return by which factor the loss grows if a column's values are shuffled (Breiman, 2001).
 
     Args:
         model: a trained model of this module.
         x: a dict of tensors by column, or the tensor of a single one.
         y: the label, or a dict of labels.
-        seed: of the places.
+        seed: of the shuffle.
     """
     import tensorflow as tf
 
@@ -296,13 +296,13 @@ def importance(model: keras.Model, x: Any, y: Any, seed: int = 0) -> dict[str, f
 
 
 def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
-    """Draw which columns count, and what is said of labels that are numbers, as `columns.png`.
+    """Draw the importance of columns, and the predictions of labels that are numbers, as `columns.png`.
 
     Args:
         model: a trained model of this module.
-        x: rows as the model takes them.
+        x: inputs of the model.
         y: their labels.
-        directory: where the picture goes.
+        directory: for the picture.
     """
     import tensorflow as tf
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -364,7 +364,7 @@ def main() -> None:
         draw(model, shown, test_y[:1000], str(args.pictures))
 
 
-# What `main` trains with, as the experiments in configs/ do.
+# The parameters that `main` trains with; the experiments in configs/ have the same.
 CUTS = ("Fair", "Good", "Very Good", "Premium", "Ideal")
 SIZES = ("carat", "depth", "table", "x", "y", "z")
 PRICE: dict[str, Any] = {
@@ -398,7 +398,7 @@ def read_rows(directory: Path) -> dict[str, np.ndarray]:
 
 
 def statistics_of(rows: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `adapt` finds with Spark."""
+    """Return the values that `adapt` computes with Spark."""
     numbers = [*params["numbers"], *(name for name, kind in params["labels"].items() if kind == "number")]
     return {
         "mean": {name: float(rows[name].mean()) for name in numbers},
@@ -413,7 +413,7 @@ def statistics_of(rows: Mapping[str, np.ndarray], params: Mapping[str, Any]) -> 
 def table_of(
     rows: Mapping[str, np.ndarray], chosen: np.ndarray, params: Mapping[str, Any]
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the columns that a model takes, and its label, of the chosen rows."""
+    """Return the inputs of a model, and its label, for the chosen rows."""
     (label,) = params["labels"]
     x = {name: keras.ops.convert_to_tensor(rows[name][chosen]) for name in params["numbers"]}
     texts = {name: keras.ops.convert_to_tensor(rows[name][chosen], "string") for name in params["categories"]}

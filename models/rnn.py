@@ -1,8 +1,8 @@
 """Recurrent networks that classify texts and series, and that forecast series.
 
-LSTM and GRU, in one direction or both, stacked; one answer per row (many to one) or one per step (many to many). A
+LSTM and GRU, in one direction or both, stacked; one prediction per row (many to one) or one per step (many to many). A
 model module: tfspark calls `adapt(params, df)` on the driver and `build_model(params)` in every trainer. It needs
-no Spark, so it also runs alone, from the top of the repository:
+no Spark, so it can also be run as a program, in the root of the repository:
 
     python -m models.rnn                    # the tone of a sentence
     python -m models.rnn --series           # next month's sunspots
@@ -40,18 +40,18 @@ from tfspark.parameters import (
 
 Tensor = keras.KerasTensor
 
-# What `main` trains on.
+# The data that `main` trains on.
 SENTENCES = Path("data/rotten_tomatoes/texts")
 SUNSPOTS = Path("data/sunspots")
 
-# What separates words, for TensorFlow (RE2) and for Spark (Java) alike: tags of HTML, punctuation and symbols.
-# Apostrophes vanish: "don't" is one word.
+# The text between words, for TensorFlow (RE2) and for Spark (Java): HTML tags, punctuation and symbols.
+# Apostrophes are removed: "don't" is one word.
 SEPARATORS = r"<[^>]*>|[\p{P}\p{S}]+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What `build_model` can be told.
+    """The parameters of `build_model`.
 
     Attributes:
         inputs: `text`: strings, split into words within the model; `tokens`: word numbers, 0 for padding;
@@ -60,23 +60,23 @@ class Params:
         cell: `lstm` or `gru`.
         bidirectional: read forward and backward; each direction has `units`.
         units: of each layer, 1 or more.
-        layers: how many are stacked, 1 or more.
-        pooling: what is made of a row's steps: the `last` state, their `mean` or their `max`.
-        per_step: answer at every step instead, many to many.
+        layers: number of stacked layers, 1 or more.
+        pooling: how the states of a row's steps are combined: the `last` state, their `mean` or their `max`.
+        per_step: predict at every step instead, many to many.
         skip: add a linear model of the inputs to the network's output (as in LSTNet, Lai et al., 2018): of the mean
             embedding for words, of all values for series.
         vocabulary: the words by falling frequency, which `adapt` counts; `text` only.
-        vocabulary_size: so many words are told apart, 3 or more, two of which stand for padding and unknown words.
-        length: of a text's words so many are read, 1 or more; `text` only.
-        embedding: numbers that stand for a word, 1 or more.
+        vocabulary_size: size of the vocabulary, 3 or more, including padding and unknown words.
+        length: maximum number of words that are read of a text, 1 or more; `text` only.
+        embedding: size of a word's embedding, 1 or more.
         input_shape: of one row: steps of `tokens`, steps and variables of a `series`.
-        mean: of each variable, subtracted first, which `adapt` finds; `series` only.
-        std: standard deviation of each variable, by which is divided.
-        per_window: the network sees each window at mean 0 and deviation 1, and its forecast is brought back (Kim et
-            al., 2022), so that what is learned at one level holds at another; `series` only.
+        mean: of each variable, which is subtracted first; `adapt` computes it; `series` only.
+        std: standard deviation of each variable, by which it is divided; `adapt` computes it.
+        per_window: scale each window to mean 0 and deviation 1 for the network, and scale its forecast back (Kim et
+            al., 2022), so that the model applies at all levels of a series; `series` only.
         num_classes: 2 or more; labels are 0 to `num_classes - 1`. Per step, a label of -1 does not count.
-        horizon: so many steps are forecast, 1 or more.
-        targets: so many of the variables are forecast, the first ones, 1 or more.
+        horizon: number of steps to forecast, 1 or more.
+        targets: number of variables to forecast (the first ones), 1 or more.
         dropout: fraction dropped after the embedding, between layers and before the output, in [0, 1).
         weight_decay: L2 penalty on the kernels of the layers, 0 or more.
         learning_rate: step size of Adam in the first epoch, above 0.
@@ -113,10 +113,10 @@ class Params:
     decay: float = above_0(1.0)
 
     def __post_init__(self) -> None:
-        """Refuse values that do not go together.
+        """Reject values that contradict each other.
 
         Raises:
-            ValueError: says what goes with what.
+            ValueError: names the values that must be combined.
         """
         series = self.inputs == "series"
         variables = self.input_shape[-1] if self.input_shape else 0
@@ -149,13 +149,13 @@ class Params:
 
 
 def adapt(params: Mapping[str, Any], df: Any) -> dict[str, Any]:
-    """Find the vocabulary, or mean and deviation of the variables, of a Spark DataFrame. Runs on the driver.
+    """Compute the vocabulary, or mean and deviation of the variables, of a Spark DataFrame. Runs on the driver.
 
-    All of it is computed by Spark over all rows; only the result comes here. What `params` has is kept.
+    Spark computes everything over all rows; only the result comes to the driver. Values in `params` are not changed.
 
     Args:
         params: as for `build_model`.
-        df: the training rows; the first column is what the model reads.
+        df: the training rows; the model reads the first column.
     """
     kind, column = params.get("inputs", Params.inputs), f"`{df.columns[0]}`"
     if kind == "text" and not params.get("vocabulary"):
@@ -178,15 +178,15 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     """Build and compile a recurrent network.
 
     Input shape: `text`: `(batch,)` strings; `tokens`: `(batch, steps)` integers; `series`: `(batch, steps, variables)`.
-    Output shape: of a classifier `(batch, classes)` probabilities, or `(batch, 1)`, that of class 1, if there
-    are two; per step `(batch, steps, classes)`. Of a forecast `(batch, horizon * targets)`, or per step
-    `(batch, steps * targets)`: flat, as a TFRecord holds them, steps first, in the units of the inputs.
+    Output shape: for a classifier `(batch, classes)` probabilities, or `(batch, 1)`, that of class 1, if there
+    are two; per step `(batch, steps, classes)`. For a forecast `(batch, horizon * targets)`, or per step
+    `(batch, steps * targets)`: flat as in a TFRecord, steps first, in the units of the inputs.
 
     Args:
-        params: fields of `Params`; whatever is left out has its default.
+        params: fields of `Params`; missing ones have their defaults.
 
     Raises:
-        ValueError: a parameter is unknown or outside its range, or does not go with another.
+        ValueError: a parameter is unknown or outside its range, or contradicts another.
     """
     p = read_params(Params, params or {})
     inputs, x, linear = series_inputs(p) if p.inputs == "series" else word_inputs(p)
@@ -201,7 +201,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
 
 
 def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.Callback]:
-    """Return what makes the steps smaller from epoch to epoch."""
+    """Return a callback that lowers the learning rate after each epoch."""
     p = read_params(Params, params or {})
     if p.decay == 1:
         return []
@@ -221,7 +221,7 @@ def goal(p: Params) -> tuple[Any, list[Any]]:
 
 
 def word_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
-    """Take words in, and embed them; positions without a word are masked."""
+    """Return the input of words, and their embeddings; positions without a word are masked."""
     if p.inputs == "text":
         inputs = keras.Input((), dtype="string", name="text")
         split = layers.TextVectorization(
@@ -237,7 +237,7 @@ def word_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def series_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
-    """Take a series in; each variable is brought to mean 0 and deviation 1."""
+    """Return the input of a series, and the series with each variable scaled to mean 0 and deviation 1."""
     inputs = keras.Input(p.input_shape, name="window")  # (batch, steps, variables)
     x = normalised(inputs, p)
     if not p.per_window:
@@ -247,17 +247,17 @@ def series_inputs(p: Params) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalised(x: Tensor, p: Params) -> Tensor:
-    """Bring each variable to mean 0 and deviation 1 over the training rows."""
+    """Scale each variable to mean 0 and deviation 1 over the training rows."""
     return layers.Normalization(mean=list(p.mean), variance=[std**2 for std in p.std])(x) if p.mean else x
 
 
 def window_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each window's mean and deviation, `(batch, 1, variables)`; a flat window counts as deviating a little."""
+    """Return each window's mean and deviation, `(batch, 1, variables)`; a constant window gets a small deviation."""
     return keras.ops.mean(x, axis=1, keepdims=True), keras.ops.std(x, axis=1, keepdims=True) + 0.05
 
 
 def recurrent(x: Tensor, p: Params) -> Tensor:
-    """Stack the layers; all but perhaps the last give their state at every step."""
+    """Stack the layers; all but perhaps the last return their state at every step."""
     for index in range(p.layers):
         keeps_steps = p.per_step or p.pooling != "last" or index < p.layers - 1
         make = layers.LSTM if p.cell == "lstm" else layers.GRU
@@ -269,12 +269,12 @@ def recurrent(x: Tensor, p: Params) -> Tensor:
 
 
 def pool(x: Tensor, p: Params) -> Tensor:
-    """Make one state of those of all steps; padding does not count."""
+    """Combine the states of all steps to one; padding does not count."""
     return x if p.pooling == "last" else MaskedPooling(p.pooling)(x)
 
 
 def classes(x: Tensor, linear: Tensor, p: Params) -> Tensor:
-    """Give the probability of class 1, or of every class."""
+    """Return the probability of class 1, or of every class."""
     is_binary = p.num_classes == 2 and not p.per_step
     activation = "sigmoid" if is_binary else "softmax"
     units = 1 if is_binary else p.num_classes
@@ -287,7 +287,7 @@ def classes(x: Tensor, linear: Tensor, p: Params) -> Tensor:
 
 
 def forecast(x: Tensor, linear: Tensor, inputs: Tensor, p: Params) -> Tensor:
-    """Give the next values in the units of the inputs."""
+    """Return the next values in the units of the inputs."""
     steps = 1 if p.per_step else p.horizon
     values = layers.Dense(steps * p.targets, name="values")(x)  # (batch, [steps,] horizon * targets)
     values = layers.Reshape((-1, p.targets), name="by_step")(values)  # (batch, steps or horizon, targets)
@@ -305,7 +305,7 @@ def forecast(x: Tensor, linear: Tensor, inputs: Tensor, p: Params) -> Tensor:
 
 @keras.saving.register_keras_serializable("tfspark")
 def standardise(texts: Any) -> Any:
-    """Write in small letters and put spaces between words; what `adapt` does with Spark."""
+    """Convert text to lower case with spaces between words, as `adapt` does with Spark."""
     import tensorflow as tf
 
     plain = tf.strings.regex_replace(tf.strings.lower(texts, "utf-8"), "'", "")
@@ -314,7 +314,7 @@ def standardise(texts: Any) -> Any:
 
 @keras.saving.register_keras_serializable("tfspark")
 class MaskedPooling(layers.Layer):
-    """Take the mean or the maximum over the steps that are not masked; 0 for a row without any.
+    """Return the mean or the maximum over the steps that are not masked; 0 for a row without any.
 
     Args:
         kind: `mean` or `max`.
@@ -330,7 +330,7 @@ class MaskedPooling(layers.Layer):
         self.kind = kind
 
     def call(self, x: Tensor, mask: Any = None) -> Tensor:
-        """Pool."""
+        """Return the pooled features."""
         ops = keras.ops
         counts = ops.ones_like(x[..., :1]) if mask is None else ops.cast(mask, x.dtype)[..., None]
         if self.kind == "mean":
@@ -339,30 +339,30 @@ class MaskedPooling(layers.Layer):
         return largest * ops.max(counts, axis=1)
 
     def compute_mask(self, x: Any, mask: Any = None) -> None:
-        """Return none: there are no steps any more."""
+        """Return None: the result has no steps."""
 
     def get_config(self) -> dict[str, Any]:
-        """Return what makes another."""
+        """Return the arguments of the layer."""
         return {**super().get_config(), "kind": self.kind}
 
 
 @keras.saving.register_keras_serializable("tfspark")
 class WithoutMask(layers.Layer):
-    """Pass values on without their mask: labels of -1 say what does not count."""
+    """Return values without their mask: labels of -1 mark the steps that do not count."""
 
     supports_masking = True
 
     def call(self, x: Tensor) -> Tensor:
-        """Return the same values in a tensor of its own: Keras hangs the mask on the tensor."""
+        """Return the same values in a new tensor: Keras attaches the mask to the tensor."""
         return x * 1
 
     def compute_mask(self, x: Any, mask: Any = None) -> None:
-        """Return none."""
+        """Return None."""
 
 
 @keras.saving.register_keras_serializable("tfspark")
 class StepCrossentropy(keras.losses.Loss):
-    """The mean cross-entropy over a row's steps, of those whose label is not -1.
+    """The mean cross-entropy over those steps of a row whose label is not -1.
 
     Shapes:
         y_true: (batch, steps) integers.
@@ -378,7 +378,7 @@ class StepCrossentropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("tfspark")
 class StepAccuracy(keras.metrics.Mean):
-    """The share of steps whose class is right, of those whose label is not -1."""
+    """The share of correctly classified steps, among those whose label is not -1."""
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Count a batch; a row's weight is that of each of its steps."""
@@ -401,7 +401,7 @@ def vocabulary_of(texts: Sequence[str], size: int) -> list[str]:
 
 
 def occlusion(model: keras.Model, text: str) -> list[tuple[str, float]]:
-    """Say by how much the probability of what is predicted falls when a word is left out (Zeiler, Fergus, 2013).
+    """Return by how much the predicted probability falls if a word is removed (Zeiler, Fergus, 2013).
 
     Returns:
         Each word of the text with its importance.
@@ -414,19 +414,19 @@ def occlusion(model: keras.Model, text: str) -> list[tuple[str, float]]:
 
 
 def probabilities(model: keras.Model, texts: Sequence[str]) -> np.ndarray:
-    """Return the probability of each class, `(texts, classes)`, also where the model gives that of class 1 alone."""
+    """Return the probability of each class, `(texts, classes)`, even if the model returns only that of class 1."""
     said = model.predict(np.array(texts, object), verbose=0, batch_size=64)
     return np.concatenate([1 - said, said], axis=1) if said.shape[-1] == 1 else said
 
 
 def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
-    """Draw what the model makes of some rows: `occlusion.png` for texts, `forecast.png` and `steps.png` for series.
+    """Draw predictions of some rows: `occlusion.png` for texts, `forecast.png` and `steps.png` for series.
 
     Args:
         model: a trained model of this module.
-        x: rows as the model takes them.
-        y: what they should give.
-        directory: where the picture goes.
+        x: inputs of the model.
+        y: their targets.
+        directory: for the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -453,7 +453,7 @@ def _text(value: Any) -> str:
 
 
 def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str], truth: np.ndarray) -> None:
-    """Set each text's words in lines, on red where they speak for the prediction, on blue where against it."""
+    """Draw each text's words in lines: on red if they support the prediction, on blue if they contradict it."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
@@ -480,7 +480,7 @@ def _draw_occlusion(figure: Any, model: keras.Model, texts: Sequence[str], truth
 
 
 def _draw_forecast(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw the forecasts of the first variable against the truth, and some windows with what is forecast of them."""
+    """Draw the forecasts of the first variable against the truth, and some windows with their forecasts."""
     num_targets = model.get_layer("by_step").output.shape[-1]
     said, y = (
         values.reshape(len(x), -1, num_targets)[..., 0] for values in (model.predict(x, verbose=0), y)
@@ -503,7 +503,7 @@ def _draw_forecast(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray
 
 
 def _draw_steps(figure: Any, model: keras.Model, x: np.ndarray, y: np.ndarray) -> None:
-    """Draw some series, and below each the classes of its steps: what they are and what is said of them."""
+    """Draw some series, and below each the true and the predicted classes of its steps."""
     said = model.predict(x, verbose=0).argmax(axis=-1)
     most = max(model.output.shape[-1] - 1, 1)
     cells = figure.subplots(len(x), 2, squeeze=False)
@@ -551,7 +551,7 @@ def main() -> None:
         draw(model, test_x, test_y, str(args.pictures))
 
 
-# What `main` trains with, as the experiments in configs/ do.
+# The parameters that `main` trains with; the experiments in configs/ have the same.
 TEXT: dict[str, Any] = {"inputs": "text", "units": 16, "length": 48, "learning_rate": 0.002, "decay": 0.5}
 SERIES: dict[str, Any] = {
     "inputs": "series",

@@ -1,7 +1,7 @@
-"""A network that says of each pixel of an image which class it belongs to: U-Net (Ronneberger et al., 2015).
+"""A network that predicts the class of each pixel of an image: U-Net (Ronneberger et al., 2015).
 
-A model module: tfspark calls `build_model(params)` in every trainer. It needs no Spark, so it also runs alone,
-from the top of the repository:
+A model module: tfspark calls `build_model(params)` in every trainer. It needs no Spark, so it can also be run as a
+program, in the root of the repository:
 
     python -m models.unet
 """
@@ -22,19 +22,19 @@ from tfspark.parameters import above_0, fraction, read_params, shape, whole
 
 Tensor = keras.KerasTensor
 
-# What `main` trains on.
+# The data that `main` trains on.
 PASTED = Path("data/pasted_digits")
 
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What `build_model` can be told.
+    """The parameters of `build_model`.
 
     Attributes:
         input_shape: height, width and channels of one image; height and width are multiples of 2 ** depth.
-        num_classes: number of classes, 2 or more; a mask has a number of 0 to `num_classes - 1` for each pixel.
+        num_classes: number of classes, 2 or more; a mask has a number from 0 to `num_classes - 1` for each pixel.
         filters: channels of the first convolutions, 1 or more; each halving of the image doubles them.
-        depth: how often the image is halved, 1 or more.
+        depth: number of times that the image is halved, 1 or more.
         dropout: fraction of activations dropped where the image is smallest, in [0, 1).
         learning_rate: step size of Adam in the first epoch, above 0.
         decay: the step size is multiplied by this after each epoch, above 0.
@@ -51,7 +51,7 @@ class Params:
     decay: float = above_0(1.0)
 
     def __post_init__(self) -> None:
-        """Refuse images that cannot be halved `depth` times.
+        """Reject images that cannot be halved `depth` times.
 
         Raises:
             ValueError: names the factor.
@@ -71,7 +71,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
     Output shape: `(batch, height, width, num_classes)`, probabilities.
 
     Args:
-        params: fields of `Params`; whatever is left out has its default.
+        params: fields of `Params`; missing ones have their defaults.
 
     Raises:
         ValueError: a parameter is unknown or outside its range, or the image cannot be halved `depth` times.
@@ -97,7 +97,7 @@ def build_model(params: Mapping[str, Any] | None = None) -> keras.Model:
 
 
 def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.Callback]:
-    """Return what makes the steps smaller from epoch to epoch."""
+    """Return a callback that lowers the learning rate after each epoch."""
     decay = (params or {}).get("decay", Params.decay)
     if decay == 1:
         return []
@@ -105,7 +105,7 @@ def callbacks(params: Mapping[str, Any] | None = None) -> list[keras.callbacks.C
 
 
 def twice(x: Tensor, filters: int) -> Tensor:
-    """Convolve, normalise over the batch and rectify, two times; height and width stay."""
+    """Apply a convolution, batch normalization and ReLU, two times; height and width stay the same."""
     for _ in range(2):
         x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
         x = layers.ReLU()(layers.BatchNormalization()(x))
@@ -113,13 +113,13 @@ def twice(x: Tensor, filters: int) -> Tensor:
 
 
 def draw(model: keras.Model, x: Any, y: Any, directory: str) -> None:
-    """Draw some images, their masks, and those that the model makes, as `masks.png`.
+    """Draw some images, their masks, and the predicted masks, as `masks.png`.
 
     Args:
         model: a trained model of this module.
         x: images.
         y: their masks.
-        directory: where the picture goes.
+        directory: for the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from support.standalone import StandaloneCluster
 from support.trainers import shared_warm_parents
 
 pytest_plugins = ["pytester"]
-# How long an example takes tells of the machine, which other tests load.
+# The duration of an example depends on the machine, which other tests load.
 settings.register_profile("tfspark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tfspark")
 _TEMPORARY = pytest.StashKey[str]()
@@ -37,9 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Set the environment that every process of this run inherits."""
     for line in _THIRD_PARTY_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
-    # pytest's own tmp_path stays where it would be, and is kept after a failure.
+    # pytest's own tmp_path keeps its usual location, and is kept after a failure.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    # A temporary directory of its own: the guard sees this run's leftovers, not those of another one.
+    # A separate temporary directory: the guard finds only the leftovers of this run, not those of another one.
     config.stash[_TEMPORARY] = tempfile.mkdtemp(prefix="pytest-")
     tempfile.tempdir = os.environ["TMPDIR"] = config.stash[_TEMPORARY]
     os.environ[TEST_ID] = uuid.uuid4().hex
@@ -57,7 +57,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def owned() -> Owned:
-    """What session-wide fixtures started; the guard leaves it alone."""
+    """The things that session-wide fixtures have started; the guard ignores them."""
     return Owned()
 
 
@@ -103,7 +103,7 @@ def spark(owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
 
 
 def _stop_gateway() -> None:
-    """End the JVM now, and not when the interpreter exits."""
+    """End the JVM now, not at the exit of the interpreter."""
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway

@@ -21,7 +21,7 @@ BELOW = {
 }
 """Folder -> folders it may import from. What lies beside the folders is an entry (`cli`, `trainer`), or small."""
 ENTRIES = {"tfspark", "tfspark.cli", "tfspark.submit", "tfspark.chaos", "tfspark.pipeline", "tfspark.trainer"}
-FRONT = {"tfcluster", "inputs", "layout", "preflight", "program", "warm_up", "state"}
+FRONT = {"tfcluster", "inputs", "layout", "direct", "preflight", "program", "warm_up", "state"}
 """What others may use of `cluster/`: the rest is its own. Checkpoints (`state`) are read for ``--resume``, too."""
 TENSORFLOW = ("tensorflow", "keras", "tensorflow_io")
 MAY_IMPORT_TENSORFLOW = {"tfspark.ml.sparse_dense"}

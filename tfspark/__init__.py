@@ -1,6 +1,6 @@
 """Train Keras models across a Spark cluster, where the data already is.
 
-Importing this package is light: pyspark, pyarrow and TensorFlow are loaded when they are used.
+Importing this package is fast: pyspark, pyarrow and TensorFlow are imported only when they are used.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _HOMES = {
 }
 
 _MIGRATED = ("TFNode", "TFParallel", "compat", "dfutil", "gpu_info", "pipeline", "util")
-"""Modules that TensorFlowOnSpark has under these names."""
+"""Modules with TensorFlowOnSpark's names."""
 
 
 def __getattr__(name: str) -> Any:

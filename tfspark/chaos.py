@@ -1,8 +1,8 @@
-"""Faults on purpose, to see what a cluster survives: ``tfspark chaos``.
+"""Cause failures on purpose, to test what a cluster survives: ``tfspark chaos``.
 
-For each fault a small model is trained with two workers; in the middle of the first epoch the second worker does
-something to itself, or to the processes above it. What comes of it is compared with the same training undisturbed. The
-faults come from within, so no access to the executors' machines is needed.
+For each fault a small model is trained with two workers. In the middle of the first epoch the second worker causes the
+fault in itself, or in the processes above it. The result is compared with that of the same training without a fault. A
+worker causes the faults, so no access to the executors' machines is needed.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ ROWS, BATCH_SIZE, EPOCHS, PARTITIONS = 1280, 64, 2, 4
 FAULT_STEP, FAULTY_WORKER = 10, 1
 SLOW_S, SLOW_STEPS = 0.5, 10
 CHAOS = "tfspark chaos"
-"""What the deliberate exception says."""
+"""Message of the deliberate exception."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong.
+    """One kind of failure.
 
     Attributes:
-        what: in words.
-        strike: does it, within the trainer.
-        restarts: how often the nodes should be started again for it.
+        what: description.
+        strike: causes it, within the trainer.
+        restarts: expected number of restarts.
         is_told: whether the run should end with an error that names it instead.
-        needs_executor: whether it takes an executor that is not the driver.
+        needs_executor: whether it needs an executor that is not the driver's process.
     """
 
     what: str
@@ -96,14 +96,14 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a fault.
+    """The outcome of a fault.
 
     Attributes:
         fault: its name.
-        restarts: how often the nodes were started again.
-        said: the first line of why, or of the error that ended the run.
+        restarts: number of restarts.
+        said: the first line of the cause, or of the error that ended the run.
         seconds: how much longer the run took than the undisturbed one.
-        wrong: what is not as it should be; empty if the fault was survived, or told.
+        wrong: differences from the expected outcome; empty if there are none.
     """
 
     fault: str
@@ -115,13 +115,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one training.
+    """The outcome of one training.
 
     Attributes:
         weights: their SHA-256.
         rows: of each epoch.
-        restarts: why the nodes were started again, each time.
-        error: first line of what ended it; empty if nothing did.
+        restarts: the cause of each restart.
+        error: first line of the error that ended it; empty if there was none.
         seconds: from start to end.
     """
 
@@ -133,7 +133,7 @@ class Run:
 
 
 def build_model(params: Any) -> Any:
-    """Return a model whose result tells whether a single row or random number was another."""
+    """Return a model whose result differs if a single row or random number differs."""
     import keras
 
     del params
@@ -151,7 +151,7 @@ def build_model(params: Any) -> Any:
 
 
 def callbacks(params: Mapping[str, Any]) -> list[Any]:
-    """Return what strikes once: on the faulty worker, in the first incarnation of its cluster."""
+    """Return a callback that causes the fault once: on the faulty worker, in the first incarnation of its cluster."""
     import keras
 
     task = json.loads(os.environ["TF_CONFIG"])["task"]
@@ -161,7 +161,7 @@ def callbacks(params: Mapping[str, Any]) -> list[Any]:
     steps = range(FAULT_STEP, FAULT_STEP + (SLOW_STEPS if fault.strike is _slow else 1))
 
     class Strike(keras.callbacks.Callback):  # type: ignore[misc]
-        _is_first_life = False  # By a name that is not kept with the state.
+        _is_first_life = False  # A private name, which is not saved with the callback's state.
 
         def on_train_begin(self, logs: Any = None) -> None:
             self._is_first_life = int(self.model.optimizer.iterations.numpy()) == 0
@@ -176,17 +176,17 @@ def callbacks(params: Mapping[str, Any]) -> list[Any]:
 def certify(
     spark: SparkSession, names: list[str], timeout_s: float, observe: Callable[[Outcome], None]
 ) -> list[Outcome]:
-    """Try faults, one after the other.
+    """Test faults, one after another.
 
     Args:
-        spark: the session, with three task slots at least.
-        names: of `FAULTS`.
-        timeout_s: the cluster's ``feed_timeout``; half of it is how long a stopped trainer or a step that does not end
-            goes unnoticed.
-        observe: is told of each outcome as it is known.
+        spark: the session, with at least three task slots.
+        names: keys of `FAULTS`.
+        timeout_s: the cluster's ``feed_timeout``; a stopped trainer, or a step that does not end, is detected after
+            half of it.
+        observe: called with each outcome.
 
     Raises:
-        ConfigError: a fault is not known, or none of those asked for can be tried here.
+        ConfigError: a fault is unknown, or none of the given faults can be tested on this master.
         TfsparkError: the undisturbed training failed.
     """
     unknown = [name for name in names if name not in FAULTS]
@@ -196,7 +196,7 @@ def certify(
     names = [name for name in names if not (is_local and FAULTS[name].needs_executor)]
     if not names:
         raise ConfigError(
-            "expected a master with executors of their own for the fault 'executor', got a local one; give "
+            "expected a master with separate executors for the fault 'executor', got a local one; pass "
             "--master local-cluster[2,2,1024], or use spark-submit on a real cluster"
         )
     rows = spark.range(0, ROWS, 1, PARTITIONS).selectExpr(
@@ -205,7 +205,7 @@ def certify(
     reference = _train(spark, rows, "", timeout_s)
     if reference.error:
         raise TfsparkError(
-            f"expected a small training without faults to succeed, it failed: {reference.error}"
+            f"expected a small training without faults to succeed, but it failed: {reference.error}"
         )
     outcomes = []
     for name in names:
@@ -226,7 +226,7 @@ def judged(name: str, run: Run, reference: Run) -> Outcome:
         if run.rows != reference.rows:
             wrong.append(f"expected {reference.rows} rows per epoch, got {run.rows}")
         if run.weights != reference.weights:
-            wrong.append("other weights than without the fault")
+            wrong.append("the weights differ from those without the fault")
     if len(run.restarts) != fault.restarts:
         wrong.append(f"expected {fault.restarts} restarts, got {len(run.restarts)}")
     said = run.error or (run.restarts[0] if run.restarts else "")
@@ -234,7 +234,7 @@ def judged(name: str, run: Run, reference: Run) -> Outcome:
 
 
 def line_of(outcome: Outcome) -> str:
-    """Say in a few words what came of a fault."""
+    """Return a line about the outcome of a fault."""
     mark = "[green]ok[/green]  " if not outcome.wrong else "[red]BAD[/red] "
     again = f"{outcome.restarts} restart{'s' * (outcome.restarts != 1)}, {outcome.seconds:+.0f} s"
     text = f"{mark} {outcome.fault:<14} {FAULTS[outcome.fault].what}: {again}"

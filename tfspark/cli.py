@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 
 SIGNALLED = 128
-"""Added to a signal's number it is the exit code, as shells have it."""
+"""The exit code after a signal is this plus the signal's number, as in shells."""
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 ENDING_S = 10.0
 AGAIN_S = 0.05
@@ -45,9 +45,7 @@ def run(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
-            help="Go on with an interrupted run: its directory, e.g. runs/mnist_cnn-20261121-031607."
-        ),
+        typer.Option(help="Continue an interrupted run: its directory, e.g. runs/mnist_cnn-20261121-031607."),
     ] = None,
     worker_logs: Annotated[bool, typer.Option(help="Print what the workers write.")] = False,
 ) -> None:
@@ -59,10 +57,10 @@ def run(
         if config is None and resume is None:
             raise ConfigError(
                 "expected a YAML experiment or --resume with a run directory, got neither; run `tfspark run "
-                "experiment.yaml`, or `tfspark run --resume RUN_DIR` to go on with a run that was interrupted"
+                "experiment.yaml`, or `tfspark run --resume RUN_DIR` to continue an interrupted run"
             )
         path = config if config is not None else config_of(Path(str(resume)))
-        experiment = load_config(path, set_ or [])  # Mistakes show before anything heavy is imported.
+        experiment = load_config(path, set_ or [])  # Report mistakes before large packages are imported.
         from tfspark.experiment.run import run_experiment
 
         run_experiment(experiment, show_worker_logs=worker_logs, resume=resume)
@@ -111,7 +109,7 @@ def train(
 def predict(
     model: Annotated[str, typer.Argument(help="A run directory, a .keras file or a SavedModel's directory.")],
     data: Annotated[str, typer.Option(help="Path of the rows.")],
-    output: Annotated[str, typer.Option(help="Directory to write; it must not be there.")],
+    output: Annotated[str, typer.Option(help="Directory to write; it must not exist.")],
     format_: Annotated[
         str | None,
         typer.Option("--format", help="Format of the rows; by default that of the run, or parquet."),
@@ -119,11 +117,11 @@ def predict(
     output_format: Annotated[str, typer.Option(help="parquet, json, csv, orc or tfrecord.")] = "parquet",
     features: Annotated[
         list[str] | None,
-        typer.Option(help="A feature column; repeat for several. By default as the run has them."),
+        typer.Option(help="A feature column; repeat for several. By default those of the run."),
     ] = None,
     nulls: Annotated[str, typer.Option(help="Rows with a null feature: error, skip or keep.")] = "error",
     master: Annotated[str | None, typer.Option(help="Spark's master; by default that of the run.")] = None,
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A setting of Spark's.")] = None,
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark setting.")] = None,
 ) -> None:
     """Write rows with a trained model's predictions."""
     with _in_words():
@@ -145,7 +143,7 @@ def evaluate(
         Path | None, typer.Option(help="Directory of the results; by default in the run directory.")
     ] = None,
     master: Annotated[str | None, typer.Option(help="Spark's master; by default that of the run.")] = None,
-    conf: Annotated[list[str] | None, typer.Option("--conf", help="A setting of Spark's.")] = None,
+    conf: Annotated[list[str] | None, typer.Option("--conf", help="A Spark setting.")] = None,
 ) -> None:
     """Evaluate a run's model on other rows: metrics and pictures."""
     with _in_words():
@@ -158,7 +156,7 @@ def evaluate(
 
 
 def _chosen_cluster(master: str | None, conf: list[str] | None) -> Any:
-    """Return the section `cluster` of ``--master`` and ``--conf``; None: neither was given."""
+    """Return a section `cluster` with the values of ``--master`` and ``--conf``; None: neither was given."""
     from tfspark.experiment.config_schema import Cluster
 
     if master is None and not conf:
@@ -169,19 +167,19 @@ def _chosen_cluster(master: str | None, conf: list[str] | None) -> Any:
 
 @app.command()
 def chaos(
-    faults: Annotated[list[str] | None, typer.Argument(help="Which faults; all if none is named.")] = None,
+    faults: Annotated[list[str] | None, typer.Argument(help="Names of faults; by default all.")] = None,
     master: Annotated[
-        str | None, typer.Option(help="Spark's master; under spark-submit it is known.")
+        str | None, typer.Option(help="Spark's master; spark-submit overrides it.")
     ] = "local[4]",
     conf: Annotated[
         list[str] | None,
-        typer.Option("--conf", help="A setting of Spark's: --conf spark.executor.memory=2g."),
+        typer.Option("--conf", help="A Spark setting: --conf spark.executor.memory=2g."),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(help="The feed's timeout in s; half of it is how long a hang goes unnoticed.")
+        float, typer.Option(help="The feed's timeout in s; a hang is detected after half of it.")
     ] = 40.0,
 ) -> None:
-    """Break things on purpose, and see whether training on this cluster survives."""
+    """Cause failures on purpose, and test whether training on this cluster survives them."""
     with _in_words():
         from tfspark import chaos as faults_of
         from tfspark.experiment.config_schema import Cluster
@@ -198,16 +196,16 @@ def chaos(
                 lambda outcome: console.print(faults_of.line_of(outcome), highlight=False, soft_wrap=True),
             )
         survived = sum(not outcome.wrong for outcome in outcomes)
-        console.print(f"{survived} of {len(outcomes)} faults ended as they should")
+        console.print(f"{survived} of {len(outcomes)} faults ended as expected")
         if survived < len(outcomes):
             sys.exit(1)
 
 
 def _cluster(make: Callable[..., Any], **given: Any) -> Any:
-    """Make the section `cluster` of options of the command line.
+    """Create the section `cluster` from options of the command line.
 
     Raises:
-        ConfigError: one is wrong.
+        ConfigError: an option is wrong.
     """
     from pydantic import ValidationError
 
@@ -247,7 +245,7 @@ def main(arguments: list[str] | None = None) -> None:
     (Ctrl-C), 143 by SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Names may have letters that the locale has not.
+        if isinstance(stream, io.TextIOWrapper):  # Names may have characters that the locale cannot encode.
             stream.reconfigure(errors="backslashreplace")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # Model modules may import Keras on the driver, too.
     interrupt = _Interrupt()
@@ -269,7 +267,7 @@ def _in_words() -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         failure = f"error: expected to write {error.filename or 'a file'}, the system said: {error.strerror}"
-        advice = "make room there, or choose another place"
+        advice = "free space there, or choose another directory"
         Console(stderr=True).print(f"{failure}; {advice}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
@@ -278,10 +276,10 @@ def _in_words() -> Iterator[None]:
 
 
 class _Interrupt:
-    """Turns the first signal into a KeyboardInterrupt that carries its number.
+    """Converts the first signal to a KeyboardInterrupt with the signal's number.
 
-    Those that follow within `ENDING_S` are ignored: an impatient second one would break off the ending. One that
-    comes while a finalizer runs, where Python drops what is raised, is sent again.
+    Further signals within `ENDING_S` are ignored: a second one would interrupt the shutdown. If a signal arrives while
+    a finalizer runs, Python drops the exception, so the signal is sent again.
     """
 
     def __init__(self) -> None:
@@ -292,13 +290,13 @@ class _Interrupt:
         if time.monotonic() - self._came < ENDING_S:
             return
         self._came = time.monotonic()
-        # What breaks from here on, in the middle of a call to Spark, is no news.
+        # From here on, calls to Spark fail because of the interrupt: hide their errors.
         logging.disable()
         threading.excepthook = lambda broken: None
         raise KeyboardInterrupt(number)
 
     def lost(self, dropped: sys.UnraisableHookArgs) -> None:
-        """Send the signal again whose exception Python has dropped."""
+        """Send the signal again if Python has dropped its exception."""
         if isinstance(dropped.exc_value, KeyboardInterrupt):
             self._came = -ENDING_S
             threading.Timer(AGAIN_S, os.kill, (os.getpid(), dropped.exc_value.args[0])).start()

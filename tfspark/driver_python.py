@@ -1,4 +1,4 @@
-"""Which Python Spark starts, and where it finds the modules of the driver's program. Runs on the driver."""
+"""Choose the Python that Spark starts, and the module path of trainers. Runs on the driver."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FOREIGN_PYTHON = ("No module named 'tfspark'", "No module named 'pyarrow'", "Can
 
 
 def module_paths(paths: Iterable[str] | None = None) -> list[str]:
-    """Return the absolute directories and archives in which the driver's program finds modules of its own.
+    """Return the absolute directories and archives in which the driver's program finds its own modules.
 
-    Trainers look there last. So a package beside the script is found from any working directory, where the
-    executors see the driver's files. What is installed is left out: each machine has its own.
+    Trainers look there last. So a package beside the script is found from any working directory, if the executors see
+    the driver's files. Installed packages are not included: each machine has its own.
 
     Args:
         paths: by default ``sys.path``.
@@ -41,11 +41,11 @@ def _is_installed(path: str, installed: set[str]) -> bool:
 
 
 def use_own_python(spark: SparkSession) -> None:
-    """Let Spark start its Python workers with the driver's interpreter, where it was told of none.
+    """Make Spark start its Python workers with the driver's interpreter, if no interpreter is set.
 
-    Spark takes ``python3`` of PATH by default. That is another one if the program was started by the path of its
-    interpreter, as from an IDE or by cron. On another machine the driver's path may mean nothing, so this is for
-    masters within this machine.
+    By default Spark uses the ``python3`` of PATH. That is a different one if the program was started by the path of its
+    interpreter, for example by an IDE or by cron. On another machine the driver's path may not exist, so this is only
+    for masters within this machine.
     """
     context: Any = getattr(spark, "_sc", None)  # Spark Connect has none.
     if context is None or "PYSPARK_PYTHON" in os.environ:
@@ -55,26 +55,26 @@ def use_own_python(spark: SparkSession) -> None:
 
 
 def stop_progress_bar(spark: SparkSession) -> None:
-    """Stop Spark's progress bar on the console, which PySpark turns on by itself.
+    """Stop Spark's progress bar on the console, which PySpark turns on by default.
 
-    Nodes are tasks that last as long as the cluster. The bar would show them as a stage that does not get on, over and
+    Nodes are tasks that run as long as the cluster. The bar would show them as a stage without progress, over and
     between the program's own lines.
     """
     context: Any = getattr(spark, "_jsparkSession", None)
     with contextlib.suppress(
         Exception
-    ):  # None on Spark Connect; the accessor is Spark's own, and may be gone.
+    ):  # None on Spark Connect; the accessor is internal to Spark, and may be removed.
         bar = context.sparkContext().progressBar()
         if bar.isDefined():
             bar.get().stop()
 
 
 def python_advice(message: str) -> str:
-    """Return what to do about a failure of Spark's Python workers to start; empty if it is something else."""
+    """Return advice if Spark's Python workers could not start; empty for other failures."""
     if not any(sign in message for sign in FOREIGN_PYTHON):
         return ""
     return (
-        "; the executors run another Python than the driver, or one without tfspark: set PYSPARK_PYTHON (or "
+        "; the executors run a different Python than the driver, or one without tfspark: set PYSPARK_PYTHON (or "
         "spark.pyspark.python) to an interpreter that every executor has, with the same packages as the driver's "
         f"({sys.executable})"
     )

@@ -1,14 +1,14 @@
-"""The exceptions tfspark raises on purpose.
+"""The exceptions that tfspark raises on purpose.
 
 TfsparkError
 ├── ConfigError       a YAML file, an argument or a setting is wrong; nothing was started
-├── DataError         a row, a column or a file is not what was declared
+├── DataError         a row, a column or a file does not match its declaration
 ├── ReservationError  the cluster could not be reserved: slots, versions, a missing node
-├── NodeFailedError   a node failed while it ran; carries role, host, traceback and log tail
-├── BrokenOffError    the driver's call ended by an exception, so its workers end what they did for it
-└── DeadlineError     a named wait ran out of its time
+├── NodeFailedError   a node failed while it ran; has role, host, traceback and log tail
+├── BrokenOffError    the driver's call ended by an exception, so its workers stop the work for it
+└── DeadlineError     a named wait exceeded its deadline
 
-Every message has three parts: what was expected, what came, what to do.
+Every message has three parts: what was expected, what tfspark got, what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class TfsparkError(Exception):
 
 
 def in_words(error: BaseException) -> str:
-    """Return an error's message with the notes that were added to it."""
+    """Return an error's message with its notes."""
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
@@ -28,15 +28,15 @@ class ConfigError(TfsparkError, ValueError):
 
 
 class DataError(TfsparkError, ValueError):
-    """A row, a column or a file is not what was declared."""
+    """A row, a column or a file does not match its declaration."""
 
 
 class ReservationError(TfsparkError, RuntimeError):
-    """The cluster could not be reserved: too few slots, other versions, a missing node."""
+    """The cluster could not be reserved: too few slots, different versions, a missing node."""
 
 
 class DeadlineError(TfsparkError, TimeoutError):
-    """A named wait ran out of its time."""
+    """A named wait exceeded its deadline."""
 
 
 class BrokenOffError(TfsparkError):
@@ -49,9 +49,9 @@ class NodeFailedError(TfsparkError, RuntimeError):
     Attributes:
         node: name of the node, for example ``"worker 1"``.
         host: host name or address of the executor.
-        cause: what ended the node, in one line.
-        remote_traceback: the traceback of the remote process; empty when it left none.
-        log_tail: the last lines the remote process wrote.
+        cause: why the node failed, in one line.
+        remote_traceback: the traceback of the remote process; empty if there is none.
+        log_tail: the last lines that the remote process wrote.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Keep TensorFlow's greetings off the terminal: what its C++ parts write to standard error when it is imported."""
+"""Hide TensorFlow's start messages: the lines that its C++ code writes to standard error during the import."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ GREETING = re.compile(
     rb"[IWE]\d{4} .*|\d{4}-\d\d-\d\d [\d:.]+: [IWE] .*|WARNING: All log messages before absl.*"
     rb"|To enable the following instructions.*"
 )
-"""A line of TensorFlow's log. No setting silences those that are written before its log is set up."""
+"""A line of TensorFlow's log. No setting can silence the lines that are written before its log is set up."""
 
 
 @contextmanager
 def without_greetings() -> Iterator[None]:
-    """Leave out TensorFlow's log lines of the block, in which it is imported; all are shown if the block fails.
+    """Hide TensorFlow's log lines within the block, which imports it; show all lines if the block fails.
 
-    What else is written to standard error comes when the block ends. Harmless when TensorFlow was imported before.
+    Other lines on standard error are delayed until the end of the block. Harmless if TensorFlow was imported before.
     """
     if "tensorflow" in sys.modules:
         yield

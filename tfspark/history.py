@@ -1,4 +1,4 @@
-"""What a training was like, by metric and epoch, and how a notebook draws it. Driver only."""
+"""The history of a training, by metric and epoch, and its drawing in a notebook. Driver only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, LEFT, MARGIN = 280, 120, 52, 14
 COLORS = ("#0072B2", "#D55E00")
-"""Of the training rows, and of the validation rows."""
+"""For the training rows, and for the validation rows."""
 
 
 class History(dict[str, list[float]]):
@@ -57,7 +57,7 @@ def _mark(x: float, y: float, anchor: str, text: str) -> str:
 
 
 def _drawn(line: Sequence[float], color: str, low: float, high: float, longest: int) -> str:
-    """Return the line, broken where a value is no number; a single value is a point."""
+    """Return the line, with a gap where a value is not finite; a single value is a point."""
     step = (WIDTH - MARGIN - LEFT) / max(1, longest - 1)
     tall = HEIGHT - 2 * MARGIN
     points, pieces = [], []

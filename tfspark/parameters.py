@@ -9,8 +9,8 @@ A model module declares the fields of a frozen dataclass, and `build_model(param
 
     p = read_params(Params, {"units": 64})
 
-Used on the driver and in trainers. This file needs the standard library alone: whoever takes a model module to where
-tfspark is not takes this file along.
+Used on the driver and in trainers. This file needs only the standard library: copy it together with a model module to
+use the module where tfspark is not installed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def param(default: Any, expected: str, holds: Check) -> Any:
     """Declare a parameter of any kind.
 
     Args:
-        default: its value where none is given; it is not checked.
-        expected: what a value must be, in words that go on from "must be".
-        holds: whether a value is that.
+        default: its value if none is given; it is not checked.
+        expected: description of valid values, which completes the sentence "... must be".
+        holds: returns whether a value is valid.
     """
     return dataclasses.field(default=default, metadata={"expected": expected, "holds": holds})
 
 
 def whole(default: int | None, least: int) -> Any:
-    """Declare a whole number with a least value; None only if it is the default."""
+    """Declare a whole number with a minimum; None is valid only if it is the default."""
     return param(
         default,
         f"a whole number, {least} or more",
@@ -60,17 +60,17 @@ def fraction(default: float) -> Any:
 
 
 def choice(default: str, options: Sequence[str]) -> Any:
-    """Declare one of some words."""
+    """Declare one of several words."""
     return param(default, f"one of {', '.join(options)}", lambda value: value in list(options))
 
 
 def flag(default: bool) -> Any:
-    """Declare a yes or no."""
+    """Declare a boolean."""
     return param(default, "true or false", lambda value: isinstance(value, bool))
 
 
 def shape(default: tuple[int, ...] | None, expected: str, length: int) -> Any:
-    """Declare sizes, as many as `length`; None only if it is the default."""
+    """Declare a list of `length` sizes; None is valid only if it is the default."""
     return param(
         default,
         expected,
@@ -79,12 +79,12 @@ def shape(default: tuple[int, ...] | None, expected: str, length: int) -> Any:
 
 
 def several(default: tuple[Any, ...], expected: str, holds: Check) -> Any:
-    """Declare a list of which `holds` is true of each value."""
+    """Declare a list; `holds` must be true for each value."""
     return param(default, expected, lambda values: are(values, holds))
 
 
 def named(expected: str, holds: Check) -> Any:
-    """Declare something for each of some columns; none by default."""
+    """Declare a dict from column names to values; empty by default. `holds` must be true for each value."""
     return dataclasses.field(
         default_factory=dict, metadata={"expected": expected, "holds": lambda value: _is_named(value, holds)}
     )
@@ -94,7 +94,7 @@ def read_params(known: type[Params], params: Mapping[str, Any]) -> Params:
     """Check `params` and fill in the defaults; a list becomes a tuple.
 
     Raises:
-        ValueError: an unknown name, with the nearest known one; or a value outside its range.
+        ValueError: a name is unknown (the message has the most similar one), or a value is out of its range.
     """
     fields = {field.name: field for field in dataclasses.fields(known)}  # type: ignore[arg-type]
     if unknown := [_unknown(name, list(fields)) for name in params if name not in fields]:
@@ -108,32 +108,32 @@ def read_params(known: type[Params], params: Mapping[str, Any]) -> Params:
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether it is a whole number, not less than `least`."""
+    """Whether a value is a whole number, not less than `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_size(value: object) -> bool:
-    """Whether it is a whole number above 0."""
+    """Whether a value is a whole number above 0."""
     return is_whole(value, 1)
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number; true and false are none."""
+    """Whether a value is a number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_above_0(value: object) -> bool:
-    """Whether it is a number above 0."""
+    """Whether a value is a number above 0."""
     return is_number(value) and value > 0  # type: ignore[operator]
 
 
 def is_text(value: object) -> bool:
-    """Whether it is a string."""
+    """Whether a value is a string."""
     return isinstance(value, str)
 
 
 def are(values: object, holds: Check) -> bool:
-    """Whether it is a list or a tuple, and `holds` is true of each value."""
+    """Whether a value is a list or a tuple, and `holds` is true for each item."""
     return isinstance(values, list | tuple) and all(map(holds, values))
 
 

@@ -1,4 +1,4 @@
-"""`tfspark.migrate.pipeline` under the name that programs for TensorFlowOnSpark import from."""
+"""`tfspark.migrate.pipeline` under the name that programs for TensorFlowOnSpark import."""
 
 import sys
 

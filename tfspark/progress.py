@@ -1,4 +1,4 @@
-"""How far a training is, while it goes on: a bar in a notebook, lines elsewhere. Driver only; needs no IPython."""
+"""Show the progress of a training: a bar in a notebook, lines elsewhere. Driver only; does not need IPython."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Verbose = Literal["auto", 0, 1]
 
 
 class Shown(Protocol):
-    """Where progress is shown."""
+    """A display of progress."""
 
     def update(self, text: str, share: float | None, is_epoch: bool) -> None:
-        """Show where the training is: the share of all its rows, if it is known; `is_epoch`: an epoch has ended."""
+        """Show progress; `share`: of all rows of the training, None if unknown; `is_epoch`: an epoch has ended."""
 
     def end(self, text: str) -> None:
-        """Show what came of it."""
+        """Show the outcome."""
 
 
 class Lines:
@@ -35,7 +35,7 @@ class Lines:
             sys.stderr.flush()
 
     def end(self, text: str) -> None:
-        """Write nothing: the last epoch's line was the last."""
+        """Write nothing: the line of the last epoch is enough."""
 
 
 class Nowhere:
@@ -49,7 +49,7 @@ class Nowhere:
 
 
 class NotebookBar:
-    """A bar below the cell, which later ones take the place of; what came of the training stays as a line.
+    """A bar below the cell; a line with the outcome replaces it at the end.
 
     Args:
         display: IPython's `display`.
@@ -59,17 +59,17 @@ class NotebookBar:
         self._handle = display(_Bar("starting", None), display_id=True)
 
     def update(self, text: str, share: float | None, is_epoch: bool) -> None:
-        """Draw the bar anew; also from a thread that is not the cell's."""
+        """Draw the bar again; may be called from any thread."""
         del is_epoch
         self._handle.update(_Bar(text, share))
 
     def end(self, text: str) -> None:
-        """Leave a line in the bar's place."""
+        """Replace the bar by a line."""
         self._handle.update(_Bar(text, 1.0, is_over=True))
 
 
 class _Bar:
-    """What a notebook draws, and a frontend without HTML writes."""
+    """The bar as HTML for a notebook, and as text for a frontend without HTML."""
 
     def __init__(self, text: str, share: float | None, is_over: bool = False):
         self._text, self._share, self._is_over = text, share, is_over
@@ -90,14 +90,14 @@ class _Bar:
 
 
 def where_to_show(verbose: Verbose) -> Shown:
-    """Return where progress is shown.
+    """Return the display of progress.
 
     Args:
         verbose: ``auto``: a bar in a notebook, lines on a terminal, else nothing; 1: lines where there is no notebook;
             0: nothing.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: `verbose` has a different value.
     """
     if verbose not in ("auto", 0, 1):
         raise ConfigError(f"expected verbose to be 'auto', 0 or 1, got {verbose!r}")
@@ -109,21 +109,21 @@ def where_to_show(verbose: Verbose) -> Shown:
 
 
 def _in_notebook() -> bool:
-    """Tell whether a Jupyter kernel runs this program; imports nothing."""
+    """Return whether a Jupyter kernel runs this program; imports nothing."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
 class TrainingProgress:
-    """Turns a cluster's events into what is shown; events come from several threads.
+    """Shows a cluster's events as progress; events come from several threads.
 
     Args:
-        shown: where.
-        num_epochs: epochs of the training at most.
+        shown: the display.
+        num_epochs: maximum number of epochs.
 
     Attributes:
-        history: what the training has returned; None: it has not, or was broken off.
+        history: the result of the training; None: it has not returned, or ended by an exception.
     """
 
     def __init__(self, shown: Shown, num_epochs: int):
@@ -137,7 +137,7 @@ class TrainingProgress:
         self.history: dict[str, list[float]] | None = None
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Take an event."""
+        """Show an event."""
         if event not in ("step", "epoch"):
             return
         with self._lock:
@@ -162,7 +162,7 @@ class TrainingProgress:
         return (epoch - 1 + min(1.0, rows / self._rows_per_epoch)) / self._num_epochs
 
     def end(self) -> None:
-        """Say what came of it."""
+        """Show the outcome."""
         history = self.history
         with self._lock:
             epochs = max((len(values) for values in (history or {}).values()), default=0)

@@ -1,6 +1,6 @@
-"""Where the configurations and models that come with tfspark are.
+"""Find the configurations and models that come with tfspark.
 
-Used on the driver by everything that takes the path of one.
+Used on the driver by all functions that accept the path of one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _KINDS = {"configs": ".yaml", "models": ".py"}
 
 
 def find_shipped(relative: str) -> Path:
-    """Find a file by its path, or one that comes with tfspark by its name there.
+    """Find a file by its path, or a file that comes with tfspark by its name.
 
     Args:
         relative: any path; ``configs/x.yaml`` and ``models/x.py`` are also looked up in the installation.
 
     Returns:
-        The path itself if there is such a file, else that of the shipped one.
+        The path itself if the file exists, else that of tfspark's file.
 
     Raises:
-        ConfigError: neither is there; lists what is shipped.
+        ConfigError: neither exists; lists tfspark's files.
     """
     path = Path(relative)
     if path.is_file():
@@ -32,13 +32,13 @@ def find_shipped(relative: str) -> Path:
         return root / path
     what = "a directory" if path.is_dir() else "no such file"
     raise ConfigError(
-        f"{relative}: expected a file, got {what}; looked from {Path.cwd()}; shipped with tfspark: "
+        f"{relative}: expected a file, got {what}; the working directory is {Path.cwd()}; these come with tfspark: "
         f"{', '.join(list_shipped()) or 'nothing'}"
     )
 
 
 def list_shipped() -> list[str]:
-    """Return the names of the shipped files, as `find_shipped` takes them."""
+    """Return the names of tfspark's files, in the form that `find_shipped` accepts."""
     root = _shipped_root()
     if root is None:
         return []
@@ -51,7 +51,7 @@ def list_shipped() -> list[str]:
 
 
 def _shipped_root() -> Path | None:
-    """Return the directory that holds ``configs`` and ``models``: in the package, or a checkout's top."""
+    """Return the directory with ``configs`` and ``models``: in the package, or the root of a checkout."""
     package = Path(__file__).resolve().parent
     if (package / "_shipped").is_dir():
         return package / "_shipped"

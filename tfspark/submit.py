@@ -1,4 +1,4 @@
-"""The ``tfspark`` command as a script for ``spark-submit``, which wants a file.
+"""The ``tfspark`` command as a script for ``spark-submit``, which needs a file.
 
 ``spark-submit --master spark://host:7077 "$(tfspark submit-script)" run experiment.yaml``
 """

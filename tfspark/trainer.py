@@ -69,7 +69,7 @@ def main(orders: BinaryIO, port: int, node_task: socket.socket | None = None) ->
 
 
 def _register_with_keras(registered: dict[str, Any]) -> None:
-    """Register classes and functions under the names they had on the driver."""
+    """Register classes and functions under their names on the driver."""
     if registered:
         import keras
 

@@ -1,4 +1,4 @@
-"""What the clusters of `test_keras_features` run; plain Keras runs `weighed`, too."""
+"""Programs for the clusters of `test_keras_features`; plain Keras runs `weighed`, too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def weighed(params: dict[str, Any]) -> Any:
-    """One-hot classes, a clipped gradient, a metric that knows no weights and one that does."""
+    """One-hot classes, a clipped gradient, a metric that ignores weights and one that uses them."""
     import keras
 
     def normal(seed: int) -> Any:
@@ -28,7 +28,7 @@ def weighed(params: dict[str, Any]) -> Any:
 
 
 def writers(params: dict[str, Any]) -> list[Any]:
-    """Callbacks that write files, all of them into one folder."""
+    """Callbacks that write files, all of them to one folder."""
     import keras
 
     folder = params["folder"]
@@ -41,7 +41,7 @@ def writers(params: dict[str, Any]) -> list[Any]:
 
 
 def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
-    """Fit twice, as users write it; the second goes on where the backup of the first is."""
+    """Fit twice, as users write it; the second fit continues from the backup of the first."""
     import keras
 
     def fit(epochs: int) -> Any:

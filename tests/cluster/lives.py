@@ -1,4 +1,4 @@
-"""One life of a cluster, watched from outside: what it reported, and that it left nothing."""
+"""Observe one incarnation of a cluster from outside: its events, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN_KERAS_S = 120.0
 
 
 class Events:
-    """An observer that keeps what it is told."""
+    """An observer that records its events."""
 
     def __init__(self) -> None:
         self.all: list[tuple[str, dict[str, Any]]] = []
@@ -33,14 +33,14 @@ class Events:
             self._changed.notify_all()
 
     def of(self, name: str) -> list[dict[str, Any]]:
-        """What was told under a name."""
+        """Return the fields of all events with a name."""
         return [fields for event, fields in self.all if event == name]
 
     def wait_for(self, name: str, count: int = 1, timeout_s: float = 60.0) -> list[dict[str, Any]]:
-        """Wait until something was told so often."""
+        """Wait until an event has occurred `count` times."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.of(name)) >= count, timeout_s):
-                raise AssertionError(f"waited {timeout_s:g} s for {count} x {name!r}, came {self.all}")
+                raise AssertionError(f"waited {timeout_s:g} s for {count} x {name!r}, got {self.all}")
         return self.of(name)
 
 
@@ -53,14 +53,14 @@ def leaving_nothing(spark: SparkSession, owned: Owned) -> Iterator[None]:
 
 
 def save_rows(path: Path, num_rows: int, num_classes: int = 2) -> Path:
-    """Write what `df_with_partitions` gives as NumPy arrays."""
+    """Write the rows of `df_with_partitions` as NumPy arrays."""
     ids = np.arange(num_rows)
     np.savez(path, x=features_of(ids), y=label_of(ids, num_classes))
     return path
 
 
 def plain_keras(code: str, *args: object) -> dict[str, Any]:
-    """Run code in a process of its own, without tfspark's corrections; return the JSON it prints last."""
+    """Run code in a separate process, without tfspark's corrections; return the JSON that it prints last."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
         capture_output=True,
@@ -84,7 +84,7 @@ CLASSES = 3
 
 @dataclass(frozen=True)
 class Life:
-    """What one cluster did: two trainings with validation, an evaluation, an export."""
+    """The results of one cluster: two trainings with validation, an evaluation, an export."""
 
     first: dict[str, list[float]]
     second: dict[str, list[float]]

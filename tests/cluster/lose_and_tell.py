@@ -1,9 +1,9 @@
-"""A driver program for ``spark-submit``: train undisturbed, train while a host is lost, print what came of both.
+"""A driver program for ``spark-submit``: train undisturbed, train while a host is lost, print both results.
 
 lose_and_tell.py daemon           the worker daemon above worker 1 is stopped (SIGTERM)
-lose_and_tell.py shrink FILE      the same, and nothing takes its place until FILE is there; it is made when
-                                  training goes on with one worker
-lose_and_tell.py link SWITCH      the link to worker 1's host is cut, see `support.network`, and mended later
+lose_and_tell.py shrink FILE      the same, and it is not replaced until FILE exists; the program creates FILE
+                                  when training continues with one worker
+lose_and_tell.py link SWITCH      the link to worker 1's host is cut, see `support.network`, and restored later
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def shrink(spark: SparkSession, shrunk: Path) -> None:
 
 
 class Loss(Strike):
-    """Strikes in the middle of the first epoch; remembers which processes were lost."""
+    """Causes the loss in the middle of the first epoch; records which processes were lost."""
 
     def __init__(self, lose: Any):
         super().__init__(lambda: self._lose(lose), "state", epoch=1, step=6)

@@ -1,10 +1,10 @@
 """A driver program: executors are lost in mid-epoch and do not come back, so Spark would cut files by fewer cores.
 
-lose_for_good.py DIRECTORY FORMAT LOSS CELL...    prints what came of each cell, and how often rows were trained on
+lose_for_good.py DIRECTORY FORMAT LOSS CELL...    prints the result of each cell, and how often rows were trained on
 
-LOSS: ``executor``, by Spark's own means, or ``daemon``: the worker daemon of a standalone cluster above it.
-CELL: a training of its own that loses one executor, ``PLAN:ORDER:WORKERS:LEAST``, such as ``files:ordered:3:2``.
-    PLAN: ``files`` as they are, ``ranges`` of their rows, or ``numbers`` of ``spark.range``.
+LOSS: ``executor``: Spark itself removes it, or ``daemon``: the worker daemon of a standalone cluster above it.
+CELL: a separate training that loses one executor, ``PLAN:ORDER:WORKERS:LEAST``, such as ``files:ordered:3:2``.
+    PLAN: ``files``: unchanged, ``ranges``: of their rows, or ``numbers``: of ``spark.range``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tfspark import Feeding, TFCluster
 from tfspark.tfrecord import register
 
 NOTICED_S = 120.0
-BATCH = 30  # Divides among one worker, two and three.
+BATCH = 30  # Divisible by one, two and three workers.
 
 
 def main() -> None:
@@ -84,12 +84,12 @@ def train_and_lose(
 
 
 def cuts(rows: DataFrame) -> list[int]:
-    """Return how many rows each partition has, as Spark cuts them just now."""
+    """Return the number of rows in each partition, as Spark currently cuts them."""
     return rows.select("*").rdd.mapPartitions(lambda part: [sum(1 for _ in part)]).collect()
 
 
 def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
-    """Take away the executor of the last worker; Spark starts no other."""
+    """Remove the executor of the last worker; Spark does not start another."""
     nodes: Any = cluster._supervisor.registry.nodes
     context = spark.sparkContext._jsc.sc()
     threading.Thread(target=lambda: context.killExecutor(nodes[max(nodes)].executor)).start()

@@ -1,4 +1,4 @@
-"""A model of five inputs and two outputs, found on executors by its name; TensorFlow is imported in trainers only."""
+"""A model with five inputs and two outputs; executors find it by name, and only trainers import TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TOKENS = 10
 
 
 def two_outputs(params: dict[str, Any]) -> Any:
-    """Join a picture, a vector, hashed words, a ragged list of tokens and a date; tell a class and a number."""
+    """Combine a picture, a vector, hashed words, a ragged list of tokens and a date; predict a class and a number."""
     import keras
     import tensorflow as tf
 
@@ -60,7 +60,7 @@ def two_outputs(params: dict[str, Any]) -> Any:
 
 
 def features(batch: dict[str, Any]) -> dict[str, Any]:
-    """Turn words into numbers and days into years since 2020; the rest goes as it comes."""
+    """Convert words to numbers and days to years since 2020; do not change the other columns."""
     import tensorflow as tf
 
     words = tf.strings.to_hash_bucket_fast(batch.pop("words"), WORDS).to_tensor()

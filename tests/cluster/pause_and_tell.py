@@ -1,4 +1,4 @@
-"""A driver program: train undisturbed, train while a process pauses, print what came of both.
+"""A driver program: train undisturbed, train while a process pauses, print both results.
 
 pause_and_tell.py WHAT SECONDS
 
@@ -25,7 +25,7 @@ EXECUTOR = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
 def main() -> None:
     what, seconds = sys.argv[1:]
     spark = SparkSession.builder.getOrCreate()
-    # Less than the test's own time, so that a wait without an end is an error that says what it waited for.
+    # Less than the test's own timeout, so that a hanging wait is an error that says what it waited for.
     options = {"checkpoint_every_steps": 3, "reservation_timeout": 300.0}
     undisturbed = train(spark, **options)
     pauses: list[subprocess.Popen[bytes]] = []
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def process_of(what: str) -> psutil.Process:
-    """Find the process that shall pause."""
+    """Return the process to pause."""
     if what == "driver":
         return psutil.Process()
     trainer = trainers()["worker 1"]
@@ -57,7 +57,7 @@ def process_of(what: str) -> psutil.Process:
 
 
 def pause(process: psutil.Process, seconds: str) -> subprocess.Popen[bytes]:
-    """Stop a process, perhaps this one, and let another one wake it up; it may have been killed by then."""
+    """Stop a process, perhaps this one, and let another process resume it; it may have been killed by then."""
     script = 'kill -STOP "$0"; sleep "$1"; kill -CONT "$0" 2> /dev/null || true'
     return subprocess.Popen(["bash", "-c", script, str(process.pid), seconds], env=dict(os.environ))
 

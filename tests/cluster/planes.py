@@ -1,4 +1,4 @@
-"""A control plane of a test's own, and uploads to it."""
+"""A control plane for a test, and uploads to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = pa.schema([("path", pa.string()), ("data", pa.binary())])
 
 
 def upload(*files: tuple[str, bytes]) -> Iterator[pa.RecordBatch]:
-    """What the server reads: one (path, bytes) row per chunk of a file."""
+    """Return the table that the server reads: one (path, bytes) row per chunk of a file."""
     for path, data in files:
         yield pa.record_batch([[path], [data]], schema=SCHEMA)
 

@@ -1,7 +1,7 @@
-"""What the clusters of these tests run: `build_model` functions and a `main_fun`.
+"""Programs for the clusters of these tests: `build_model` functions and a `main_fun`.
 
-A module of its own, found on executors by its name (``tests`` is on their path); TensorFlow is imported in
-the trainers only.
+A separate module, which executors find by its name (``tests`` is on their path); only the trainers import
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tfspark.feed.columns import Column, Columns
 
 
 def dense(params: dict[str, Any]) -> Any:
-    """Two dense layers over four features; nothing in it is random after its start."""
+    """Two dense layers over four features; only the initial weights are random."""
     import keras
 
     model = keras.Sequential(
@@ -34,7 +34,7 @@ def dense(params: dict[str, Any]) -> Any:
 
 
 def with_state(params: dict[str, Any]) -> Any:
-    """A model whose layers keep state and draw random numbers: BatchNormalization and Dropout."""
+    """A model whose layers have state and draw random numbers: BatchNormalization and Dropout."""
     import keras
 
     model = keras.Sequential(
@@ -66,7 +66,7 @@ def uncompiled(params: Any) -> Any:
 
 
 def saving_callbacks(params: dict[str, Any]) -> list[Any]:
-    """Callbacks that write files: one model per epoch, and what TensorBoard shows."""
+    """Callbacks that write files: one model per epoch, and logs for TensorBoard."""
     import keras
 
     return [
@@ -76,7 +76,7 @@ def saving_callbacks(params: dict[str, Any]) -> list[Any]:
 
 
 def keep_shown(model: Any, x: Any, y: Any, directory: str) -> None:
-    """Keep what there is to draw, and what the model says of it."""
+    """Save the rows to draw, and the model's predictions of them."""
     import numpy as np
 
     np.savez(os.path.join(directory, "shown.npz"), x=x, y=y, scores=model.predict(x, verbose=0))
@@ -93,7 +93,7 @@ def accumulating(params: Any) -> Any:
 
 
 def fit_as_users_do(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
-    """A `main_fun` as one is written: strategy, model, fit, report, export."""
+    """A typical `main_fun`: strategy, model, fit, report, export."""
     with ctx.strategy.scope():
         model = dense(args)
     history = model.fit(ctx.dataset(), epochs=args["epochs"], verbose=0)
@@ -107,7 +107,7 @@ def fit_as_users_do(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
 
 
 def say(args: Any, ctx: Any) -> Any:
-    """Do without TensorFlow what `args` asks for."""
+    """Do what `args` names, without TensorFlow."""
     if args == "wait":
         from threading import Event
 
@@ -157,7 +157,7 @@ def counting(params: dict[str, Any]) -> Any:
 
 
 def squares_and_kill_once(marker: str, ctx: Any) -> None:
-    """Return the square of each (row, pid); kill the process that asks, the first time rows come."""
+    """Return the square of each (row, pid); kill the process that asks when the first rows arrive."""
 
     feed = ctx.get_data_feed(False)
     while not feed.should_stop():
@@ -172,7 +172,7 @@ COLUMNS = Columns((Column("features"),), Column("label"), num_classes=2)
 
 
 TOLD_S = 8.0
-"""From a kill to the error on the driver, on a loaded machine."""
+"""Seconds from a kill to the error on the driver, on a loaded machine."""
 
 
 ALL_EXECUTORS_FIRST = {

@@ -1,4 +1,4 @@
-"""Strike a cluster at a moment: an observer that kills what runs below this process."""
+"""Cause a failure in a cluster at some moment: an observer that kills processes below this one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.trainers import trainers
 
 
 class Strike(Events):
-    """An observer that does something the first time it is told a certain thing."""
+    """An observer that acts on the first event that meets a condition."""
 
     def __init__(self, what: Callable[[], None], event: str, **fields: Any):
         super().__init__()

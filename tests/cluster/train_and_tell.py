@@ -1,4 +1,4 @@
-"""A driver program for ``spark-submit``: train, evaluate, shut down, print what came of it as JSON."""
+"""A driver program for ``spark-submit``: train, evaluate, shut down, print the results as JSON."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ EPOCHS = 2
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training."""
+    """The results of a training."""
 
     history: dict[str, list[float]]
     accuracy: float
@@ -36,7 +36,7 @@ class Trained:
 def train(
     spark: SparkSession, observer: Events | None = None, epochs: int = EPOCHS, **options: Any
 ) -> Trained:
-    """Train in order a model with state and random layers, evaluate it, end."""
+    """Train a model with state and random layers in order, evaluate it, shut down."""
     rows = df_with_partitions(spark, ROWS)
     feeding = Feeding(ordered=True, shuffle_rows=2 * BATCH)
     with TFCluster.run(spark, with_state, {"num_classes": 2}, 2, observer=observer, **options) as cluster:

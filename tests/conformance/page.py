@@ -11,20 +11,21 @@ from conformance.table import EQUAL, FEATURES, STATED, Feature, Stated
 PAGE = Path(__file__).parents[2] / "docs" / "keras-features.md"
 HEAD = """# Features of Keras
 
-What of Keras's `compile` and `fit` trains as plain Keras does. This page is made from the table of
-`tests/conformance/table.py`; its rows are small models that plain Keras trains in one process, and tfspark on the
-same global batches with one and with two workers, and with a worker of parameter servers. *Equal* means:
-weights, history and `evaluate` are the same to float tolerance.
+Which features of Keras's `compile` and `fit` train as in plain Keras. This page is generated from the table in
+`tests/conformance/table.py`. Each row is a small model. Plain Keras trains it in one process, and tfspark trains it on
+the same global batches with one and with two workers, and with a worker of parameter servers. *Equal* means: weights,
+history and `evaluate` are the same to float tolerance.
 
-Two things hold for all rows:
+Two rules apply to all rows:
 
-- **A short batch.** When the rows of an epoch do not fill its last batch, synchronous workers fill it up with rows that
-  weigh nothing. Losses, gradients, metrics and history are those of the real rows: workers add up how many they have.
-- **Parameter servers** take steps at the same time, on weights that others change meanwhile. *Equal* holds for one
-  worker, whose steps come one after the other; with several, for metrics and evaluations on the same weights.
+- **A short batch.** If the rows of an epoch do not fill its last batch, synchronous workers fill it up with rows of
+  weight 0. Losses, gradients, metrics and history are those of the real rows: workers add up their numbers of real
+  rows.
+- **Parameter servers** let workers take steps at the same time, on weights that other workers change meanwhile. *Equal*
+  holds for one worker, whose steps are sequential; with several, for metrics and evaluations on the same weights.
 
-*Refused* means an error in words before the first step, naming what to use. A `main_fun` calls Keras's `fit` itself, on
-`ctx.dataset()` and under `ctx.strategy`; it gets what synchronous training gets.
+*Refused* means an error before the first step, which says what to use instead. A `main_fun` calls Keras's `fit` itself,
+on `ctx.dataset()` and under `ctx.strategy`; it trains as synchronous training does.
 """
 
 
@@ -39,13 +40,15 @@ def page() -> str:
         parts.append("| feature | synchronous | parameter servers | `main_fun` |\n|---|---|---|---|")
         parts.extend(line(feature) for feature in features)
     counts = Counter(kind_of(row.synchronous) for row in rows)
-    said = ", ".join(f"{counts[kind]} {kind}" for kind in ("equal", "equal but for what is named", "refused"))
+    said = ", ".join(
+        f"{counts[kind]} {kind}" for kind in ("equal", "equal except for the named differences", "refused")
+    )
     parts.append(f"\nOf {len(rows)} rows, synchronous training has {said}.\n")
     return "\n".join(parts)
 
 
 def order(group: str) -> int:
-    """Return where a group comes in."""
+    """Return the position of a group on the page."""
     return list(dict.fromkeys(row.group for row in [*FEATURES, *STATED])).index(group)
 
 
@@ -60,7 +63,7 @@ def line(row: Feature | Stated) -> str:
 def kind_of(promise: str) -> str:
     if promise == EQUAL:
         return "equal"
-    return "refused" if promise.startswith("refused") else "equal but for what is named"
+    return "refused" if promise.startswith("refused") else "equal except for the named differences"
 
 
 if __name__ == "__main__":

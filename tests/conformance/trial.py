@@ -1,10 +1,10 @@
-"""Train the models of the table, one after the other, in one process; print what became of each.
+"""Train the models of the table, one after another, in one process; print the results of each.
 
 Usage: trial.py plain NAME...                        plain Keras
        trial.py mirrored INDEX PORT... -- NAME...    one of as many synchronous workers as there are ports
        trial.py servers WORKERS NAME...              workers and a parameter server, in this process
 
-One line ``RESULT {json}`` for each name: ``history``, ``tests`` (what `evaluate` said), ``weights`` (flat), or
+One line ``RESULT {json}`` for each name: ``history``, ``tests`` (the results of `evaluate`), ``weights`` (flat), or
 ``error``.
 """
 
@@ -68,7 +68,7 @@ def plain(feature: Feature) -> dict[str, Any]:
     x, y, weights = feature.data()
     keras.utils.set_random_seed(1)
     model = feature.build()
-    model.run_eagerly = not feature.needs_graph  # Nothing to trace: much quicker.
+    model.run_eagerly = not feature.needs_graph  # No tracing, which is much faster.
     given = {} if weights is None else {"sample_weight": for_values(model, y, weights)}
     fitted: dict[str, Any] = {**given, "class_weight": feature.class_weights}
     if weights is not None and feature.class_weights:  # Keras takes one of them; tfspark multiplies.
@@ -95,7 +95,7 @@ def plain(feature: Feature) -> dict[str, Any]:
 
 
 def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
-    """Repeat each row's weight over the values of its losses, as plain Keras wants it."""
+    """Repeat each row's weight over the values of its losses, as plain Keras expects."""
 
     def of(output: Any) -> Any:
         shape = (len(weights), *output.shape[1:-1])
@@ -110,7 +110,7 @@ def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
 
 
 class Shard:
-    """A worker's part of every batch, as the feed gives it out: the last batch filled up with padding."""
+    """A worker's part of every batch, as in the feed: the last batch is filled up with padding."""
 
     def __init__(self, feature: Feature, rank: int, num_workers: int):
         from tfspark.feed.reader import PADDING
@@ -222,7 +222,7 @@ def mirrored(strategy: Any, rank: int, num_workers: int) -> Callable[[Feature], 
             scratch_dir="/nowhere", node=SimpleNamespace(task_index=rank), role="worker",
         )  # fmt: skip
         context.control = context
-        # Evaluation has no weights of classes.
+        # Evaluation does not use class weights.
         session = sessions.TrainingSession(lambda: feature.build(), None, context)
         job = {
             "first_pass": 0, "epochs": feature.epochs, "call": 0, "validation": feature.validates,
@@ -259,7 +259,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream
 
     def flat_parts(x: Any, y: Any) -> list[Any]:
-        """Return arrays; of rows of unequal lengths their values and their lengths."""
+        """Return arrays; for rows of unequal lengths their values and their lengths."""
         parts = []
         for values in [*tf.nest.flatten(x), *tf.nest.flatten(y)]:
             is_ragged = isinstance(values, tf.RaggedTensor)
@@ -336,7 +336,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
 
 
 def trainer_of(kind: str, arguments: list[str]) -> tuple[Callable[[Feature], dict[str, Any]], list[str]]:
-    """Return what trains a feature, and the names of those wanted."""
+    """Return the function that trains a feature, and the names of the wanted features."""
     # To rewrite the graphs takes longer than the steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if kind == "plain":
@@ -376,7 +376,7 @@ def main() -> None:
             traceback.print_exc()
         keras.backend.clear_session()
         print("RESULT " + json.dumps({"feature": name, **result}), flush=True)
-    os._exit(0)  # As a trainer ends: TensorFlow's servers have no orderly end.
+    os._exit(0)  # A trainer ends in the same way: TensorFlow's servers cannot be stopped.
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the pages of the documentation hold: links, command lines, snippets, keys, quoted messages."""
+"""Parse the pages of the documentation: links, command lines, snippets, keys, quoted messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HOLE = "\0"
-"""Stands for whatever an f-string fills in."""
+"""Placeholder for the values of an f-string."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Page:
         return [body for language, body in FENCE.findall(self.text) if language in languages]
 
     def links(self) -> list[str]:
-        """Return the targets of links that lead to files or headings of the repository."""
+        """Return the targets of links to files or headings of the repository."""
         found = re.findall(r"\]\(([^)\s]+)\)", self.prose)
         return [target for target in found if "://" not in target and not target.startswith("mailto:")]
 
     def anchors(self) -> set[str]:
-        """Return the names that GitHub gives to the headings."""
+        """Return GitHub's anchors of the headings."""
         headings = re.findall(r"^#+ +(.+)$", self.prose, re.MULTILINE)
         return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
     def spans(self) -> list[str]:
-        """Return what stands between backticks in the prose."""
+        """Return the texts between backticks in the prose."""
         return re.findall(r"`([^`\n]+)`", self.prose)
 
     def first_cells(self, header: str) -> list[str]:
@@ -73,7 +73,7 @@ def all_pages() -> list[Page]:
 
 
 def command_lines(page: Page) -> Iterator[list[str]]:
-    """Yield the arguments of each `tfspark` shown, be it run by itself or through spark-submit."""
+    """Yield the arguments of each `tfspark` command, run directly or through spark-submit."""
     for block in page.blocks("", "sh", "bash", "shell"):
         for line in block.replace("\\\n", " ").splitlines():
             yield from _arguments(line)
@@ -91,7 +91,7 @@ def _arguments(line: str) -> Iterator[list[str]]:
 
 
 def messages_in_source() -> list[str]:
-    """Return every string of the package, with `HOLE` for what an f-string fills in, in single spaces."""
+    """Return every string of the package, with `HOLE` for the values of f-strings, and with single spaces."""
     found = []
     for path in sorted((REPOSITORY / "tfspark").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def _part(value: ast.expr) -> str:
 
 
 def is_said(quote: str, messages: list[str]) -> bool:
-    """Whether a message has the quote in it; ``...`` in the quote stands for anything."""
+    """Whether a message contains the quote; ``...`` in the quote matches any text."""
     parts = [re.escape(_normal(part)) for part in quote.split("...")]
     pattern = re.compile(".*?".join(parts).strip())
     return any(pattern.search(message) for message in messages)

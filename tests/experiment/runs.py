@@ -1,4 +1,4 @@
-"""``tfspark run`` as a person types it, on small data of the test's own."""
+"""Run ``tfspark run`` as a person does, on small data of the tests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Images:
         return [self.height, self.width, self.channels]
 
     def save(self, spark: SparkSession, path: Path, file_format: str) -> str:
-        """Write the rows as three files of a format that Spark knows."""
+        """Write the rows as three files of one of Spark's formats."""
         random = np.random.default_rng(0)
         labels = np.arange(self.num_rows) % self.num_classes
         levels = (labels + 0.5) * 256 / self.num_classes
@@ -61,7 +61,7 @@ class Images:
         return str(path)
 
     def config(self, path: str, **changes: Any) -> dict[str, Any]:
-        """An experiment on them; `changes` are keys with dots written as ``__``."""
+        """Return an experiment on these rows; `changes` are keys with ``__`` in place of dots."""
         config: dict[str, Any] = {
             "name": "small",
             "seed": 1,
@@ -93,7 +93,7 @@ class Images:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a person's shell has: nothing of what the tests set for Spark, but for the shared warm parent."""
+    """Return a person's environment: no settings of the tests for Spark, except the shared warm parent."""
     kept = {name: value for name, value in os.environ.items() if name not in _SET_BY_THE_TESTS}
     return {**kept, **shared_warm_parent(), **more}
 
@@ -111,7 +111,7 @@ def tfspark_run(directory: Path, config: Mapping[str, Any] | str, *arguments: st
 
 
 def tfspark_resume(directory: Path, run: Path, *arguments: str) -> Finished:
-    """Go on with a run to its end."""
+    """Resume a run and wait for its end."""
     words = [sys.executable, "-m", "tfspark.cli", "run", "--resume", str(run), *arguments]
     return _to_end(words, directory)
 
@@ -132,14 +132,14 @@ def _to_end(words: list[str], directory: Path) -> Finished:
 
 
 def run_directory(directory: Path) -> Path:
-    """The one run below ``runs``."""
+    """Return the single run below ``runs``."""
     (found,) = (directory / "runs").iterdir()
     return found
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """How a run ended that was disturbed.
+    """The outcome of a disturbed run.
 
     Attributes:
         seconds: from the disturbance to the end of its last process.
@@ -164,15 +164,15 @@ def interrupt_run(
     times: int = 1,
     to_group: bool = True,
 ) -> Interrupted:
-    """Start an experiment in a process group of its own and send it a signal.
+    """Start an experiment in its own process group and send it a signal.
 
     Args:
-        directory: where to run.
+        directory: working directory.
         config: the experiment.
-        moment: looks into the directory and says whether it is time.
+        moment: checks the directory and returns whether it is time.
         number: the signal.
-        times: how often, as an impatient person does.
-        to_group: send it to the whole group, as a terminal does, or to the command alone.
+        times: how many times to send it, as an impatient person does.
+        to_group: send it to the whole group, as a terminal does, or only to the command.
     """
 
     def interrupt(process: subprocess.Popen[bytes], mark: str) -> None:
@@ -184,7 +184,7 @@ def interrupt_run(
 
 
 def kill_a_trainer(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Kill one of a run's trainers, as the kernel does when memory is short."""
+    """Kill one of a run's trainers, as the kernel does when memory runs out."""
     del process
     next(p for p in left_of(mark) if "tfspark.trainer" in command_line(p)).kill()
 
@@ -198,10 +198,10 @@ def disturb_run(
     """Start an experiment, disturb it at some moment, and wait for its end.
 
     Args:
-        directory: where to run.
+        directory: working directory.
         config: the experiment.
-        moment: looks into the directory and says whether it is time.
-        disturb: is given the command's process, and the mark of all its descendants.
+        moment: checks the directory and returns whether it is time.
+        disturb: called with the command's process, and the mark of all its descendants.
     """
     mark = uuid.uuid4().hex
     out, err, scratch = directory / "stdout", directory / "stderr", directory / "tmp"
@@ -234,12 +234,12 @@ def disturb_run(
 
 
 def left_of(mark: str) -> list[psutil.Process]:
-    """Processes of a run that live."""
+    """Return the running processes of a run."""
     return marked_processes(DRIVER_ID, mark)
 
 
 def logged(pattern: str) -> Callable[[Path], bool]:
-    """A moment: the run has written a line like `pattern` into its log."""
+    """A moment: the run has written a line like `pattern` to its log."""
 
     def came(directory: Path) -> bool:
         return any(
@@ -251,7 +251,7 @@ def logged(pattern: str) -> Callable[[Path], bool]:
 
 
 def spark_starts(directory: Path) -> bool:
-    """A moment: Spark's JVM runs, and there is no session yet."""
+    """A moment: Spark's JVM runs, but there is no session yet."""
     scratch = str(directory / "tmp")
     return any(
         Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p))
@@ -259,7 +259,7 @@ def spark_starts(directory: Path) -> bool:
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """A moment: the run has kept its first checkpoint, which ends an epoch."""
+    """A moment: the run has saved its first checkpoint, at the end of an epoch."""
     return any(directory.glob("runs/*/checkpoints/*.keras"))
 
 
@@ -280,7 +280,7 @@ BATCH = 20
 
 
 def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
-    """Rows that Spark makes up itself, the same each time."""
+    """Return a query for rows that Spark generates, the same each time."""
     sql = "SELECT transform(sequence(1, 4), i -> float(hash(id, i) / 2e9)) AS x, id % 2 AS y FROM range({})"
     return {
         "name": "lost",

@@ -38,7 +38,7 @@ def test_faults_on_executors_of_their_own_end_as_they_should(tmp_path: Path) -> 
 
     assert survived(ended) == ["exception", "executor"]
     assert f"{CHAOS}: an exception in the model's code" in ended.stdout
-    assert ended.stdout.splitlines()[-1] == "2 of 2 faults ended as they should"
+    assert ended.stdout.splitlines()[-1] == "2 of 2 faults ended as expected"
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_faults_under_spark_submit_end_as_they_should(standalone: StandaloneClus
     ended = standalone.submit(script, "chaos", "kill", "executor", timeout_s=DEADLINE_S).check()
 
     assert survived(ended) == ["kill", "executor"]
-    assert "2 of 2 faults ended as they should" in ended.stdout
+    assert "2 of 2 faults ended as expected" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,7 @@ def test_faults_under_spark_submit_end_as_they_should(standalone: StandaloneClus
         pytest.param(
             ["earthquake"], ["expected faults of exception, exit, kill", "got earthquake"], id="unknown"
         ),
-        pytest.param(
-            ["executor"], ["executors of their own", "--master local-cluster[2,2,1024]"], id="local"
-        ),
+        pytest.param(["executor"], ["separate executors", "--master local-cluster[2,2,1024]"], id="local"),
     ],
 )
 def test_faults_that_cannot_be_tried_are_refused(
@@ -74,7 +72,9 @@ def test_faults_that_cannot_be_tried_are_refused(
     ("fault", "changes", "wrong"),
     [
         pytest.param("kill", {"restarts": ["x"]}, "", id="survived"),
-        pytest.param("kill", {"restarts": ["x"], "weights": "w2"}, "other weights", id="other weights"),
+        pytest.param(
+            "kill", {"restarts": ["x"], "weights": "w2"}, "the weights differ", id="the weights differ"
+        ),
         pytest.param("kill", {"restarts": ["x"], "rows": [1280, 1216]}, "rows per epoch", id="lost rows"),
         pytest.param("kill", {}, "expected 1 restarts, got 0", id="not noticed"),
         pytest.param("kill", {"restarts": ["x"], "error": "it fell over"}, "it fell over", id="ended"),

@@ -180,7 +180,7 @@ def test_set_when_value_is_yaml_takes_its_type(
             "x.yaml:3: data.batch_size: expected a global batch_size that divides among 3",
         ),
         ("cluster: {executors: 3}", "use 63 or 66"),
-        ("cluster: {input_mode: tensorflow}", "tensorflow reads TFRecord files at a path only"),
+        ("cluster: {input_mode: tensorflow}", "tensorflow reads only TFRecord files at a path"),
         (
             "cluster: {feed_timeout_s: 0}",
             "cluster.feed_timeout_s: expected a number of seconds above 0; got 0",
@@ -205,8 +205,8 @@ def test_load_config_when_key_wrong_names_line_key_and_what_was_expected(
     [
         ("data.table=t", "data: expected exactly one of path, table and sql, got path and table"),
         ("data.path=null", "data: expected exactly one of path, table and sql, got none"),
-        ("data.format=null", "data.path: expected a format beside it"),
-        ("data.validation={table: t, format: csv}", "data.validation.format: expected only beside a path"),
+        ("data.format=null", "data.path: expected a format, too"),
+        ("data.validation={table: t, format: csv}", "data.validation.format: expected only with a path"),
         ("data.validation={path: v, foo: 1}", "data.validation.foo: unknown key"),
         ("data.validation=1.0", "data.validation: expected a fraction of the rows in [0, 1)"),
         ("data={}", "data.features: missing: expected a mapping with at least one column"),
@@ -402,8 +402,8 @@ def test_shipped_config_when_loaded_from_elsewhere_is_valid(name: str, write: Wr
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("data.test=0.2", "data.test: expected rows of their own under input_mode tensorflow, got 0.2"),
-        ("data.validation=0.1", "data.validation: expected rows of their own under input_mode tensorflow"),
+        ("data.test=0.2", "data.test: expected a separate source under input_mode tensorflow, got 0.2"),
+        ("data.validation=0.1", "data.validation: expected a separate source under input_mode tensorflow"),
         ("data.label.classes=[a, b]", "only Spark can number labels"),
         ("data.label.classes=infer", "only Spark can number labels"),
     ],
@@ -420,9 +420,12 @@ def test_load_config_when_workers_read_files_refuses_what_only_spark_can_do(
     [
         (
             "data.label.classes=infer",
-            "data.label.classes: expected the number of classes, or nothing, beside",
+            "data.label.classes: expected the number of classes, or nothing, together",
         ),
-        ("train.class_weights=balanced", "train.class_weights: expected a mapping beside data.examples"),
+        (
+            "train.class_weights=balanced",
+            "train.class_weights: expected a mapping together with data.examples",
+        ),
         ("cluster.input_mode=tensorflow", "data.examples: expected nothing under input_mode tensorflow"),
     ],
 )
@@ -436,6 +439,6 @@ def test_load_config_when_columns_are_within_examples_refuses_what_spark_would_h
 def test_load_config_when_the_evaluator_validates_refuses_callbacks_that_watch_it(write: Write) -> None:
     callbacks = "train: {callbacks: {early_stopping: {monitor: val_loss}}}"
     path = write(f"{MINIMAL}cluster: {{evaluator: true, executors: 3}}\n{callbacks}")
-    assert "since an evaluator finds the others while the workers train on" in problems(
+    assert "because with an evaluator callbacks do not get validation metrics" in problems(
         path, "data.validation=0.1"
     )

@@ -75,7 +75,7 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
     assert "killed by SIGKILL" in ended.stdout
     assert "all nodes are started again now" in ended.stdout
     run = run_directory(tmp_path)
-    resumed = re.search(r"resumed: goes on in epoch (\d)/8(?: after step (\d+))?", ended.stdout)
+    resumed = re.search(r"resumed: continues in epoch (\d)/8(?: after step (\d+))?", ended.stdout)
     assert resumed
     shown = re.findall(
         rf"epoch {resumed[1]}/8 +step (\d+)", (run / "run.log").read_text().split("resumed")[1]
@@ -108,7 +108,7 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     settings = [word for change in changes for word in ("--set", change)]
     resumed = tfspark_resume(tmp_path, first, *settings).check()
 
-    assert "resumed: goes on in epoch " in resumed.stdout
+    assert "resumed: continues in epoch " in resumed.stdout
     (second,) = set((tmp_path / "runs").iterdir()) - {first}
     results = json.loads((second / "results.json").read_text())
     node = results["nodes"]["worker 0"]
@@ -277,7 +277,7 @@ def test_run_without_configuration_and_resume_says_what_to_type(refused: Refused
 def test_resume_when_the_directory_is_not_there_says_so(refused: Refused) -> None:
     err = refused("--resume", "runs/nowhere")
     assert "config.yaml to resume from, runs/nowhere is no directory" in err
-    assert "give --resume the directory that the run named" in err
+    assert "pass --resume the directory that the run printed" in err
 
 
 def test_resume_when_the_directory_is_of_no_run_says_so(refused: Refused, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_resume_when_a_part_is_missing_says_which(refused: Refused) -> None:
     [
         pytest.param(
             False, "train.epochs=2",
-            ["train.epochs to be at least 3", "earlier has trained with 3, got 2", "start anew"], id="fewer epochs",
+            ["train.epochs to be at least 3", "earlier has trained with 3, got 2", "a new run"], id="fewer epochs",
         ),
         pytest.param(
             True, "train.epochs=4",

@@ -75,7 +75,7 @@ def test_windows_when_divided_hold_the_newest_back_and_forecast_within_their_par
 
 def test_windows_when_all_is_held_back_says_so(spark: Any, days: Path) -> None:
     cut = "{order: day, groups: place, columns: heat, steps: 1, horizon: 8}"
-    with pytest.raises(DataError, match=r"all that data\.windows makes go to"):
+    with pytest.raises(DataError, match=r"all windows of data\.windows go to"):
         load_rows(spark, experiment(days, cut, "test: 0.5"))
 
 
@@ -101,7 +101,7 @@ def test_windows_when_a_column_is_missing_names_the_nearest(spark: Any, days: Pa
         (
             "{order: day, columns: heat, steps: 2}",
             ("features: {heat: {}}",),
-            "data.features: expected window alone",
+            "data.features: expected only window",
         ),
         (
             "{order: day, columns: heat, steps: 2}",

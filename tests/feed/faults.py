@@ -1,7 +1,7 @@
-"""Faults of a network between real clients and real servers, drawn from a seed.
+"""Simulate network faults between real clients and real servers, drawn from a seed.
 
-`FaultyCalls` stands between a client and its connection: a call does not arrive, its answer is lost, it arrives twice
-or late. `Proxy` stands between the two sockets: bytes come late, a message ends in its middle, the connection is reset.
+`FaultyCalls` is between a client and its connection: a call does not arrive, its reply is lost, it arrives twice or
+late. `Proxy` is between the two sockets: bytes are late, a message ends in its middle, the connection is reset.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class FaultyCalls:
-    """A FlightClient some of whose calls fail, as those of a network do.
+    """A FlightClient whose calls sometimes fail, as on a bad network.
 
     Args:
         client: makes the calls.
         chance: draws the faults.
-        rate: of the calls that have one.
+        rate: share of the calls that have one.
     """
 
     def __init__(self, client: flight.FlightClient, chance: random.Random, rate: float):
@@ -55,7 +55,7 @@ class FaultyCalls:
     def _faulty(self, call: Callable[[], Any]) -> Any:
         fault = self._chance.choice(FAULTS) if self._chance.random() < self._rate else ""
         if fault == "answer is too late" and fault in self._before:
-            fault = ""  # Each of these takes half a minute in earnest; after two a network counts as gone.
+            fault = ""  # In a real network each of these takes half a minute; after two the network counts as down.
         self._before.append(fault)
         if fault == "does not arrive":
             raise flight.FlightUnavailableError("the connection was reset before the call arrived")
@@ -85,13 +85,13 @@ class _Read:
 
 
 class Proxy:
-    """Passes connections on to a server, and does them harm; a context manager.
+    """Forwards connections to a server, with faults; a context manager.
 
     Args:
         location: of the server.
         chance: draws the faults.
-        rate: of the pieces of data that have one.
-        most: resets in all: a network that never mends is another case.
+        rate: share of the pieces of data that have one.
+        most: maximum number of resets: a network that stays broken is a different case.
     """
 
     def __init__(self, location: str, chance: random.Random, rate: float, most: int = 10):
@@ -129,7 +129,7 @@ class Proxy:
                 client, _ = self._listening.accept()
                 try:
                     server = socket.create_connection(self._target)
-                except OSError:  # As the server would, which has ended.
+                except OSError:  # The server has ended: close the connection as it would.
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                     client.close()
                     continue

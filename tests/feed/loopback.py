@@ -1,4 +1,4 @@
-"""A whole feed over real Flight on loopback, with threads for Spark's tasks and for the trainers."""
+"""A complete feed over real Flight on loopback, with threads for Spark's tasks and for the trainers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tfspark.protocol.wire import ActionClient, new_secret
 
 HOST = "127.0.0.1"
 PATIENCE_S = 20.0
-"""How long a test waits for something that comes at once when all is well."""
+"""Seconds that a test waits for an event that normally occurs immediately."""
 
 COLUMNS = Columns((Column("id"), Column("x")), Column("y"))
 SPEC = StreamSpec(
@@ -44,14 +44,14 @@ SPEC = StreamSpec(
 
 
 def rows_from(first: int, count: int) -> pa.RecordBatch:
-    """Make rows whose id is their number and whose other columns follow from it."""
+    """Return rows whose id is their number; the other columns follow from it."""
     ids = np.arange(first, first + count)
     x = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(ids, 3).astype(np.float32)), 3)
     return pa.RecordBatch.from_arrays([pa.array(ids), x, pa.array(ids % 3)], names=["id", "x", "y"])
 
 
 def partitions_of(sizes: Sequence[int], batch_rows: int = 10) -> list[list[pa.RecordBatch]]:
-    """Make partitions of these sizes; ids count through them."""
+    """Return partitions of these sizes, with consecutive ids."""
     firsts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     return [
         [rows_from(first + start, min(batch_rows, size - start)) for start in range(0, size, batch_rows)]
@@ -61,7 +61,7 @@ def partitions_of(sizes: Sequence[int], batch_rows: int = 10) -> list[list[pa.Re
 
 @dataclass
 class Taken:
-    """What one trainer took out of one pass."""
+    """The batches that one trainer got in one pass."""
 
     batches: list[Rows] = field(default_factory=list)
     rows: int = 0
@@ -108,7 +108,7 @@ class Loopback:
         self.control.close()
 
     def task(self, index: int, **changes: Any) -> FeedTask:
-        """Make the feed task of a pass."""
+        """Return the feed task of a pass."""
         task = FeedTask(
             location=self.control.location,
             secret=self.secret,
@@ -127,7 +127,7 @@ class Loopback:
         return int(self.control.update(lambda: self.directory.open_pass(self.spec.name, keep, kept_in)))
 
     def feed(self, index: int, partitions: Sequence[Iterable[pa.RecordBatch]], slots: int) -> int:
-        """Do what Spark does: run one task per partition, `slots` at a time; return the rows served."""
+        """Run one task per partition, `slots` in parallel, as Spark does; return the number of served rows."""
         task = self.task(index)
         with ThreadPoolExecutor(slots) as pool:
             done = [
@@ -139,11 +139,11 @@ class Loopback:
         return self.finish_pass(index)
 
     def finish_pass(self, index: int) -> int:
-        """Say that Spark is through with the pass; return the rows served."""
+        """Report that Spark has finished the pass; return the number of served rows."""
         return int(self.control.update(lambda: self.directory.finish_pass(self.spec.name, index)))
 
     def close_stream(self) -> None:
-        """Say that no further pass comes."""
+        """Report that no further pass will follow."""
         self.control.update(lambda: self.directory.close_stream(self.spec.name))
 
     def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
@@ -153,7 +153,7 @@ class Loopback:
         return PassReader(control, self.secret, self.spec, index, rank, HOST, sample, cache)
 
     def take(self, rank: int, index: int, after_batch: Callable[[int], None]) -> Taken:
-        """Read a pass to its end; `after_batch` is called with the number of each batch."""
+        """Read a pass to its end; call `after_batch` with the number of each batch."""
         taken = Taken()
         with ActionClient(self.control.location, self.secret) as control:
             reader = self.reader(control, rank, index)
@@ -172,7 +172,7 @@ MAX_ATTEMPTS = 4
 
 
 def attempt_until_served(task: FeedTask, partition: int, rows: Iterable[pa.RecordBatch]) -> int:
-    """Run a task as Spark does: again when it fails; return the number of attempts it took."""
+    """Run a task, and repeat it if it fails, as Spark does; return the number of attempts."""
     for attempt in range(1, MAX_ATTEMPTS):
         try:
             task.serve(partition, iter(rows))
@@ -184,7 +184,7 @@ def attempt_until_served(task: FeedTask, partition: int, rows: Iterable[pa.Recor
 
 
 class Dying:
-    """Rows of a partition whose task dies at given batches, one in each attempt."""
+    """Yield rows of a partition; its task fails at the given batches, one in each attempt."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch], dies_at: Sequence[int]):
         self._batches = batches
@@ -201,10 +201,10 @@ class Dying:
 def in_step(
     together: int, pauses: dict[int, Callable[[int], float]], num_readers: int
 ) -> Iterator[Callable[[int], None]]:
-    """Yield for each trainer what it does after a batch: pause, then wait for the others' same step.
+    """Return for each trainer a function to call after a batch: pause, then wait for the others' same step.
 
-    The barrier stands for the collective of a training step: whoever ends a step early waits for the rest.
-    With ``together=1`` everyone goes on alone.
+    The barrier simulates the collective of a training step: a trainer that ends a step early waits for the others.
+    With ``together=1`` no trainer waits.
     """
     barrier = threading.Barrier(together)
 
@@ -226,7 +226,7 @@ def run_pass(
     pauses: dict[int, Callable[[int], float]] | None = None,
     keep: bool = False,
 ) -> list[Taken]:
-    """Feed one pass and read it with all trainers; return what each took."""
+    """Feed one pass and read it with all trainers; return the batches of each."""
     index = loop.open_pass(keep)
     readers = loop.spec.num_readers
     steps = list(in_step(readers if loop.spec.synchronous else 1, pauses or {}, readers))
@@ -241,7 +241,7 @@ def run_pass(
 
 
 def read_kept(loop: Loopback, kept_in: int) -> list[Taken]:
-    """Let all trainers read again, without Spark, what they kept in a pass."""
+    """Let all trainers read the rows again that they cached in a pass, without Spark."""
     index = loop.open_pass(kept_in=kept_in)
     with ThreadPoolExecutor(loop.spec.num_readers) as pool:
         taken = [pool.submit(loop.take, rank, index, lambda _: None) for rank in range(loop.spec.num_readers)]

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from tfspark.errors import DeadlineError
-from tfspark.feed.buffer import ChunkBuffer, Piece, stripes
+from tfspark.feed.buffer import UNFINISHED_BATCHES, ChunkBuffer, Piece, stripes
 
 LIMIT_BYTES = 400
 STRIPE_ROWS = 3
@@ -224,6 +224,34 @@ def test_buffer_that_never_runs_empty_stays_within_its_limit() -> None:
         except DeadlineError:
             _, pieces, sequence = buffer.pull(0, sequence, 1, 0.0)
             pulled += sum(piece.batch.num_rows for piece in pieces)
+
+
+@given(
+    num_readers=st.integers(1, 4),
+    batch_rows=st.integers(1, 32),
+    share=st.integers(5 * UNFINISHED_BATCHES, 100),
+    pulls_before=st.integers(0, 3),
+)
+def test_buffer_whose_readers_take_turns_gives_them_equal_shares_although_the_first_comes_early(
+    num_readers: int, batch_rows: int, share: int, pulls_before: int
+) -> None:
+    num_rows = share * batch_rows * num_readers
+    buffer = ChunkBuffer(1 << 30, 1.0, num_readers, batch_rows)
+    buffer.offer(0, batch_of(0, num_rows))
+    got, sequences = [0] * num_readers, [0] * num_readers
+
+    def pull(reader: int) -> str:
+        status, pieces, sequences[reader] = buffer.pull(reader, sequences[reader], 1 << 20, 0.0)
+        got[reader] += sum(piece.batch.num_rows for piece in pieces)
+        return status
+
+    for turn in range(pulls_before):  # Before it is known that there are no more rows.
+        pull(turn % num_readers)
+    buffer.finish()
+    while "chunk" in [pull(reader) for reader in range(num_readers)]:
+        pass
+    assert sum(got) == num_rows
+    assert max(got) - min(got) <= 2 * batch_rows
 
 
 # --- with threads ----------------------------------------------------------------------------------

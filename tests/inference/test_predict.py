@@ -20,6 +20,7 @@ from tfspark.feed.described import FORMAT, Described, write_signature
 from tfspark.inference.model_files import LoadedModels, of_keras, read_model
 from tfspark.inference.predict import DescribeTask
 from tfspark.ml import KerasModel
+from tfspark.tfrecord import register
 
 
 def scorer(seed: int = 0, units: int = 1, activation: str | None = None) -> keras.Model:
@@ -132,6 +133,49 @@ def test_predict_when_features_are_null_does_as_told(spark: Any, folder: Path) -
         predict(df, place).collect()
     with pytest.raises(ConfigError, match="did you mean 'skip'"):
         predict(df, place, handle_invalid="skp")
+
+
+@pytest.mark.parametrize("handle_invalid", ["keep", "skip", "error"])
+def test_predict_decodes_tfrecords_where_it_predicts_with_the_same_result_as_through_spark(
+    spark: Any, folder: Path, tmp_path: Path, handle_invalid: str
+) -> None:
+    scorer(units=3).save(folder / "records.keras")
+    register(spark)
+    with_nulls = "IF(id = 11, NULL, features) AS features" if handle_invalid != "error" else "features"
+    df_with_partitions(spark, [5, 0, 700, 40]).selectExpr(
+        "id", with_nulls, "concat('row ', id) AS text"
+    ).write.format("tfrecord").mode("append").save(str(tmp_path / "records"))
+    df = spark.read.format("tfrecord").load(str(tmp_path / "records")).where("id > 3")
+    computed = df.where("pmod(id, 1) = 0")  # A filter that Spark must evaluate.
+
+    def predicted(rows: Any) -> Any:
+        return predict(rows, folder / "records.keras", features="features", handle_invalid=handle_invalid)
+
+    made, through_spark = predicted(df), predicted(computed)
+
+    assert "BatchScan" not in made._jdf.queryExecution().toString()
+    assert "BatchScan" in through_spark._jdf.queryExecution().toString()
+    assert made.schema == through_spark.schema
+    assert partition_sizes(made.select("id")) == partition_sizes(through_spark.select("id"))
+    assert made.collect() == through_spark.collect()
+    assert made.coalesce(1).collect() == made.collect()
+    assert made.where("id = 500").select("prediction", "text").collect() == [
+        (row["prediction"], "row 500") for row in through_spark.collect() if row["id"] == 500
+    ]
+
+
+def test_predict_when_a_tfrecord_file_has_changed_names_it(spark: Any, folder: Path, tmp_path: Path) -> None:
+    scorer().save(folder / "changed.keras")
+    register(spark)
+    place = tmp_path / "records"
+    df_with_partitions(spark, [20]).select("features").write.format("tfrecord").mode("append").save(
+        str(place)
+    )
+    made = predict(spark.read.format("tfrecord").load(str(place)), folder / "changed.keras")
+    (file,) = place.glob("part-*")
+    file.write_bytes(file.read_bytes() * 2)
+    with pytest.raises(PythonException, match=f"expected .*{file.name} as Spark listed it"):
+        made.collect()
 
 
 def test_predict_when_given_what_is_no_model_says_so(spark: Any, folder: Path) -> None:

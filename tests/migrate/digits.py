@@ -1,4 +1,4 @@
-"""Small images of two classes that a small network learns, as lines of text and as arrays. No data set needed."""
+"""Small images of two classes for a small network, as lines of text and as arrays. Needs no data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def image(index: int) -> tuple[list[int], int]:
 
 
 def write_csv(path: Path, sizes: list[int]) -> None:
-    """Write a text file per size into the folder `path`, one image per line: the label, then the pixels."""
+    """Write a text file per size to the folder `path`, one image per line: the label, then the pixels."""
     path.mkdir()
     first = 0
     for part, size in enumerate(sizes):

@@ -1,7 +1,7 @@
-"""As TensorFlowOnSpark's other MNIST examples, one after the other on one SparkContext.
+"""Run TensorFlowOnSpark's other MNIST examples, one after another on one SparkContext.
 
 TFRecords by dfutil, the estimator pipeline (train and transform), TFParallel inference over files, workers that
-read files themselves, and inference through the cluster. Prints what each found out as JSON.
+read files themselves, and inference through the cluster. Prints the result of each as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from migrate.digits import SIDE
 
 
 def train_fn(args: Any, ctx: Any) -> None:
-    """As examples/mnist/keras/mnist_pipeline.py."""
+    """Like examples/mnist/keras/mnist_pipeline.py."""
     import numpy as np
     import tensorflow as tf
 
@@ -81,7 +81,7 @@ def examples(files: Any) -> Any:
 
 
 def inference(args: Any, ctx: Any) -> None:
-    """As examples/mnist/keras/mnist_inference.py: each process reads its share of the files."""
+    """Like examples/mnist/keras/mnist_inference.py: each process reads its share of the files."""
     import os
 
     import numpy as np
@@ -101,7 +101,7 @@ def inference(args: Any, ctx: Any) -> None:
 
 
 def from_files(args: Any, ctx: Any) -> dict[str, Any]:
-    """As examples/mnist/keras/mnist_tf_ds.py: InputMode.TENSORFLOW."""
+    """Like examples/mnist/keras/mnist_tf_ds.py: InputMode.TENSORFLOW."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -116,7 +116,7 @@ def from_files(args: Any, ctx: Any) -> dict[str, Any]:
 
 
 def predict_rows(args: Any, ctx: Any) -> int:
-    """Inference through the cluster: one result for each row that comes."""
+    """Inference through the cluster: one result for each row."""
     import numpy as np
     import tensorflow as tf
 

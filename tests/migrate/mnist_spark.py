@@ -1,4 +1,4 @@
-"""As TensorFlowOnSpark's examples/mnist/keras/mnist_spark.py: rows of an RDD through a generator, synchronously."""
+"""Like TensorFlowOnSpark's examples/mnist/keras/mnist_spark.py: rows of an RDD through a generator, synchronously."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main_fun(args: Any, ctx: Any) -> dict[str, Any]:
             optimizer=tf.keras.optimizers.SGD(learning_rate=0.1),
             metrics=["accuracy"],
         )
-    # The workers' shares of the rows differ a little: stop before one has none left.
+    # The workers' shares of the rows differ a little: stop before one of them has no more.
     steps = None if args.to_the_end else args.rows / args.batch_size / ctx.num_workers * 0.9
     history = model.fit(x=ds, epochs=args.epochs, steps_per_epoch=steps, verbose=0)
     compat.export_saved_model(model, args.export_dir, ctx.job_name == "chief")

@@ -1,4 +1,4 @@
-"""Map functions that take rows apart themselves, without TensorFlow."""
+"""Map functions that convert rows themselves, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def squares(args: Any, ctx: Any) -> int:
-    """Return the square of each row; `args["keep"]` results of each batch only."""
+    """Return the square of each row, but only `args["keep"]` results of each batch."""
     feed = ctx.get_data_feed(False, args.get("qname", "input"))
     count = 0
     while not feed.should_stop():
@@ -19,7 +19,7 @@ def squares(args: Any, ctx: Any) -> int:
 
 
 def collect(args: Any, ctx: Any) -> list[Any]:
-    """Return the rows, up to the number `args` gives for this worker."""
+    """Return the rows, up to the number in `args` for this worker."""
     from tfspark import TFNode
 
     feed = TFNode.DataFeed(ctx.mgr)
@@ -34,7 +34,7 @@ def collect(args: Any, ctx: Any) -> list[Any]:
 
 
 def take_some(args: Any, ctx: Any) -> int:
-    """Take `args` rows and return without a word to the feed."""
+    """Take `args` rows and return without `terminate`."""
     feed = ctx.get_data_feed()
     return len(feed.next_batch(args))
 
@@ -52,7 +52,7 @@ def fails_at_row(args: Any, ctx: Any) -> None:
 
 
 def tell(args: Any, ctx: Any) -> dict[str, Any]:
-    """Return what the context knows."""
+    """Return the values of the context."""
     import os
     import sys
 
@@ -72,7 +72,7 @@ def tell(args: Any, ctx: Any) -> dict[str, Any]:
 
 
 def evaluate_for_ever(args: Any, ctx: Any) -> str:
-    """As a side-car evaluator that ends only when it is ended."""
+    """Run as a sidecar evaluator that never returns."""
     import threading
 
     del args

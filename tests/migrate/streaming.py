@@ -1,4 +1,4 @@
-"""A DStream fed to a map function that has enough after 21 rows, three batches of seven. Prints the rows as JSON."""
+"""Feed a DStream to a map function that stops after 21 rows, three batches of seven. Prints the rows as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> None:
     from tfspark import TFCluster
 
     sc = SparkContext(conf=SparkConf().setAppName("streaming"))
-    warnings.simplefilter("ignore", FutureWarning)  # Spark calls DStreams a legacy.
+    warnings.simplefilter("ignore", FutureWarning)  # Spark calls DStreams legacy.
     ssc = StreamingContext(sc, 1)
     stream = ssc.queueStream([sc.parallelize(range(10), 2), sc.parallelize(range(10, 21), 1)])
     cluster = TFCluster.run(sc, collect, [21], 1, 0, input_mode=TFCluster.InputMode.SPARK)

@@ -251,7 +251,7 @@ def test_dataset_when_the_label_is_not_known_says_how_to_name_it(spark: SparkSes
 def test_data_feed_when_made_wrongly_says_so() -> None:
     with raises(ConfigError, "expected DataFeed(ctx.mgr, ...)", "got dict"):
         TFNode.DataFeed({})  # type: ignore[arg-type]
-    with raises(ConfigError, "start_cluster_server() is gone", "ctx.strategy"):
+    with raises(ConfigError, "got start_cluster_server()", "ctx.strategy"):
         TFNode.start_cluster_server(None)
     with raises(ConfigError, "expected a Keras model, got object", "ctx.export_saved_model(model"):
         TFNode.export_saved_model(object(), "/tmp/x", "serve", {})

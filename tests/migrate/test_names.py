@@ -128,7 +128,9 @@ def test_estimator_and_model_when_not_set_up_say_what_is_missing(spark: SparkSes
 def test_tensor_names_when_there_is_one_take_any_name() -> None:
     assert tensor_names(["dense_1"], ["output_0"], "output") == ["output_0"]
     assert tensor_names(["b", "a"], ["a", "b", "c"], "input") == ["b", "a"]
-    with pytest.raises(ConfigError, match=r"expected output tensors \['x'\], the signature has \['a', 'b'\]"):
+    with pytest.raises(
+        ConfigError, match=r"expected output tensors \['x'\], got a signature with \['a', 'b'\]"
+    ):
         tensor_names(["x"], ["b", "a"], "output")
 
 
@@ -190,7 +192,7 @@ def test_get_gpus_when_one_is_busy_gives_the_others(three_gpus: None) -> None:
     assert gpu_info.is_gpu_available()
     assert gpu_info.get_gpus(2) == "0,2"
     assert gpu_info.get_gpus(1, 1, gpu_info.AS_LIST) == ["2"]
-    with pytest.raises(ReservationError, match="expected 3 free GPUs, 2 of 3 are"):
+    with pytest.raises(ReservationError, match="expected 3 free GPUs, got 2 of 3"):
         gpu_info.get_gpus(3)
 
 

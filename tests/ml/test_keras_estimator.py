@@ -179,7 +179,7 @@ def test_fit_when_rows_are_not_as_declared_says_so_before_it_starts(spark: Any) 
         ({}, DataError, "expected 2 to 10,000 different labels in column 'kind', found \\['x'\\]"),
         ({"labelCol": "half", "validationIndicatorCol": "kind"}, ConfigError, "expected true and false"),
         ({"numWorkers": 3, "batchSize": 32}, ConfigError, "set it to 33"),
-        ({"labelCol": "half", "inputShape": [3]}, ConfigError, "as inputShape=\\[3\\] says"),
+        ({"labelCol": "half", "inputShape": [3]}, ConfigError, "for inputShape=\\[3\\]"),
     ]:
         with pytest.raises(error, match=words):
             estimator.copy().setParams(**params).fit(df)

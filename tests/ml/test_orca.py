@@ -72,7 +72,7 @@ def test_estimator_takes_functions_that_make_datasets(spark: Any, tmp_path: Path
     assert metrics["accuracy"] == 0.5
     estimator.save(str(tmp_path / "saved"))
     np.testing.assert_array_equal(Estimator.load(str(tmp_path / "saved"), spark).predict(x), chances)
-    with pytest.raises(ConfigError, match=r"those that make a dataset are for fit\(\)"):
+    with pytest.raises(ConfigError, match=r"functions that create a dataset are for fit\(\)"):
         estimator.predict(numbers)
     with pytest.raises(ConfigError, match=r"validation_data to be a function"):
         estimator.fit(numbers, validation_data=(x, x))

@@ -196,7 +196,7 @@ def test_rnn_regressor_cuts_its_windows_and_keeps_every_row(spark: Any, tmp_path
     assert np.sqrt(np.mean(np.square(errors))) < 10
     round_trip(model, df, tmp_path / "forecast")
     assert model.copy().setHandleInvalid("skip").transform(df).count() == 150
-    with pytest.raises(ConfigError, match="expected orderCol beside steps"):
+    with pytest.raises(ConfigError, match="expected orderCol together with steps"):
         RNNRegressor(steps=3)
 
 

@@ -287,7 +287,7 @@ def test_prepare_when_another_process_was_faster_takes_its_work(
 
 def test_prepare_when_something_else_is_there_says_so(shop: Path, tmp_path: Path, spark: Any) -> None:
     (tmp_path / "mnist_5k").mkdir()
-    with pytest.raises(ConfigError, match="got something else; move it away"):
+    with pytest.raises(ConfigError, match="got other content; move it away"):
         prepare("mnist_5k", tmp_path, spark)
 
 
@@ -296,7 +296,7 @@ def test_prepare_when_made_of_another_version_says_so(
 ) -> None:
     prepare("mnist_5k", tmp_path, spark)
     change_archive(monkeypatch, "mnist_5k", sha256="0" * 64)
-    with pytest.raises(ConfigError, match="got those of another version"):
+    with pytest.raises(ConfigError, match="got those of a different version"):
         prepare("mnist_5k", tmp_path, spark)
 
 

@@ -45,7 +45,7 @@ def test_find_shipped_when_installed_takes_the_packages(elsewhere: Path, wheel: 
 
 @pytest.mark.parametrize("path", ["models/nope.py", "configs/../models/nope.py", "pyproject.toml", "models"])
 def test_find_shipped_when_missing_lists_what_is_shipped(elsewhere: Path, path: str) -> None:
-    with pytest.raises(ConfigError, match=r"shipped with tfspark: .*configs/mnist_cnn\.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"these come with tfspark: .*configs/mnist_cnn\.yaml") as caught:
         find_shipped(path)
     assert "models/cnn.py" in str(caught.value)
 
@@ -54,5 +54,5 @@ def test_find_shipped_when_nothing_is_shipped_says_so(
     elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "site-packages" / "tfspark" / "shipped.py"))
-    with pytest.raises(ConfigError, match="shipped with tfspark: nothing"):
+    with pytest.raises(ConfigError, match="these come with tfspark: nothing"):
         find_shipped("models/cnn.py")

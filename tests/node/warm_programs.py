@@ -1,4 +1,4 @@
-"""What the trainers of `test_warm` run, found by name on executors."""
+"""Functions for the trainers of `test_warm`; executors find them by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def look(args: Any, ctx: Any) -> dict[str, Any]:
-    """Say what a forked trainer could have wrong."""
+    """Return facts that could be wrong in a forked trainer."""
     import numpy as np
 
     links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
@@ -31,7 +31,7 @@ def look(args: Any, ctx: Any) -> dict[str, Any]:
 
 
 def look_and_wait(args: Any, ctx: Any) -> dict[str, Any]:
-    """Say the same, and go on when the file `args` is there."""
+    """Return the same, and continue when the file `args` exists."""
     seen = look(args, ctx)
     ctx.report("waiting", **seen)
     import time
@@ -43,20 +43,20 @@ def look_and_wait(args: Any, ctx: Any) -> dict[str, Any]:
 
 
 def sets_a_variable(args: Any, ctx: Any) -> list[Any]:
-    """As many programs do: set a variable first, then import TensorFlow, which reads it then."""
+    """Set a variable first, as many programs do, then import TensorFlow, which reads it during the import."""
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
     return uses_onednn(args, ctx)
 
 
 def uses_onednn(args: Any, ctx: Any) -> list[Any]:
-    """Tell whether TensorFlow computes with oneDNN, which is decided when it is imported."""
+    """Return whether TensorFlow computes with oneDNN, which is decided during the import."""
     from tensorflow.python.util import _pywrap_util_port
 
     return [_pywrap_util_port.IsMklEnabled(), os.getppid()]
 
 
 def sets_a_variable_late(args: Any, ctx: Any) -> int:
-    """Set it after TensorFlow has run: no process could begin again from here."""
+    """Set the variable after TensorFlow has run: from here a cold start is no longer possible."""
     import tensorflow as tf
 
     float(tf.constant(1.0) + 1.0)
@@ -65,12 +65,12 @@ def sets_a_variable_late(args: Any, ctx: Any) -> int:
 
 
 def exits(args: int, ctx: Any) -> None:
-    """End the process without a word."""
+    """End the process without a report."""
     os._exit(args)
 
 
 def prints(args: Any, ctx: Any) -> str:
-    """Print what is hard to carry: many lines, one that never ends, bytes that are no text."""
+    """Print output that is difficult to forward: many lines, a line without an end, bytes that are not text."""
     sys.stdout.buffer.write(b"bad \xff\xfe bytes\n" + "█\n".encode() * 2)
     sys.stdout.buffer.write(b"".join(b"\r%d/500 [==>  ]" % i for i in range(501)) + b"\n")
     sys.stdout.buffer.write("é".encode() * (1 << 20) + b"\n")

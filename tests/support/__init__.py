@@ -1,1 +1,1 @@
-"""What the tests stand on: real Spark clusters, exact test data, and a guard against leaks."""
+"""Helpers of the tests: real Spark clusters, exact test data, and a guard against leaks."""

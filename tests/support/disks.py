@@ -1,4 +1,4 @@
-"""Disks without room, as small file systems in memory; root alone may mount them."""
+"""Full disks, as small file systems in memory; only root may mount them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 @contextmanager
 def small_disk(place: Path, options: str) -> Iterator[Path]:
-    """Mount a disk for a while; the test is skipped where that is not allowed.
+    """Mount a disk within the block; skip the test if that is not allowed.
 
     Args:
-        place: where; made if it is not there.
+        place: mount point; created if it does not exist.
         options: of tmpfs(5), such as ``size=8k`` or ``nr_inodes=1``.
     """
     place.mkdir(parents=True, exist_ok=True)

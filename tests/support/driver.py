@@ -1,7 +1,7 @@
-"""Run a Spark driver program in a process of its own.
+"""Run a Spark driver program in a separate process.
 
-Only one SparkContext lives in a process, and the test process holds the `spark` fixture's. A test on any
-other master therefore runs its driver here::
+A process can have only one SparkContext, and the test process has that of the `spark` fixture. So a test on any
+other master runs its driver here::
 
     result = run_driver("local-cluster[2,2,2048]", '''
         from pyspark.sql import SparkSession
@@ -34,19 +34,19 @@ def run_driver(
     env: Mapping[str, str] | None = None,
     grace_s: float = 10.0,
 ) -> DriverResult:
-    """Run a Python program as a Spark driver and return how it ended.
+    """Run a Python program as a Spark driver and return its outcome.
 
-    The master and the confs are defaults that ``SparkSession.builder.getOrCreate()`` picks up; the program
-    may override them. ``tfspark``, ``models`` and ``support`` can be imported in it and on its executors.
+    The master and the confs are defaults that ``SparkSession.builder.getOrCreate()`` uses; the program may override
+    them. The program and its executors can import ``tfspark``, ``models`` and ``support``.
 
     Args:
         master: for example ``local[2]``, ``local-cluster[2,2,2048]`` or a standalone cluster's URL.
         code_or_script: a `Path` of a script, or source code (indented as a whole is fine).
         args: the program's arguments.
-        timeout_s: deadline of the program; its whole process tree is killed then.
-        conf: Spark confs over `support.environment.BASE_CONF`.
-        env: environment variables over the test's own.
-        grace_s: how long the processes below it may outlive it before they count as survivors.
+        timeout_s: deadline of the program; after it, its whole process tree is killed.
+        conf: Spark confs, added to `support.environment.BASE_CONF`.
+        env: environment variables, added to the test's own.
+        grace_s: seconds that the processes below it may outlive it before they count as survivors.
     """
     driver_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="driver-") as directory:
@@ -66,7 +66,7 @@ def run_driver(
 
 
 def driver_conf(home: Path, driver_id: str) -> dict[str, str]:
-    """Return the confs of a driver program that works in ``home``."""
+    """Return the confs of a driver program with the directory ``home``."""
     return {
         **BASE_CONF,
         "spark.sql.warehouse.dir": str(home / "warehouse"),
@@ -84,6 +84,6 @@ def _script(code_or_script: str | Path, home: Path) -> Path:
 
 
 def submit_arguments(conf: Mapping[str, str], script: Path, args: Sequence[str]) -> list[str]:
-    """Return what follows ``spark-submit`` on its command line."""
+    """Return the arguments of ``spark-submit``."""
     confs = [part for key, value in conf.items() for part in ("--conf", f"{key}={value}")]
     return [*confs, str(script), *args]

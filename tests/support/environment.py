@@ -1,4 +1,4 @@
-"""The environment a Spark process of the tests runs in: variables, a Spark home, quiet defaults.
+"""The environment of the tests' Spark processes: variables, a Spark home, quiet defaults.
 
 Used by the fixtures in ``conftest.py`` and by the helpers that start driver programs and daemons.
 """
@@ -14,25 +14,25 @@ from pathlib import Path
 import pyspark
 
 LOOPBACK = "127.0.0.1"
-# Every process of one pytest run carries this variable: the leak guard finds re-parented orphans by it.
+# Every process of one pytest run has this variable: the leak guard finds re-parented orphans by it.
 TEST_ID = "TFSPARK_TEST_ID"
-# Every process of one driver program carries this one as well, executors below another daemon included. Only the warm
-# parent that the programs share does not, nor its forks (`support.processes.marked_processes` knows them): it leaves
-# out what begins as Spark's own variables do.
+# Every process of one driver program also has this one, including executors below another daemon. Only the warm parent
+# that the programs share does not have it, nor its forks (`support.processes.marked_processes` finds them): a warm
+# parent drops variables with the prefix of Spark's own.
 DRIVER_ID = "SPARK_TEST_DRIVER"
-# Driver programs in which this variable says the same share a warm parent: those of one pytest process, unless a test
-# is about warm parents or about what a start costs (`OWN_WARM_PARENT`).
+# Driver programs with the same value of this variable share a warm parent: those of one pytest process, except in tests
+# of warm parents or of the cost of a start (`OWN_WARM_PARENT`).
 SHARED_BY = "TFSPARK_SHARED_WARM_PARENT"
 OWN_WARM_PARENT = {SHARED_BY: ""}
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TESTS = REPOSITORY / "tests"
 
-# A JVM of a test lives for seconds: what the second compiler and several collector threads would cost it, it never
-# gains back. Measured: half of the CPU of a session with a few small queries.
+# A test's JVM runs for seconds, so the second compiler and several collector threads would cost more than they save.
+# Measured: half of the CPU of a session with a few small queries.
 QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
-# Confs that every session and driver of the tests starts from.
+# The base confs of every session and driver of the tests.
 BASE_CONF: Mapping[str, str] = {
     "spark.driver.host": LOOPBACK,
     "spark.driver.bindAddress": LOOPBACK,
@@ -46,7 +46,7 @@ BASE_CONF: Mapping[str, str] = {
 
 
 def python_path(inherited: str = "") -> str:
-    """Return a PYTHONPATH on which ``tfspark``, ``models`` and ``support`` can be imported."""
+    """Return a PYTHONPATH with ``tfspark``, ``models`` and ``support``."""
     wanted = [str(REPOSITORY), str(TESTS)]
     return os.pathsep.join(wanted + [p for p in inherited.split(os.pathsep) if p and p not in wanted])
 
@@ -55,16 +55,16 @@ def spark_environment(spark_home: Path, conf_dir: Path, local_dir: Path) -> dict
     """Return the variables for a process that starts a JVM of Spark.
 
     Args:
-        spark_home: a directory made by `make_spark_home`.
-        conf_dir: holds ``spark-defaults.conf``; what the machine has in its own Spark home is not read.
-        local_dir: where Spark puts its scratch files.
+        spark_home: a directory from `make_spark_home`.
+        conf_dir: has ``spark-defaults.conf``; the machine's own Spark home is not read.
+        local_dir: for Spark's scratch files.
     """
     return {
         **os.environ,
         "SPARK_HOME": str(spark_home),
         "SPARK_CONF_DIR": str(conf_dir),
         "SPARK_LOCAL_DIRS": str(local_dir),
-        # Without it, executors and daemons bind the machine's outward address, whatever the driver does.
+        # Without it, executors and daemons bind the machine's external address, independently of the driver.
         "SPARK_LOCAL_IP": LOOPBACK,
         "SPARK_NO_DAEMONIZE": "1",
         "PYSPARK_PYTHON": sys.executable,
@@ -75,14 +75,14 @@ def spark_environment(spark_home: Path, conf_dir: Path, local_dir: Path) -> dict
 
 
 def shared_warm_parent() -> dict[str, str]:
-    """Return the variable by which programs of this pytest process share a warm parent."""
+    """Return the variable with which programs of this pytest process share a warm parent."""
     return {SHARED_BY: os.environ.get(TEST_ID, "")}
 
 
 def bare_environment(home: Path, **more: str) -> dict[str, str]:
-    """Return what a shell has that knows nothing of this Python: few variables, a PATH without it.
+    """Return the environment of a shell without this Python: few variables, a PATH without it.
 
-    PYTHONPATH stands for an installed tfspark.
+    PYTHONPATH replaces an installed tfspark.
 
     Args:
         home: the user's home.
@@ -94,10 +94,10 @@ def bare_environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def make_spark_home(directory: Path) -> Path:
-    """Make a Spark home of links into the installed pyspark package.
+    """Create a Spark home with links to the installed pyspark package.
 
-    Daemons and ``local-cluster`` write their ``work`` directory into SPARK_HOME. With the package itself as
-    the home, that is litter in site-packages, shared by everything that runs at the same time.
+    Daemons and ``local-cluster`` write their ``work`` directory to SPARK_HOME. If the package itself were the home,
+    all programs that run at the same time would write to site-packages.
     """
     directory.mkdir(parents=True)
     package = Path(pyspark.__path__[0])
@@ -107,7 +107,7 @@ def make_spark_home(directory: Path) -> Path:
 
 
 def write_defaults(conf_dir: Path, conf: Mapping[str, str]) -> Path:
-    """Write ``spark-defaults.conf``, from which any Spark program started with this directory begins."""
+    """Write ``spark-defaults.conf``: the defaults of all Spark programs that are started with this directory."""
     conf_dir.mkdir(parents=True, exist_ok=True)
     lines = [f"{key} {value}\n" for key, value in conf.items()]
     (conf_dir / "spark-defaults.conf").write_text("".join(lines))

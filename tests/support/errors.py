@@ -1,4 +1,4 @@
-"""What an error must say."""
+"""Check the messages of errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def raises(kind: type[Exception], *parts: str) -> Iterator[None]:
-    """Expect an error whose message has all parts: what was expected, what came, what to do."""
+    """Expect an error whose message has all parts: what was expected, what it got, what to do."""
     with pytest.raises(kind) as caught:
         yield
     message = str(caught.value)

@@ -1,6 +1,6 @@
-"""Who imports whom in the package, and a picture of it.
+"""Find the imports within the package, and draw them.
 
-``PYTHONPATH=tests python -m support.imports docs/architecture.md`` draws the picture of that page anew.
+``PYTHONPATH=tests python -m support.imports docs/architecture.md`` updates the picture of that page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BEGIN, END = "<!-- folders: made by tests/support/imports.py -->", "<!-- folders
 
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
-    """Yield what a module imports, and whether it does so when it is imported itself; not what only mypy reads."""
+    """Yield the imports of a module, and whether they run when the module is imported; skip those for mypy only."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     yield from _imports_below(tree, at_once=True)
 
@@ -41,7 +41,7 @@ def _imports_below(node: ast.AST, at_once: bool) -> Iterator[tuple[str, bool]]:
 
 
 def folder(module: str) -> str:
-    """Return the folder a module is in; empty for one beside the folders."""
+    """Return the folder of a module; empty for a module beside the folders."""
     parts = module.split(".")
     return parts[1] if len(parts) > 2 or (len(parts) == 2 and MODULES[module].name == "__init__.py") else ""
 
@@ -70,7 +70,7 @@ def picture() -> str:
 
 
 def renew(page: str) -> str:
-    """Return a page with the picture between its two marks drawn anew."""
+    """Return a page with an updated picture between its two marks."""
     return renewed(page, BEGIN, END, picture())
 
 

@@ -1,7 +1,7 @@
-"""Find what a test leaves behind: processes, threads, listening ports, temporary directories, Spark jobs.
+"""Find the leftovers of a test: processes, threads, listening ports, temporary directories, Spark jobs.
 
-`Snapshot.take` before the test and `find_leaks` after it; the autouse fixture ``no_leaks`` in ``conftest.py``
-does both for every test. What a session-wide fixture started is its own and is told by `Owned`.
+Call `Snapshot.take` before the test and `find_leaks` after it; the autouse fixture ``no_leaks`` in ``conftest.py``
+does both for every test. `Owned` has the things that session-wide fixtures have started.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from support.trainers import SHARED, WARM_PARENT
 
 GRACE_S = 5.0
 PREFIX = "tfspark-"
-# A word of a command line that names tfspark as a module, a program or a process title. A path that leads
-# through a checkout called "tfspark" does not count.
+# A word of a command line that names tfspark as a module, a program or a process title. A path through a checkout
+# called "tfspark" does not count.
 _NAMES_TFSPARK = re.compile(r"^tfspark($|[-.: ])|\b(import|from) tfspark\b|/bin/tfspark$")
 _THIRD_PARTY_THREADS = ("py4j.", "pyspark.")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What exists at one moment.
+    """Everything that exists at one moment.
 
     Attributes:
         pids: every process on the machine.
         threads: this process's threads.
-        ports: TCP addresses this process listens on.
+        ports: TCP addresses on which this process listens.
         directories: ``tfspark-*`` in the temporary directory.
     """
 
@@ -48,7 +48,7 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Snapshot:
-        """Look now."""
+        """Return the current state."""
         return cls(
             frozenset(psutil.pids()),
             frozenset(threading.enumerate()),
@@ -59,13 +59,13 @@ class Snapshot:
 
 @dataclass
 class Owned:
-    """What session-wide fixtures started and will stop themselves.
+    """The things that session-wide fixtures have started and will stop themselves.
 
     Attributes:
         jvm_pids: Spark JVMs; their ``pyspark.daemon`` and its idle workers belong to them.
         pids: other processes.
         threads: threads of this process.
-        ports: addresses this process listens on.
+        ports: addresses on which this process listens.
     """
 
     jvm_pids: set[int] = field(default_factory=set)
@@ -74,7 +74,7 @@ class Owned:
     ports: set[tuple[str, int]] = field(default_factory=set)
 
     def add_since(self, before: Snapshot) -> None:
-        """Take the threads and ports that were not there at ``before``."""
+        """Add the threads and ports that did not exist at ``before``."""
         now = Snapshot.take()
         self.threads |= now.threads - before.threads
         self.ports |= now.ports - before.ports
@@ -87,18 +87,18 @@ def find_leaks(
     grace_s: float = GRACE_S,
     running_jobs: Callable[[], list[str]] = list,
 ) -> list[str]:
-    """Return one line for each thing that is there now, was not there before and is nobody's.
+    """Return one line for each thing that exists now, did not exist before and belongs to no fixture.
 
     Args:
         before: taken when the test began.
-        owned: what belongs to session-wide fixtures.
-        grace_s: how long things may take to go away.
-        running_jobs: tells what Spark still runs, one line each.
+        owned: the things of session-wide fixtures.
+        grace_s: seconds for things to disappear.
+        running_jobs: returns one line for each running job of Spark.
     """
 
     def look() -> list[str]:
         return [
-            # One that ends while it is looked at is not left behind.
+            # A process that ends during the check is not a leftover.
             *(
                 f"process {line}"
                 for p in leaked_processes(before, owned)
@@ -114,33 +114,35 @@ def find_leaks(
 
 
 def kill_leaked_processes(before: Snapshot, owned: Owned) -> None:
-    """Kill what `find_leaks` reported as processes, so that later tests run undisturbed."""
+    """Kill the processes that `find_leaks` reported, so that they do not disturb later tests."""
     kill_all(leaked_processes(before, owned))
 
 
 def leaked_processes(before: Snapshot, owned: Owned) -> list[psutil.Process]:
-    """Return new processes below this one, and new ones anywhere that carry this run's mark."""
+    """Return new processes below this one, and all new ones with this run's mark."""
     mine = psutil.Process()
     children = {p.pid: p for p in mine.children(recursive=True)}
     mark = os.environ.get(TEST_ID, "")
     known = before.pids | {mine.pid, *children}
-    orphans = [p for p in psutil.process_iter() if p.pid not in known]  # Not those that are gone by now.
+    orphans = [
+        p for p in psutil.process_iter() if p.pid not in known
+    ]  # Skip those that have ended meanwhile.
     marked = [p for p in orphans if mark and carries(p, TEST_ID, mark)]
     new = [p for p in children.values() if p.pid not in before.pids] + marked
     return [p for p in new if not _belongs(p, owned)]
 
 
 def _belongs(process: psutil.Process, owned: Owned) -> bool:
-    """Say whether a process is a fixture's, Spark's idle Python worker, or gone."""
+    """Return whether a process belongs to a fixture, is Spark's idle Python worker, or has ended."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
-            # Our own child that nobody waited for is a leak; another parent's is that parent's affair.
+            # A zombie child of this process is a leak; for a zombie of another process, its parent is responsible.
             return process.ppid() != os.getpid()
         line = process.cmdline()
         if process.pid in owned.jvm_pids | owned.pids or "multiprocessing.resource_tracker" in " ".join(line):
             return True
         if line[1:3] == ["-m", WARM_PARENT]:
-            # What driver programs share is the run's, which ends it.
+            # The shared warm parent of driver programs belongs to the run, which ends it.
             return line[4] == SHARED or _is_of_a_fixture(int(line[4]), owned)
         if any(_NAMES_TFSPARK.search(word) for word in line[1:]):
             return False
@@ -150,7 +152,7 @@ def _belongs(process: psutil.Process, owned: Owned) -> bool:
 
 
 def _is_of_a_fixture(owner: int, owned: Owned) -> bool:
-    """Say whether a warm parent's owner is a fixture's Python daemon, or this process, which runs nodes itself."""
+    """Return whether a warm parent's owner is a fixture's Python daemon, or this process, which runs nodes itself."""
     try:
         return owner == os.getpid() or _within_two_of(psutil.Process(owner), owned.jvm_pids)
     except psutil.NoSuchProcess:
@@ -162,10 +164,10 @@ def _is_pyspark_daemon(command_line: list[str]) -> bool:
 
 
 def _within_two_of(process: psutil.Process, jvm_pids: set[int]) -> bool:
-    """Say whether the JVM is the parent (the daemon) or the grandparent (its worker).
+    """Return whether the JVM is the parent (for the daemon) or the grandparent (for its worker).
 
-    A process that a worker forked has the daemon's command line too, but is further down; one that outlived
-    its worker has lost the JVM among its ancestors.
+    A process that a worker forked also has the daemon's command line, but is further down; if it outlived its worker,
+    the JVM is not among its ancestors.
     """
     return not jvm_pids.isdisjoint(p.pid for p in process.parents()[:2])
 
@@ -173,7 +175,7 @@ def _within_two_of(process: psutil.Process, jvm_pids: set[int]) -> bool:
 def leaked_threads(before: Snapshot, owned: Owned) -> list[threading.Thread]:
     """Return new threads of this process; py4j's and pyspark's own do not count.
 
-    Dummy threads do not count either: Python makes one when a thread that it did not start (gRPC's) logs a line.
+    Dummy threads do not count either: Python creates one when a thread that it did not start (gRPC's) logs a line.
     """
     new = [t for t in threading.enumerate() if t not in before.threads and t not in owned.threads]
     own = [t for t in new if not isinstance(t, threading._DummyThread)]
@@ -181,10 +183,10 @@ def leaked_threads(before: Snapshot, owned: Owned) -> list[threading.Thread]:
 
 
 def origin_of(thread: threading.Thread) -> str:
-    """Return the module whose code the thread runs, with a dot at its end.
+    """Return the module whose code the thread runs, followed by a dot.
 
-    A subclass that overrides ``run`` tells by its class, another thread by its target. `InheritableThread` of
-    pyspark runs its caller's code and so tells nothing.
+    For a subclass that overrides ``run`` it is the module of the class, for other threads that of the target. pyspark's
+    `InheritableThread` runs its caller's code, so its module is not known.
     """
     if "run" in vars(type(thread)) and type(thread) is not threading.Thread:
         return type(thread).__module__ + "."
@@ -198,18 +200,18 @@ def origin_of(thread: threading.Thread) -> str:
 
 
 def leaked_ports(before: Snapshot, owned: Owned) -> list[tuple[str, int]]:
-    """Return addresses this process listens on since ``before``."""
+    """Return addresses on which this process listens since ``before``."""
     return sorted(listening_ports() - before.ports - owned.ports - _py4j_callback_port())
 
 
 def listening_ports() -> set[tuple[str, int]]:
-    """Return the TCP addresses this process listens on."""
+    """Return the TCP addresses on which this process listens."""
     connections = psutil.Process().net_connections(kind="tcp")
     return {(c.laddr.ip, c.laddr.port) for c in connections if c.status == psutil.CONN_LISTEN}
 
 
 def _py4j_callback_port() -> set[tuple[str, int]]:
-    """Return the address at which pyspark takes calls from the JVM, opened at the first ``foreachBatch``."""
+    """Return the address at which pyspark receives calls from the JVM; it is opened at the first ``foreachBatch``."""
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway
@@ -225,7 +227,7 @@ def temporary_directories() -> set[Path]:
 
 
 def running_jobs(spark_context: Any) -> list[str]:
-    """Return one line for each Spark job and each task of a classic session that still runs.
+    """Return one line for each running Spark job and task of a classic session.
 
     A task can outlive its cancelled job: Spark interrupts it and does not wait.
     """

@@ -1,7 +1,7 @@
 """A network of hosts on this machine: network namespaces, joined by a bridge, whose links can be cut.
 
-Needs root and iproute2 (`network_refused` says whether it can be had). Nothing of it is in the machine's own network:
-the bridge has a namespace of its own, too.
+Needs root and iproute2 (`network_refused` returns whether it is possible). The machine's own network is not used:
+the bridge has a separate namespace, too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Network:
     """A context manager: hosts exist inside ``with``.
 
     Args:
-        num_hosts: how many.
+        num_hosts: number of hosts.
 
     Attributes:
-        hosts: their addresses, and how to run something there.
-        switch: the namespace of the bridge; a host's link is there by the name that `link_to` tells.
+        hosts: their addresses, and how to run a command there.
+        switch: the namespace of the bridge; `link_to` returns the name of a host's link in it.
     """
 
     def __init__(self, num_hosts: int):
@@ -65,16 +65,16 @@ class Network:
 
 
 def link_to(address: str) -> str:
-    """Return the name of the link that leads from the switch to a host."""
+    """Return the name of the link from the switch to a host."""
     return f"to-{address.rpartition('.')[2]}"
 
 
 def set_link(switch: str, address: str, state: str) -> None:
-    """Cut a host off, or bring it back.
+    """Cut a host off, or connect it again.
 
     Args:
-        switch: as `Network.switch`.
-        address: the host's.
+        switch: `Network.switch`.
+        address: of the host.
         state: ``down`` or ``up``.
     """
     _ip("-n", switch, "link", "set", link_to(address), state)
@@ -86,7 +86,7 @@ def namespaces() -> list[str]:
 
 
 def network_refused() -> str:
-    """Say why there can be no network of this kind here; empty if there can."""
+    """Return why this network is not possible here; empty if it is possible."""
     if shutil.which("ip") is None:
         return "there is no ip command (iproute2)"
     try:

@@ -1,4 +1,4 @@
-"""Small pictures without an imaging library: PNG files written by hand, and what is in them."""
+"""Small pictures without an imaging library: PNG files written by hand, and their pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a program, wait for it until a deadline, and leave nothing of its tree behind."""
+"""Start a program, wait for it until a deadline, and end its whole process tree."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TAIL_CHARS = 6000
 
 @dataclass(frozen=True)
 class Finished:
-    """How a program ended.
+    """The outcome of a program.
 
     Attributes:
-        returncode: as `subprocess.Popen.returncode`; negative when a signal ended it.
+        returncode: as `subprocess.Popen.returncode`; negative if a signal ended it.
         timed_out: whether it was killed at the deadline.
         survivors: processes of its tree that outlived it by the grace period and had to be killed.
     """
@@ -42,7 +42,7 @@ class Finished:
     survivors: tuple[str, ...]
 
     def check(self) -> Finished:
-        """Return self when it ended with 0, in time, and left nothing; else fail with what it printed."""
+        """Return self if it ended with 0, in time, and left no process; else fail with its output."""
         problems = []
         if self.timed_out:
             problems.append(f"was killed at its deadline after {self.elapsed_s:.1f} s")
@@ -67,16 +67,16 @@ def run_to_end(
     timeout_s: float,
     grace_s: float = 10.0,
 ) -> Finished:
-    """Run a program in a session of its own; kill what is left of its tree at the end.
+    """Run a program in its own session; kill the rest of its process tree at the end.
 
     Args:
         argv: the program and its arguments.
         env: its environment; ``mark`` is added.
-        mark: name and value of a variable by which its descendants are found, re-parented ones included.
-        cwd: its working directory; its output is kept there in files, since a surviving grandchild that holds
-            a pipe would keep us waiting for its end.
+        mark: name and value of a variable by which its descendants are found, including re-parented ones.
+        cwd: its working directory; its output goes to files there, because a surviving grandchild that holds a pipe
+            would block the wait for its end.
         timeout_s: deadline for the program itself.
-        grace_s: how long its descendants may take to follow it.
+        grace_s: seconds for its descendants to end after it.
     """
     out, err = cwd / "stdout", cwd / "stderr"
     start = time.monotonic()
@@ -112,7 +112,7 @@ def run_to_end(
 def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: float) -> tuple[str, ...]:
     names = tuple(describe(p) for p in what_stays(lambda: marked_processes(*mark), grace_s))
     if process.poll() is None:
-        # The whole group at once, and waited for here: psutil's wait would take the return code from Popen.
+        # Kill the whole group, and wait here: psutil's wait would take the return code from Popen.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(KILL_S)
     kill_all(marked_processes(*mark), again=lambda: marked_processes(*mark))
@@ -120,10 +120,10 @@ def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: flo
 
 
 def marked_processes(name: str, value: str) -> list[psutil.Process]:
-    """Return this user's living processes whose environment carries ``name=value``, this one excepted.
+    """Return this user's running processes with ``name=value`` in their environment, except this one.
 
-    And the trainers that their node tasks have from a warm parent that programs share, which carries no program's mark.
-    A trainer of this run that has lost its node task counts for every program: it should be gone.
+    This includes the trainers of their node tasks from a warm parent that programs share; it has no program's mark.
+    A trainer of this run that has lost its node task counts for every program: it should have ended.
     """
     marked = [p for p in psutil.process_iter() if p.pid != os.getpid() and carries(p, name, value)]
     pids = {process.pid for process in marked}
@@ -146,14 +146,14 @@ def _has(process: psutil.Process, name: str) -> bool:
 
 
 def _node_task(trainer: psutil.Process) -> int:
-    """Return the process number of a trainer's node task; 0 if that has ended."""
+    """Return the process id of a trainer's node task; 0 if that has ended."""
     named = [word for word in command_line(trainer) if word.startswith("node-task=")]
     pid = int(named[0].removeprefix("node-task=")) if named else 0
     return pid if psutil.pid_exists(pid) else 0
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Say whether it runs. A zombie does not: not every PID 1 (in a container, say) reaps orphans at once."""
+    """Return whether a process runs. A zombie does not: PID 1 of a container, for example, may reap orphans late."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -161,7 +161,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def carries(process: psutil.Process, name: str, value: str) -> bool:
-    """Say whether it runs and started with ``name=value`` in its environment; False for strangers."""
+    """Return whether a process runs and started with ``name=value`` in its environment; False for other users'."""
     try:
         return process.environ().get(name) == value and is_alive(process)
     except (psutil.Error, OSError):
@@ -169,7 +169,7 @@ def carries(process: psutil.Process, name: str, value: str) -> bool:
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """Return its program and arguments; nothing when it has ended."""
+    """Return the program and arguments of a process; empty if it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -190,11 +190,11 @@ def describe(process: psutil.Process) -> str:
 def kill_all(
     processes: Iterable[psutil.Process], *, again: Callable[[], list[psutil.Process]] | None = None
 ) -> None:
-    """Kill processes by pid until none is left, for `KILL_S` at most.
+    """Kill processes by pid until none is left, for at most `KILL_S` seconds.
 
     Args:
-        processes: what to kill first.
-        again: looks for what was started in the meantime.
+        processes: to kill first.
+        again: returns processes that were started meanwhile.
     """
     deadline = time.monotonic() + KILL_S
     left = list(processes)
@@ -209,14 +209,14 @@ def kill_all(
 
 
 def wait_until_ended(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Wait until none of them runs, for ``timeout_s`` at most; return those that still do."""
+    """Wait until none of the processes runs, for at most ``timeout_s``; return those that still run."""
     return what_stays(lambda: [p for p in processes if is_alive(p)], timeout_s)
 
 
 def poll_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Ask until ``condition`` holds; return whether it did within ``timeout_s``.
+    """Poll until ``condition`` holds; return whether it did within ``timeout_s``.
 
-    For states of other processes that announce nothing one could wait for.
+    For states of other processes that send no event to wait for.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -227,10 +227,10 @@ def poll_until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def what_stays(look: Callable[[], list[T]], grace_s: float) -> list[T]:
-    """Look until there is nothing, for ``grace_s`` at most; return what the last look saw.
+    """Poll until the result is empty, for at most ``grace_s``; return the last result.
 
-    There is no look after one that saw nothing: it would meet what began in that moment and has a grace of
-    its own, such as the ``rm`` that Spark's JVM starts when it collects a session.
+    Stop at the first empty result: a later poll could find a process that has just started and deserves its own grace
+    period, such as the ``rm`` that Spark's JVM starts when it collects a session.
     """
     deadline = time.monotonic() + grace_s
     while (seen := look()) and time.monotonic() < deadline:

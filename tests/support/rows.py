@@ -1,7 +1,7 @@
 """Small DataFrames whose rows and partitions are known exactly.
 
-Row ``i`` of the whole DataFrame has id ``i``; `features_of` and `label_of` say what else is in it, so that a
-test can compare what arrived with what was sent without keeping a copy.
+Row ``i`` of the whole DataFrame has id ``i``; `features_of` and `label_of` return its other values, so a test can
+compare received rows with sent rows without a copy.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def df_with_partitions(
 
 
 def partition_sizes(df: DataFrame) -> list[int]:
-    """Return the number of rows in each partition, empty ones included."""
+    """Return the number of rows in each partition, including empty ones."""
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from pyspark import TaskContext

@@ -1,6 +1,6 @@
 """A real Spark standalone cluster on this machine: master and workers, ephemeral ports, loopback only.
 
-Or in network namespaces, which are as good as machines of their own: see `support.network`.
+Or in network namespaces, which behave like separate machines: see `support.network`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _WORKER_CLASS = "org.apache.spark.deploy.worker.Worker"
 
 @dataclass(frozen=True)
 class Host:
-    """Where daemons and drivers run.
+    """A host of daemons and drivers.
 
     Attributes:
-        address: on which they listen, and by which others reach them.
-        enter: what stands before a command that is to run there.
+        address: on which they listen, and at which others reach them.
+        enter: prefix of a command to run it there.
     """
 
     address: str = LOOPBACK
@@ -42,14 +42,14 @@ class Host:
 
 @dataclass(frozen=True)
 class Daemon:
-    """One daemon of the cluster and the file it logs to."""
+    """One daemon of the cluster, and its log file."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def wait_for_line(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        """Wait until the log holds a line like ``pattern``; fail when the daemon ends or `START_S` pass."""
+        """Wait until the log has a line like ``pattern``; fail if the daemon ends or `START_S` pass."""
         found: list[re.Match[str]] = []
 
         def logged_or_ended() -> bool:
@@ -69,11 +69,11 @@ class Daemon:
 
 @dataclass
 class StandaloneCluster:
-    """A context manager: daemons run inside ``with``, and none is left after it.
+    """A context manager: daemons run inside ``with``, and all have ended after it.
 
     Attributes:
-        directory: holds the daemons' logs, the workers' ``work`` directories and a Spark home.
-        hosts: of the master and the drivers, then of each worker; loopback for those that are not named.
+        directory: for the daemons' logs, the workers' ``work`` directories and a Spark home.
+        hosts: of the master and the drivers, then of each worker; loopback for all others.
         master_url: ``spark://127.0.0.1:<port>``, once started.
         daemons: the master first.
     """
@@ -122,7 +122,7 @@ class StandaloneCluster:
             worker.wait_for_line(_REGISTERED)
 
     def start_worker(self) -> None:
-        """Start one more worker and wait until the master knows it."""
+        """Start one more worker and wait until it has registered at the master."""
         self._launch_worker(len(self.worker_pids)).wait_for_line(_REGISTERED)
 
     def _host(self, index: int) -> Host:
@@ -170,9 +170,9 @@ class StandaloneCluster:
         env: Mapping[str, str] | None = None,
         grace_s: float = 10.0,
     ) -> Finished:
-        """Run ``spark-submit --master <this cluster> script args...`` and return how it ended.
+        """Run ``spark-submit --master <this cluster> script args...`` and return its outcome.
 
-        Args and result are those of `support.driver.run_driver`; confs are given on the command line.
+        Arguments and result are those of `support.driver.run_driver`; confs are passed on the command line.
         """
         driver_id, host = uuid.uuid4().hex, self._host(0)
         with tempfile.TemporaryDirectory(prefix="submit-") as directory:
@@ -200,7 +200,7 @@ class StandaloneCluster:
             )
 
     def stop(self) -> None:
-        """Stop the daemons, workers first; fail if an executor outlives its worker. Twice is harmless."""
+        """Stop the daemons, workers first; fail if an executor outlives its worker. A second call is harmless."""
         executors = [p for daemon in self.daemons for p in _descendants(daemon.process.pid)]
         for daemon in reversed(self.daemons):
             daemon.process.terminate()

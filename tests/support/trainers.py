@@ -1,4 +1,4 @@
-"""Find the trainers of this test run. A fork of a warm parent is not below the process that asked for it."""
+"""Find the trainers of this test run. A fork of a warm parent is not a descendant of the process that requested it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED = "0"
 
 
 def trainers() -> dict[str, psutil.Process]:
-    """Node name, such as ``worker 1``, -> its trainer, of the trainers of this test run that live."""
+    """Return node name, such as ``worker 1`` -> its trainer, for the running trainers of this test run."""
     return {line[3]: process for process, line in _running(TRAINER)}
 
 
@@ -25,9 +25,9 @@ def all_trainers() -> list[tuple[str, psutil.Process]]:
 
 
 def warm_parents() -> list[psutil.Process]:
-    """Return the warm parents of this test run, but for those that driver programs share.
+    """Return the warm parents of this test run, except those that driver programs share.
 
-    In a driver program, return those of this program: a session of the tests has its own beside it.
+    In a driver program, return those of this program: a session of the tests has separate ones.
     """
     program = os.environ.get(DRIVER_ID, "")
     return [
@@ -43,7 +43,7 @@ def shared_warm_parents() -> list[psutil.Process]:
 
 
 def _warm_parents() -> list[tuple[psutil.Process, str]]:
-    """Return them with their owners. A fork has its parent's command line until it is a trainer."""
+    """Return warm parents with their owners. A fork has its parent's command line until it becomes a trainer."""
     found = _running(WARM_PARENT)
     pids = {process.pid for process, _ in found}
     return [(process, line[4]) for process, line in found if _parent_of(process) not in pids]
@@ -66,7 +66,7 @@ def _running(module: str) -> list[tuple[psutil.Process, list[str]]]:
 
 
 def node_task_of(trainer: psutil.Process) -> psutil.Process:
-    """Return the process of the node task that a trainer belongs to."""
+    """Return the process of a trainer's node task."""
     return psutil.Process(int(trainer.cmdline()[5].removeprefix("node-task=")))
 
 

@@ -176,7 +176,7 @@ def test_read_of_a_damaged_file_fails_or_drops(session: SparkSession, tmp_path: 
 
 def test_read_of_more_values_than_declared_names_the_fix(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(0, 100, 1, 1).selectExpr("if(id < 50, array(id), array(id, id)) c"), tmp_path / "out")
-    with pytest.raises(Exception, match=r"came 2 values; declare the column as array<bigint>"):
+    with pytest.raises(Exception, match=r"got 2 values; declare the column as array<bigint>"):
         load(session, tmp_path / "out", inferSamples="50").collect()
 
 
@@ -188,7 +188,7 @@ def test_read_under_the_other_name_gives_the_same(session: SparkSession, tmp_pat
 def test_read_of_an_empty_save_needs_a_schema(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(0), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["_SUCCESS"]
-    with pytest.raises(AnalysisException, match="came none"):
+    with pytest.raises(AnalysisException, match="got none"):
         load(session, tmp_path / "out")
 
 
@@ -215,7 +215,7 @@ def test_records_when_read_as_bytes_are_what_the_file_holds(session: SparkSessio
         (
             {"recordType": "Sequence"},
             None,
-            "option recordType must be Example or ByteArray; received 'Sequence'",
+            "expected option recordType to be Example or ByteArray, got 'Sequence'",
         ),
         (
             {"recordType": "ByteArray"},
@@ -233,5 +233,5 @@ def test_record_type_that_does_not_fit_is_refused(
 
 
 def test_write_of_raw_records_is_refused(session: SparkSession, tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="option recordType ByteArray is for reading"):
+    with pytest.raises(Exception, match="got ByteArray, which is for reading"):
         save(session.range(3), tmp_path / "rows", recordType="ByteArray")

@@ -120,7 +120,7 @@ def test_damage_reports_the_number_dropped(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_damage_of_unknown_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match="received 'PERMISSIVE'"):
+    with pytest.raises(ConfigError, match="got 'PERMISSIVE'"):
         Damage("f", "PERMISSIVE")
 
 

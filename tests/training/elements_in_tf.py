@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
-    """Read an epoch of files on a worker of so many devices, as Keras does; return the labels of each step."""
+    """Read an epoch of files on a worker with this number of devices, as Keras does; return the labels of each step."""
     import tensorflow as tf
 
     from tfspark import Column, TFRecordFiles
@@ -48,7 +48,7 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
 
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the elements, or the error as it would be told on the driver."""
+    """Return the elements, or the error that the driver would raise."""
     from tfspark.training.input.graph_errors import as_data_error
 
     try:

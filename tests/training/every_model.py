@@ -1,4 +1,4 @@
-"""Train each model of ``models/`` for two steps under a strategy, save it and load it; print what became of it.
+"""Train each model of ``models/`` for two steps under a strategy, save it and load it; print the results.
 
 Usage: every_model.py mirrored INDEX PORT0 PORT1 CASE...     one of two synchronous workers
        every_model.py servers CASE...                        two workers and two parameter servers, in this process
@@ -121,7 +121,7 @@ CASES = CNN | OTHERS
 
 
 def inputs_of(model: keras.Model, x: np.ndarray) -> Any:
-    """What the model predicts from: rows, or noise (and class) of a generator."""
+    """Return the inputs of a prediction: rows, or noise (and class) for a generator."""
     if not isinstance(model, gan.GAN):
         return tf.constant(x[:3], tf.string if x.dtype == object else None)
     return model.with_label(
@@ -130,7 +130,7 @@ def inputs_of(model: keras.Model, x: np.ndarray) -> Any:
 
 
 def outcome(strategy_model: keras.Model, exported: keras.Model, x: np.ndarray) -> dict[str, Any]:
-    """Save the exported model and load it; compare what it predicts with what the trained one does."""
+    """Save the exported model and load it; compare its predictions with those of the trained one."""
     with tempfile.TemporaryDirectory() as folder:
         exported.save(f"{folder}/model.keras")
         again = keras.models.load_model(f"{folder}/model.keras")
@@ -151,7 +151,7 @@ def digest(values: list[Any]) -> str:
 
 
 class Batches:
-    """A feed of one pass, whose steps all workers know."""
+    """A feed of one pass with the same steps on all workers."""
 
     weighs_rows = False
     is_over = False
@@ -175,7 +175,7 @@ def mirrored(name: str, strategy: tf.distribute.Strategy, index: int) -> dict[st
     with strategy.scope():
         model = module.build_model(params)
     before = digest(model.get_weights())
-    x, y = np.roll(x, index, 0), np.roll(x if y is None else y, index, 0)  # other rows on each worker
+    x, y = np.roll(x, index, 0), np.roll(x if y is None else y, index, 0)  # different rows on each worker
     local = tf.data.Dataset.from_tensor_slices(
         (list(x) if x.dtype == object else x, y, np.ones(len(x), np.float32))
     ).batch(BATCH, drop_remainder=True)
@@ -241,7 +241,7 @@ def main() -> None:
         look_up_on_servers(2)
     for name in names:
         print("RESULT " + json.dumps({"case": name, **train(name, strategy, index)}), flush=True)
-    os._exit(0)  # As a trainer ends: TensorFlow's servers have no orderly end.
+    os._exit(0)  # A trainer ends in the same way: TensorFlow's servers cannot be stopped.
 
 
 if __name__ == "__main__":

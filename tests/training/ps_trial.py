@@ -1,7 +1,7 @@
-"""Train some of the models below with parameter servers in this process; print what became of it as JSON.
+"""Train some of the models below with parameter servers in this process; print the results as JSON.
 
-Usage: ps_trial.py WORKERS SERVERS MODEL... Each model is trained on the same batches by plain Keras, too: one worker
-takes its steps one after the other, so both must come to the same weights.
+Usage: ps_trial.py WORKERS SERVERS MODEL... Plain Keras trains each model on the same batches, too: the steps of one
+worker are sequential, so both must give the same weights.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def with_state() -> keras.Model:
 
 
 def unbuilt() -> keras.Model:
-    """No shape of the input is given: variables come into being with the data."""
+    """A model without an input shape: variables are created from the data."""
     model = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(3, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -99,7 +99,7 @@ def text(cell: Any, vocabulary: int = 50) -> keras.Model:
 
 
 def words() -> keras.Model:
-    """Strings are split into words and looked up in a table, as TextVectorization does."""
+    """A model that splits strings into words and looks them up in a table, as TextVectorization does."""
     vocabulary = [str(number) for number in range(-9, 10)]
     split = keras.layers.TextVectorization(standardize=None, output_sequence_length=4, vocabulary=vocabulary)
     inputs = keras.Input((4,))
@@ -115,7 +115,7 @@ def words() -> keras.Model:
 
 
 class TwoOptimizers(keras.Model):
-    """Adversarial training: a `train_step` of its own, two optimizers, no `call`."""
+    """Adversarial training: its own `train_step`, two optimizers, no `call`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def rows() -> tuple[Any, Any]:
 
 
 class FakeFeed:
-    """Gives the batches of each pass to whoever asks, in order; then says to every worker that it has ended."""
+    """Returns the batches of each pass to any worker that asks, in order; then reports the end to every worker."""
 
     def __init__(self, num_workers: int, columns: dict[str, Any], batch_size: int):
         self._columns, self._size = columns, batch_size
@@ -196,7 +196,7 @@ class FakeFeed:
         script_ops._py_funcs._funcs[NEXT_BATCH] = self.registered
 
     def stop(self) -> None:
-        """Answer no more; TensorFlow has only a weak reference to this feed, so it must be held until here."""
+        """Stop answering; TensorFlow has only a weak reference to this feed, so it must be referenced until here."""
         del self.registered
 
     def next_batch(self, stream: bytes, index: int) -> list[Any]:
@@ -210,7 +210,7 @@ class FakeFeed:
 
 
 class FakeDriver:
-    """Knows of no worker that was lost."""
+    """A driver that reports no lost workers."""
 
     def call(self, action: str, **fields: Any) -> dict[str, Any]:
         assert action == "end_pass", (action, fields)
@@ -218,11 +218,11 @@ class FakeDriver:
 
 
 class FakeContext(SimpleNamespace):
-    """A chief whose driver only listens."""
+    """A chief whose driver only records calls."""
 
     @classmethod
     def of(cls, strategy: tf.distribute.Strategy, num_workers: int) -> FakeContext:
-        """A chief of so many workers."""
+        """Return a chief with this number of workers."""
         settings = TrainerSettings(runs_main_fun=False)
         return cls(
             strategy=strategy, num_workers=num_workers, seed=3, settings=settings, hooks=Hooks(), is_chief=True,
@@ -238,7 +238,7 @@ class FakeContext(SimpleNamespace):
 
 
 def servers(num_workers: int, num_ps: int) -> tf.distribute.Strategy:
-    """Start TensorFlow's servers here and join them."""
+    """Start TensorFlow's servers in this process and join them."""
     counts = {"worker": num_workers, "ps": num_ps}
     # Port 0 is not allowed in a cluster's description, so ports are chosen beforehand.
     addresses = {job: [f"127.0.0.1:{free_port()}" for _ in range(n)] for job, n in counts.items()}
@@ -274,7 +274,7 @@ def plain(name: str) -> tuple[Any, dict[str, list[float]], Any]:
 
 
 def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict[str, Any]:
-    """Train and evaluate a model both ways; say how far they are apart and what else came of it."""
+    """Train and evaluate a model both ways; return the differences and the other results."""
     feed = FakeFeed(num_workers, dict(zip("xy", rows(), strict=True)), BATCH)
     context = FakeContext.of(strategy, num_workers)
     session = parameter_server.ParameterServerSession(lambda: MODELS[name](), None, context)
@@ -320,7 +320,7 @@ def main() -> None:
     )
     print(json.dumps({name: trial(name, strategy, num_workers) for name in sys.argv[3:]}))
     sys.stdout.flush()
-    os._exit(0)  # As a trainer ends: TensorFlow's servers have no orderly end.
+    os._exit(0)  # A trainer ends in the same way: TensorFlow's servers cannot be stopped.
 
 
 if __name__ == "__main__":

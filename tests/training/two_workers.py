@@ -1,6 +1,6 @@
-"""One of two workers that fit the same small model, as users write it; prints what became of it as JSON.
+"""One of two workers that fit the same small model, as users write it; prints the results as JSON.
 
-Usage: two_workers.py INDEX PORT0 PORT1 [FAULT ...]: the corrections of these faults are left out.
+Usage: two_workers.py INDEX PORT0 PORT1 [FAULT ...]: the corrections of these faults are not applied.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def main() -> None:
     rng = np.random.default_rng(index)
 
     class Feed:
-        """Passes of different lengths; knows each length beforehand."""
+        """Passes of different lengths, which are known in advance."""
 
         opened = 0
         weighs_rows = False

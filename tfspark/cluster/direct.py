@@ -102,9 +102,27 @@ def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRo
     kind = _simple(query.scan)
     if kind == "FileSourceScanExec":
         return _parquet(spark, query, anywhere)
-    if kind == "BatchScanExec" and _simple(query.scan.scan()) == "PythonScan":
+    if _is_python_scan(query):
         return _tfrecords(query)
     raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet or TFRecord files")
+
+
+def direct_records(execution: Any) -> DirectRows | None:
+    """Return how Python workers can read the rows of a query without Spark if they are those of TFRecord files.
+
+    Args:
+        execution: Spark's `QueryExecution`.
+
+    Raises:
+        NotDirectError: the rows come from elsewhere, or Spark must read them.
+        Py4JError: Spark's plan has a form that this code does not know.
+    """
+    query = _Query(execution.executedPlan())
+    return _tfrecords(query) if _is_python_scan(query) else None
+
+
+def _is_python_scan(query: _Query) -> bool:
+    return _simple(query.scan) == "BatchScanExec" and _simple(query.scan.scan()) == "PythonScan"
 
 
 @dataclass

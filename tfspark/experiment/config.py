@@ -1,7 +1,7 @@
-"""An experiment read from YAML: defaults, then the file, then ``--set`` options.
+"""Read an experiment from YAML: defaults, then the file, then ``--set`` options.
 
-Called on the driver by ``tfspark run`` before anything else starts; the `Experiment` goes to the run. Imports
-neither Spark nor TensorFlow, so that a mistake shows within a second.
+Called on the driver by ``tfspark run`` before anything else starts; the run gets the `Experiment`. Imports
+neither Spark nor TensorFlow, so a mistake is reported within a second.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment.
 
     Args:
-        path: a YAML file; a shipped one is found by its name too, for example ``configs/mnist_cnn.yaml``.
-        overrides: ``a.b=value`` each, the value in YAML; the later of two wins.
+        path: a YAML file; an included one is found by its name, too, for example ``configs/mnist_cnn.yaml``.
+        overrides: ``a.b=value`` each, the value in YAML; a later one overrides an earlier one.
 
     Returns:
         The experiment. Paths of data that exist below the working directory are absolute.
@@ -77,10 +77,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def config_from_options(given: Mapping[Key, Any], overrides: Sequence[str] = ()) -> Experiment:
-    """Make an experiment without a file; see `load_config`.
+    """Create an experiment without a file; see `load_config`.
 
     Args:
-        given: key -> value, as it is; names of columns and paths may hold whatever they like.
+        given: key -> value, used literally; names of columns and paths may have any characters.
         overrides: ``a.b=value`` each, the value in YAML.
     """
     document = parse_document("{}", "the command line")
@@ -99,9 +99,9 @@ def _finished(document: Document, overrides: Sequence[str]) -> Experiment:
 
 
 def resolved_yaml(experiment: Experiment) -> str:
-    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal one.
+    """Return the experiment with all defaults as YAML; `load_config` reads it back as an equal experiment.
 
-    Secrets are left out; they have to be given again.
+    Secrets are removed; the user must pass them again.
     """
     values = without_secrets(experiment.model_dump(by_alias=True))
     return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110))
@@ -117,7 +117,7 @@ def _validate(document: Document) -> Experiment | None:
 
 
 def _is_settings(key: Key) -> bool:
-    """Whether the keys below `key` are names of Spark's, which have dots in them."""
+    """Whether the keys below `key` are Spark's names, which have dots."""
     return key == ("cluster", "spark") or (key[0] == "data" and key[-1] == "options")
 
 
@@ -131,7 +131,7 @@ def _with_absolute_paths(data: Data) -> Data:
 
 
 def _absolute(path: str | None) -> str | None:
-    """Make a path absolute if it is there, whatever a glob in it matches; leave it to Spark if it is not."""
+    """Return the absolute path if it exists (of a glob, the part before it); otherwise leave it to Spark."""
     if path is None or "://" in path:
         return path
     certain = re.split(r"[*?\[{]", path)[0]
@@ -147,7 +147,7 @@ def _message(document: Document) -> str:
 
 
 def _line(place: str) -> tuple[bool, int]:
-    """Sort by line, options last and in the order given."""
+    """Return a sort key: by line, then the options in their order."""
     line = place.rpartition(":")[2]
     is_option = place.startswith("--set")
     return is_option, 0 if is_option or not line.isdigit() else int(line)

@@ -1,4 +1,4 @@
-"""From pydantic's errors to what a user can act on: the line, the key, what was expected, what came.
+"""Convert pydantic's errors to messages for users: the line, the key, the expected value, the actual value.
 
 Called by `tfspark.experiment.config` on the driver. Pure.
 """
@@ -25,17 +25,17 @@ def yaml_name(name: str, field: FieldInfo) -> str:
 
 
 def words(field: FieldInfo) -> str:
-    """Return what a field expects, in words."""
+    """Return the description of a field's expected values."""
     return next(item.text for item in field.metadata if isinstance(item, Words))
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """Return the section that a field holds, or holds one of for each key; None: it holds a plain value."""
+    """Return the section of a field, or of each of its keys; None: the field holds a plain value."""
     return next(_sections_in(field.annotation), None)
 
 
 def report_errors(error: ValidationError, document: Document) -> None:
-    """Add what pydantic found to the document's problems, each key once, in the order of the file."""
+    """Add pydantic's errors to the document's problems, each key once, in the order of the file."""
     found: dict[Key, ErrorDetails] = {}
     for detail in error.errors():
         key = _raw_key(detail["loc"], document.values)
@@ -63,7 +63,7 @@ def _report(detail: ErrorDetails, document: Document) -> None:
 
 
 def _report_rules(found: Mapping[Key, ErrorDetails], document: Document) -> None:
-    """Check the rules between those sections that are right by themselves."""
+    """Check the rules between the sections that have no errors of their own."""
     wrong = {key[0] for key in found if key}
     if not wrong:
         return
@@ -77,7 +77,7 @@ def _report_rules(found: Mapping[Key, ErrorDetails], document: Document) -> None
 
 
 def _raw_key(loc: tuple[int | str, ...], values: Any) -> Key:
-    """Drop from pydantic's location what names a branch of a type and not a key of the document."""
+    """Return pydantic's location without the parts that name a branch of a type instead of a key of the document."""
     key: list[str | int] = []
     for position, part in enumerate(loc):
         is_last = position == len(loc) - 1
@@ -96,13 +96,13 @@ def _holds(values: Any, part: int | str) -> bool:
 
 
 def _fields_at(key: Key, part: str | int) -> bool:
-    """Whether `part` is a known key of the section at `key`: a missing one is not in the document."""
+    """Whether `part` is a known key of the section at `key`: a missing key is not in the document."""
     section = _section_at(key)
     return section is not None and part in _names(section)
 
 
 def _field_key(key: Key) -> Key:
-    """Return the key of the field around `key`: that of the list for an item of a list."""
+    """Return the key of the field that contains `key`: for an item of a list, the key of the list."""
     while key and _field_at(key) is None:
         key = key[:-1]
     return key
@@ -121,7 +121,7 @@ def _field_at(key: Key) -> FieldInfo | None:
 
 
 def _section_at(key: Key) -> type[BaseModel] | None:
-    """Return the section that stands at `key`; None: a plain value, or a mapping of free keys, does."""
+    """Return the section at `key`; None: there is a plain value, or a mapping with free keys."""
     section: type[BaseModel] | None = Experiment
     parts = iter(key)
     for part in parts:
@@ -135,7 +135,7 @@ def _section_at(key: Key) -> type[BaseModel] | None:
 
 
 def is_mapping_of_sections(field: FieldInfo) -> bool:
-    """Whether a field holds one section for each of its keys, which are free."""
+    """Whether a field is a mapping with free keys, whose values are sections."""
     return getattr(field.annotation, "__origin__", None) is dict
 
 

@@ -1,6 +1,6 @@
 """The reference of all configuration keys, made from the schema itself.
 
-``python -m tfspark.experiment.config_reference docs/configuration.md`` renews the part of the page between its
+``python -m tfspark.experiment.config_reference docs/configuration.md`` updates the part of the page between its
 two marks; a test fails when the page is out of date.
 """
 
@@ -28,7 +28,7 @@ def reference() -> str:
 
 
 def renew(page: str) -> str:
-    """Return a page with the tables between its marks made anew."""
+    """Return a page with updated tables between its marks."""
     return renewed(page, BEGIN, END, reference())
 
 
@@ -36,7 +36,7 @@ def _sections(name: str, section: type[BaseModel]) -> Iterator[tuple[str, type[B
     yield name, section
     for key, field in section.model_fields.items():
         inner = section_of(field)
-        # `validation` and `test` are described where they stand: as `data` itself.
+        # `validation` and `test` have the keys of `data`, which are described there.
         if inner is not None and inner is not Source:
             path = f"{name}.{key}".lstrip(".")
             yield from _sections(f"{path}.<column>" if is_mapping_of_sections(field) else path, inner)

@@ -1,7 +1,7 @@
-"""Rules between the keys of an experiment: each is a function over the sections it looks at.
+"""Rules between the keys of an experiment: each is a function of the sections that it checks.
 
-`tfspark.experiment.config_schema` applies them to a whole experiment, `tfspark.experiment.config` to the
-sections that are valid by themselves when others are not, so that one run reports everything. Pure.
+`tfspark.experiment.config_schema` applies them to a whole experiment. If some sections are invalid,
+`tfspark.experiment.config` applies them to the valid ones, so that one run reports all mistakes. Pure.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from tfspark.experiment.config_schema import Cluster, Data, Source, Train
 
 Broken = tuple[tuple[str, ...], str]
-"""The key a rule complains about, and what was expected and came."""
+"""The key that breaks a rule, and the message: what was expected, and what it got."""
 
 
 class BrokenRulesError(ValueError):
     """Rules between keys that an experiment breaks."""
 
     def __init__(self, broken: list[Broken]):
-        """Keep what is broken beside the message."""
+        """Store the broken rules, and build the message from them."""
         self.broken = broken
         super().__init__("; ".join(f"{'.'.join(key)}: {text}" for key, text in broken))
 
 
 def broken_rules(sections: Mapping[str, Any]) -> list[Broken]:
-    """Apply every rule whose sections are at hand.
+    """Apply every rule whose sections are given.
 
     Args:
         sections: name of a section -> the valid section.
 
     Returns:
-        What is broken, in the order of the rules.
+        The broken rules, in the order of `RULES`.
     """
     broken: list[Broken] = []
     for rule in RULES:
@@ -48,7 +48,7 @@ def broken_rules(sections: Mapping[str, Any]) -> list[Broken]:
 
 
 def sources(data: Data) -> Iterator[Broken]:
-    """Every table of rows has one source, and what belongs to it."""
+    """Every set of rows has exactly one source, and only the keys that belong to it."""
     yield from _source(("data",), data, data)
     for name in ("validation", "test"):
         split = getattr(data, name)
@@ -57,7 +57,7 @@ def sources(data: Data) -> Iterator[Broken]:
 
 
 def fractions(data: Data) -> Iterator[Broken]:
-    """Rows are left to train on."""
+    """Some rows remain to train on."""
     if data.validation_fraction + data.test_fraction >= 1:
         yield (
             ("data", "test"),
@@ -67,18 +67,18 @@ def fractions(data: Data) -> Iterator[Broken]:
 
 
 def label_is_no_feature(data: Data) -> Iterator[Broken]:
-    """The model does not see the answer."""
+    """No label is a feature."""
     for column in data.label.columns if data.label is not None else ():
         if column in data.features:
             yield (
                 ("data", "label", "column"),
-                f"expected a column that is not among the features, got {column!r}, which is: the "
-                "model would see the answer; take it out of data.features",
+                f"expected a column that is not among the features, got {column!r}, which is a feature: the "
+                "model would see the answer; remove it from data.features",
             )
 
 
 def weight_is_of_its_own(data: Data) -> Iterator[Broken]:
-    """A column is a feature, a label or the weight."""
+    """The weight is neither a feature nor a label."""
     labels = data.label.columns if data.label is not None else ()
     if data.weight is not None and data.weight in (*data.features, *labels):
         yield (
@@ -89,7 +89,7 @@ def weight_is_of_its_own(data: Data) -> Iterator[Broken]:
 
 
 def classes_are_distinct(data: Data) -> Iterator[Broken]:
-    """A list of classes names each once."""
+    """A list of classes has each class once."""
     classes = data.label.classes if data.label else None
     if isinstance(classes, tuple) and len(set(classes)) < len(classes):
         twice = next(value for value in classes if classes.count(value) > 1)
@@ -97,7 +97,7 @@ def classes_are_distinct(data: Data) -> Iterator[Broken]:
 
 
 def classes_of_one_label(data: Data) -> Iterator[Broken]:
-    """Classes are those of a single label, and a feature of an Example is no column that Spark could look into."""
+    """Classes need a single label; and Spark cannot read the labels inside of serialized Examples."""
     if data.label is None or data.label.classes is None:
         return
     key = ("data", "label", "classes")
@@ -106,43 +106,43 @@ def classes_of_one_label(data: Data) -> Iterator[Broken]:
     elif data.examples is not None and not isinstance(data.label.classes, int):
         yield (
             key,
-            "expected the number of classes, or nothing, beside data.examples: Spark does not look into the records; "
-            "store labels as 0 to n-1",
+            "expected the number of classes, or nothing, together with data.examples: Spark does not read the content "
+            "of the records; store labels as 0 to n-1",
         )
 
 
 def windows_are_fed(data: Data) -> Iterator[Broken]:
-    """Windows are all that is fed of series that are cut."""
+    """If series are cut into windows, only the windows are fed."""
     if data.windows is None:
         return
     wrong = [name for name in data.features if name != "window"]
     if wrong:
         yield (
             ("data", "features"),
-            f"expected window alone, which data.windows makes, got {', '.join(wrong)}; leave features out",
+            f"expected only window, which data.windows creates, got {', '.join(wrong)}; leave features out",
         )
     label = None if data.label is None else data.label.column
     if label not in (None, "target"):
         yield (
             ("data", "label", "column"),
-            f"expected target, which data.windows makes, got {label!r}; leave label out",
+            f"expected target, which data.windows creates, got {label!r}; leave label out",
         )
     if data.label is not None and data.label.classes is not None:
         yield (
             ("data", "label", "classes"),
-            "expected nothing: what data.windows makes are numbers; leave it out",
+            "expected nothing: the targets of data.windows are numbers; leave it out",
         )
     for name in ("weight", "examples"):
         if getattr(data, name) is not None:
-            yield ("data", name), "expected nothing beside data.windows, which makes other rows; leave it out"
+            yield ("data", name), "expected nothing beside data.windows, which creates new rows; leave it out"
 
 
 def windows_are_cut_by_spark(data: Data, cluster: Cluster) -> Iterator[Broken]:
-    """Workers that read files themselves take the rows as they are."""
+    """Workers that read files themselves cannot cut series."""
     if data.windows is not None and cluster.input_mode == "tensorflow":
         yield (
             ("data", "windows"),
-            "expected nothing under input_mode tensorflow, where Spark reads no row; set cluster.input_mode to spark",
+            "expected nothing under input_mode tensorflow, where Spark reads no rows; set cluster.input_mode to spark",
         )
 
 
@@ -154,7 +154,7 @@ def column_options(data: Data) -> Iterator[Broken]:
 
 
 def scaled_numbers(data: Data) -> Iterator[Broken]:
-    """Truth values are not scaled."""
+    """Booleans are not scaled."""
     for column, feature in data.features.items():
         if feature.scale is not None and feature.dtype == "bool":
             yield (
@@ -175,7 +175,7 @@ def some_worker(cluster: Cluster) -> Iterator[Broken]:
 
 
 def room_to_shrink(cluster: Cluster) -> Iterator[Broken]:
-    """What is left of a cluster can train, and it can start again."""
+    """A cluster of `min_executors` nodes can train, and can be started again."""
     least, fewest = cluster.min_executors, cluster.ps + int(cluster.evaluator) + 1
     if least is None or cluster.num_workers < 1:
         return
@@ -188,7 +188,7 @@ def room_to_shrink(cluster: Cluster) -> Iterator[Broken]:
     if least < cluster.executors and not cluster.max_restarts:
         yield (
             ("cluster", "max_restarts"),
-            f"expected at least 1 with min_executors {least}: a cluster changes its size by starting again; got 0",
+            f"expected at least 1 with min_executors {least}: a cluster changes its size by a restart; got 0",
         )
 
 
@@ -203,33 +203,33 @@ def batch_divides(data: Data, cluster: Cluster) -> Iterator[Broken]:
 
 
 def tensorflow_reads_tfrecord(data: Data, cluster: Cluster) -> Iterator[Broken]:
-    """Workers that read files themselves read TFRecord; the rows to evaluate are fed by Spark, from anything."""
+    """Workers that read files themselves read TFRecord; Spark feeds the rows to evaluate, from any source."""
     if cluster.input_mode != "tensorflow":
         return
     if data.path is None or data.format not in ("tfrecord", "tfrecords"):
         came = f"format {data.format!r}" if data.path else "a table or a query"
         yield (
             ("cluster", "input_mode"),
-            "expected spark, since tensorflow reads TFRecord files at a path only; "
+            "expected spark, because tensorflow reads only TFRecord files at a path; "
             f"got tensorflow with {came}; set it to spark, or write the data as tfrecord",
         )
 
 
 def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]:
-    """Workers that read files themselves train on all of their rows, as they stand in the files."""
+    """Workers that read files themselves train on all rows of the files, unchanged."""
     if cluster.input_mode != "tensorflow":
         return
     if data.examples is not None:
         yield (
             ("data", "examples"),
-            "expected nothing under input_mode tensorflow, whose records are Examples anyway; leave it out",
+            "expected nothing under input_mode tensorflow, where all records are Examples; leave it out",
         )
     fix = "set cluster.input_mode to spark, or"
     for key, fraction in (("validation", data.validation_fraction), ("test", data.test_fraction)):
         if fraction:
             yield (
                 ("data", key),
-                f"expected rows of their own under input_mode tensorflow, got {fraction}; {fix} name a path",
+                f"expected a separate source under input_mode tensorflow, got {fraction}; {fix} name a path",
             )
     if data.label is not None and not isinstance(data.label.classes, int | None):
         yield (
@@ -240,39 +240,40 @@ def tensorflow_divides_nothing(data: Data, cluster: Cluster) -> Iterator[Broken]
 
 
 def monitored_rows(data: Data, train: Train, cluster: Cluster) -> Iterator[Broken]:
-    """A callback that watches a validation metric has validation rows."""
+    """A callback that monitors a validation metric has validation rows."""
     for name in ("early_stopping", "reduce_lr_on_plateau"):
         callback = getattr(train.callbacks, name)
         if callback is not None and callback.monitor.startswith("val_") and not data.has_validation:
             yield (
                 ("train", "callbacks", name, "monitor"),
-                "expected a metric of the training rows, since there are no validation rows; "
+                "expected a metric of the training rows, because there are no validation rows; "
                 f"got {callback.monitor}; "
-                f"set data.validation, or watch {callback.monitor.removeprefix('val_')}",
+                f"set data.validation, or monitor {callback.monitor.removeprefix('val_')}",
             )
         elif callback is not None and callback.monitor.startswith("val_") and cluster.evaluator:
             yield (
                 ("train", "callbacks", name, "monitor"),
-                "expected a metric of the training rows, since an evaluator finds the others while the workers train "
-                f"on; got {callback.monitor}; set cluster.evaluator to false, or watch "
+                "expected a metric of the training rows, because with an evaluator callbacks do not get validation "
+                f"metrics; got {callback.monitor}; set cluster.evaluator to false, or monitor "
                 f"{callback.monitor.removeprefix('val_')}",
             )
 
 
 def weighted_classes(data: Data, train: Train) -> Iterator[Broken]:
-    """Weights belong to known classes."""
+    """Class weights are for known classes."""
     if train.class_weights is None:
         return
     key = ("train", "class_weights")
     if data.label is None or data.label.classes is None:
         yield (
             key,
-            "expected null, since there are no classes to weigh; set data.label.classes or leave it out",
+            "expected null, because there are no classes; set data.label.classes or leave it out",
         )
     elif train.class_weights == "balanced" and data.examples is not None:
         yield (
             key,
-            "expected a mapping beside data.examples, since Spark does not look into the records; got balanced",
+            "expected a mapping together with data.examples, because Spark does not read the content of the records; "
+            "got balanced",
         )
     elif isinstance(train.class_weights, Mapping):
         unknown = [value for value in train.class_weights if not _is_class(value, data.label.classes)]
@@ -281,7 +282,7 @@ def weighted_classes(data: Data, train: Train) -> Iterator[Broken]:
 
 
 def one_learning_rate(train: Train) -> Iterator[Broken]:
-    """The learning rate is said once."""
+    """The learning rate is set once."""
     if train.learning_rate is not None and train.optimizer and "learning_rate" in train.optimizer.arguments:
         yield (
             ("train", "learning_rate"),
@@ -302,27 +303,31 @@ def one_learning_rate(train: Train) -> Iterator[Broken]:
 
 
 def resampled_classes(data: Data, cluster: Cluster) -> Iterator[Broken]:
-    """Spark resamples rows whose class it knows."""
+    """Spark can resample only rows whose class it knows."""
     if data.resample == "none":
         return
     key, came = ("data", "resample"), f"got {data.resample}"
     if data.label is None or data.label.classes is None:
         yield (
             key,
-            f"expected none, since there are no classes; {came}; set data.label.classes or leave it out",
+            f"expected none, because there are no classes; {came}; set data.label.classes or leave it out",
         )
     elif data.examples is not None:
-        yield key, f"expected none beside data.examples, since Spark does not look into the records; {came}"
+        yield (
+            key,
+            "expected none together with data.examples, because Spark does not read the content of the records; "
+            f"{came}",
+        )
     elif cluster.input_mode == "tensorflow":
-        yield key, f"expected none under input_mode tensorflow, where Spark reads no row; {came}"
+        yield key, f"expected none under input_mode tensorflow, where Spark reads no rows; {came}"
 
 
 def precision_of_parameter_servers(train: Train, cluster: Cluster) -> Iterator[Broken]:
-    """Workers of parameter servers would change the scale of the loss under each other."""
+    """Parameter servers do not support loss scaling: workers would change each other's scale."""
     if train.mixed_precision == "float16" and cluster.ps:
         yield (
             ("train", "mixed_precision"),
-            f"expected none or bfloat16 with cluster.ps={cluster.ps}, since float16 scales the loss; got float16",
+            f"expected none or bfloat16 with cluster.ps={cluster.ps}, because float16 scales the loss; got float16",
         )
 
 
@@ -358,7 +363,7 @@ def _source(key: tuple[str, ...], source: Source, outer: Source) -> Iterator[Bro
         if (source.format or outer.format) is None:
             yield (
                 (*key, "path"),
-                "expected a format beside it, for example format: tfrecord or format: parquet",
+                "expected a format, too, for example format: tfrecord or format: parquet",
             )
     else:
         for name, value in (
@@ -367,7 +372,7 @@ def _source(key: tuple[str, ...], source: Source, outer: Source) -> Iterator[Bro
             ("options", source.options),
         ):
             if value:
-                yield (*key, name), f"expected only beside a path, got it beside {given[0]}; leave it out"
+                yield (*key, name), f"expected only with a path, got it with {given[0]}; leave it out"
 
 
 def _is_class(value: object, classes: object) -> bool:

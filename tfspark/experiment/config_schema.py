@@ -1,6 +1,6 @@
 """The schema of an experiment: every key, its type, its range, its default.
 
-`tfspark.experiment.config` fills it from YAML, ``docs/configuration.md`` is checked against it. Each range is
+`tfspark.experiment.config` fills it from YAML; a test compares ``docs/configuration.md`` with it. Each range is
 stated twice, side by side: once for pydantic, once in `Words` for people. The docstring below a field is its
 entry in the reference. No Spark, no TensorFlow.
 """
@@ -18,7 +18,7 @@ from tfspark.protocol.roles import local_batch_size
 
 @dataclass(frozen=True)
 class Words:
-    """What a field expects, as an error message and the reference put it."""
+    """The description of a field's expected values, for error messages and the reference."""
 
     text: str
 
@@ -27,7 +27,7 @@ OPTIMIZERS = (
     "adadelta", "adafactor", "adagrad", "adam", "adamw", "adamax", "ftrl", "lion", "muon", "nadam",
     "rmsprop", "schedulefreeadamw", "sgd",
 )  # fmt: skip
-"""The optimizers that `keras.optimizers.get` of Keras 3 knows by name (Lamb it does not)."""
+"""The optimizers that `keras.optimizers.get` of Keras 3 knows by name (it does not know Lamb)."""
 
 SCHEDULES = (
     "cosine_decay", "cosine_decay_restarts", "exponential_decay", "inverse_time_decay",
@@ -102,18 +102,18 @@ _SETTINGS = Words("a mapping: name -> text, number, true or false")
 
 
 class Section(BaseModel):
-    """A mapping whose keys are all known; it cannot be changed once made."""
+    """A mapping with known keys only; immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Model(Section):
-    """Which model is trained."""
+    """The model to train."""
 
     module: Annotated[Text, Words("the path of a Python file")]
     """A Python file with `build_model(params)` that returns a compiled `keras.Model`."""
     params: Annotated[dict[str, Any], BeforeValidator(_null_is_empty), Words("a mapping")] = {}
-    """Handed to `build_model` as it is."""
+    """Passed to `build_model` unchanged."""
 
 
 class Source(Section):
@@ -125,7 +125,7 @@ class Source(Section):
     """Format of the files at `path`: tfrecord, parquet, csv, json, orc, avro, or another that Spark reads."""
     path: Annotated[Text | None, Words("a path or URL")] = None
     """Files or a directory, local or on any file system that Spark reaches. A relative path is looked up in
-    the working directory first; what is not there is left to Spark."""
+    the working directory first; if it is not there, Spark resolves it."""
     table: Annotated[Text | None, Words("a table's name")] = None
     """A table in Spark's catalog, for example `sales.images`."""
     sql: Annotated[Text | None, Words("a SQL query")] = None
@@ -133,7 +133,7 @@ class Source(Section):
     schema_ddl: Annotated[
         Text | None, Words('column types as in SQL, for example "image BINARY, label INT"')
     ] = Field(None, alias="schema")
-    """Columns and their types; left out, Spark finds them in the files. Only with `path`."""
+    """Columns and their types; if omitted, Spark infers them from the files. Only with `path`."""
     options: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
     """Options of Spark's reader, for example `header: true` for csv. Only with `path`."""
 
@@ -145,23 +145,24 @@ class Feature(Section):
         Annotated[tuple[AtLeast1, ...], BeforeValidator(_list_is_tuple)] | None,
         Words("a list of whole numbers, 1 or more each"),
     ] = None
-    """Shape of one row's value, without the batch; left out, it is what the first row has."""
+    """Shape of one row's value, without the batch dimension; if omitted, that of the first row."""
     dtype: Annotated[Literal[DTYPES] | None, Words(f"one of {', '.join(DTYPES)}")] = None  # type: ignore[valid-type]
-    """Type of the values; for a binary column, the type its bytes were written as. Left out: its own."""
+    """Type of the values; for a binary column, the type as which its bytes were written. If omitted, that of the
+    column."""
     scale: Annotated[Positive | None, Words("a number above 0, for example 255")] = None
-    """Every value is divided by this and fed as float32."""
+    """Divide every value by this, and feed it as float32."""
     ragged: Annotated[Literal["pad", "ragged"] | None, Words("pad or ragged")] = None
     """For arrays whose lengths differ from row to row. `pad`: filled up to a dense tensor. `ragged`: a
-    `tf.RaggedTensor`. Left out: all rows must have one length."""
+    `tf.RaggedTensor`. If omitted, all rows must have the same length."""
     pad_to: Annotated[AtLeast1 | None, _COUNT] = None
-    """Length that `pad` fills up to; a longer row is an error. Left out: the longest row of each batch."""
+    """Length to which `pad` fills up; a longer row is an error. If omitted, that of the longest row of each batch."""
     pad_value: Annotated[float | str | None, Words("a number, or a text for arrays of strings")] = None
-    """What `pad` fills up with, before `scale`; left out: 0, or the empty text."""
+    """Value with which `pad` fills up, before `scale`; if omitted, 0, or the empty text."""
     decode: Annotated[Literal["image"] | None, Words("image")] = None
     """`image`: the column holds JPEG, PNG, GIF or BMP files. The workers decode them to uint8 of `shape`, which is
     [height, width, channels]."""
     resize: Annotated[bool, _TRUTH] = False
-    """Resize decoded images to `shape`; otherwise one of another size is an error."""
+    """Resize decoded images to `shape`; otherwise an image of a different size is an error."""
 
 
 class Label(Section):
@@ -171,7 +172,7 @@ class Label(Section):
         Text | Annotated[tuple[Text, ...], BeforeValidator(_list_is_tuple), Field(min_length=1)],
         Words("a column's name, or a list of names for a model of several outputs"),
     ]
-    """Name of the column. Several are fed as a dict by name, for a model whose outputs have these names."""
+    """Name of the column. Several columns are fed as a dict by name, for a model whose outputs have these names."""
     classes: Annotated[
         Annotated[int, Field(ge=2)]
         | Annotated[Classes, BeforeValidator(_list_is_tuple)]
@@ -182,26 +183,28 @@ class Label(Section):
         ),
     ] = None
     """A number n: labels are 0 to n-1. A list: the label's values in the order of the classes. `infer`: the
-    values that Spark finds, sorted. Left out: the label is used as it is, as in regression. Only for one column."""
+    values that Spark finds, sorted. If omitted, the label is used unchanged, as in regression. Only for one column."""
     shape: Annotated[
         Annotated[tuple[AtLeast1, ...], BeforeValidator(_list_is_tuple)] | None,
         Words("a list of whole numbers, 1 or more each"),
     ] = None
-    """Shape of one row's label, without the batch, as [height, width] of a mask. Left out: that of the first row."""
+    """Shape of one row's label, without the batch dimension, for example [height, width] of a mask. If omitted, that of
+    the first row."""
     dtype: Annotated[Literal[DTYPES] | None, Words(f"one of {', '.join(DTYPES)}")] = None  # type: ignore[valid-type]
-    """Type of the values; for a binary column, the type its bytes were written as. Left out: its own."""
+    """Type of the values; for a binary column, the type as which its bytes were written. If omitted, that of the
+    column."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the columns, also if it is one."""
+        """The names of the columns, as a tuple even for one column."""
         return (self.column,) if isinstance(self.column, str) else self.column
 
 
 class Windows(Section):
-    """How series are cut into windows: what came before a point in time, and what came then."""
+    """How series are cut into windows: the values before a point in time, and the values that follow."""
 
     order: Annotated[Text, Words("a column's name")]
-    """The column that says when: a number, a date or a time. A value occurs once in each series."""
+    """The column by which rows are ordered in time: a number, a date or a time. A value occurs once in each series."""
     columns: Annotated[
         Annotated[tuple[Text, ...], BeforeValidator(_name_is_list), Field(min_length=1)],
         Words("a column's name, or a list of names"),
@@ -211,20 +214,20 @@ class Windows(Section):
         Annotated[tuple[Text, ...], BeforeValidator(_name_is_list)],
         Words("a column's name, or a list of names"),
     ] = ()
-    """The columns that tell series apart; left out, the rows are one series, which one task of Spark sorts."""
+    """The columns that identify a series; if omitted, all rows are one series, which one Spark task sorts."""
     steps: Annotated[AtLeast1, _COUNT]
-    """Rows of a window."""
+    """Number of rows in a window."""
     horizon: Annotated[AtLeast1, _COUNT] = 1
-    """Rows that are to be forecast: the next after the window."""
+    """Number of rows to forecast: those that follow the window."""
     targets: Annotated[
         Annotated[tuple[Text, ...], BeforeValidator(_name_is_list), Field(min_length=1)] | None,
         Words("a column's name, or a list of names"),
     ] = None
-    """The variables that are to be forecast; left out, all of `columns`."""
+    """The variables to forecast; if omitted, all of `columns`."""
 
     @property
     def num_targets(self) -> int:
-        """How many variables are forecast."""
+        """Number of variables to forecast."""
         return len(self.targets or self.columns)
 
 
@@ -239,9 +242,9 @@ class Data(Source):
     """The rows, the columns that are fed, and how they are divided."""
 
     windows: Annotated[Windows | None, Words("a mapping with order, columns and steps")] = None
-    """Series are cut into rows of two columns: `window`, the values of `steps` points in time, the oldest first, and
+    """Cut series into rows of two columns: `window`, the values of `steps` points in time, the oldest first, and
     `target`, those of the next `horizon`. They are the feature, of shape [steps, columns], and the label. Fractions for
-    validation and test are then the newest rows. Left out: rows are taken as they are."""
+    validation and test are then the newest rows. If omitted, rows are not changed."""
     features: Annotated[
         dict[Text, Annotated[Feature, BeforeValidator(_null_is_empty)]],
         Field(min_length=1),
@@ -249,46 +252,46 @@ class Data(Source):
     ]
     """Column name -> how it becomes a tensor. One column is fed as a tensor, several as a dict by name."""
     label: Annotated[Label | None, Words("a mapping with a column")] = None
-    """What is predicted; left out for a model that is its own target, such as an autoencoder."""
+    """What the model predicts; omit it if the features are their own target, as for an autoencoder."""
     weight: Annotated[Text | None, Words("a column's name")] = None
-    """The column of one number for each row, by which its loss and weighted metrics are multiplied, in validation and
-    test, too; Keras's `sample_weight`. Left out: all rows weigh 1."""
+    """The column with one number for each row; the row's loss and weighted metrics are multiplied by it, in validation
+    and test, too (Keras's `sample_weight`). If omitted, all rows weigh 1."""
     examples: Annotated[Text | None, Words("a binary column's name")] = None
     """The column that holds serialized `tf.train.Example` records; `features` and `label` then name their features, and
-    the workers parse them. For TFRecord files: `byteArray` beside `options: {recordType: ByteArray}`."""
+    the workers parse them. For TFRecord files: `byteArray`, together with `options: {recordType: ByteArray}`."""
     batch_size: Annotated[AtLeast1, _COUNT] = 64
     """Rows per step over all workers together (the global batch); it must divide among the workers."""
     validation: Split = 0.0
-    """Rows that training does not see and that are evaluated after every epoch. A mapping names rows of
-    their own; it takes `format`, `schema` and `options` from `data` where it has none."""
+    """Rows that are not trained on and are evaluated after every epoch. A mapping names a separate source of rows;
+    it inherits `format`, `schema` and `options` from `data` if it has none."""
     test: Split = 0.0
-    """Rows that training does not see and that are evaluated once, at the end. As `validation` otherwise."""
+    """Rows that are not trained on and are evaluated once, at the end. Otherwise like `validation`."""
     resample: Annotated[Literal["none", "over", "under"], Words("none, over or under")] = "none"
-    """What is done for classes with few training rows. `over`: rows of smaller classes are fed several times, so that
-    each class has about as many as the largest. `under`: rows of larger classes are left out at random, so that each
-    has about as many as the smallest. Validation and test rows stay as they are."""
+    """How classes with few training rows are balanced. `over`: rows of smaller classes are fed several times, so that
+    each class has about as many rows as the largest. `under`: rows of larger classes are dropped at random, so that
+    each has about as many rows as the smallest. Validation and test rows do not change."""
     shuffle: Annotated[bool, _TRUTH] = True
     """Shuffle the rows once, with `seed`, before they are divided."""
     cache: Annotated[Literal["none", "node"], Words("none or node")] = "none"
-    """`node`: each worker keeps the rows it received in the first epoch on its node's disk, and reads them from
-    there in the later ones. `none`: Spark serves the rows of every epoch."""
+    """`node`: each worker writes the rows that it received in the first epoch to its node's disk, and reads them from
+    there in later epochs. `none`: Spark serves the rows of every epoch."""
     cache_bytes: Annotated[AtLeast1, _COUNT] = 16 << 30
-    """Disk that one worker may take for its cache; rows that need more are read from Spark in every epoch."""
+    """Disk space that one worker may use for its cache; if the rows need more, every epoch comes from Spark."""
     scan: Annotated[Literal["auto", "spark", "direct"], Words("auto, spark or direct")] = "auto"
-    """Who reads files. `auto`: the tasks that feed read Parquet and TFRecord files themselves where the rows are no
-    more than columns of such files; Spark reads all else, such as rows that are shuffled or divided. `spark`: Spark
-    reads. `direct`: rows that Spark would have to read are refused."""
+    """Who reads files. `auto`: the tasks that feed read Parquet and TFRecord files themselves if the rows are only
+    columns of these files; Spark reads all other rows, for example those that are shuffled or divided. `spark`: Spark
+    reads. `direct`: rows that Spark would have to read are an error."""
 
     @model_validator(mode="before")
     @classmethod
     def _feed_windows(cls, values: Any) -> Any:
-        """Feed windows unless it is said what else."""
+        """Use the windows as features and label, unless others are given."""
         given = values.get("windows") if isinstance(values, dict) else None
         if not isinstance(given, dict):
             return values
         columns, steps = given.get("columns"), given.get("steps")
         if not isinstance(columns, str | list | tuple) or not isinstance(steps, int):
-            shape = None  # Which is complained about where they stand.
+            shape = None  # Their own checks report the mistake.
         else:
             shape = [steps, 1 if isinstance(columns, str) else len(columns)]
         own = {"features": {WINDOW: {"shape": shape}}, "label": {"column": TARGET}}
@@ -301,12 +304,12 @@ class Data(Source):
 
     @property
     def validation_source(self) -> Source | None:
-        """Where validation rows of their own come from; None: they are a fraction of the rows."""
+        """The separate source of the validation rows; None: they are a fraction of the rows."""
         return self._source_of(self.validation)
 
     @property
     def test_source(self) -> Source | None:
-        """Where test rows of their own come from; None: they are a fraction of the rows."""
+        """The separate source of the test rows; None: they are a fraction of the rows."""
         return self._source_of(self.test)
 
     @property
@@ -321,12 +324,12 @@ class Data(Source):
 
     @property
     def has_validation(self) -> bool:
-        """Whether there are validation rows at all."""
+        """Whether there are validation rows."""
         return self.validation != 0.0
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test rows at all."""
+        """Whether there are test rows."""
         return self.test != 0.0
 
     def _source_of(self, split: float | Source) -> Source | None:
@@ -343,7 +346,7 @@ class Data(Source):
 
 
 class Cluster(Section):
-    """The nodes of the TensorFlow cluster, each an executor's slot."""
+    """The nodes of the TensorFlow cluster; each uses one executor slot."""
 
     master: Annotated[
         Annotated[str, Field(pattern=rf"^({MASTER})$")] | None,
@@ -353,46 +356,48 @@ class Cluster(Section):
             "sc://: tfspark run needs a SparkContext, which Spark Connect does not have)"
         ),
     ] = None
-    """Spark's master. Left out: what spark-submit or Spark's own configuration says."""
+    """Spark's master. If omitted, that of spark-submit or of Spark's own configuration."""
     executors: Annotated[AtLeast1, _COUNT] = 1
     """Number of nodes: workers, parameter servers and the evaluator together."""
     ps: Annotated[AtLeast0, _COUNT_OR_0] = 0
-    """How many of the nodes are parameter servers: with any, workers train asynchronously, each at its own pace."""
+    """Number of nodes that are parameter servers. If there are any, workers train asynchronously, each at its own
+    pace."""
     evaluator: Annotated[bool, _TRUTH] = False
     """Whether one of the nodes evaluates while the others train."""
     input_mode: Annotated[Literal["spark", "tensorflow"], Words("spark or tensorflow")] = "spark"
     """`spark`: Spark reads the rows and streams them to the workers. `tensorflow`: the workers read TFRecord
-    files themselves; rows of `validation` and `test`, which have sources of their own then, are still fed by Spark."""
+    files themselves; `validation` and `test` then need their own sources, whose rows are still fed by Spark."""
     reservation_timeout_s: Annotated[Seconds, _SECONDS] = 60.0
-    """How long the start waits until every node has reported."""
+    """Seconds until every node must have registered."""
     feed_timeout_s: Annotated[Seconds, _SECONDS] = 600.0
-    """How long a worker may go without taking a row before the run is called stalled."""
+    """Seconds without progress of the feed, for example without a row that a worker takes, before the run ends with an
+    error."""
     max_restarts: Annotated[AtLeast0, _COUNT_OR_0] = 3
-    """How often within `restart_window_s` the nodes are started again, from the newest checkpoint, when a process or an
-    executor is lost; 0: the first loss ends the run."""
+    """Maximum number of restarts within `restart_window_s`. After the loss of a process or an executor the nodes start
+    again from the newest checkpoint. 0: the first loss ends the run."""
     restart_window_s: Annotated[Seconds, _SECONDS] = 3600.0
-    """Length of the sliding window of time in which restarts are counted."""
+    """Length of the sliding time window in which restarts are counted."""
     min_executors: Annotated[AtLeast1 | None, _COUNT] = None
-    """With how many nodes training goes on when Spark cannot replace one that was lost, or has no room for all at the
-    start; it has more again after the next epoch for which there is room. Left out: `executors`."""
+    """Minimum number of nodes with which training continues if Spark cannot replace a lost node, or starts if Spark has
+    no room for all. It gets more nodes after the next epoch at whose end there is room. If omitted, `executors`."""
     resize_keeps: Annotated[
         Literal["global_batch", "worker_batch"], Words("global_batch or worker_batch")
     ] = "global_batch"
-    """What stays when the number of workers changes: `global_batch`, that is `data.batch_size`, or `worker_batch`, each
-    worker's share of it, which makes steps smaller."""
+    """What stays the same when the number of workers changes: `global_batch`, that is `data.batch_size`, or
+    `worker_batch`, each worker's share of it, which makes steps smaller."""
     replacement_timeout_s: Annotated[Seconds, _SECONDS] = 60.0
-    """How long Spark has to replace what was lost before `min_executors` will do."""
+    """Seconds for Spark to replace lost nodes before training continues with fewer, down to `min_executors`."""
     tls: Annotated[bool, _TRUTH] = False
     """Whether rows, calls, checkpoints and models travel encrypted (TLS), with a certificate made for this cluster.
-    TensorFlow cannot encrypt what its servers say to each other."""
+    TensorFlow cannot encrypt the traffic between its servers."""
     allow_plaintext: Annotated[bool, _TRUTH] = False
     """Whether weights, and rows without `tls`, may travel unencrypted although Spark is set to encrypt its own
     traffic."""
     warm: Annotated[bool, _TRUTH] = True
-    """Whether trainers are forked from a process on each executor that has imported TensorFlow and stays for restarts
-    and later clusters; `false`: each starts as a fresh interpreter."""
+    """Whether trainers are forked from a process on each executor that has imported TensorFlow and continues to run for
+    restarts and later clusters; `false`: each starts as a fresh interpreter."""
     spark: Annotated[dict[str, Setting], BeforeValidator(_null_is_empty), _SETTINGS] = {}
-    """More of Spark's configuration, for example `spark.executor.memory: 4g`."""
+    """Further Spark settings, for example `spark.executor.memory: 4g`."""
 
     @property
     def is_elastic(self) -> bool:
@@ -401,7 +406,7 @@ class Cluster(Section):
 
     @property
     def num_workers(self) -> int:
-        """How many nodes train."""
+        """Number of nodes that train."""
         return self.executors - self.ps - int(self.evaluator)
 
 
@@ -411,7 +416,7 @@ class Optimizer(Section):
     model_config = ConfigDict(extra="allow")
 
     name: Annotated[Literal[OPTIMIZERS], Words(f"one of {', '.join(OPTIMIZERS)}")]  # type: ignore[valid-type]
-    """Its name. Every other key is an argument of its class, for example `learning_rate` or `momentum`."""
+    """Name of the optimizer. Every other key is an argument of its class, for example `learning_rate` or `momentum`."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -425,7 +430,8 @@ class Schedule(Section):
     model_config = ConfigDict(extra="allow")
 
     name: Annotated[Literal[SCHEDULES], Words(f"one of {', '.join(SCHEDULES)}")]  # type: ignore[valid-type]
-    """Its name. Every other key is an argument of its class, for example `initial_learning_rate` or `decay_steps`."""
+    """Name of the schedule. Every other key is an argument of its class, for example `initial_learning_rate` or
+    `decay_steps`."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -437,13 +443,13 @@ class EarlyStopping(Section):
     """Stop when a metric no longer improves (`keras.callbacks.EarlyStopping`)."""
 
     monitor: Monitor = "val_loss"
-    """The metric that is watched."""
+    """The metric to monitor."""
     patience: Annotated[AtLeast0, _COUNT_OR_0] = 3
     """Epochs without improvement after which training stops."""
     min_delta: Annotated[float, Field(ge=0), Words("a number, 0 or more")] = 0.0
-    """Least change that counts as an improvement."""
+    """Minimum change that counts as an improvement."""
     mode: Mode = "auto"
-    """Whether lower (min) or higher (max) is better; auto goes by the metric's name."""
+    """Whether lower (min) or higher (max) is better; auto decides by the metric's name."""
     restore_best_weights: Annotated[bool, _TRUTH] = True
     """Go back to the best epoch's weights at the end."""
 
@@ -452,26 +458,26 @@ class ReduceLROnPlateau(Section):
     """Lower the learning rate when a metric no longer improves (`keras.callbacks.ReduceLROnPlateau`)."""
 
     monitor: Monitor = "val_loss"
-    """The metric that is watched."""
+    """The metric to monitor."""
     factor: Annotated[float, Field(gt=0, lt=1), Words("a number in (0, 1)")] = 0.5
-    """The learning rate is multiplied by this."""
+    """Factor by which the learning rate is multiplied."""
     patience: Annotated[AtLeast0, _COUNT_OR_0] = 2
     """Epochs without improvement after which it is lowered."""
     min_lr: Annotated[float, Field(ge=0), Words("a number, 0 or more")] = 0.0
-    """The learning rate does not go below this."""
+    """Minimum learning rate."""
     mode: Mode = "auto"
-    """Whether lower (min) or higher (max) is better; auto goes by the metric's name."""
+    """Whether lower (min) or higher (max) is better; auto decides by the metric's name."""
 
 
 class Callbacks(Section):
-    """What watches the training."""
+    """Callbacks that monitor the training."""
 
     early_stopping: Annotated[EarlyStopping | None, Words("a mapping; {} takes its defaults")] = None
-    """Stop when a metric no longer improves; left out: train all epochs."""
+    """Stop when a metric no longer improves; if omitted, train all epochs."""
     reduce_lr_on_plateau: Annotated[ReduceLROnPlateau | None, Words("a mapping; {} takes its defaults")] = (
         None
     )
-    """Lower the learning rate when a metric no longer improves; left out: it stays."""
+    """Lower the learning rate when a metric no longer improves; if omitted, it does not change."""
     terminate_on_nan: Annotated[bool, _TRUTH] = True
     """Stop when the loss is not a number."""
 
@@ -486,46 +492,47 @@ class Train(Section):
         BeforeValidator(_name_is_mapping),
         Words(f"one of {', '.join(OPTIMIZERS)}; or a mapping such as {{name: sgd, momentum: 0.9}}"),
     ] = None
-    """Replaces the optimizer that `build_model` compiled; left out: that one is kept."""
+    """Replaces the optimizer that `build_model` compiled; if omitted, that one is used."""
     learning_rate: Annotated[Positive | None, Words("a number above 0")] = None
-    """Replaces the optimizer's learning rate; left out: its own is kept."""
+    """Replaces the optimizer's learning rate; if omitted, the optimizer keeps its own."""
     schedule: Annotated[
         Schedule | None,
         Words("a mapping such as {name: cosine_decay, initial_learning_rate: 0.01, decay_steps: 1000}"),
     ] = None
-    """Replaces the optimizer's learning rate by one that changes from step to step; left out: it does not."""
+    """Replaces the optimizer's learning rate by one that changes from step to step; if omitted, it does not change."""
     mixed_precision: Annotated[Literal["none", "float16", "bfloat16"], Words("none, float16 or bfloat16")] = (
         "none"
     )
-    """Compute in this type and keep weights in float32 (Keras's `mixed_float16`, `mixed_bfloat16`). It pays on
-    accelerators that have it. `float16` scales the loss, which parameter servers cannot; Keras loads such a model
-    with its optimizer if its global policy is set to `mixed_float16` before."""
+    """Compute in this type and keep weights in float32 (Keras's `mixed_float16`, `mixed_bfloat16`). It is faster on
+    accelerators that support it. `float16` scales the loss, which parameter servers cannot do; Keras can load the saved
+    model with its optimizer only if Keras's global policy is set to `mixed_float16` before."""
     class_weights: Annotated[
         Literal["balanced"] | Annotated[dict[int | Text, Weight], Field(min_length=1)] | None,
         Words("balanced, or a mapping: label -> a weight, 0 or more"),
     ] = None
-    """Weight of each class in the loss. `balanced`: rows / (classes x rows of the class). A label left out of
-    the mapping weighs 1."""
+    """Weight of each class in the loss. `balanced`: rows / (classes x rows of the class). A label that is
+    not in the mapping weighs 1."""
     callbacks: Annotated[Callbacks, BeforeValidator(_null_is_empty), Words("a mapping")] = Callbacks()
-    """What watches the training."""
+    """Callbacks that monitor the training."""
 
 
 class Checkpoint(Section):
-    """What a restart goes back to."""
+    """When checkpoints and models are saved, and how many are kept."""
 
     every_epochs: Annotated[AtLeast1, _COUNT] = 1
-    """Epochs from one saved model, `checkpoints/epoch-0001.keras` and so on, to the next."""
+    """Number of epochs between saved models, `checkpoints/epoch-0001.keras` and so on."""
     every_steps: Annotated[AtLeast0, _COUNT_OR_0] = 0
-    """Steps from one checkpoint of the training's state to the next; 0: after each epoch only. With parameter servers
-    and with `input_mode: tensorflow` it is always whole epochs."""
+    """Number of steps between checkpoints of the training's state; 0: after each epoch only. With parameter servers and
+    with `input_mode: tensorflow` checkpoints are always taken after whole epochs."""
     every_seconds: Annotated[Annotated[float, Field(ge=0)], Words("a number of seconds, 0 or more")] = 0.0
-    """The same by the clock, give or take two seconds; both may be set."""
+    """Number of seconds between checkpoints of the training's state, to within two seconds; `every_steps` may be set,
+    too."""
     keep: Annotated[AtLeast1, _COUNT] = 3
-    """Number of newest saved models that are kept. Of the state the newest two are, whatever this says."""
+    """Number of newest saved models to keep. Of the state's checkpoints the newest two are always kept."""
 
 
 class Export(Section):
-    """What is written at the end."""
+    """The formats in which the model is written at the end."""
 
     formats: Annotated[
         Annotated[tuple[Literal["keras", "saved_model"], ...], BeforeValidator(_list_is_tuple)],
@@ -535,14 +542,14 @@ class Export(Section):
 
 
 class Output(Section):
-    """Where the results go."""
+    """Where the results are written."""
 
     dir: Annotated[Text, Words("a directory")] = "runs"
-    """Every run gets a directory of its own below this: `<dir>/<name>-<timestamp>/`."""
+    """Every run gets its own directory below this one: `<dir>/<name>-<timestamp>/`."""
 
 
 class Experiment(Section):
-    """One experiment: a model, its data, the cluster, the training, and what is kept of it."""
+    """One experiment: a model, its data, the cluster, the training and its output."""
 
     name: Annotated[
         Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")],
@@ -552,7 +559,7 @@ class Experiment(Section):
     seed: Annotated[Annotated[int, Field(ge=0, lt=2**32)], Words("a whole number in [0, 2**32)")] = 42
     """Seed of the shuffle, the division of the rows and the initial weights."""
     model: Annotated[Model, Words("a mapping with a module")]
-    """Which model is trained."""
+    """The model to train."""
     data: Annotated[Data, Words("a mapping with features and one of path, table and sql")]
     """The rows, the columns that are fed, and how they are divided."""
     cluster: Annotated[Cluster, BeforeValidator(_null_is_empty), Words("a mapping")] = Cluster()
@@ -560,11 +567,11 @@ class Experiment(Section):
     train: Annotated[Train, BeforeValidator(_null_is_empty), Words("a mapping")] = Train()
     """How the model is trained."""
     checkpoint: Annotated[Checkpoint, BeforeValidator(_null_is_empty), Words("a mapping")] = Checkpoint()
-    """What a restart goes back to."""
+    """When checkpoints and models are saved, and how many are kept."""
     export: Annotated[Export, BeforeValidator(_null_is_empty), Words("a mapping")] = Export()
-    """What is written at the end."""
+    """The formats in which the model is written at the end."""
     output: Annotated[Output, BeforeValidator(_null_is_empty), Words("a mapping")] = Output()
-    """Where the results go."""
+    """Where the results are written."""
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
@@ -575,7 +582,7 @@ class Experiment(Section):
 
     @property
     def num_workers(self) -> int:
-        """How many nodes train."""
+        """Number of nodes that train."""
         return self.cluster.num_workers
 
     @property

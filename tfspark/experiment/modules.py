@@ -1,7 +1,7 @@
-"""Model modules: a Python file with `build_model`, loaded by its path.
+"""Load model modules: Python files with `build_model`, found by their path.
 
 Called on the driver. The functions of a `ModelModule` travel to the executors by value, inside Spark's task
-closure: the file needs to be on the driver only.
+closure, so only the driver needs the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tfspark.shipped import find_shipped
 
 Function = Callable[..., Any]
 
-# Hook -> the positional arguments it is called with.
+# Hook -> its positional arguments.
 HOOKS: dict[str, tuple[str, ...]] = {
     "build_model": ("params",),
     "features": ("batch",),
@@ -44,10 +44,10 @@ class ModelModule:
         path: the file.
         name: the module's name in this process; no import statement finds it.
         build_model: ``build_model(params)`` returns a compiled `keras.Model`.
-        features: ``features(batch)`` returns the batch as the model takes it; None: it is taken as it is.
-        callbacks: ``callbacks(params)`` returns more Keras callbacks; None: there are none.
-        export: ``export(model, directory)`` writes more beside the usual formats; None: there is no more.
-        adapt: ``adapt(params, df)`` returns `params` with what it finds in the training rows; None: nothing.
+        features: ``features(batch)`` returns the model's inputs; None: the batch itself.
+        callbacks: ``callbacks(params)`` returns further Keras callbacks; None: there are none.
+        export: ``export(model, directory)`` writes further files beside the usual formats; None: there are none.
+        adapt: ``adapt(params, df)`` returns `params`, completed from the training rows; None: they do not change.
         draw: ``draw(model, x, y, directory)`` writes pictures of some test rows; None: there are none.
         draw_epoch: ``draw_epoch(model, epoch, directory)`` writes pictures after each epoch; None: there are none.
     """
@@ -64,7 +64,7 @@ class ModelModule:
 
     @property
     def parameters(self) -> tuple[str, ...] | None:
-        """The names of the module's parameters, where a dataclass `Params` has them, as in the shipped modules."""
+        """The names of the module's parameters if it has a dataclass `Params`, as the included ones do; else None."""
         own = getattr(sys.modules.get(self.name), "Params", None)
         return (
             tuple(field.name for field in dataclasses.fields(own)) if dataclasses.is_dataclass(own) else None
@@ -72,12 +72,12 @@ class ModelModule:
 
 
 def load_model_module(path: str | Path) -> ModelModule:
-    """Load a Python file, or a shipped one such as ``models/cnn.py``, and check its functions.
+    """Load a Python file, or an included one such as ``models/cnn.py``, and check its functions.
 
-    `build_model` is not called. From here on whatever Spark pickles of the module is pickled by value.
+    `build_model` is not called. From now on Spark pickles everything in the module by value.
 
     Raises:
-        ConfigError: there is no such file, it fails when it is run, or a function is missing or takes other
+        ConfigError: the file does not exist or raises an exception, or a function is missing or has wrong
             arguments.
     """
     file = find_shipped(str(path)).resolve()
@@ -92,7 +92,7 @@ def load_model_module(path: str | Path) -> ModelModule:
 
 
 def _run(file: Path) -> ModuleType:
-    # A name of its own for every load: two files of one name, or two versions of one file, do not meet.
+    # A new name for every load: two files of one name, or two versions of one file, must not be confused.
     stem = re.sub(r"\W", "_", file.stem)
     name = f"tfspark_model_{stem}_{uuid.uuid4().hex}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -111,7 +111,7 @@ def _run(file: Path) -> ModuleType:
 
 
 def _failure(error: BaseException) -> str:
-    """Describe an error with its traceback, less the frames of the import machinery."""
+    """Describe an error with its traceback, without the frames of the import machinery."""
     text = "".join(traceback.format_exception(_without_importer(error)))
     return f"it raised {type(error).__name__}:\n{text.rstrip()}"
 
@@ -145,7 +145,7 @@ def _hook(module: ModuleType, name: str, file: Path) -> Function:
     if not _accepts(function, HOOKS[name]):
         raise ConfigError(
             f"{file}: expected {signature}, got {name}{inspect.signature(function)}; "
-            "let it take these positional arguments and no others without a default"
+            "give it these positional arguments and no others without a default"
         )
     return function
 
@@ -161,6 +161,6 @@ def _accepts(function: Function, arguments: Sequence[str]) -> bool:
 
 
 def _pickle_by_value(module: ModuleType) -> None:
-    from pyspark.cloudpickle import register_pickle_by_value  # only here: pyspark takes its time
+    from pyspark.cloudpickle import register_pickle_by_value  # only here: the import of pyspark is slow
 
     register_pickle_by_value(module)

@@ -1,6 +1,6 @@
-"""The pictures of a report, by matplotlib's objects alone: no pyplot, no display, no global state.
+"""Draw the pictures of a report with matplotlib's objects only: no pyplot, no display, no global state.
 
-Called by `tfspark.experiment.report`, which brings the numbers.
+Called by `tfspark.experiment.report`, which provides the numbers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Blue and orange of Okabe and Ito, which readers with colour-blindness tell apart.
+# Blue and orange of Okabe and Ito, which readers with colour-blindness can distinguish.
 COLORS = {"train": "#0072B2", "validation": "#D55E00"}
 DOTS_PER_INCH = 120
-FEW_EPOCHS = 40  # so many points can be told apart
+FEW_EPOCHS = 40  # up to this number, single points can be distinguished
 LEAST_FONT = 5.5  # points
 LONGEST_NAME = 24  # characters
 CHARACTER = 0.62  # width of a character, as a share of the font's size
@@ -62,7 +62,7 @@ def draw_curves(path: Path, title: str, curves: Sequence[Curve]) -> Path:
 def draw_confusion_matrix(path: Path, matrix: npt.NDArray[np.int64], class_names: Sequence[str]) -> Path:
     """Draw a confusion matrix and save it as PNG.
 
-    The colour is the share of the true class; the count stands in the cell where it fits.
+    The colour is the share of the true class; the cell shows the count if there is room for it.
     """
     n = len(class_names)
     side = min(max(0.5 * n, 3.5), 12.0)
@@ -84,8 +84,8 @@ def draw_roc(path: Path, curves: Mapping[str, Sequence[Sequence[float]]]) -> Pat
     """Draw receiver operating characteristics and save them as PNG.
 
     Args:
-        path: where it goes.
-        curves: class -> its (false, true) positive rates, ascending; of one curve the name is not shown.
+        path: the file to write.
+        curves: class -> its (false, true) positive rates, ascending; the name of a single curve is not shown.
     """
     figure = Figure(figsize=(4.6, 4.6))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -115,7 +115,7 @@ def draw_roc(path: Path, curves: Mapping[str, Sequence[Sequence[float]]]) -> Pat
 
 
 def area_below(points: Sequence[Sequence[float]]) -> float:
-    """Return the area below a curve of (x, y) points, by trapezoids."""
+    """Return the area under a curve of (x, y) points, by trapezoids."""
     x, y = np.transpose(points)
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
 
@@ -134,7 +134,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 
 def _set_epochs(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Put whole epochs on the axis, also when there is only one."""
+    """Show whole epochs on the axis, even if there is only one."""
     epochs = [epoch for curve in curves for epoch in curve.epochs]
     if epochs:
         margin = max(0.5, 0.02 * (max(epochs) - min(epochs)))
@@ -156,7 +156,7 @@ def _write_counts(
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str], cell: float) -> None:
-    """Name the classes beside their cells; where they are too many, every second, every third and so on."""
+    """Name the classes beside their cells; if there are too many, only every second, every third and so on."""
     n = len(class_names)
     size = min(10.0, max(0.8 * cell, 7.0))
     step = math.ceil(1.2 * size / cell)

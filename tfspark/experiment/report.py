@@ -1,7 +1,7 @@
-"""What a run has to show: curves, the confusion matrix, the final table.
+"""Report a run: curves, the confusion matrix, the final table.
 
 Called on the driver at the end of a run, or later on its directory: reads ``metrics.jsonl`` and writes pictures
-beside it. Imports neither Spark nor TensorFlow, and leaves matplotlib's global state alone.
+beside it. Imports neither Spark nor TensorFlow, and does not change matplotlib's global state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfspark.experiment.plots import Curve, area_below, draw_confusion_matrix, d
 Matrix = npt.NDArray[np.int64]
 
 METRICS_FILE = "metrics.jsonl"
-# Numbers of an epoch that are no metric of the model.
+# Numbers of an epoch that are not metrics of the model.
 _BOOKKEEPING = frozenset({"epoch", "seconds", "rows", "rows_per_s", "learning_rate", "time"})
 
 
@@ -50,8 +50,8 @@ def epoch_curves(events: Sequence[Mapping[str, Any]]) -> dict[str, list[Curve]]:
     """Collect the metrics of the epochs.
 
     Returns:
-        Metric -> its curves, training first. An epoch that was trained again after a restart counts as its
-        last attempt; values that are not finite are left out.
+        Metric -> its curves, training first. If an epoch was trained again after a restart, its last attempt
+        counts; values that are not finite are skipped.
     """
     epochs: dict[int, dict[str, float]] = {}
     for event in events:
@@ -83,7 +83,7 @@ def write_confusion_matrix(run_dir: Path, matrix: Matrix, class_names: Sequence[
     """Draw ``confusion_matrix.png``.
 
     Args:
-        run_dir: where it goes.
+        run_dir: the run directory.
         matrix: rows by their true and their predicted class.
         class_names: in the order of the matrix.
 
@@ -91,7 +91,7 @@ def write_confusion_matrix(run_dir: Path, matrix: Matrix, class_names: Sequence[
         matrix: (classes, classes) integers; axis 0 true, axis 1 predicted.
 
     Raises:
-        DataError: the matrix is not square, or the names are not as many.
+        DataError: the matrix is not square, or the number of names differs.
     """
     n = len(class_names)
     if matrix.shape != (n, n):
@@ -100,10 +100,10 @@ def write_confusion_matrix(run_dir: Path, matrix: Matrix, class_names: Sequence[
 
 
 def class_scores(matrix: Matrix, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return each class's precision, recall and F1; one that is never predicted or never true has 0.
+    """Return each class's precision, recall and F1; 0 for a class that is never predicted or never true.
 
     Shapes:
-        matrix: (classes, classes); axis 0 true, axis 1 predicted. Of labels of several classes (classes, 2, 2).
+        matrix: (classes, classes); axis 0 true, axis 1 predicted. For multi-label rows (classes, 2, 2).
     """
     if matrix.ndim == 2:
         right, predicted, true = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
@@ -119,7 +119,7 @@ def class_scores(matrix: Matrix, class_names: Sequence[str]) -> dict[str, dict[s
 
 
 def macro_scores(classes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the means over the classes, each of the same weight."""
+    """Return the means over the classes, which all have the same weight."""
     return {
         f"{name}_macro": sum(scores[name] for scores in classes.values()) / len(classes)
         for name in ("precision", "recall", "f1")
@@ -127,7 +127,7 @@ def macro_scores(classes: Mapping[str, Mapping[str, float]]) -> dict[str, float]
 
 
 def mean_area(curves: Iterable[Sequence[Sequence[float]]]) -> float:
-    """Return the mean of the areas below curves."""
+    """Return the mean of the areas under curves."""
     return float(np.mean([area_below(curve) for curve in curves]))
 
 
@@ -136,7 +136,7 @@ def final_table(
     validation: Mapping[str, float] | None = None,
     test: Mapping[str, float] | None = None,
 ) -> Table:
-    """Set the last metrics side by side.
+    """Return a table with the last metrics side by side.
 
     Args:
         train: metric -> value on the training rows.
@@ -155,7 +155,7 @@ def final_table(
 
 
 def single_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each number of a metric that has several, such as F1 by class, a name: ``f1[0]``, ``f1[1]``."""
+    """Name each number of a metric with several values, such as F1 by class: ``f1[0]``, ``f1[1]``."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, list | tuple):
@@ -170,7 +170,7 @@ def single_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an event says of the model: its other numbers are about the run."""
+    """Return the model's metrics in an event, without its numbers about the run."""
     return {
         name: float(value)
         for name, value in event.items()

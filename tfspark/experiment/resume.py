@@ -1,4 +1,4 @@
-"""Going on with a run that was interrupted, in a run directory of its own. Runs on the driver, before Spark starts."""
+"""Continue an interrupted run, in a new run directory. Runs on the driver, before Spark starts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True)
 class Earlier:
-    """The run that is gone on with.
+    """The run to continue.
 
     Attributes:
-        directory: its run directory, which stays as it is.
-        checkpoint: its newest checkpoint that is whole.
+        directory: its run directory, which does not change.
+        checkpoint: its newest complete checkpoint.
     """
 
     directory: Path
@@ -28,8 +28,8 @@ class Earlier:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """Its events of the epochs that are not trained again; of an epoch trained twice, the last."""
-        # Here, as it imports matplotlib: a mistake shall show before that.
+        """Its events of the epochs that are not trained again; the last one if an epoch was trained twice."""
+        # Imported here, because it imports matplotlib: mistakes should be reported before that.
         from tfspark.experiment.report import METRICS_FILE, read_events
 
         if not (self.directory / METRICS_FILE).is_file():
@@ -43,7 +43,7 @@ class Earlier:
 
 
 def config_of(run_directory: Path) -> Path:
-    """Return the file that has a run's configuration.
+    """Return the file with a run's configuration.
 
     Raises:
         ConfigError: there is none.
@@ -52,17 +52,17 @@ def config_of(run_directory: Path) -> Path:
     if not found.is_file():
         what = "a directory without it" if run_directory.is_dir() else "no directory"
         raise ConfigError(
-            f"expected a run directory with {CONFIG_FILE} to resume from, {run_directory} is {what}; give --resume the "
-            "directory that the run named, such as runs/<name>-<timestamp>"
+            f"expected a run directory with {CONFIG_FILE} to resume from, {run_directory} is {what}; pass --resume the "
+            "directory that the run printed, such as runs/<name>-<timestamp>"
         )
     return found
 
 
 def find_earlier(run_directory: Path, experiment: Experiment) -> Earlier:
-    """Return the run to go on with, if the experiment can.
+    """Return the run to continue, if the experiment can continue it.
 
     Raises:
-        ConfigError: there is no such run, it has no checkpoint, or it is of another training.
+        ConfigError: there is no run in this directory, it has no checkpoint, or it is a different training.
     """
     if not run_directory.is_dir():
         config_of(run_directory)
@@ -87,6 +87,6 @@ def _check_epochs(checkpoint: Checkpoint, run_directory: Path, epochs: int) -> N
         state = "has ended its training" if checkpoint.finished else "has trained"
         asked = f"at least {trained}" if epochs < trained else f"{trained}"
         raise ConfigError(
-            f"expected train.epochs to be {asked}, as {run_directory} {state} with {trained}, got {epochs}; set it to "
-            "that, or start anew without --resume"
+            f"expected train.epochs to be {asked}, because {run_directory} {state} with {trained}, got {epochs}; set "
+            "it to that, or start a new run without --resume"
         )

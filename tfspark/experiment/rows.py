@@ -1,4 +1,4 @@
-"""The rows of an experiment: read by Spark, labels made classes, divided into train, validation and test."""
+"""Read the rows of an experiment by Spark, convert labels to classes, divide into train, validation and test."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _COPY = "__copy"
 
 @dataclass(frozen=True)
 class Rows:
-    """What an experiment trains and is judged on.
+    """The rows of an experiment.
 
     Attributes:
         train: training rows.
         validation: rows evaluated after each epoch; None: there are none.
         test: rows evaluated at the end; None: there are none.
-        columns: what is fed.
-        classes: values of the label in the order of the classes; empty when the label is no class.
+        columns: the columns to feed.
+        classes: values of the label in the order of the classes; empty if the label is not a class.
     """
 
     train: DataFrame
@@ -57,7 +57,7 @@ def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
     """Read, classify and divide the rows of an experiment.
 
     Raises:
-        ConfigError: a path, a table or a column is not there.
+        ConfigError: a path, a table or a column does not exist.
         DataError: no rows, or too many classes.
     """
     data = experiment.data
@@ -81,10 +81,10 @@ def load_rows(spark: SparkSession, experiment: Experiment) -> Rows:
 
 
 def read_source(spark: SparkSession, source: Source) -> DataFrame:
-    """Read what a source names.
+    """Read the rows of a source.
 
     Raises:
-        ConfigError: it is not there or Spark cannot read it; the message carries Spark's own words.
+        ConfigError: it does not exist or Spark cannot read it; the message includes Spark's own.
     """
     if source.path is not None and not path_exists(source.path):
         raise ConfigError(
@@ -101,11 +101,11 @@ def read_source(spark: SparkSession, source: Source) -> DataFrame:
 
 
 def path_exists(path: str) -> bool:
-    """Tell whether a local path or glob is there; what is on other file systems is left to Spark."""
+    """Return whether a local path or glob exists; True for other file systems, which only Spark can check."""
     if "://" in path or path.startswith(("hdfs:", "s3:", "s3a:", "gs:")):
         return True
     here = path.removeprefix("file:")
-    # Spark's globs have alternatives, {a,b}, which Python's have not: anything may stand there.
+    # Spark's globs have alternatives, {a,b}; Python's do not, so any text is accepted in their place.
     return os.path.exists(here) or bool(glob.glob(re.sub(r"\{[^{}]*\}", "*", here)))
 
 
@@ -124,10 +124,10 @@ def _read(spark: SparkSession, source: Source) -> DataFrame:
 
 
 def cut_series(df: DataFrame, data: Data) -> DataFrame:
-    """Cut series into windows if the experiment says so.
+    """Cut series into windows if the experiment has `data.windows`.
 
     Raises:
-        ConfigError: a column is not there.
+        ConfigError: a column does not exist.
         DataError: a value is missing.
     """
     if data.windows is None:
@@ -141,7 +141,7 @@ def cut_series(df: DataFrame, data: Data) -> DataFrame:
 
 
 def columns_of(data: Data) -> Columns:
-    """Return the columns an experiment feeds."""
+    """Return the columns that an experiment feeds."""
     features = tuple(Column(name, **dict(feature)) for name, feature in data.features.items())
     label = data.label
     labels = () if label is None else tuple(Column(name, label.shape, label.dtype) for name in label.columns)
@@ -155,7 +155,7 @@ def _with_class_count(columns: Columns, classes: tuple[Any, ...]) -> Columns:
 
 
 def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
-    """Return the label's values in the order of the classes; empty when the label is no class."""
+    """Return the label's values in the order of the classes; empty if the label is not a class."""
     if data.label is None or data.label.classes is None:
         return ()
     declared = data.label.classes
@@ -176,11 +176,11 @@ def _classes(df: DataFrame, data: Data) -> tuple[Any, ...]:
 
 
 def select_rows(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> DataFrame:
-    """Return the columns that are fed, the label as the number of its class.
+    """Return the columns to feed, with the label as the number of its class.
 
     Raises:
-        ConfigError: a column is not there.
-        DataError: a column is text where numbers are declared.
+        ConfigError: a column does not exist.
+        DataError: a column is text, but declared as numbers.
     """
     check_columns(columns, df.columns)
     chosen = {column.name: df[quoted(column.name)] for column in columns.sent}
@@ -193,7 +193,7 @@ def select_rows(df: DataFrame, columns: Columns, classes: tuple[Any, ...]) -> Da
 
 
 def _class_index(label: SparkColumn, name: str, classes: tuple[Any, ...]) -> SparkColumn:
-    """Replace a label by its class number; integers from 0 on are class numbers already."""
+    """Return a label's class number; integers from 0 on are already class numbers."""
     from pyspark.sql import functions as sf
 
     if not classes or classes == tuple(range(len(classes))):
@@ -221,9 +221,9 @@ def _own_rows(
 def _divide_by_time(
     df: DataFrame, data: Data, columns: Columns, seed: int
 ) -> tuple[DataFrame, DataFrame | None, DataFrame | None]:
-    """Divide windows exactly: the newest rows are for the test, those before for validation, of all series.
+    """Divide the windows of all series exactly: the newest rows are for the test, the rows before for validation.
 
-    What a row is to forecast lies in its own part of the time as a whole.
+    All values that a row is to forecast lie in the row's own part of the time.
     """
     from pyspark.storagelevel import StorageLevel
 
@@ -240,15 +240,18 @@ def _divide_by_time(
         rows = rows if begin is None else rows.where(until < begin)
     if any(shares) and rows.isEmpty():
         raise DataError(
-            f"expected rows to train on, all that data.windows makes go to validation and test ({max(shares):g}); "
-            "take less, or shorter windows"
+            f"expected rows to train on, but all windows of data.windows go to validation and test ({max(shares):g}); "
+            "use smaller fractions, or shorter windows"
         )
     train = select_rows(rows, columns, ())
     return _placed(train, seed).drop(_POSITION) if data.shuffle else train, parts[1], parts[0]
 
 
 def _newest(df: DataFrame, order: str, wanted: list[int]) -> list[Any]:
-    """Return the time from which on there are so many rows, or a few more of the same time; None: none are wanted."""
+    """Return for each wanted number of rows the time of the first one, counted from the end; None for 0 rows.
+
+    There may be a few more rows from that time on, because several rows have the same time.
+    """
     counts = df.groupBy(df[quoted(order)].alias("time")).count().sort("time", ascending=False)
     found: list[Any] = [None] * len(wanted)
     num_rows = 0
@@ -273,7 +276,10 @@ def _divide(df: DataFrame, data: Data, seed: int) -> tuple[DataFrame, DataFrame 
     num_validation = round(total * data.validation_fraction)
     num_train = total - num_validation - num_test
     if total and not num_train:
-        raise DataError(f"expected rows to train on, the {total} rows all go to validation and test")
+        raise DataError(
+            f"expected rows to train on, but all {total} rows go to validation and test; use smaller fractions in "
+            "data.validation and data.test"
+        )
     first, second = _position_after(sizes, num_train), _position_after(sizes, num_train + num_validation)
     position = placed[_POSITION]
     train = placed.where(position < first).drop(_POSITION)
@@ -283,18 +289,18 @@ def _divide(df: DataFrame, data: Data, seed: int) -> tuple[DataFrame, DataFrame 
 
 
 def _placed(df: DataFrame, seed: int | None) -> DataFrame:
-    """Give every row a position that grows in the order of the rows, and keep the result.
+    """Give every row a position that grows in the order of the rows, and persist the result.
 
-    Kept (in memory, on disk where that runs out) because every epoch reads it, and because each row must
+    It is persisted (in memory, on disk if memory runs out) because every epoch reads it, and because each row must
     be in the same part whenever it is computed.
     """
     from pyspark.sql import functions as sf
     from pyspark.storagelevel import StorageLevel
 
     if seed is not None:
-        # As many partitions as the input has, so that they stay of a size that suits Spark, but enough for
-        # all slots. (Adaptive execution does not merge the small ones of a result that is kept.) They are chosen by a
-        # hash: bounds of ranges would come of a sample, which is another when a program has made other RDDs before.
+        # As many partitions as the input has, so that their size still suits Spark, but enough for all slots.
+        # (Adaptive execution does not merge the small partitions of a persisted result.) A hash chooses the partition:
+        # the bounds of ranges depend on a sample, which differs if the program has created other RDDs before.
         count = max(df.rdd.getNumPartitions(), int(parallelism_of(df.sparkSession)[PARALLELISM]))
         mixed = df.withColumn(_POSITION, sf.rand(seed))
         df = mixed.repartition(count, _POSITION).sortWithinPartitions(_POSITION)
@@ -310,7 +316,7 @@ def _partition_sizes(placed: DataFrame) -> dict[int, int]:
 
 
 def _position_after(sizes: dict[int, int], count: int) -> int:
-    """Return the position behind the first `count` rows; no row is moved to find it."""
+    """Return the position after the first `count` rows, computed from the sizes of the partitions."""
     for partition, size in sorted(sizes.items()):
         if count <= size:
             return (int(partition) << 33) + count
@@ -319,7 +325,7 @@ def _position_after(sizes: dict[int, int], count: int) -> int:
 
 
 def _resampled(train: DataFrame, data: Data, seed: int) -> DataFrame:
-    """Feed rows of small classes several times, or leave out rows of large ones, at random; alike in every epoch."""
+    """Repeat rows of small classes, or drop rows of large ones, at random; the result is the same in every epoch."""
     from pyspark.sql import functions as sf
 
     if data.resample == "none" or data.label is None:
@@ -343,8 +349,8 @@ def _class_counts(train: DataFrame, label: str, key: str) -> dict[Any, int]:
     counts = {row[0]: row[1] for row in train.groupBy(train[quoted(label)]).count().collect()}
     if None in counts:
         raise DataError(
-            f"expected a class in every row for {key}, label {label!r} is null in {counts[None]} rows; filter them, "
-            f"for example by data.sql: SELECT * FROM ... WHERE {quoted(label)} IS NOT NULL"
+            f"expected a class in every row for {key}, but label {label!r} is null in {counts[None]} rows; filter "
+            f"them, for example by data.sql: SELECT * FROM ... WHERE {quoted(label)} IS NOT NULL"
         )
     return counts
 

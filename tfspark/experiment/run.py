@@ -1,4 +1,4 @@
-"""One experiment from its configuration to its report. Runs on the driver; called by the command line."""
+"""Run one experiment, from its configuration to its report. Runs on the driver; called by the command line."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SHUFFLE_BATCHES = 16
-"""Each worker mixes the rows of this many batches anew in every epoch."""
+"""Each worker shuffles rows in a window of this many batches, differently in every epoch."""
 
 
 @dataclass
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         directory: the run directory.
         train: metrics of the last epoch.
         validation: validation metrics of the last epoch; None: no validation rows.
         test: metrics on the test rows; None: no test rows.
-        seconds: phase -> how long it took.
+        seconds: phase -> its duration.
     """
 
     directory: Path
@@ -76,7 +76,7 @@ logger = logging.getLogger("tfspark")
 
 @dataclass
 class _Watch:
-    """Turns the cluster's events into lines, metrics and curves."""
+    """Converts the cluster's events to lines, metrics and curves."""
 
     console: RunConsole
     directory: RunDirectory
@@ -99,7 +99,7 @@ class _Watch:
 
     @contextmanager
     def tolerating_full_disk(self) -> Iterator[None]:
-        """Warn once of what cannot be written, and go on: a full disk does not end a training."""
+        """Warn once about files that cannot be written, and continue: a full disk does not end a training."""
         try:
             yield
         except OSError as error:
@@ -140,7 +140,7 @@ class _Watch:
 
     def _on_cache(self, fields: Mapping[str, Any]) -> None:
         kept = "later epochs are read from the nodes' disks"
-        lost = "not all workers could keep their rows (their logs say why); later epochs are read from Spark"
+        lost = "not all workers could cache their rows (see their logs); later epochs are read from Spark"
         self.console.line(f"{'node cache':<24}           {kept if fields['kept'] else lost}")
 
     def _on_scan(self, fields: Mapping[str, Any]) -> None:
@@ -175,7 +175,9 @@ class _Watch:
         self.directory.add_metrics("resumed", **fields)
 
     def _on_state_not_kept(self, fields: Mapping[str, Any]) -> None:
-        if fields["why"] not in self.warned_of:  # Every worker's part of every checkpoint is told.
+        if (
+            fields["why"] not in self.warned_of
+        ):  # There is an event for every worker's part of every checkpoint.
             self.warned_of.add(fields["why"])
             self.console.state_not_kept(fields["why"])
             self.directory.add_metrics("state_not_kept", **fields)
@@ -200,15 +202,15 @@ def run_experiment(
     """Train, evaluate, export and report an experiment.
 
     Args:
-        experiment: what to do.
-        console: where a person looks; None: standard output.
-        show_worker_logs: print what the workers write.
-        resume: run directory of a run that was interrupted, to go on with.
+        experiment: the experiment.
+        console: where the run is shown; None: standard output.
+        show_worker_logs: print the workers' output.
+        resume: run directory of an interrupted run to continue.
 
     Raises:
-        ConfigError: something is wrong before anything starts.
-        DataError: rows are not what was declared.
-        NodeFailedError: a node failed; the message carries its traceback and log.
+        ConfigError: a mistake that is found before anything starts.
+        DataError: rows do not match their declaration.
+        NodeFailedError: a node failed; the message includes its traceback and log.
     """
     console = console or Console()
     earlier = None if resume is None else find_earlier(resume, experiment)
@@ -240,7 +242,7 @@ def _cannot_write(path: Path, error: OSError) -> ConfigError:
 
 
 def _fetch_known_data(experiment: Experiment, spark: SparkSession, shown: RunConsole) -> None:
-    """Prepare a data set tfspark knows when the experiment names its directory and it is not there."""
+    """Prepare a data set of `DATASETS` if the experiment names its directory and the directory does not exist."""
     paths = [
         experiment.data.path,
         *(_split_path(s) for s in (experiment.data.validation, experiment.data.test)),
@@ -298,7 +300,7 @@ class _Results:
 
 
 def _cut_alike(spark: SparkSession, earlier: Earlier | None) -> None:
-    """Let Spark cut files all along by the cores it has now, or by those that a run which is gone on with had."""
+    """Make Spark cut files by one number of cores during the whole run: its current one, or that of the earlier run."""
     had = {} if earlier is None else earlier.checkpoint.layout.get("parallelism") or {}
     for name, value in (had or parallelism_of(spark)).items():
         spark.conf.set(name, value)
@@ -344,7 +346,7 @@ def _train(
 
 
 def _keep_with_export(export: Path, module: ModelModule, rows: Rows, names: tuple[str, ...]) -> None:
-    """Keep what predictions need beside the exported model: columns, classes and the model module's source."""
+    """Store the data that predictions need beside the exported model: columns, classes, the model module's source."""
     if not export.is_dir():
         return
     is_multi_label = bool(names) and not rows.class_names
@@ -392,15 +394,15 @@ def _settings(
 def model_params(
     experiment: Experiment, rows: Rows, understood: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """Return ``model.params`` with ``input_shape``, ``num_classes`` and so on as the data section has them.
+    """Return ``model.params`` with ``input_shape``, ``num_classes`` and so on from the data section.
 
     Args:
-        experiment: what is run.
+        experiment: the experiment.
         rows: its rows.
-        understood: the parameters that the module names; None: it does not say.
+        understood: names of the module's parameters; None: unknown.
 
     Raises:
-        ConfigError: the params say otherwise.
+        ConfigError: ``model.params`` has a different value.
     """
     params = dict(experiment.model.params)
     features = rows.columns.features
@@ -416,7 +418,7 @@ def model_params(
     for key, value in known.items():
         if params.setdefault(key, value) != value:
             raise ConfigError(
-                f"expected model.params.{key} to be {value}, as the data section says, got {params[key]}; leave it out"
+                f"expected model.params.{key} to be {value}, as in the data section, got {params[key]}; leave it out"
             )
     return params
 
@@ -446,7 +448,7 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
 
 
 def class_names(rows: Rows, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes: those of the data, or numbers, where a label says yes or no to each class."""
+    """Return the names of the classes: those of the data, or numbers for a multi-label column."""
     label = rows.columns.class_label
     if rows.class_names or label is None or rows.columns.examples is not None:
         return rows.class_names
@@ -468,7 +470,7 @@ def _test(
     metrics = single_numbers(metrics)
     if confusion is not None:
         metrics.update(macro_scores(class_scores(np.asarray(confusion), names)))
-    # One curve alone has no name: it is that of the model's own AUC, or of the second of two classes.
+    # A single curve has no name: it belongs to the model's own AUC, or to the second of two classes.
     of_curves = names if len(curves) > 1 else ("",)
     named = {name: curve for name, curve in zip(of_curves, curves, strict=False) if curve}
     if named:
@@ -496,7 +498,7 @@ def _report(
     watch: _Watch,
     earlier: Earlier | None,
 ) -> None:
-    """Write what came of the run.
+    """Write the results of the run.
 
     Raises:
         ConfigError: there is no room for ``results.json``.

@@ -1,6 +1,6 @@
-"""The run directory: the one place that knows what is kept of a run and where.
+"""The run directory: the only module that knows the files of a run.
 
-``runs/<name>-<timestamp>/`` holds ``config.yaml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``run.log``,
+``runs/<name>-<timestamp>/`` has ``config.yaml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``run.log``,
 ``logs/`` (one file per node), ``tensorboard/``, ``checkpoints/``, ``export/``, ``results.json`` and pictures.
 """
 
@@ -26,14 +26,14 @@ PACKAGES = ("tfspark", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyar
 
 
 class RunDirectory:
-    """One run's directory; made at once, never one that exists.
+    """One run's directory, created by the constructor; it must not exist before.
 
     Args:
         parent: directory of all runs.
         name: the experiment's name.
 
     Raises:
-        ConfigError: it exists already or cannot be written.
+        ConfigError: it already exists or cannot be written.
     """
 
     def __init__(self, parent: Path, name: str):
@@ -43,14 +43,14 @@ class RunDirectory:
             self.path.mkdir(parents=True)
         except FileExistsError:
             raise ConfigError(
-                f"expected to make a new run directory, {self.path} exists; wait a second or set output.dir"
+                f"expected to make a new run directory, but {self.path} exists; wait a second or set output.dir"
             ) from None
         except OSError as error:
             raise ConfigError(
                 f"expected to make the run directory {self.path}: {error.strerror}; set output.dir to a directory "
                 "that you may write to"
             ) from None
-        # Written here, since TensorBoard's own writer imports TensorFlow, which the driver can do without.
+        # Written here, because TensorBoard's own writer imports TensorFlow, which the driver does not need.
         self._curves = self.path / "tensorboard" / f"events.out.tfevents.{int(time.time())}.{platform.node()}"
 
     def write_text(self, name: str, text: str) -> None:
@@ -62,12 +62,12 @@ class RunDirectory:
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
     def open_log(self) -> TextIO:
-        """Open ``run.log``, unbuffered: where there is no room, closing it must not fail for what is left to write."""
+        """Open ``run.log``, unbuffered: on a full disk, closing the file must not fail because of buffered text."""
         raw = (self.path / "run.log").open("ab", buffering=0)
         return io.TextIOWrapper(raw, encoding="utf-8", write_through=True)
 
     def write_versions(self) -> None:
-        """Write which versions ran."""
+        """Write the versions of Python, the platform and the packages, and the command line."""
         found = {
             "python": platform.python_version(),
             "platform": platform.platform(),
@@ -81,7 +81,7 @@ class RunDirectory:
             lines.write(json.dumps({"event": event, "time": time.time(), **fields}) + "\n")
 
     def add_epochs(self, events: Iterable[Mapping[str, Any]]) -> None:
-        """Take over an earlier run's events of epochs, with their times."""
+        """Copy an earlier run's events of epochs, with their times."""
         for event in events:
             self.add_metrics(**event)
             self.add_scalars(event["epoch"], metrics_of(event))

@@ -1,4 +1,4 @@
-"""What must not be written down: passwords, tokens and keys among the settings of Spark and of data sources. Pure."""
+"""Find and remove secrets: passwords, tokens and keys among the settings of Spark and of data sources. Pure."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from tfspark.errors import ConfigError
 
 REDACTED = "*********(redacted)"
-"""As Spark shows such settings."""
+"""Spark's own text in place of a secret."""
 SECTIONS = ("options", "spark")
-"""Mappings whose keys are names of Spark's or of a data source; others hold names of the user's own."""
+"""Mappings whose keys are settings of Spark or of a data source; other mappings have the user's own names."""
 _NAME = re.compile(
     r"(?i)secret|password|passwd|passphrase|token|credential|access[._-]?key|account[._-]?key|api[._-]?key"
     r"|private[._-]?key|fs\.azure\.sas"
@@ -20,7 +20,7 @@ _VALUE = re.compile(r"(?i)(password|passwd|pwd|secret|token|sig)=[^&;\s]|://[^/@
 
 
 def is_secret(name: str, value: Any) -> bool:
-    """Tell whether a setting has, or an address holds, what only its owner should know."""
+    """Return whether a setting is a secret, or an address that contains one."""
     is_flag = (
         value is None or isinstance(value, bool | int | float) or str(value).lower() in ("true", "false", "")
     )
@@ -28,7 +28,7 @@ def is_secret(name: str, value: Any) -> bool:
 
 
 def without_secrets(values: Any, inside: str = "") -> Any:
-    """Return the values of an experiment with `REDACTED` in place of secrets."""
+    """Return the values of an experiment with secrets replaced by `REDACTED`."""
     if isinstance(values, Mapping):
         return {
             name: REDACTED
@@ -40,7 +40,7 @@ def without_secrets(values: Any, inside: str = "") -> Any:
 
 
 def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with `REDACTED` in place of the values of ``key=value`` that are secrets."""
+    """Return a command line in which the values of secret ``key=value`` arguments are replaced by `REDACTED`."""
     shown = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -49,10 +49,10 @@ def arguments_without_secrets(arguments: Sequence[str]) -> list[str]:
 
 
 def refuse_redacted(values: Any, key: tuple[str, ...] = ()) -> None:
-    """Refuse an experiment that was read from a run's record and still lacks its secrets.
+    """Reject an experiment that was read from a run's record and still lacks its secrets.
 
     Raises:
-        ConfigError: names the first.
+        ConfigError: names the first missing secret.
     """
     if isinstance(values, Mapping):
         for name, value in values.items():
@@ -60,6 +60,6 @@ def refuse_redacted(values: Any, key: tuple[str, ...] = ()) -> None:
     elif values == REDACTED:
         name = ".".join(key)
         raise ConfigError(
-            f"expected the value of {name}, got {REDACTED}: a run's record keeps no secrets; give it again: "
+            f"expected the value of {name}, got {REDACTED}: a run's record keeps no secrets; pass it again: "
             f"--set {name}=..."
         )

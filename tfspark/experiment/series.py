@@ -1,4 +1,4 @@
-"""Cutting series into windows, with Spark. Called on the driver."""
+"""Cut series into windows, with Spark. Called on the driver."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def windows(
     by: str | Sequence[str] | None = None,
     until: str | None = None,
 ) -> DataFrame:
-    """Give every row of a series that has enough of it before and after: what came, and what comes.
+    """Return, for each row of a series with enough rows before and after it, the values before it and from it on.
 
     Args:
         df: one row per point in time (and series).
-        order: the column that says when; a value occurs once per series.
-        values: the variables a window holds.
+        order: the column by which rows are ordered in time; a value occurs once per series.
+        values: the variables of a window.
         steps: length of a window, 1 or more.
-        horizon: so many steps are to be forecast, 1 or more.
+        horizon: number of steps to forecast, 1 or more.
         targets: the variables to forecast; None: all of `values`.
-        by: the columns that tell series apart; None: it is one, which one task of Spark sorts.
+        by: the columns that identify a series; None: there is one series, which one Spark task sorts.
         until: name of a column to add: the `order` of the last step to forecast.
 
     Returns:
-        `by`, `order`: of the first step to forecast; `window` and `target`: arrays of float, steps first, so that step
+        `by`; `order` of the first step to forecast; `window` and `target`: arrays of float, steps first, so that step
         s of variable v is at ``s * len(values) + v``.
 
     Raises:
         ConfigError: no value, steps or horizon.
-        DataError: a series holds a null.
+        DataError: a series has a null.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as sf

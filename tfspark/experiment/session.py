@@ -29,10 +29,10 @@ def is_submitted() -> bool:
 
 @contextmanager
 def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
-    """Open the session an experiment asks for, and stop it at the end.
+    """Open the session of an experiment, and stop it at the end.
 
     Raises:
-        ConfigError: Spark could not start; the message carries Spark's own words.
+        ConfigError: Spark could not start; the message includes Spark's own.
     """
     from pyspark.sql import SparkSession
 
@@ -58,24 +58,24 @@ def spark_session(name: str, cluster: Cluster) -> Iterator[SparkSession]:
     try:
         yield spark
     finally:
-        with suppress(Exception):  # Spark is gone, as after a signal.
-            # Tasks that were just cancelled, such as a warm-up, end while Spark stops: nobody needs their errors.
+        with suppress(Exception):  # Spark may have ended, for example after a signal.
+            # Tasks that were just cancelled, such as a warm-up, end while Spark stops: hide their errors.
             spark.sparkContext.setLogLevel("OFF")
         spark.stop()
 
 
 def _refuse_connect(settings: Mapping[str, str]) -> None:
-    """Refuse Spark Connect before Spark would start it: it has no SparkContext."""
+    """Reject Spark Connect before Spark starts it: it has no SparkContext."""
     given = "SPARK_REMOTE" if os.environ.get("SPARK_REMOTE") else "spark.remote"
     if os.environ.get("SPARK_REMOTE") or settings.get("spark.remote"):
         raise ConfigError(
-            f"expected a classic Spark session, {given} asks for Spark Connect, which has no SparkContext: unset it "
-            "and name the master in cluster.master"
+            f"expected a classic Spark session, {given} asks for Spark Connect, which has no SparkContext; unset it "
+            "and set cluster.master"
         )
 
 
 def _loopback() -> dict[str, str]:
-    """A cluster within this machine listens on this machine only, and says only what went wrong."""
+    """Return settings for a cluster within this machine: listen on this machine only, and log only errors."""
     os.environ.setdefault("SPARK_LOCAL_IP", LOOPBACK)
     settings = {
         "spark.driver.host": LOOPBACK,
@@ -88,11 +88,11 @@ def _loopback() -> dict[str, str]:
 
 
 def _start_jvm(settings: Mapping[str, str]) -> None:
-    """Start Spark's JVM, if there is none, in a session of its own.
+    """Start Spark's JVM in its own session, if it is not running.
 
-    There a signal to this program's process group, such as a terminal's Ctrl-C, does not reach it: it is
-    still needed to end the nodes. It ends with this program, whose pipe it reads. Broken off before it reads
-    that pipe it would be left behind, so signals wait until then, which is a second or two.
+    There a signal to this program's process group, such as a terminal's Ctrl-C, does not reach it: the JVM is
+    still needed to end the nodes. It ends with this program, whose pipe it reads. If this program ended before the
+    JVM reads that pipe, the JVM would remain. So signals wait until then, for a second or two.
     """
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway
@@ -105,7 +105,7 @@ def _start_jvm(settings: Mapping[str, str]) -> None:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Act on SIGINT and SIGTERM at the end of the block only."""
+    """Delay SIGINT and SIGTERM until the end of the block."""
     came: list[int] = []
     try:
         with _handlers_kept():
@@ -120,10 +120,10 @@ def _signals_held() -> Iterator[None]:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Put the handlers of signals back at the end of the block.
+    """Restore the signal handlers at the end of the block.
 
-    pyspark's own handler of SIGINT calls the JVM from within whatever call is under way, and cancels the
-    jobs of the nodes, which are to end in order.
+    pyspark's own handler of SIGINT calls the JVM in the middle of any other call, and cancels the jobs of the nodes,
+    which must end in order.
     """
     before = {number: signal.getsignal(number) for number in ENDING_SIGNALS}
     try:

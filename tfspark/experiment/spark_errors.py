@@ -1,4 +1,4 @@
-"""What Spark says when it cannot compute something, cut down to what concerns the person who asked."""
+"""Convert Spark's errors to short messages, without the parts that do not help the user."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_CHARS = 1500
 
 @contextmanager
 def spark_errors_in_words() -> Iterator[None]:
-    """Raise a `DataError` where Spark fails within the block, and keep its own error log quiet.
+    """Raise a `DataError` if Spark fails within the block, and silence Spark's own error log.
 
     Raises:
-        DataError: with the words of Spark, or of the error of tfspark that was raised in one of its tasks.
+        DataError: with Spark's message, or that of tfspark's error in one of Spark's tasks.
     """
     from pyspark.errors import PySparkException
     from pyspark.logger import PySparkLogger

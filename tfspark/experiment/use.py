@@ -1,4 +1,4 @@
-"""`tfspark predict` and `tfspark evaluate`: a trained model on rows that a path names. Driver only."""
+"""`tfspark predict` and `tfspark evaluate`: apply a trained model to the rows of a path. Driver only."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def predict_files(
     handle_invalid: str,
     cluster: Cluster | None,
 ) -> int:
-    """Write the rows of a path with their predictions; return how many there are.
+    """Write the rows of a path with their predictions; return the number of rows.
 
     Args:
         model: a run directory, a ``.keras`` file or a SavedModel.
         data: path of the rows.
-        output: directory to write; it must not be there.
+        output: directory to write; it must not exist.
         data_format: of the rows; None: that of the run, or parquet.
         output_format: one of `FORMATS`.
         features: columns that the model reads; None: those of the run.
@@ -51,15 +51,15 @@ def predict_files(
         cluster: Spark's master and settings; None: those of the run, or ``local[*]``.
 
     Raises:
-        ConfigError: something is not there, or in the way.
+        ConfigError: an input does not exist, or the output does.
     """
     if output_format not in FORMATS:
         raise ConfigError(
             f"expected --output-format to be one of {', '.join(FORMATS)}, got {output_format!r}"
         )
     if "://" not in output and Path(output).exists():
-        raise ConfigError(f"expected to make {output}, it exists; remove it, or choose another --output")
-    find_model(model)  # A mistake shows before Spark starts.
+        raise ConfigError(f"expected to make {output}, but it exists; remove it, or choose another --output")
+    find_model(model)  # Report a mistake before Spark starts.
     run = _experiment_of(model)
     with spark_session("predict", _cluster_of(run, cluster)) as spark, spark_errors_in_words():
         rows = _up_to_now(read_source(spark, _source_of(run, data, data_format)), run)
@@ -73,7 +73,7 @@ def predict_files(
 
 
 def _up_to_now(df: DataFrame, run: Experiment | None) -> DataFrame:
-    """Give each row of a series the window that ends with it, if the run cut windows; leave out rows without one."""
+    """If the run cut windows, return each row with the window that ends with it, without rows that have none."""
     if run is None or run.data.windows is None:
         return df
     cut = run.data.windows
@@ -90,7 +90,7 @@ def _count(spark: SparkSession, output: str, output_format: str) -> int:
 
 
 def write_rows(df: DataFrame, output: str, output_format: str) -> None:
-    """Write rows; a CSV file, which has no arrays, gets them as JSON, and bytes in base64."""
+    """Write rows; CSV files get arrays as JSON, and bytes in base64."""
     from pyspark.sql import functions as sf
 
     from tfspark.feed.spark_names import quoted
@@ -114,20 +114,20 @@ def write_rows(df: DataFrame, output: str, output_format: str) -> None:
 def evaluate_files(
     run: str, data: str, data_format: str | None, output: Path | None, cluster: Cluster | None
 ) -> tuple[dict[str, float], Path]:
-    """Evaluate a run's model on the rows of a path: metrics and pictures, as of the run's own test rows.
+    """Evaluate a run's model on the rows of a path: metrics and pictures, as for the run's own test rows.
 
     Args:
         run: the run directory.
-        data: path of the rows; they have the label, too.
+        data: path of the rows, including the label.
         data_format: of the rows; None: that of the run.
-        output: directory of the results; None: ``evaluation`` and a number in the run directory.
+        output: directory of the results; None: ``evaluation-1`` and so on in the run directory.
         cluster: Spark's master and settings; None: those of the run.
 
     Returns:
-        The metrics, and where they were written.
+        The metrics, and the directory of the results.
 
     Raises:
-        ConfigError: it is no run directory, or lacks an exported model.
+        ConfigError: `run` is not a run directory, or has no exported model.
     """
     found, experiment = find_model(run), _experiment_of(run)
     if experiment is None or found.described is None:
@@ -151,7 +151,7 @@ def evaluate_files(
 
 
 def write_results(place: Path, metrics: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float]:
-    """Write ``results.json``, and where classes were counted the pictures of a run; return the single numbers."""
+    """Write ``results.json``, and with classes the pictures of a run; return the single numbers."""
     import json
 
     from tfspark.experiment.plots import draw_roc

@@ -1,6 +1,6 @@
-"""YAML with positions: what a file says, on which line, and what ``--set`` changes.
+"""Read YAML with positions: the values of a file, their lines, and the changes by ``--set``.
 
-Used by `tfspark.experiment.config` on the driver. Pure but for reading the file: no Spark, no TensorFlow. The
+Used by `tfspark.experiment.config` on the driver. Pure except for reading the file: no Spark, no TensorFlow. The
 dialect is YAML 1.2's core schema on PyYAML's parser, so ``1e-3`` is a number and ``no`` is a word.
 """
 
@@ -17,7 +17,7 @@ import yaml
 from tfspark.errors import ConfigError
 
 Key = tuple[str | int, ...]
-"""Where a value is: ``("data", "features", "image", "shape", 0)``; the document itself is ``()``."""
+"""The position of a value: ``("data", "features", "image", "shape", 0)``; the document itself is ``()``."""
 
 _SCALARS = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -31,12 +31,12 @@ _SCALARS = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a configuration.
+    """One mistake in a configuration.
 
     Attributes:
         place: ``file:line``, or the ``--set`` option as it was given.
         key: dotted key; empty for the whole document.
-        text: what was expected and what came.
+        text: what was expected, and what it got.
     """
 
     place: str
@@ -44,13 +44,13 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        """Return the line a user reads."""
+        """Return the message for the user."""
         return ": ".join(part for part in (self.place, self.key, self.text) if part)
 
 
 @dataclass
 class Document:
-    """A YAML document as plain Python values, and where each of them stands."""
+    """A YAML document as plain Python values, with the position of each value."""
 
     path: str
     values: dict[Any, Any] = field(default_factory=dict)
@@ -58,13 +58,13 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def place(self, key: Key) -> str:
-        """Return where `key` stands, or else the nearest section around it."""
+        """Return the position of `key`, or else that of the nearest section around it."""
         while key and key not in self.places:
             key = key[:-1]
         return self.places.get(key, self.path)
 
     def report(self, key: Key, text: str) -> None:
-        """Note a problem with the value at `key`."""
+        """Record a problem with the value at `key`."""
         self.problems.append(Problem(self.place(key), dotted(key), text))
 
 
@@ -79,16 +79,16 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `Loader` reads back as the same values."""
+    """Writes YAML that `Loader` reads back as the same values."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def ignore_aliases(self, data: object) -> bool:
-        """Write equal values out again instead of pointing back to the first."""
+        """Write equal values each time, instead of a reference to the first."""
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
-        """Quote line breaks of Unicode's, which PyYAML writes out as they are and reads as spaces."""
+        """Quote Unicode line breaks, which PyYAML would write unquoted and then read as spaces."""
         style = '"' if set(data) & set("\x85\u2028\u2029\ufeff") else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
@@ -104,7 +104,7 @@ Dumper.add_representer(str, Dumper.represent_text)
 
 
 def dotted(key: Key) -> str:
-    """Return a key as it is written after ``--set``."""
+    """Return a key in the form of ``--set``."""
     return ".".join(str(part) for part in key)
 
 
@@ -112,10 +112,10 @@ def read_document(path: Path) -> Document:
     """Read a YAML file.
 
     Returns:
-        The document; keys given twice and values YAML cannot build are among its problems.
+        The document; its problems include duplicate keys and values that YAML cannot build.
 
     Raises:
-        ConfigError: no values can be had at all: no such file, not UTF-8, bad syntax, not a mapping.
+        ConfigError: the file cannot be read at all: it is missing, not UTF-8, not a mapping, or has bad syntax.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -150,9 +150,9 @@ def override(document: Document, options: Sequence[str], takes_dots: Callable[[K
     """Apply ``--set`` options in the order given.
 
     Args:
-        document: changed in place; an option that cannot be applied joins its problems.
+        document: changed in place; an option that cannot be applied is added to its problems.
         options: ``a.b=value`` each, the value in YAML.
-        takes_dots: says whether a section's own keys have dots in them, as Spark's settings do.
+        takes_dots: returns whether a section's own keys have dots, as Spark's settings do.
     """
     for option in options:
         place = f"--set {option}"
@@ -164,7 +164,7 @@ def override(document: Document, options: Sequence[str], takes_dots: Callable[[K
 
 
 class _Walk:
-    """Turns nodes into values and notes the line of each."""
+    """Converts nodes to values and records the line of each."""
 
     def __init__(self, loader: Loader, document: Document):
         self.loader = loader
@@ -227,10 +227,10 @@ def _parse_option(option: str, takes_dots: Callable[[Key], bool]) -> tuple[Key, 
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as YAML does.
+    """Read a value as YAML.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: it is not YAML.
     """
     try:
         return yaml.load(text, Loader)
@@ -246,10 +246,10 @@ def _join_dotted(parts: tuple[str, ...], takes_dots: Callable[[Key], bool]) -> K
 
 
 def put(document: Document, key: Key, value: Any, place: str) -> None:
-    """Set a value as it is: a text stays a text, whatever YAML would make of it.
+    """Set a value literally: a text stays a text, even if YAML would read it as a number.
 
     Raises:
-        ConfigError: something around `key` is no section.
+        ConfigError: a part of `key` is not a section.
     """
     section = document.values
     for end, part in enumerate(key[:-1], start=1):
@@ -267,7 +267,7 @@ def put(document: Document, key: Key, value: Any, place: str) -> None:
 
 
 def _same_key(section: dict[Any, Any], name: str | int) -> Any:
-    """Return the section's own spelling of a key: ``--set a.0=x`` means the number 0 if that is there."""
+    """Return the section's own form of a key: ``--set a.0=x`` means the number 0 if the section has that key."""
     return next((known for known in section if str(known) == name), name)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from tfspark.errors import DeadlineError
+
+UNFINISHED_BATCHES = 8
+"""Maximum batches of the first pull while Spark may still deliver rows of the partition."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class ChunkBuffer:
         self._rows = 0
         self._pulls = self._moves = 0
         self._unacknowledged: dict[int, tuple[int, list[Piece]]] = {}
+        self._granted: Counter[int] = Counter()
         self._lost: set[int] = set()
         self._finished = False
         self._stopped = False
@@ -167,7 +171,8 @@ class ChunkBuffer:
         self, reader: int, queue: deque[Piece], max_bytes: int, sequence: int
     ) -> tuple[str, list[Piece], int]:
         """Return the next chunk; it is kept until it is acknowledged."""
-        pieces = self._take(queue, self._grant_rows(queue, max_bytes))
+        pieces = self._take(queue, self._grant_rows(reader, queue, max_bytes))
+        self._granted[reader] += sum(piece.batch.num_rows for piece in pieces)
         self._unacknowledged[reader] = sequence, pieces
         self._changed.notify_all()
         return "chunk", pieces, sequence
@@ -186,8 +191,10 @@ class ChunkBuffer:
         """Put the unacknowledged chunk of a reader back to the front."""
         _, pieces = self._unacknowledged.pop(reader)
         self._queues[0 if self._stripe_rows is None else reader].extendleft(reversed(pieces))
+        num_rows = sum(piece.batch.num_rows for piece in pieces)
         self._bytes += sum(piece.batch.nbytes for piece in pieces)
-        self._rows += sum(piece.batch.num_rows for piece in pieces)
+        self._rows += num_rows
+        self._granted[reader] -= num_rows
         self._changed.notify_all()
 
     def wait_served(self) -> bool:
@@ -250,20 +257,23 @@ class ChunkBuffer:
             return
         self._undealt.clear()
 
-    def _grant_rows(self, queue: deque[Piece], max_bytes: int) -> int:
-        """Return how many rows one pull may take: one chunk of bytes, less near the end of the partition.
+    def _grant_rows(self, reader: int, queue: deque[Piece], max_bytes: int) -> int:
+        """Return how many rows one pull may take.
 
-        Once Spark has delivered everything, a pull takes at most the (n + 1)-th part of the remaining rows, but at
-        least a batch if that fits. So the readers end at about the same time (guided self-scheduling: Polychronopoulos
-        and Kuck,
-        1987). A row that is larger than a chunk is sent alone.
+        Readers should end at about the same time: where one has rows left and another has none, steps are trained on
+        fewer rows. So the first pulls take a few batches, because Spark may deliver no more; a later one takes at most
+        what was taken before. Once Spark has delivered all of the partition, a pull takes half of what the reader lacks
+        of its equal share, but at least a batch (after guided self-scheduling: Polychronopoulos and Kuck, 1987). A row
+        that is larger than a chunk is sent alone.
         """
         head = queue[0].batch
         by_bytes = max(1, int(max_bytes * head.num_rows / max(head.nbytes, 1)))
-        if not self._finished or self._stripe_rows is not None:
+        if self._stripe_rows is not None:
             return by_bytes
-        fair = self._rows // (self._num_readers + 1)
-        return min(by_bytes, max(fair, self._batch_rows))
+        if not self._finished:
+            return min(by_bytes, max(UNFINISHED_BATCHES * self._batch_rows, self._granted.total()))
+        share = (self._rows + self._granted.total()) // self._num_readers
+        return min(by_bytes, max((share - self._granted[reader]) // 2, self._batch_rows))
 
     def _take(self, queue: deque[Piece], count: int) -> list[Piece]:
         taken: list[Piece] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -223,6 +224,10 @@ class Columns:
         )
 
 
+_OF_NO_HEADER = re.compile(r"_c\d+")
+"""Names that Spark gives to the columns of CSV files without a header."""
+
+
 def check_columns(columns: Columns, available: Sequence[str]) -> None:
     """Reject columns that the data does not have.
 
@@ -240,6 +245,11 @@ def check_columns(columns: Columns, available: Sequence[str]) -> None:
 
 def _hint(name: str, available: Sequence[str]) -> str:
     """Return what a missing column's name may mean; empty if nothing is known."""
+    if all(_OF_NO_HEADER.fullmatch(column) for column in available):
+        return (
+            "if the first line of the CSV files holds the names, read them with the option header=True "
+            "(data.options: {header: true}); else "
+        )
     struct = name.partition(".")[0]
     if struct in available:
         return (

@@ -110,7 +110,7 @@ def divide(files: Sequence[InputFile], counts: Sequence[int], num_workers: int) 
     """
     total = sum(counts)
     if not total:
-        raise DataError(f"expected records, came none in {len(files)} files; see whether the path is right")
+        raise DataError(f"expected records, got none in {len(files)} files; check the path")
     bounds = [total * worker // num_workers for worker in range(num_workers + 1)]
     return [list(_between(files, counts, first, end)) for first, end in pairwise(bounds)]
 

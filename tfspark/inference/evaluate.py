@@ -140,7 +140,7 @@ class PartMetrics:
         count_real_rows_alone(model, predictor.columns.weighs_rows)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset the state."""
         self._model.reset_metrics()
         self._counts = np.zeros(0)
 

@@ -27,10 +27,12 @@ from tfspark.feed.described import (
 from tfspark.inference.model_files import KERAS, ModelFiles, load, of_keras, read_model
 from tfspark.inference.outputs import Output
 from tfspark.inference.predictor import BATCH_ROWS, Predictor
+from tfspark.inference.records import predicted_records
 from tfspark.inference.values import spark_type
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
 
 INVALID = ("error", "skip", "keep")
 PREDICTED = "__tfspark_predicted"
@@ -117,6 +119,9 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
                 "drop it, or choose another name for the prediction (predictionCol, output=, --output-column)"
             )
     use_own_python(df.sparkSession)
+    records = predicted_records(df, predictor, _schema(df, predictor))
+    if records is not None:
+        return records
     # By position: names may be expressions, or differ only in case.
     by_place = df.toDF(*(f"column_{place}" for place in range(len(fields))))
     columns = [by_place[f"column_{place}"] for place in range(len(fields))]
@@ -134,6 +139,14 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
         if field.name not in predictor.hidden
     ]
     return predicted.select(*kept, *made)
+
+
+def _schema(df: DataFrame, predictor: Predictor) -> StructType:
+    """Return the columns that are kept, then those that are computed."""
+    from pyspark.sql.types import StructField, StructType
+
+    kept = [field for field in df.schema.fields if field.name not in predictor.hidden]
+    return StructType([*kept, *(StructField(out.column, _data_type(out.type)) for out in predictor.outputs)])
 
 
 def _function(predictor: Predictor) -> Any:

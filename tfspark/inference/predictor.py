@@ -67,6 +67,16 @@ class Predictor:
         for rows in self.slices(batches):
             yield pa.StructArray.from_arrays(self._predicted(rows), names)
 
+    def added(self, batches: Iterator[pa.RecordBatch], kept: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows with the columns `kept` and the predictions; drop rows with a null feature if told to."""
+        names = [*kept, *(output.column for output in self.outputs)]
+        for batch in batches:
+            if self.handle_invalid == "skip":
+                batch = batch.filter(pa.array(self._is_there(batch)))
+            for rows in self.slices(iter([batch])):
+                made = self._predicted(rows.select(list(self.read)))
+                yield pa.RecordBatch.from_arrays([*(rows.column(name) for name in kept), *made], names)
+
     def slices(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of each call, one call after another."""
         for batch in batches:

@@ -1,6 +1,6 @@
-"""TensorFlowOnSpark's ``TFNode``: what a map function calls. Used in the trainer.
+"""TensorFlowOnSpark's ``TFNode``: functions for a map function. Used in the trainer.
 
-``from tfspark import TFNode``; the same things are methods of the context.
+``from tfspark import TFNode``; the context has the same functions as methods.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Places(Protocol):
-    """What `hdfs_path` needs of a context."""
+    """The part of a context that `hdfs_path` needs."""
 
     @property
     def defaultFS(self) -> str:
@@ -30,18 +30,18 @@ class Places(Protocol):
 
 
 class DataFeed:
-    """The rows the driver feeds with ``cluster.train`` or ``cluster.inference``, as they are in the RDD.
+    """The rows that the driver feeds with ``cluster.train`` or ``cluster.inference``, unchanged as in the RDD.
 
     Rows are pulled over the feed as by ``ctx.dataset()``; all passes of all calls follow one another. All feeds of
     one queue in a process share its rows.
 
     Args:
         mgr: ``ctx.mgr``, or the context itself.
-        train_mode: False if results are returned with `batch_results`. Both ways a batch never mixes rows of two
-            partitions of an inference, and may mix those of two epochs.
-        qname_in: the queue, as ``qname`` of ``train`` and ``inference``.
-        qname_out: one of the queues; results go back to the partition their rows came from.
-        input_mapping: column -> tensor name; batches then are dicts of lists by tensor name, the fields of a row
+        train_mode: False if results are returned with `batch_results`. In both modes a batch never mixes rows of two
+            partitions of an inference, but may mix rows of two epochs.
+        qname_in: the queue: the ``qname`` of ``train`` and ``inference``.
+        qname_out: one of the queues; results go back to the partition of their rows.
+        input_mapping: column -> tensor name. Batches are then dicts of lists by tensor name, with the fields of a row
             in the order of the sorted column names.
     """
 
@@ -67,7 +67,7 @@ class DataFeed:
         """Return the next rows, waiting for them.
 
         Args:
-            batch_size: how many; fewer at the end of the feed, and of each partition of an inference.
+            batch_size: number of rows; fewer at the end of the feed, and of each partition of an inference.
 
         Returns:
             A list of rows; with an input mapping, tensor name -> list of values.
@@ -78,29 +78,29 @@ class DataFeed:
         return {tensor: [row[i] for row in rows] for i, tensor in enumerate(self.input_tensors)}
 
     def should_stop(self) -> bool:
-        """Tell whether no more rows come: the driver has shut the cluster down, or `terminate` was called."""
+        """Return whether no more rows will come: the driver has shut the cluster down, or `terminate` was called."""
         return self._feed.ended
 
     def batch_results(self, results: Sequence[Any]) -> None:
         """Return one result for each row of the batch before, in the same order.
 
         Args:
-            results: what Arrow can hold: numbers, text, bytes, lists, dicts, NumPy arrays.
+            results: values that Arrow can hold: numbers, text, bytes, lists, dicts, NumPy arrays.
         """
         self._feed.answer(results if hasattr(results, "__len__") else list(results))
 
     def terminate(self) -> None:
-        """Take no further rows. The other workers get them; when all have ended, ``train`` returns."""
+        """Stop taking rows. The other workers get them; when all have ended, ``train`` returns."""
         self._feed.leave()
 
 
 def hdfs_path(ctx: Places, path: str) -> str:
-    """Return a path with the file system it belongs to, as Hadoop resolves it.
+    """Return a path with its file system, as Hadoop resolves it.
 
     Args:
-        ctx: the context, or anything with ``defaultFS`` and ``working_dir``.
-        path: returned as it is if it names its file system; else absolute on the default file system, or relative
-            to the user's home there; on local disks, to the driver's working directory.
+        ctx: the context, or any object with ``defaultFS`` and ``working_dir``.
+        path: returned unchanged if it names its file system. An absolute path is on the default file system. A relative
+            path is relative to the user's home there; on local disks, to the driver's working directory.
     """
     root = "file://" if ctx.defaultFS.startswith("file:") else ctx.defaultFS.rstrip("/")
     if "://" in path:
@@ -115,17 +115,17 @@ def hdfs_path(ctx: Places, path: str) -> str:
 
 
 def _hadoop_user() -> str:
-    """Return whom Hadoop takes this process for, in whose home relative paths are.
+    """Return the user of this process for Hadoop; relative paths are in this user's home.
 
     Raises:
-        ConfigError: nobody knows, as in a container whose user has no name.
+        ConfigError: the user has no name, for example in a container.
     """
     try:
         return os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
     except (KeyError, OSError):
         raise ConfigError(
             f"expected the user {os.getuid()} to have a name, for the home directory on HDFS; set HADOOP_USER_NAME, or "
-            "give a path that begins with a slash"
+            "pass a path that begins with a slash"
         ) from None
 
 
@@ -135,14 +135,14 @@ def export_saved_model(model: Any, export_dir: str, *gone: Any) -> None:
     Args:
         model: a built model.
         export_dir: directory, with or without a file system.
-        gone: tag set and signatures, which a session needed and a model does not.
+        gone: ignored: tag set and signatures, which only a session needs.
 
     Raises:
-        ConfigError: it is a session of TensorFlow 1.
+        ConfigError: `model` is a session of TensorFlow 1.
     """
     if not hasattr(model, "layers"):
         raise ConfigError(
-            f"expected a Keras model, got {type(model).__name__}; TensorFlow 1 sessions are gone: call "
+            f"expected a Keras model, got {type(model).__name__}; TensorFlow 1 sessions are not supported: call "
             "ctx.export_saved_model(model, export_dir)"
         )
     from tfspark.migrate.compat import write_saved_model
@@ -152,18 +152,18 @@ def export_saved_model(model: Any, export_dir: str, *gone: Any) -> None:
 
 
 def start_cluster_server(ctx: Any, num_gpus: int = 1, rdma: bool = False) -> NoReturn:
-    """Refuse: TensorFlow 2 starts its servers itself.
+    """Raise an error: TensorFlow 2 starts its servers itself.
 
     Raises:
         ConfigError: always.
     """
     del ctx, num_gpus, rdma
     raise ConfigError(
-        "start_cluster_server() is gone with TensorFlow 1; expected a tf.distribute strategy instead: use "
-        "ctx.strategy, which starts the node's server"
+        "expected a tf.distribute strategy, got start_cluster_server() of TensorFlow 1; use ctx.strategy, which "
+        "starts the node's server"
     )
 
 
 def release_port(ctx: Any) -> None:
-    """Give up the socket that kept TensorFlow's port; the strategy does so by itself."""
+    """Close the socket that holds TensorFlow's port; the strategy does this by itself."""
     ctx.release_port()

@@ -22,17 +22,17 @@ def run(
     num_executors: int,
     use_barrier: bool = True,
 ) -> None:
-    """Run ``map_fn(tf_args, ctx)`` in `num_executors` fresh processes that know nothing of each other.
+    """Run ``map_fn(tf_args, ctx)`` in `num_executors` fresh, independent processes.
 
-    ``ctx.worker_num`` and ``ctx.num_workers`` tell which part of the work is a node's own; there is no
-    ``TF_CONFIG``. Returns when all have returned.
+    Divide the work by ``ctx.worker_num`` and ``ctx.num_workers``; there is no ``TF_CONFIG``. Returns when all processes
+    have returned.
 
     Args:
         sc: the SparkContext or the session.
         map_fn: the function, called once on each node.
         tf_args: its first argument.
-        num_executors: how many.
-        use_barrier: start none before there is a slot for all; False: as slots become free.
+        num_executors: number of processes.
+        use_barrier: start them only when there is a slot for each; False: start each one when a slot is free.
 
     Raises:
         ConfigError: `map_fn` does not take two arguments, or cannot be pickled.
@@ -40,8 +40,6 @@ def run(
         NodeFailedError: `map_fn` raised on a node, or a process died; the others are ended.
     """
     if not is_main_fun(map_fn):
-        raise ConfigError(
-            "expected a function map_fn(args, ctx), got one that takes no context; add the parameter"
-        )
+        raise ConfigError("expected a function map_fn(args, ctx), got one without the argument ctx; add it")
     cluster = TFCluster.run_independently(session_of(sc), map_fn, tf_args, num_executors, use_barrier)
     cluster.shutdown(timeout=-1)

@@ -1,1 +1,1 @@
-"""TensorFlowOnSpark's names on top of tfspark, for programs that move over; see docs/migrating.md."""
+"""TensorFlowOnSpark's names on top of tfspark, for programs that migrate; see docs/migrating.md."""

@@ -1,4 +1,4 @@
-"""TensorFlowOnSpark's ``compat``: what differed between versions of TensorFlow. Used in the trainer."""
+"""TensorFlowOnSpark's ``compat``: functions that differed between versions of TensorFlow. Used in the trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
 
     Args:
         model: a built model.
-        export_dir: directory, on storage that whoever loads it can read.
+        export_dir: directory, on storage that the programs that load the model can read.
         is_chief: whether this node writes, for example ``ctx.is_chief``.
     """
     if is_chief:
@@ -18,10 +18,11 @@ def export_saved_model(model: Any, export_dir: str, is_chief: bool = False) -> N
 
 
 def write_saved_model(model: Any, export_dir: str) -> None:
-    """Write a SavedModel whose signature ``serving_default`` has the names Keras 2 gave its tensors.
+    """Write a SavedModel whose signature ``serving_default`` has the tensor names of Keras 2.
 
-    Inputs are called as the model's inputs, the one of a `Sequential` as its first layer with ``_input``; outputs
-    as the layers that compute them. So programs that call the signature by these names go on working.
+    Inputs have the names of the model's inputs; the input of a `Sequential` has that of its first layer with
+    ``_input``. Outputs have the names of the layers that compute them. So programs that call the signature by these
+    names still work.
     """
     import keras
     import tensorflow as tf
@@ -61,7 +62,7 @@ def _output_names(model: Any) -> list[str]:
 
 
 def disable_auto_shard(options: Any) -> None:
-    """Keep ``tf.distribute`` from dealing a dataset's elements among the workers: each has its own from the feed.
+    """Prevent ``tf.distribute`` from dividing a dataset among the workers: each gets its own rows from the feed.
 
     Args:
         options: a ``tf.data.Options``.
@@ -72,7 +73,7 @@ def disable_auto_shard(options: Any) -> None:
 
 
 def is_gpu_available() -> bool:
-    """Tell whether TensorFlow sees a GPU."""
+    """Return whether TensorFlow sees a GPU."""
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))

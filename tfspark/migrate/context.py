@@ -1,4 +1,4 @@
-"""`TFContext`: what ``main_fun(args, ctx)`` is given in the trainer, with TensorFlowOnSpark's names."""
+"""`TFContext`: the `ctx` of ``main_fun(args, ctx)`` in the trainer, with TensorFlowOnSpark's names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TFContext(TrainingContext):
 
     @property
     def defaultFS(self) -> str:
-        """Hadoop's default file system as Spark's driver has it, for example ``hdfs://namenode:8020``."""
+        """Hadoop's default file system on Spark's driver, for example ``hdfs://namenode:8020``."""
         return self.settings.default_fs
 
     @property
@@ -41,7 +41,7 @@ class TFContext(TrainingContext):
 
     @property
     def mgr(self) -> TFContext:
-        """What `TFNode.DataFeed` is made of: this context."""
+        """The argument of `TFNode.DataFeed`: this context."""
         return self
 
     def absolute_path(self, path: str) -> str:
@@ -55,20 +55,20 @@ class TFContext(TrainingContext):
         qname_out: str = "output",
         input_mapping: Mapping[str, str] | None = None,
     ) -> TFNode.DataFeed:
-        """Return the rows the driver feeds, one by one; see `TFNode.DataFeed`."""
+        """Return the rows that the driver feeds, one by one; see `TFNode.DataFeed`."""
         return TFNode.DataFeed(self, train_mode, qname_in, qname_out, input_mapping)
 
     def export_saved_model(self, model: Any, export_dir: str, *gone: Any) -> None:
-        """Write a Keras model as a SavedModel; only the chief does. See `TFNode.export_saved_model`."""
+        """Write a Keras model as a SavedModel; only the chief writes. See `TFNode.export_saved_model`."""
         if self.is_chief:
             TFNode.export_saved_model(model, self.absolute_path(export_dir), *gone)
 
     def start_cluster_server(self, num_gpus: int = 1, rdma: bool = False) -> None:
-        """Refuse: see `TFNode.start_cluster_server`."""
+        """Raise an error; see `TFNode.start_cluster_server`."""
         TFNode.start_cluster_server(self, num_gpus, rdma)
 
     def row_feed(self, stream: str) -> RowFeed:
-        """Return the rows of a stream, for a program that takes them apart itself; one feed for each stream."""
+        """Return the rows of a stream, for a program that converts them itself; there is one feed per stream."""
         if stream not in self._row_feeds:
             self._row_feeds[stream] = RowFeed(self, stream)
         return self._row_feeds[stream]
@@ -83,6 +83,6 @@ class TFContext(TrainingContext):
         return bool(self._row_feeds) or super().takes_rows
 
     def leave_feeds(self) -> None:
-        """Take no further rows; the other workers get them."""
+        """Stop taking rows; the other workers get them."""
         for feed in self._row_feeds.values():
             feed.leave()

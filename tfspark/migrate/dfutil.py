@@ -43,8 +43,8 @@ def loadTFRecords(
         binary_features: features that hold bytes although they look like text.
 
     Returns:
-        A DataFrame with a column for each feature, by name: bigint, double, string or binary; arrays of these where
-        a record has other than one value.
+        A DataFrame with a column for each feature, by name: bigint, double, string or binary; arrays of these if a
+        record does not have exactly one value.
     """
     from pyspark.sql.types import BinaryType, StructField, StructType
 
@@ -62,7 +62,7 @@ def loadTFRecords(
 
 
 def isLoadedDF(df: DataFrame) -> bool:
-    """Tell whether a DataFrame came from `loadTFRecords`, and is not one made of it."""
+    """Return whether a DataFrame is the result of `loadTFRecords`, not one derived from it."""
     return _LOADED_FROM in vars(df)
 
 
@@ -76,7 +76,7 @@ def saveAsTFRecords(df: DataFrame, output_dir: str) -> None:
     system, path = resolve(output_dir)
     if system.get_file_info(path).type != fs.FileType.NotFound:
         raise ConfigError(
-            f"expected a new output_dir, {output_dir} exists; remove it, or write with "
+            f"expected a new output_dir, but {output_dir} exists; remove it, or write with "
             'df.write.format("tfrecord").mode("overwrite")'
         )
     register(df.sparkSession)
@@ -86,7 +86,7 @@ def saveAsTFRecords(df: DataFrame, output_dir: str) -> None:
 def toTFExample(
     dtypes: Sequence[tuple[str, str]],
 ) -> Callable[[Iterable[Any]], Iterator[tuple[bytearray, None]]]:
-    """Return a function for ``rdd.mapPartitions`` that makes serialized Examples of Rows.
+    """Return a function for ``rdd.mapPartitions`` that converts Rows to serialized Examples.
 
     Args:
         dtypes: ``df.dtypes``.
@@ -113,11 +113,11 @@ def toTFExample(
 
 
 def fromTFExample(iter: Iterable[Any], binary_features: Sequence[str] = ()) -> list[Row]:
-    """Make Rows of serialized Examples, for ``rdd.mapPartitions``.
+    """Convert serialized Examples to Rows, for ``rdd.mapPartitions``.
 
     Args:
         iter: ``(example, anything)`` pairs.
-        binary_features: features that hold bytes; others of the kind are text.
+        binary_features: features that hold bytes; all other bytes features are text.
     """
     from pyspark.sql import Row
 
@@ -132,8 +132,8 @@ def infer_schema(example: Any, binary_features: Sequence[str] = ()) -> StructTyp
     """Return the Spark schema of one Example.
 
     Args:
-        example: a ``tf.train.Example``, or one serialized.
-        binary_features: features that hold bytes; others of the kind are text.
+        example: a ``tf.train.Example``, perhaps serialized.
+        binary_features: features that hold bytes; all other bytes features are text.
     """
     from pyspark.sql.types import StructField, StructType
 

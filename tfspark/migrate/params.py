@@ -1,4 +1,4 @@
-"""The Params of `tfspark.migrate.pipeline`: one mix-in class each, with TensorFlowOnSpark's names."""
+"""The Params of `tfspark.migrate.pipeline`: a mix-in class for each, with TensorFlowOnSpark's names."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ P = TypeVar("P", bound=Params)
 
 
 class TFTypeConverters:
-    """Converters that Spark lacks."""
+    """Converters that Spark does not have."""
 
     @staticmethod
     def toDict(value: Any) -> dict[str, str]:
-        """Take a dict."""
+        """Check a dict."""
         if not isinstance(value, dict):
             raise TypeError(f"expected a dict, got {type(value).__name__}")
         return value
 
     @staticmethod
     def toOptionalString(value: Any) -> str | None:
-        """Take a string or None."""
+        """Check a string or None."""
         return None if value is None else str(TypeConverters.toString(value))
 
     @staticmethod
     def toSparkMode(value: Any) -> int:
-        """Take `InputMode.SPARK`; a DataFrame is there to be fed."""
+        """Check `InputMode.SPARK`: an estimator feeds a DataFrame."""
         if int(value) != 1:
             raise ConfigError(
                 f"expected InputMode.SPARK for a TFEstimator, got {value!r}; call TFCluster.run with "
@@ -78,10 +78,10 @@ class HasClusterSize(Params):  # type: ignore[misc]
 
 
 class HasEpochs(Params):  # type: ignore[misc]
-    """``epochs``: how often the rows are fed."""
+    """``epochs``: number of passes over the rows."""
 
     epochs: Param[Any] = Param(
-        Params._dummy(), "epochs", "how often the rows are fed", typeConverter=TypeConverters.toInt
+        Params._dummy(), "epochs", "number of passes over the rows", typeConverter=TypeConverters.toInt
     )
 
     def setEpochs(self: P, value: int) -> P:
@@ -95,12 +95,12 @@ class HasEpochs(Params):  # type: ignore[misc]
 
 
 class HasGraceSecs(Params):  # type: ignore[misc]
-    """``grace_secs``: seconds an evaluator has after the workers."""
+    """``grace_secs``: seconds that an evaluator may run after the workers."""
 
     grace_secs: Param[Any] = Param(
         Params._dummy(),
         "grace_secs",
-        "seconds an evaluator has after the workers",
+        "seconds that an evaluator may run after the workers",
         typeConverter=TypeConverters.toInt,
     )
 
@@ -206,12 +206,12 @@ class HasOutputMapping(Params):  # type: ignore[misc]
 
 
 class HasProtocol(Params):  # type: ignore[misc]
-    """``protocol``: no effect: TensorFlow chooses its protocol."""
+    """``protocol``: no effect, because TensorFlow chooses its protocol."""
 
     protocol: Param[Any] = Param(
         Params._dummy(),
         "protocol",
-        "no effect: TensorFlow chooses its protocol",
+        "no effect, because TensorFlow chooses its protocol",
         typeConverter=TypeConverters.toString,
     )
 
@@ -243,10 +243,13 @@ class HasReaders(Params):  # type: ignore[misc]
 
 
 class HasSteps(Params):  # type: ignore[misc]
-    """``steps``: most steps to train, for train_fn."""
+    """``steps``: maximum number of steps to train, for train_fn."""
 
     steps: Param[Any] = Param(
-        Params._dummy(), "steps", "most steps to train, for train_fn", typeConverter=TypeConverters.toInt
+        Params._dummy(),
+        "steps",
+        "maximum number of steps to train, for train_fn",
+        typeConverter=TypeConverters.toInt,
     )
 
     def setSteps(self: P, value: int) -> P:
@@ -317,12 +320,12 @@ class HasExportDir(Params):  # type: ignore[misc]
 
 
 class HasSignatureDefKey(Params):  # type: ignore[misc]
-    """``signature_def_key``: its signature, serving_default if unset."""
+    """``signature_def_key``: signature of the SavedModel, serving_default if unset."""
 
     signature_def_key: Param[Any] = Param(
         Params._dummy(),
         "signature_def_key",
-        "its signature, serving_default if unset",
+        "signature of the SavedModel, serving_default if unset",
         typeConverter=TypeConverters.toString,
     )
 
@@ -337,12 +340,12 @@ class HasSignatureDefKey(Params):  # type: ignore[misc]
 
 
 class HasTagSet(Params):  # type: ignore[misc]
-    """``tag_set``: its tags, separated by commas."""
+    """``tag_set``: tags of the SavedModel, separated by commas."""
 
     tag_set: Param[Any] = Param(
         Params._dummy(),
         "tag_set",
-        "its tags, separated by commas",
+        "tags of the SavedModel, separated by commas",
         typeConverter=TypeConverters.toString,
     )
 

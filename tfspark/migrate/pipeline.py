@@ -75,7 +75,7 @@ class Namespace:
     """Arguments by name, or a command line.
 
     Args:
-        d: a dict, an ``argparse.Namespace``, another of these, or a list, which is kept as ``argv``.
+        d: a dict, an ``argparse.Namespace``, another `Namespace`, or a list, which is stored as ``argv``.
     """
 
     argv: list[str] | None = None
@@ -117,7 +117,7 @@ class TFParams(Params):  # type: ignore[misc]
     args: Namespace
 
     def merge_args_params(self) -> Namespace:
-        """Return the arguments with the Params' values over them."""
+        """Return the arguments, with the Params' values added; Params override arguments."""
         merged = copy.copy(self.args)
         vars(merged).update({param.name: self.getOrDefault(param) for param in self.params})
         return merged
@@ -145,8 +145,8 @@ class TFEstimator(
     """Trains by feeding the columns of the input mapping, in the order of their names, to a cluster's `train_fn`.
 
     Args:
-        train_fn: ``train_fn(args, ctx)``; takes rows with a `TFNode.DataFeed` and exports to ``args.export_dir``.
-        tf_args: its arguments, to which the Params are added by name; a list is passed on as it is.
+        train_fn: ``train_fn(args, ctx)``; reads rows with a `TFNode.DataFeed` and exports to ``args.export_dir``.
+        tf_args: its arguments, to which the Params are added by name; a list is passed unchanged.
         export_fn: must be None: `train_fn` exports.
     """
 
@@ -217,12 +217,12 @@ class TFModel(
     HasSignatureDefKey,
     HasTagSet,
 ):
-    """Applies the SavedModel in ``export_dir``; each executor loads it for itself.
+    """Applies the SavedModel in ``export_dir``; each executor loads it itself.
 
-    The result has the columns of the output mapping, in the order of the tensors' names, and no others.
+    The result has only the columns of the output mapping, in the order of the tensors' names.
 
     Args:
-        tf_args: arguments by name; no effect but on `merge_args_params`.
+        tf_args: arguments by name; only `merge_args_params` uses them.
     """
 
     def __init__(self, tf_args: Any):

@@ -1,4 +1,4 @@
-"""Apply a SavedModel to Arrow batches. Runs in Spark's Python workers, which then hold TensorFlow and the model."""
+"""Apply a SavedModel to Arrow batches. Runs in Spark's Python workers, which load TensorFlow and the model."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tfspark.inference.values import spark_type, to_arrow
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A SavedModel and how its tensors meet columns.
+    """A SavedModel, and the mapping between its tensors and columns.
 
     Attributes:
-        directory: as the executors see it.
+        directory: its path on the executors.
         tags: of the graph to load; None: the only one.
         signature: its name.
         inputs: (column, tensor name) pairs.
         outputs: (tensor name, column) pairs.
-        batch_rows: rows of one call.
+        batch_rows: maximum number of rows in one call.
     """
 
     directory: str
@@ -62,7 +62,7 @@ class SavedModel:
             values = results[name].numpy()
             if len(values) != batch.num_rows:
                 raise ConfigError(
-                    f"expected an output for each of {batch.num_rows} rows, {name!r} has {len(values)}; export a "
+                    f"expected an output for each of {batch.num_rows} rows, but {name!r} has {len(values)}; export a "
                     "signature whose outputs keep the batch axis"
                 )
             arrays.append(to_arrow(values))
@@ -86,18 +86,18 @@ class SavedModel:
 
 
 def load(directory: str, tags: tuple[str, ...] | None, signature: str) -> Any:
-    """Load a signature, once for all partitions that this Python worker computes with it, again if its files changed.
+    """Load a signature once for all partitions of this Python worker; load it again if its files have changed.
 
     Raises:
-        ConfigError: the SavedModel has no such signature.
+        ConfigError: the SavedModel does not have the signature.
     """
     return _loaded(directory, tags, signature, _stamp_of(directory))
 
 
 def _stamp_of(directory: str) -> tuple[tuple[str, int, int], ...]:
-    """Return name, size and time of each file of a SavedModel: others when another was written to its place.
+    """Return name, size and time of each file of a SavedModel: they differ if a new model was written in its place.
 
-    Its fingerprint, a random number among others, is in it, too: copies may have the times of their originals.
+    The result also includes the model's fingerprint, which has a random number: copies of files may have old times.
     """
     import tensorflow as tf
 
@@ -123,7 +123,7 @@ def _loaded(
     model = tf.saved_model.load(directory, tags=None if tags is None else list(tags))
     if signature not in model.signatures:
         raise ConfigError(
-            f"expected the signature {signature!r} in {directory}, it has {sorted(model.signatures)}; name one with "
+            f"expected the signature {signature!r} in {directory}, got {sorted(model.signatures)}; name one with "
             "setSignatureDefKey()"
         )
     function = model.signatures[signature]
@@ -132,23 +132,23 @@ def _loaded(
 
 
 def tensor_names(wanted: Sequence[str], present: Sequence[str], what: str) -> list[str]:
-    """Return the names of the tensors meant; a model's only input or output may be called as one likes.
+    """Return the names of the wanted tensors; a model's only input or output may have any name in the mapping.
 
-    Keras 3 names tensors otherwise than Keras 2, for which mappings were written.
+    Keras 3 gives tensors different names than Keras 2, for which mappings were written.
 
     Raises:
-        ConfigError: one is not there.
+        ConfigError: a tensor does not exist.
     """
     if len(wanted) == len(present) == 1:
         return list(present)
     missing = [name for name in wanted if name not in present]
     if missing:
         raise ConfigError(
-            f"expected {what} tensors {list(wanted)}, the signature has {sorted(present)}; change the {what} mapping"
+            f"expected {what} tensors {list(wanted)}, got a signature with {sorted(present)}; change the {what} mapping"
         )
     return list(wanted)
 
 
 def _spark_type(spec: Any) -> str:
-    """Return the Spark type of an output's column: an array for each axis behind the batch's."""
+    """Return the Spark type of an output's column: an array for each axis after the batch axis."""
     return spark_type(spec.dtype.name, 0 if spec.shape.rank is None else spec.shape.rank - 1)

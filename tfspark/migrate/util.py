@@ -32,7 +32,7 @@ def _local_index(worker_index: int, nodes: Sequence[str]) -> int:
 
 
 def get_ip_address() -> str:
-    """Return the address of this machine towards others; no packet is sent."""
+    """Return the address of this machine for other machines; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737): only chooses the route.

@@ -1,4 +1,4 @@
-"""`Autoencoder`: codes, reconstructions and their errors. Driver only, but for `Reconstruct`, which predicts."""
+"""`Autoencoder`: codes, reconstructions and their errors. Driver only, except `Reconstruct`, which predicts."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class CodeParams(CheckedParams):
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Calls an autoencoder's halves.
+    """Calls the encoder and the decoder of an autoencoder.
 
     Attributes:
-        std: deviation of each value, by which its error is divided; empty: 1.
+        std: deviation of each value; its error is divided by it. Empty: 1.
     """
 
     std: tuple[float, ...] = ()
@@ -68,7 +68,7 @@ class Reconstruct:
 
 
 class AutoencoderModel(KerasModel, CodeParams):
-    """Adds the code, the reconstruction and its error, which is large where a row is unlike those trained on."""
+    """Adds the code, the reconstruction and its error, which is large if a row differs from the training rows."""
 
     def __init__(self, **params: Any):
         super().__init__()
@@ -96,17 +96,17 @@ class AutoencoderModel(KerasModel, CodeParams):
 class Autoencoder(NetworkEstimator, CodeParams):
     """A network that learns to reproduce its rows through a narrow code.
 
-    Vectors and arrays go through dense layers and are standardised first, images (three axes, or
-    ``modelParams={"architecture": "convolutional"}``) are brought to [0, 1]. ``layers=[Dense(64), Dense(8)]`` is the
+    Vectors and arrays are standardised and go through dense layers; images (three axes, or
+    ``modelParams={"architecture": "convolutional"}``) are scaled to [0, 1]. ``layers=[Dense(64), Dense(8)]`` is the
     encoder; the decoder mirrors it.
     """
 
-    layers = declare("layers", "the encoder as dense layers, the last of which is the code", as_layers)
-    codeSize = declare("codeSize", "numbers of a code; used without layers", whole(1))
+    layers = declare("layers", "the encoder as dense layers; the last one is the code", as_layers)
+    codeSize = declare("codeSize", "number of values of a code; used without layers", whole(1))
     regParam = declare("regParam", "L2 penalty on the kernels, 0 or more", number(0))
-    standardization = declare("standardization", "whether each value counts by its deviation", flag)
+    standardization = declare("standardization", "whether each value is divided by its deviation", flag)
     modelParams = declare(
-        "modelParams", "more parameters of models/autoencoder.py, such as {'noise': 0.1}", mapping
+        "modelParams", "further parameters of models/autoencoder.py, such as {'noise': 0.1}", mapping
     )
 
     model_class = AutoencoderModel
@@ -120,10 +120,13 @@ class Autoencoder(NetworkEstimator, CodeParams):
             return super()._contradiction()
         given = self.getOrDefault("layers")
         if any(layer["layer"] != "Dense" for layer in given):
-            return "expected Dense layers alone in layers, the last of which is the code; use modelParams for others"
+            return "expected only Dense layers in layers, where the last one is the code; use modelParams for others"
         activations = {layer.get("activation") for layer in given} - {None, "relu", "linear"}
         if activations:
-            return f"expected layers with activation relu, which all but the code have, got {sorted(activations)}"
+            return (
+                "expected layers with activation relu, which all layers but the code have, got "
+                f"{sorted(activations)}; leave activation out"
+            )
         if self.isSet("codeSize"):
             return (
                 "expected either layers or codeSize, got both: the last layer is the code; leave codeSize out"
@@ -134,8 +137,8 @@ class Autoencoder(NetworkEstimator, CodeParams):
         inputs = self._find_inputs(dataset)
         if inputs.kind != "dense":
             raise ConfigError(
-                f"expected numbers in column {inputs.name!r} for an autoencoder, got {inputs.kind}; make vectors of "
-                "them, for example with pyspark.ml.feature.HashingTF(numFeatures=1000)"
+                f"expected numbers in column {inputs.name!r} for an autoencoder, got {inputs.kind}; convert them to "
+                "vectors, for example with pyspark.ml.feature.HashingTF(numFeatures=1000)"
             )
         own = dict(self.getOrDefault("modelParams"))
         if own.get("architecture") == "convolutional":

@@ -1,4 +1,4 @@
-"""`KerasEstimator` and `KerasModel`, and what the ready-made estimators share. Driver only."""
+"""`KerasEstimator`, `KerasModel`, and the common part of the ready-made estimators. Driver only."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NEEDED_TO_LOAD = ("register_keras_serializable", "def features(")
-"""What in a model module says that a model cannot be used without it."""
+"""Text in a model module which shows that its model cannot be used without the module."""
 UNSEEN = frozenset(
     (
         *(
@@ -77,21 +77,21 @@ UNSEEN = frozenset(
         *("predictionCol", "handleInvalid", "predictBatchSize"),
     )
 )
-"""Params on which nothing depends that a fit finds out of its rows."""
+"""Params that do not influence the facts which a fit computes from its rows."""
 SEEDS = 1 << 31
-"""Seeds of TensorFlow are below this and not negative; those of Spark may be any whole number."""
+"""TensorFlow's seeds are from 0 to below this; Spark's may be any whole number."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a fit does with a DataFrame.
+    """The plan of a fit for a DataFrame.
 
     Attributes:
-        network: what is trained.
+        network: the network to train.
         inputs: how the features enter it.
-        target: what is predicted.
-        rows: what is fed.
-        extra: more that the model must know, as plain data.
+        target: what the network predicts.
+        rows: the rows to feed.
+        extra: further data for the model, as plain data.
     """
 
     network: Network
@@ -103,17 +103,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class State:
-    """What a fitted model knows beside its Params.
+    """The state of a fitted model, beside its Params.
 
     Attributes:
         files: the network.
         inputs: how the features enter it.
-        target: what is predicted.
+        target: what the network predicts.
         signature: inputs and outputs of the network.
         summary: of the fit.
-        shipped: modules of tfspark's that loading it needs, by their names.
+        shipped: names of tfspark's modules that are needed to load it.
         columns: the features as a run declared them, instead of `inputs`.
-        extra: more that the model must know, as plain data.
+        extra: further data for the model, as plain data.
     """
 
     files: ModelFiles = field(repr=False)
@@ -129,13 +129,13 @@ class State:
         """Return plain data, without the network itself.
 
         Raises:
-            ConfigError: the network has custom objects that no other process could import.
+            ConfigError: the network has custom objects that another process cannot import.
         """
         for name, source in self.files.modules:
             if name not in self.shipped and any(sign in source for sign in NEEDED_TO_LOAD):
                 raise ConfigError(
-                    f"expected a model module without custom objects and features(batch) to save the model, {name} has "
-                    "them; keep the run directory, and load it with KerasModel.from_run"
+                    f"expected a model module without custom objects and features(batch) to save the model, but {name} "
+                    "has them; keep the run directory, and load it with KerasModel.from_run"
                 )
         return {
             "inputs": None if self.inputs is None else self.inputs.to_json(),
@@ -152,7 +152,7 @@ class State:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], keras_file: bytes) -> State:
-        """Rebuild what `to_json` gave."""
+        """Return the state from the result of `to_json`."""
         shipped = tuple(data["shipped"])
         objects = {name: imported(item) for name, item in data["custom_objects"].items()}
         target = data["target"]
@@ -172,8 +172,8 @@ def _name_of(name: str, item: Any) -> str:
     found = importable_name(item)
     if found is None:
         raise ConfigError(
-            f"expected custom objects that another process can import, {name!r} is defined in the program itself; "
-            "put it into a module of its own before the model is saved"
+            f"expected custom objects that another process can import, but {name!r} is defined in the program itself; "
+            "put it into a separate module before you save the model"
         )
     return found
 
@@ -208,10 +208,11 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
     """A trained network: adds its predictions to a DataFrame.
 
     A classifier adds the label (`predictionCol`), the probability of each class and their logarithms, as Spark's own
-    do. Labels that were 0 to k-1 come out as doubles, others as they were. A regression adds one double; a network of
-    one other output a vector, or nested arrays; one of several outputs a column for each, ``prediction_<output>``.
+    do. Labels 0 to k-1 are predicted as doubles, others in their own type. A regression adds one double. Another
+    network with one output adds a vector, or nested arrays; one with several outputs a column for each,
+    ``prediction_<output>``.
 
-    All columns, the order and the number of rows stay.
+    The columns, the order and the number of rows do not change.
     """
 
     def __init__(self, **params: Any):
@@ -227,7 +228,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
         """Return the model that a run of ``tfspark run`` has exported.
 
         Raises:
-            ConfigError: it has exported none, or it is not known which columns it reads.
+            ConfigError: the run has exported no model, or the columns that the model reads are unknown.
         """
         found = find_model(run)
         if found.described is None or found.signature is None:
@@ -263,20 +264,20 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
 
     @property
     def numClasses(self) -> int | None:
-        """How many classes it tells apart; None: it is no classifier."""
+        """Number of classes; None: the model is not a classifier."""
         return self._known.target.num_classes
 
     @property
     def classes(self) -> list[Any]:
-        """The labels in the order of the classes; empty for a model that is no classifier."""
+        """The labels in the order of the classes; empty if the model is not a classifier."""
         target = self._known.target
         return list(target.classes) or [float(number) for number in range(target.num_classes or 0)]
 
     def evaluate(self, dataset: DataFrame) -> dict[str, Any]:
-        """Return the network's own metrics over all rows, each of which counts once.
+        """Return the network's own metrics over all rows; each row counts once.
 
         The rows need the features, the label and, if `weightCol` is set, the weights of the fit. A classifier's
-        results have its ``confusion_matrix`` and ``roc``, as those of `TFCluster.evaluate`.
+        results have ``confusion_matrix`` and ``roc``, like those of `TFCluster.evaluate`.
         """
         state = self._known
         if state.inputs is None or state.extra:
@@ -308,7 +309,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
         return apply(inputs.prepared(dataset), self._predictor(state, inputs.features, inputs))
 
     def _inputs(self, state: State) -> Inputs:
-        """Return the inputs under the name that the column has now."""
+        """Return the inputs under the current name of the column."""
         assert state.inputs is not None
         return state.inputs.called(self.getOrDefault("featuresCol"))
 
@@ -325,7 +326,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
         )
 
     def _call(self, inputs: Inputs | None) -> Callable[[Any, Any], Mapping[str, Any]] | None:
-        """Return what is called instead of the network; None: the network."""
+        """Return a function to call instead of the network; None: the network itself."""
         del inputs
         return None
 
@@ -351,7 +352,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
     def _known(self) -> State:
         if self._state is None:
             raise ConfigError(
-                f"expected a {type(self).__name__} that was fitted or loaded, this one is empty; call fit() of the "
+                f"expected a {type(self).__name__} that was fitted or loaded, but this one is empty; call fit() of the "
                 "estimator, or load()"
             )
         return self._state
@@ -373,7 +374,7 @@ class KerasModel(Model, ColumnParams, ClassParams, TrainingParams, Saved):
 
 
 def _with_own_names(files: ModelFiles) -> tuple[ModelFiles, tuple[str, ...]]:
-    """Give the modules of a run that come with tfspark their names there; return these names, too."""
+    """Rename those modules of a run that are tfspark's own to their names in tfspark; return these names, too."""
     known = {source: name for name, source in own_modules([n for n in list_shipped() if n.endswith(".py")])}
     modules = tuple((known.get(source, name), source) for name, source in files.modules)
     return replace(files, modules=modules), tuple(name for name, _ in modules if is_own_module(name))
@@ -384,16 +385,16 @@ def _own_classes(classes: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _check_features(df: DataFrame, inputs: Inputs) -> None:
-    """Refuse a column of features that is not there or of another kind than that of the fit.
+    """Check that the column of features exists and has the same kind as in the fit.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: names both kinds.
     """
     missing = [name for name in inputs.read if name not in df.columns]
     if missing:
         raise ConfigError(
             f"expected the features column {missing[0]!r}, the data has {df.columns}; set featuresCol (inputCol), "
-            "or add the stage that makes it"
+            "or add the stage that creates it"
         )
     for part in inputs.each:
         for name in part.table or (part.name,):
@@ -410,19 +411,21 @@ def _check_features(df: DataFrame, inputs: Inputs) -> None:
 
 
 class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
-    """What estimators of `tfspark.ml` share: a plan of the fit, a cluster for it, a model of what it leaves."""
+    """Base class of the estimators of `tfspark.ml`: plans a fit, trains on a cluster, returns the model."""
 
     inputShape = declare(
-        "inputShape", "shape of one row, such as [28, 28, 1]; unset: as the data has it", sizes
+        "inputShape", "shape of one row, such as [28, 28, 1]; unset: that of the data", sizes
     )
     inputCols = declare("inputCols", "columns that the network reads instead of featuresCol", names)
     scale = declare(
-        "scale", "features are divided by it; unset: bytes of images by 255", number(0, is_above=True)
+        "scale",
+        "number by which features are divided; unset: 255 for bytes of images",
+        number(0, is_above=True),
     )
 
     model_class: type[KerasModel] = KerasModel
     _findings: Findings | None = None
-    """Of the fits of one grid; None: this fit is none of them."""
+    """Shared by the fits of one grid; None: this fit does not belong to a grid."""
 
     def __init__(self, **params: Any):
         super().__init__()
@@ -437,9 +440,9 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
     def fitMultiple(
         self, dataset: DataFrame, paramMaps: Sequence[Mapping[Param[Any], Any]]
     ) -> Iterator[tuple[int, KerasModel]]:
-        """Fit a model for each of several settings, as they are asked for, from several threads perhaps.
+        """Fit a model for each of several settings, on demand; several threads may ask.
 
-        Settings that need no other nodes are trained on one running cluster after the other; each thread has a cluster.
+        Settings that need the same nodes are trained one after another on one running cluster; each thread has its own.
         """
         estimator, clusters, findings = self.copy(), Clusters(len(paramMaps)), Findings()
 
@@ -453,7 +456,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
                 raise
 
         models: Iterator[tuple[int, KerasModel]] = _FitMultipleIterator(fit, len(paramMaps))
-        weakref.finalize(models, clusters.give_up)  # The caller may take less than all.
+        weakref.finalize(models, clusters.give_up)  # The caller may not ask for all models.
         return models
 
     def _fit(self, dataset: DataFrame, clusters: Clusters | None = None) -> KerasModel:
@@ -463,12 +466,12 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
         return self._fitted(plan, train(session, plan.network, plan.rows, how, clusters))
 
     def _once(self, find: Callable[..., T], dataset: DataFrame, *known: Any) -> T:
-        """Return ``find(dataset, *known)``, which other fits on the same rows may have found out.
+        """Return ``find(dataset, *known)``; another fit on the same rows may have computed it.
 
         Args:
-            find: a function of a module.
-            dataset: the rows of the fit, or those that its columns and Params make of them.
-            known: all else that it depends on.
+            find: a top-level function.
+            dataset: the rows of the fit, or rows derived from them by its columns and Params.
+            known: all other arguments on which the result depends.
         """
         if self._findings is None:
             return find(dataset, *known)
@@ -498,7 +501,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
         return model
 
     def _found_target(self, target: Target, signature: Signature) -> Target:
-        """Return what is predicted, as the trained network tells."""
+        """Return the target, completed from the signature of the trained network."""
         del signature
         return target
 
@@ -533,7 +536,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
         )
 
     def _several_inputs(self, dataset: DataFrame, names: Sequence[str]) -> Inputs:
-        """Return how several columns enter the network: as one row of numbers."""
+        """Return the inputs for several columns: one row of numbers."""
         return table_of(dataset, names, self._value("scale"))
 
     def _contradiction(self) -> str | None:
@@ -548,7 +551,7 @@ class NetworkEstimator(Estimator, ColumnParams, TrainingParams, Saved):
 
 
 def builder(value: Any) -> Any:
-    """Take a function that builds a model, or the path of a model module."""
+    """Check a function that builds a model, or the path of a model module."""
     if isinstance(value, str):
         return text(value)
     if not callable(value):
@@ -565,21 +568,21 @@ def builder(value: Any) -> Any:
 
 
 def objects(value: Any) -> dict[str, Any]:
-    """Take custom objects of Keras by name."""
+    """Check custom objects of Keras: a dict by name."""
     if not isinstance(value, Mapping) or not all(callable(item) for item in value.values()):
         raise ValueError("expected a dict: name -> class or function")
     return dict(value)
 
 
 class KerasEstimator(NetworkEstimator):
-    """Trains whatever a function builds, over Spark's rows, and returns a `KerasModel`.
+    """Trains the model that a function builds, on Spark's rows, and returns a `KerasModel`.
 
     Args:
         params: the Params by name; ``build_model`` is another name of `modelBuilder`.
 
-    The model reads one column, `featuresCol`; or several, `inputCols`, as its inputs of these names. If it was compiled
-    with a cross-entropy it is taken for a classifier of labels 0 to k-1; labels that are texts, or that `classes`
-    names, are numbered first.
+    The model reads one column, `featuresCol`; or several, `inputCols`, as its inputs of these names. A model that was
+    compiled with a cross-entropy is a classifier of labels 0 to k-1. Labels that are texts, or that `classes` names,
+    are numbered first.
     """
 
     modelBuilder = declare(
@@ -587,9 +590,9 @@ class KerasEstimator(NetworkEstimator):
         "build_model(modelParams), which returns a compiled keras.Model; or the path of a Python file that has it",
         builder,
     )
-    modelParams = declare("modelParams", "what modelBuilder is called with", mapping)
+    modelParams = declare("modelParams", "the argument of modelBuilder", mapping)
     customObjects = declare(
-        "customObjects", "custom objects of the model by name, as Keras's load_model takes", objects
+        "customObjects", "custom objects of the model by name, as for Keras's load_model", objects
     )
     classes = declare("classes", "values of the label in the order of the classes", labels)
 
@@ -610,18 +613,18 @@ class KerasEstimator(NetworkEstimator):
         return Plan(self._network(rows), inputs, target, rows)
 
     def _several_inputs(self, dataset: DataFrame, names: Sequence[str]) -> Inputs:
-        """Return how several columns enter the network: each as the input that has its name."""
+        """Return the inputs for several columns: each is the model's input with its name."""
         if self._value("inputShape"):
             raise ConfigError(
-                "expected inputCols without inputShape, got both: each column has a shape of its own"
+                "expected inputCols without inputShape, got both: each column has its own shape; leave inputShape out"
             )
         scale = self._value("scale")
         parts = [self._once(find_inputs, dataset, name, None, scale) for name in names]
         words = next((part.name for part in parts if part.kind == "words"), None)
         if words is not None:
             raise ConfigError(
-                f"expected numbers, vectors, images or texts in each of inputCols, column {words!r} holds arrays of "
-                "words; make a text of them with concat_ws(' ', ...)"
+                f"expected numbers, vectors, images or texts in each of inputCols, but column {words!r} holds arrays "
+                "of words; join them with concat_ws(' ', ...)"
             )
         return Inputs("", "named", named=tuple(parts))
 
@@ -651,7 +654,7 @@ class KerasEstimator(NetworkEstimator):
 def module_network(
     df: DataFrame, path: str, params: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None
 ) -> Network:
-    """Return the network of a model module; what it finds in the rows (`adapt`) is added to its parameters."""
+    """Return the network of a model module; its `adapt` completes the parameters from the rows."""
     from tfspark.experiment.modules import load_model_module
 
     os.environ["KERAS_BACKEND"] = "tensorflow"  # The module imports Keras.

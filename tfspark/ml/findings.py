@@ -1,4 +1,4 @@
-"""What fits on the same rows have found out of them by Spark jobs, each once. Driver only."""
+"""Share facts about rows between fits, so that each fact needs Spark jobs only once. Driver only."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ T = TypeVar("T")
 
 
 class Findings:
-    """Facts about one DataFrame; fits may ask from several threads, and wait for what another finds out."""
+    """Facts about one DataFrame. Fits may ask from several threads; they wait while another one computes a fact."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._known: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, find: Callable[[], T]) -> T:
-        """Return what `find` returns; it is called once for each key.
+        """Return the result of `find`, which is called once for each key.
 
         Args:
-            key: all that the fact depends on beside the DataFrame.
-            find: finds it out.
+            key: everything on which the fact depends, beside the DataFrame.
+            find: computes the fact.
         """
         with self._lock:
             if key not in self._known:

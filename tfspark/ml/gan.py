@@ -1,4 +1,4 @@
-"""`GAN`: learns to make images, and makes them. Driver only, but for `MakeImages`, which predicts."""
+"""`GAN`: learns to generate images, and generates them. Driver only, except `MakeImages`, which predicts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ID = "id"
 
 @dataclass(frozen=True)
 class MakeImages:
-    """Calls the generator; row ``id`` always gets the same noise.
+    """Calls the generator; the same row ``id`` always gets the same noise.
 
     Attributes:
         seed: of the noise.
@@ -36,7 +36,7 @@ class MakeImages:
     seed: int
 
     def __call__(self, model: Any, ids: Any) -> Mapping[str, Any]:
-        """Return an image for each number, of a conditional model the classes in turn.
+        """Return an image for each number; a conditional model generates its classes in turn.
 
         Shapes:
             ids: (rows,) integers.
@@ -54,17 +54,17 @@ class MakeImages:
 
 
 class GANModel(KerasModel):
-    """Makes images by `sample`."""
+    """Generates images by `sample`."""
 
     def sample(self, n: int, seed: int = 0, spark: SparkSession | None = None) -> DataFrame:
-        """Return a DataFrame of `n` made images: ``id``, `predictionCol`, and `labelCol` if it was trained with labels.
+        """Return a DataFrame of `n` generated images: ``id``, `predictionCol`, and `labelCol` for a conditional model.
 
         Args:
             n: rows, 1 or more.
-            seed: of the noise; the same number gives the same images.
+            seed: of the noise; the same seed gives the same images.
             spark: the session; None: the active one.
 
-        Images are arrays of height x width x channels, in the units of the images trained on.
+        Images are arrays of height x width x channels, in the units of the training images.
         """
         from pyspark.sql import SparkSession
 
@@ -92,18 +92,20 @@ class GANModel(KerasModel):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         raise ConfigError(
-            "expected sample(n) of a GANModel, not transform(df): it makes images, and reads none"
+            "expected sample(n) of a GANModel, got transform(df): it generates images, and reads none; call sample(n)"
         )
 
 
 class GAN(NetworkEstimator):
-    """Two networks that learn against each other to make images (models/gan.py).
+    """Two networks that compete and so learn to generate images (models/gan.py).
 
     Images are vectors (one of 784 values is 28 x 28), arrays, bytes or files; height and width are multiples of 4. With
-    a `labelCol` the networks are told the class.
+    a `labelCol` the model is conditional: both networks get the class.
     """
 
-    modelParams = declare("modelParams", "more parameters of models/gan.py, such as {'filters': 16}", mapping)
+    modelParams = declare(
+        "modelParams", "further parameters of models/gan.py, such as {'filters': 16}", mapping
+    )
 
     model_class = GANModel
 

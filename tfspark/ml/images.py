@@ -1,4 +1,4 @@
-"""`ImageFeature`: from vectors to images, by Spark alone. Driver only."""
+"""`ImageFeature`: convert vectors to images, by Spark alone. Driver only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ImageFeature(
     Transformer, CheckedParams, HasInputCol, HasOutputCol, DefaultParamsReadable[Any], DefaultParamsWritable
 ):
-    """Makes images, arrays of height x width x channels, of vectors or arrays of pixels.
+    """Converts vectors or arrays of pixels to images: arrays of height x width x channels.
 
     ``ImageFeature(inputCol="features", outputCol="raw_image", numPixels=784)``: images of 28 x 28 in one channel, or of
     `imageShape`.
@@ -30,7 +30,7 @@ class ImageFeature(
     inputCol = declare("inputCol", "the column of vectors or arrays", text)
     outputCol = declare("outputCol", "the column of the images", text)
     numPixels = declare(
-        "numPixels", "values of a row; those of a square image unless imageShape is set", whole(1)
+        "numPixels", "number of values of a row: a square image unless imageShape is set", whole(1)
     )
     imageShape = declare("imageShape", "height, width and channels", sizes)
 

@@ -1,4 +1,4 @@
-"""What a column of features is to a network: found on the driver from the schema and the first row."""
+"""Decide how a column of features enters a network, on the driver, from the schema and the first row."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 SPARSE_FROM = 4096
 """Sparse vectors of more dimensions than this stay sparse: ready-made networks read them by index and value."""
 MOST_DENSE = 65_536
-"""A vector of more dimensions would take half a megabyte a row where it must be dense, as in a network of one's own."""
+"""Most dimensions of a vector that must be dense, as in the user's own network: a larger row needs half a megabyte."""
 INDICES, VALUES = "_indices", "_values"
-"""Suffixes of the columns that a sparse vector becomes."""
+"""Suffixes of the two columns into which a sparse vector is split."""
 PLAIN_TEXT = "__tfspark_text"
 TABLE = "__tfspark_table"
-"""The column that several columns of numbers become."""
+"""The column into which several columns of numbers are combined."""
 NUMBERS = ("boolean", "byte", "short", "integer", "long", "float", "double", "decimal")
 IMAGE_FILES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
 SEPARATORS = r"[^\\p{L}\\p{N}]+"
-"""What stands between words."""
+"""The text between words."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class Inputs:
 
     Attributes:
         name: of the column.
-        kind: ``dense`` numbers of `shape`; ``sparse`` vectors of `size` dimensions; ``text`` or ``words``, arrays of
-            them.
+        kind: ``dense``: numbers of `shape`; ``sparse``: vectors of `size` dimensions; ``text``; ``words``: arrays of
+            texts.
         shape: of one row.
-        dtype: of the numbers as they are fed; None: their own.
-        scale: they are divided by it.
+        dtype: type of the fed numbers; None: that of the column.
+        scale: the numbers are divided by it.
         decode: ``image``: files to decode and resize to `shape`.
         size: dimensions of a sparse vector.
-        plain: words are written small and separated by single spaces first, by Spark.
-        table: columns of numbers that make one row of numbers, the column `name`, which is not in the data.
-        named: inputs of their own, each by its column's name, instead of all of the above.
+        plain: Spark first converts words to lower case, with single spaces between.
+        table: columns of numbers that are combined to one row of numbers, the new column `name`.
+        named: separate inputs, each with its column's name, instead of all of the above.
     """
 
     name: str
@@ -71,12 +71,12 @@ class Inputs:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Inputs:
-        """Rebuild what `to_json` gave."""
+        """Return the inputs from the result of `to_json`."""
         lists = {name: tuple(data.get(name, ())) for name in ("shape", "table")}
         return cls(**{**data, **lists, "named": tuple(map(cls.from_json, data.get("named", ())))})
 
     def called(self, name: str) -> Inputs:
-        """Return the same under another name; several columns keep theirs."""
+        """Return the same inputs with a different column name; several columns keep their names."""
         return self if self.table or self.named else replace(self, name=name)
 
     @property
@@ -91,7 +91,7 @@ class Inputs:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns as they are fed."""
+        """The columns to feed."""
         if self.named:
             return tuple(column for part in self.named for column in part.columns)
         if self.kind == "sparse":
@@ -108,7 +108,7 @@ class Inputs:
         return Columns(self.columns)
 
     def prepared(self, df: DataFrame) -> DataFrame:
-        """Return the DataFrame with the texts or the table as the network reads them, in a column of their own."""
+        """Return the DataFrame with an added column: the texts or the table in the form that the network reads."""
         for part in self.named:
             df = part.prepared(df)
         if self.named:
@@ -136,11 +136,11 @@ class Inputs:
 
     @property
     def parts(self) -> SparseParts | None:
-        """What makes columns of a sparse vector; None: it is none."""
+        """Converts a sparse vector to columns; None: the column is not a sparse vector."""
         return SparseParts(self.name, self.size) if self.kind == "sparse" else None
 
     def split(self, df: DataFrame) -> DataFrame:
-        """Return the DataFrame with the columns of a sparse vector in its place."""
+        """Return the DataFrame with a sparse vector replaced by its columns."""
         if self.parts is None:
             return df
         from pyspark.sql.types import StructType
@@ -153,7 +153,7 @@ class Inputs:
 
 
 def _with_table(df: DataFrame, names: Sequence[str]) -> DataFrame:
-    """Add an array of the numbers of several columns; null where one of them is."""
+    """Add an array of the numbers of several columns; it is null if one of them is."""
     from pyspark.sql import functions as sf
 
     columns = [df[quoted(name)] for name in names]
@@ -162,18 +162,18 @@ def _with_table(df: DataFrame, names: Sequence[str]) -> DataFrame:
 
 
 def table_of(df: DataFrame, names: Sequence[str], scale: float | None) -> Inputs:
-    """Return how several columns of numbers enter a network as one row of numbers.
+    """Return the inputs for several columns of numbers: one row of numbers.
 
     Raises:
-        ConfigError: one is not there, or holds no numbers.
+        ConfigError: a column does not exist, or does not hold numbers.
     """
     check_columns(Columns(tuple(map(Column, names))), df.columns)
     for name in names:
         kind = df.schema[name].dataType
         if kind.typeName() not in NUMBERS:
             raise ConfigError(
-                f"expected numbers in each of inputCols, column {name!r} is {kind.simpleString()}; leave it out, or "
-                "make numbers of it with pyspark.ml.feature.StringIndexer and OneHotEncoder, and one vector with "
+                f"expected numbers in each of inputCols, but column {name!r} is {kind.simpleString()}; leave it out, "
+                "or convert it with pyspark.ml.feature.StringIndexer and OneHotEncoder, and assemble one vector with "
                 "VectorAssembler"
             )
     return Inputs(TABLE, "dense", (len(names),), "float32", scale, table=tuple(names))
@@ -181,7 +181,7 @@ def table_of(df: DataFrame, names: Sequence[str], scale: float | None) -> Inputs
 
 @dataclass(frozen=True)
 class SparseParts:
-    """Makes of a column of vectors one of indices and one of values, without making anything dense.
+    """Converts a column of vectors to one of indices and one of values, without a dense copy.
 
     Attributes:
         name: of the column.
@@ -200,7 +200,7 @@ class SparseParts:
         """Add the two columns.
 
         Raises:
-            DataError: a null, or a vector of another size.
+            DataError: a null, or a vector of a different size.
         """
         column = batch.column(self.name)
         refuse_nulls(column, self.name)
@@ -214,7 +214,7 @@ class SparseParts:
                 f"row {row}: column {self.name!r} has a vector of size {found[row]}, expected {self.size}, as in the "
                 "rows trained on; assemble vectors of the same columns"
             )
-        if is_dense.any():  # Among sparse ones; each has all its indices.
+        if is_dense.any():  # Dense vectors among sparse ones have all indices.
             every = list(range(self.size))
             listed = zip(is_dense, indices.to_pylist(), strict=True)
             indices = pa.array([every if dense else known for dense, known in listed], pa.list_(pa.int32()))
@@ -228,7 +228,7 @@ class _Split:
     parts: SparseParts
 
     def __call__(self, batches: Any) -> Any:
-        """Put the parts in the place of the vectors."""
+        """Replace the vectors by their parts."""
         for batch in batches:
             split = self.parts(batch)
             kept = [name for name in split.schema.names if name != self.parts.name]
@@ -243,18 +243,18 @@ def find_inputs(
     takes_sparse: bool = False,
     plain: bool = False,
 ) -> Inputs:
-    """Find out what a column of features is.
+    """Return how a column of features enters a network.
 
     Args:
         df: the training rows.
         name: of the column.
-        shape: of one row, where the caller knows it.
-        scale: values are divided by it; None: bytes of images by 255, others by nothing.
-        takes_sparse: the network reads sparse vectors as they are.
-        plain: texts are to be written in small letters, words with single spaces between.
+        shape: of one row, if the caller knows it.
+        scale: values are divided by it; None: bytes of images by 255, others are not divided.
+        takes_sparse: the network can read sparse vectors.
+        plain: convert texts to words in lower case, with single spaces between.
 
     Raises:
-        ConfigError: the column is not there, or of a type that no network reads, or too large to be dense.
+        ConfigError: the column does not exist, has a type that no network reads, or is too large to be dense.
         DataError: there is no row with a value.
     """
     check_columns(Columns((Column(name),)), df.columns)
@@ -266,7 +266,9 @@ def find_inputs(
         return Inputs(name, "words", plain=plain)
     first = df.select(df[quoted(name)]).where(df[quoted(name)].isNotNull()).first()
     if first is None:
-        raise DataError(f"expected rows with features in column {name!r}, there is none; check the DataFrame")
+        raise DataError(
+            f"expected rows with features in column {name!r}, but there are none; check the DataFrame"
+        )
     value = first[0]
     if type_name == "vector":
         return _of_vector(name, value, shape, scale, takes_sparse)
@@ -296,7 +298,7 @@ def _of_vector(
         raise ConfigError(
             f"expected vectors of at most {MOST_DENSE:,} dimensions in column {name!r}, got {size:,}: this network "
             "reads them dense, 8 bytes for each dimension of a row; use HashingTF(numFeatures=...), PCA or another "
-            "reduction, or DenseClassifier, DenseRegressor or RNNClassifier, which read sparse vectors as they are"
+            "reduction, or DenseClassifier, DenseRegressor or RNNClassifier, which read sparse vectors"
         )
     return Inputs(name, "dense", _fitting(name, (size,), shape), "float32", scale)
 
@@ -331,18 +333,18 @@ def _fitting(name: str, found: tuple[int, ...], shape: tuple[int, ...] | None) -
         return found
     if math.prod(shape) != math.prod(found):
         raise ConfigError(
-            f"expected {math.prod(shape)} values in column {name!r}, as inputShape={list(shape)} says, the first "
+            f"expected {math.prod(shape)} values in column {name!r} for inputShape={list(shape)}, but the first "
             f"row has {math.prod(found)}; correct inputShape or the data"
         )
     return shape
 
 
 def vocabulary_of(df: DataFrame, size: int) -> list[str]:
-    """Return the most frequent words of the first column, whose texts `Inputs.prepared` has written, by one Spark job.
+    """Return the most frequent words of the first column, which `Inputs.prepared` has added, by one Spark job.
 
     Args:
         df: training rows.
-        size: so many words are told apart, two of which stand for padding and unknown words.
+        size: of the vocabulary, including one entry for padding and one for unknown words.
 
     Raises:
         DataError: there are no words.

@@ -1,6 +1,6 @@
 """Layers as data: small specifications that can be set as a Param, saved, and built in a trainer. Imports no Keras.
 
-``Dense(10, activation="softmax")``, ``CNN.MaxPooling(kernelSize=2)`` and ``RNN.LSTM(100)`` make them.
+``Dense(10, activation="softmax")``, ``CNN.MaxPooling(kernelSize=2)`` and ``RNN.LSTM(100)`` create them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Kind:
 
     Attributes:
         keras: name of the class in `keras.layers`.
-        positional: arguments without names, in this order.
-        options: more arguments.
-        renamed: other names of arguments.
+        positional: positional arguments, in this order.
+        options: further arguments.
+        renamed: alternative name of an argument -> its name in Keras.
     """
 
     keras: str
@@ -78,7 +78,7 @@ class Layer:
 
     Attributes:
         kind: a key of `KINDS`.
-        arguments: those of its class in Keras, and for recurrent layers ``bidirectional``.
+        arguments: the arguments of its Keras class, and ``bidirectional`` for recurrent layers.
     """
 
     kind: str
@@ -93,7 +93,7 @@ def make_layer(kind: str, *positional: Any, **named: Any) -> Layer:
     """Return a layer.
 
     Raises:
-        ValueError: there is no such layer, or an argument is unknown, given twice, or lacks.
+        ValueError: the layer or an argument is unknown, or an argument is missing or given twice.
     """
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, 1)
@@ -124,10 +124,10 @@ def make_layer(kind: str, *positional: Any, **named: Any) -> Layer:
 
 
 def as_layers(value: Any) -> list[dict[str, Any]]:
-    """Take a list of layers for a Param: `Layer`s, or what `Layer.to_json` gave.
+    """Check a list of layers for a Param: `Layer`s, or results of `Layer.to_json`.
 
     Raises:
-        ValueError: it is none, or one of them is no layer.
+        ValueError: it is not a list, or has an item that is not a layer.
     """
     if not isinstance(value, list | tuple) or not value:
         raise ValueError('expected a list of layers such as [Dense(64, "relu"), Dense(10, "softmax")]')
@@ -156,13 +156,13 @@ def Dropout(*positional: Any, **named: Any) -> Layer:
 
 
 class LayerFactory:
-    """Gives a class its layers as static methods: ``CNN.MaxPooling(kernelSize=2)``."""
+    """Provides layers as static methods of a class: ``CNN.MaxPooling(kernelSize=2)``."""
 
     def __init__(self, kind: str):
         self._kind = kind
 
     def __get__(self, instance: Any, owner: type) -> Any:
-        """Return the function that makes the layer."""
+        """Return the function that creates the layer."""
         del instance, owner
 
         def make(*positional: Any, **named: Any) -> Layer:

@@ -1,4 +1,4 @@
-"""Mean, deviation and range of features and labels, by one pass of Spark. Driver only."""
+"""Compute mean, deviation and range of features and labels, by one pass of Spark. Driver only."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Array = npt.NDArray[np.float64]
 
 
 def feature_moments(df: DataFrame, inputs: Inputs) -> tuple[Array, Array]:
-    """Return mean and standard deviation of each value of a row, of the shape of one row; a constant's deviation is 1.
+    """Return mean and standard deviation of each value, in the shape of one row; the deviation of a constant is 1.
 
     Raises:
-        DataError: there is no row.
+        DataError: there are no rows.
     """
     mean, variance = _summary(inputs.prepared(df), inputs.name, "mean", "variance")
     return mean.reshape(inputs.shape), _deviation(variance).reshape(inputs.shape)
 
 
 def largest_value(df: DataFrame, inputs: Inputs) -> float:
-    """Return the largest value of all, to which pixels are scaled; 1 if none is above 0."""
+    """Return the largest of all values, by which pixels are divided; 1 if no value is above 0."""
     (most,) = _summary(inputs.prepared(df), inputs.name, "max")
     return float(most.max()) if most.max() > 0 else 1.0
 
@@ -41,7 +41,7 @@ def label_moments(df: DataFrame, label: str) -> tuple[list[float], list[float]]:
 
 
 def per_variable(mean: Array, deviation: Array) -> tuple[list[float], list[float]]:
-    """Return mean and deviation of each variable of a series over its steps.
+    """Return mean and deviation of each variable of a series, over all steps.
 
     Shapes:
         mean, deviation: (steps, variables).
@@ -62,7 +62,9 @@ def _summary(df: DataFrame, name: str, *metrics: str) -> list[Array]:
     there = df.select(_as_vector(df, name).alias("v")).where(column.isNotNull())
     row = there.select(Summarizer.metrics("count", *metrics).summary(there["v"]).alias("s")).first()
     if row is None or not row["s"]["count"]:
-        raise DataError(f"expected rows with values in column {name!r}, there is none; check the DataFrame")
+        raise DataError(
+            f"expected rows with values in column {name!r}, but there are none; check the DataFrame"
+        )
     return [np.asarray(row["s"][metric].toArray(), float) for metric in metrics]
 
 

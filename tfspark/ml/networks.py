@@ -1,13 +1,13 @@
-"""Build the ready-made networks of layer specifications. Runs in trainers; Keras is imported inside.
+"""Build the ready-made networks from layer specifications. Runs in trainers; functions import Keras inside.
 
-`build_network(params)` is what `tfspark.ml` hands to a cluster. The parameters are plain data:
+`tfspark.ml` passes `build_network(params)` to a cluster. The parameters are plain data:
 
     inputs      ``Inputs.to_json()``
     layers      specifications of `tfspark.ml.layers`
     output      ``{"classes": k}``, ``{"units": m}``, or ``{}``: the last layer is the output
-    mean, std   of each value, subtracted and divided by first; empty: values stay
-    vocabulary  words by falling frequency, for texts; length: so many of a text are read; embedding: its size
-    label_mean, label_std  brought back to by a regression's output; empty: it is not
+    mean, std   of each value: values are standardised first; empty: they are not
+    vocabulary  words by falling frequency, for texts; length: maximum number of words of a text; embedding: its size
+    label_mean, label_std  the output of a regression is scaled to them; empty: it is not
     loss, metrics, l2
 """
 
@@ -26,11 +26,11 @@ Json = Mapping[str, Any]
 def build_network(params: Json) -> Any:
     """Build and compile a network.
 
-    Input shape: of one row as ``params["inputs"]`` says; sparse vectors are a dict of padded indices and values.
+    Input shape: that of ``params["inputs"]`` for one row; sparse vectors are a dict of padded indices and values.
     Output shape: ``(batch, classes)`` probabilities, ``(batch, 1)`` for two, or ``(batch, units)``.
 
     Raises:
-        ConfigError: a layer does not fit the one before.
+        ConfigError: a layer does not match the one before.
     """
     import keras
 
@@ -41,8 +41,8 @@ def build_network(params: Json) -> Any:
             x = _apply(x, layer, layers[position + 1 :], params)
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"expected a layer {position + 1} of the network that fits what comes before, got {layer}: "
-                f"{error}"
+                f"expected a layer {position + 1} of the network that matches the layers before, got {layer}: {error}; "
+                "change the layers"
             ) from None
     x = _output(x, params["output"], layers[-1] if layers else None, params)
     model = keras.Model(inputs, x, name="network")
@@ -84,8 +84,8 @@ def _inputs(params: Json) -> tuple[Any, Any]:
 def _sparse_inputs(params: Json) -> tuple[Any, Any]:
     """Read a sparse vector by its indices and values.
 
-    To a dense layer it is what the dense vector would be (`SparseDense`). To a recurrent layer it is a sequence of
-    terms, each an embedding times its value.
+    A dense layer gets the same result as from the dense vector (`SparseDense`). A recurrent layer gets a sequence of
+    terms; each is an embedding times the term's value.
     """
     import keras
 
@@ -94,7 +94,7 @@ def _sparse_inputs(params: Json) -> tuple[Any, Any]:
     values = keras.Input((None,), name=name + VALUES)
     inputs = {name + INDICES: indices, name + VALUES: values}
     if first["layer"] in RECURRENT:
-        ahead = ((0, 0), (0, 1))  # One step more, of padding: there may be vectors without terms.
+        ahead = ((0, 0), (0, 1))  # One more step, of padding: a vector may have no terms.
         steps, weights = keras.ops.pad(indices, ahead), keras.ops.pad(values, ahead)
         embedded = keras.layers.Embedding(size, params["embedding"])(steps)  # (batch, terms, embedding)
         x = keras.layers.Multiply()([embedded, weights[..., None]])
@@ -111,7 +111,7 @@ def _text_inputs(params: Json) -> tuple[Any, Any]:
     )
     tokens = keras.ops.pad(
         split(inputs)[:, : params["length"]], ((0, 0), (0, 1))
-    )  # There may be texts without words.
+    )  # A text may have no words.
     size = len(params["vocabulary"]) + 2  # padding, unknown words
     return inputs, keras.layers.Embedding(size, params["embedding"], mask_zero=True)(tokens)
 
@@ -142,7 +142,7 @@ def _first_on_sparse(parts: list[Any], kind: str, arguments: dict[str, Any], par
     from tfspark.ml.sparse_dense import SparseDense
 
     if kind != "Dense":
-        raise ValueError("sparse vectors enter a Dense or a recurrent layer first")
+        raise ValueError("the first layer for sparse vectors must be Dense or recurrent")
     known = ("units", "activation", "kernel_regularizer", "name")
     arguments = {name: value for name, value in arguments.items() if name in known}
     if params.get("l2"):
@@ -151,7 +151,7 @@ def _first_on_sparse(parts: list[Any], kind: str, arguments: dict[str, Any], par
 
 
 def _output(x: Any, output: Json, last: Json | None, params: Json) -> Any:
-    """Add the output layer unless the last layer is one; bring a regression to the label's units."""
+    """Add the output layer unless the last layer is one; scale the output of a regression to the label's units."""
     import keras
 
     if not (last is not None and _is_output(last, output)):
@@ -171,7 +171,7 @@ def _output(x: Any, output: Json, last: Json | None, params: Json) -> Any:
 
 
 def _is_output(last: Json, output: Json) -> bool:
-    """Tell whether the last layer gives what is predicted; see `check_output` for one that cannot."""
+    """Return whether the last layer is an output layer; `check_output` rejects one with a wrong number of classes."""
     if not output or last["layer"] != "Dense":
         return False
     activation = last.get("activation")
@@ -181,7 +181,7 @@ def _is_output(last: Json, output: Json) -> bool:
 
 
 def check_output(layers: Sequence[Json], output: Json) -> None:
-    """Refuse a last layer that gives probabilities of another number of classes.
+    """Reject a last layer whose number of probabilities differs from the number of classes.
 
     Raises:
         ConfigError: names both numbers.
@@ -200,7 +200,7 @@ def check_output(layers: Sequence[Json], output: Json) -> None:
 
 
 def loss_of(layers: Sequence[Json], output: Json) -> str:
-    """Return the loss of a network that ends in these layers."""
+    """Return the loss for a network that ends in these layers."""
     if "classes" not in output:
         return "mean_squared_error"
     is_binary = bool(layers) and _is_output(layers[-1], output) and layers[-1]["units"] == 1

@@ -1,4 +1,4 @@
-"""`Estimator.from_keras`: training and prediction with few words, in the style of Orca and BigDL. Driver only."""
+"""`Estimator.from_keras`: train and predict with little code, in the style of Orca and BigDL. Driver only."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ X, Y, HELD = "x", "y", "__tfspark_held"
 
 @dataclass(frozen=True)
 class Created:
-    """A training on datasets that the workers make.
+    """A training on datasets that the workers create.
 
     Attributes:
-        build_model: ``build_model(config)``, or of no argument.
-        config: for it and for the creators.
+        build_model: ``build_model(config)``, or a function without arguments.
+        config: its argument, and that of the creators.
         create: ``create(config, batch_size)``.
         validation: the same for rows to evaluate after each epoch; None: there are none.
-        epochs: passes.
+        epochs: passes over the rows.
         batch_size: rows of a step over all workers.
     """
 
@@ -78,7 +78,7 @@ def _train_created(task: Created, ctx: Any) -> dict[str, list[float]]:
 
 
 class Estimator:
-    """Trains a Keras model; made by `from_keras`."""
+    """Trains a Keras model; create it by `from_keras`."""
 
     def __init__(
         self,
@@ -101,11 +101,12 @@ class Estimator:
         num_workers: int = 1,
         spark: SparkSession | None = None,
     ) -> Estimator:
-        """Return an estimator of what a function builds.
+        """Return an estimator for the model that a function builds.
 
         Args:
-            model_creator: ``model_creator(config)``, or of no argument, returns a compiled `keras.Model` of one input.
-            config: handed to it.
+            model_creator: ``model_creator(config)``, or a function without arguments; returns a compiled `keras.Model`
+                with one input.
+            config: its argument.
             num_workers: TensorFlow workers; each holds one of Spark's task slots.
             spark: the session; None: the active one.
         """
@@ -127,21 +128,21 @@ class Estimator:
 
         Args:
             data: a Spark or pandas DataFrame, or NumPy arrays: ``(x, y)`` or ``{"x": x, "y": y}``; or a function
-                ``creator(config, batch_size)`` that returns a batched `tf.data.Dataset` of ``(x, y)``, which each
-                worker makes itself and takes its share of.
+                ``creator(config, batch_size)`` that returns a batched `tf.data.Dataset` of ``(x, y)``. Each worker
+                calls the function itself and uses its share of the dataset.
             epochs: passes over the rows.
             batch_size: rows of a step over all workers.
-            feature_cols: the column of features; several columns of numbers make one vector.
+            feature_cols: the column of features; several columns of numbers are combined to one vector.
             label_cols: the column of the label.
-            validation_data: rows that are evaluated after each epoch, of the same kind.
+            validation_data: rows to evaluate after each epoch, in the same form.
             seed: of weights and shuffling.
 
         Raises:
-            ConfigError: the data are of another kind, or a column is not there.
+            ConfigError: the data have a different form, or a column does not exist.
         """
         if self._build_model is None:
             raise ConfigError(
-                "expected an estimator made by from_keras() to fit, this one was loaded; make another"
+                "expected an estimator from from_keras() to fit, but this one was loaded; create one by from_keras()"
             )
         if callable(data):
             return self._fit_created(data, epochs, batch_size, validation_data, seed)
@@ -170,10 +171,10 @@ class Estimator:
     def _fit_created(
         self, create: Callable[..., Any], epochs: int, batch_size: int, validation: Any, seed: int
     ) -> dict[str, list[float]]:
-        """Train on datasets that the workers make."""
+        """Train on datasets that the workers create."""
         if validation is not None and not callable(validation):
             raise ConfigError(
-                "expected validation_data to be a function creator(config, batch_size), as data is, got "
+                "expected validation_data to be a function creator(config, batch_size), like data, got "
                 f"{type(validation).__name__}"
             )
         assert self._build_model is not None
@@ -197,7 +198,9 @@ class Estimator:
             export = Path(folder, "export")
             files, signature = of_keras((export / "model.keras").read_bytes()), read_signature(export)
         if signature is None or len(signature.inputs) != 1:
-            raise ConfigError("expected a model of one input, got another; give KerasEstimator such a model")
+            raise ConfigError(
+                "expected a model with one input, got a different one; use KerasEstimator for it"
+            )
         (tensor,) = signature.inputs
         shape = tuple(size for size in tensor.shape if size is not None)
         inputs = Inputs(X, "text" if tensor.dtype == "string" else "dense", shape, "float32")
@@ -220,7 +223,7 @@ class Estimator:
     def predict(self, data: Any, feature_cols: Sequence[str] | str | None = None) -> Any:
         """Return a DataFrame with a column ``prediction`` for DataFrames, an array for arrays.
 
-        The predictions are the model's own outputs: of a classifier the probabilities.
+        The predictions are the model's own outputs; for a classifier these are the probabilities.
         """
         model = self._fitted.copy()
         is_array = not hasattr(data, "columns")
@@ -244,7 +247,7 @@ class Estimator:
 
     @classmethod
     def load(cls, path: str, spark: SparkSession | None = None) -> Estimator:
-        """Load what `save` wrote, to predict and evaluate."""
+        """Load a model that `save` wrote, to predict and evaluate."""
         from pyspark.sql import SparkSession
 
         loaded = cls(spark or SparkSession.active(), None, {}, 1)
@@ -255,7 +258,7 @@ class Estimator:
     def _fitted(self) -> KerasModel:
         if self._model is None:
             raise ConfigError(
-                "expected an estimator that was fitted or loaded, this one was not; call fit() first"
+                "expected an estimator that was fitted or loaded, but this one was not; call fit() first"
             )
         return self._model
 
@@ -266,15 +269,15 @@ class Estimator:
         labels: Sequence[str] | str | None,
         is_labelled: bool = True,
     ) -> DataFrame:
-        """Return a DataFrame with the columns ``x`` and ``y``; without labels, its own columns beside ``x``."""
+        """Return a DataFrame with the columns ``x`` and ``y``; without labels, its own columns and ``x``."""
         from pyspark.sql import functions as sf
 
         from tfspark.feed.spark_names import quoted
 
         if callable(data):
             raise ConfigError(
-                "expected a DataFrame or arrays to evaluate or to predict, got a function; those that make a dataset "
-                "are for fit()"
+                "expected a DataFrame or arrays to evaluate or to predict, got a function; functions that create a "
+                "dataset are for fit()"
             )
         df = self._as_dataframe(data)
         if not hasattr(data, "columns"):

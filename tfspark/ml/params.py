@@ -1,4 +1,4 @@
-"""Params of Spark ML that check their values when they are set, with setters and getters. Driver only."""
+"""Spark ML Params that check their values when they are set, with setters and getters. Driver only."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from tfspark.inference.predict import INVALID
 Convert = Callable[[Any], Any]
 
 ALIASES = {"inputCol": "featuresCol", "outputCol": "predictionCol", "blockSize": "batchSize"}
-"""Other names of Params, in the words of Spark's transformers and of its multilayer perceptron."""
+"""Alternative names of Params: those of Spark's transformers and of its multilayer perceptron."""
 
 
 def declare(name: str, doc: str, convert: Convert) -> Any:
-    """Declare a Param: a class attribute that knows its values."""
+    """Declare a Param: a class attribute with a check of its values."""
     return Param(Params._dummy(), name, doc, typeConverter=convert)
 
 
 def text(value: Any) -> str:
-    """Take a text."""
+    """Check a text."""
     if not isinstance(value, str):
         raise ValueError("expected a text")
     return value
 
 
 def whole(least: int) -> Convert:
-    """Return what takes whole numbers from a least one on."""
+    """Return a converter for whole numbers with a minimum."""
 
     def convert(value: Any) -> int:
         is_whole = isinstance(value, int | float | np.number) and not isinstance(value, bool)
@@ -59,14 +59,14 @@ def whole(least: int) -> Convert:
 
 
 def integer(value: Any) -> int:
-    """Take a whole number, of either sign."""
+    """Check a whole number, positive or negative."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise ValueError("expected a whole number")
     return int(value)
 
 
 def number(least: float, is_above: bool = False, below: float = math.inf) -> Convert:
-    """Return what takes numbers from a least one on, or above it, and below another."""
+    """Return a converter for numbers with a minimum, which may be excluded, and an excluded upper limit."""
 
     def convert(value: Any) -> float:
         is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
@@ -86,14 +86,14 @@ def number(least: float, is_above: bool = False, below: float = math.inf) -> Con
 
 
 def flag(value: Any) -> bool:
-    """Take a yes or no."""
+    """Check a boolean."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError("expected True or False")
     return bool(value)
 
 
 def choice(*options: str) -> Convert:
-    """Return what takes one of some words."""
+    """Return a converter for one of several words."""
 
     def convert(value: Any) -> str:
         if value not in options:
@@ -106,28 +106,28 @@ def choice(*options: str) -> Convert:
 
 
 def _how_verbose(value: Any) -> Any:
-    """Take ``auto``, 0 or 1."""
+    """Check ``auto``, 0 or 1."""
     if value not in ("auto", 0, 1):
         raise ValueError("expected auto, 0 or 1")
     return value if value == "auto" else int(value)
 
 
 def sizes(value: Any) -> list[int]:
-    """Take sizes: whole numbers, 1 or more."""
+    """Check sizes: a list of whole numbers, 1 or more."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("expected a list of whole numbers, 1 or more each")
     return [whole(1)(size) for size in value]
 
 
 def texts(value: Any) -> list[str]:
-    """Take a list of texts."""
+    """Check a list of texts."""
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError("expected a list of texts")
     return list(value)
 
 
 def names(value: Any) -> list[str]:
-    """Take names of columns, each once."""
+    """Check names of columns, each once."""
     found = texts(value)
     if not found or len(set(found)) < len(found):
         raise ValueError("expected a list of different columns, at least one")
@@ -135,7 +135,7 @@ def names(value: Any) -> list[str]:
 
 
 def labels(value: Any) -> list[Any]:
-    """Take the values of a label, in the order of the classes."""
+    """Check the values of a label, in the order of the classes."""
     items = list(value) if isinstance(value, list | tuple | range | np.ndarray) else []
     items = [item.item() if isinstance(item, np.generic) else item for item in items]
     is_text = all(isinstance(item, str) for item in items)
@@ -146,14 +146,14 @@ def labels(value: Any) -> list[Any]:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Take arguments by name that JSON can hold."""
+    """Check a dict of arguments that JSON can hold."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError("expected a dict of arguments by name")
     return {name: plain(item) for name, item in value.items()}
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON holds it: lists for tuples and arrays, Python's numbers for NumPy's."""
+    """Return a value as plain data for JSON: lists for tuples and arrays, Python's numbers for NumPy's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | Vector):
@@ -170,14 +170,14 @@ def plain(value: Any) -> Any:
 class CheckedParams(Params):
     """Params that are set by keyword, by setter or by `set`, and checked each time.
 
-    Each Param ``x`` has ``setX`` and ``getX``, unless the class defines them. What does not go together is refused
-    when it is set (`_contradiction`).
+    Each Param ``x`` has ``setX`` and ``getX``, unless the class defines them. Values that contradict each other are
+    rejected when they are set (`_contradiction`).
     """
 
     _paramMap: dict[Any, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Give the class the setters and getters of its Params, and a signature for notebooks."""
+        """Add setters and getters of the Params to the class, and a signature for notebooks."""
         super().__init_subclass__(**kwargs)
         names = _params_of(cls)
         aliases = [alias for alias, own in ALIASES.items() if own in names and alias not in names]
@@ -194,7 +194,7 @@ class CheckedParams(Params):
         """Return Params by their own names.
 
         Raises:
-            ConfigError: there is no such Param, or one is given by both of its names.
+            ConfigError: a Param is unknown, or is given by both of its names.
         """
         known = _params_of(type(self))
         found: dict[str, Any] = {}
@@ -207,16 +207,16 @@ class CheckedParams(Params):
             if own in found and found[own] != value:
                 raise ConfigError(
                     f"expected {own} once, got {found[own]!r} and {value!r}: {name} is another name of it; leave "
-                    "one out"
+                    "one of them out"
                 )
             found[own] = value
         return found
 
     def _set(self, **kwargs: Any) -> Self:
-        """Set Params after a check; nothing is set if one is wrong.
+        """Check and set Params; none is set if one is wrong.
 
         Raises:
-            ConfigError: names the Param, the value and what would be right.
+            ConfigError: names the Param, its value and the expected values.
         """
         before: dict[Any, Any] = dict(self._paramMap)
         for name, value in kwargs.items():
@@ -242,7 +242,7 @@ class CheckedParams(Params):
         self._set(**{param.name: value})
 
     def _contradiction(self) -> str | None:
-        """Say which Params do not go together; None: all do."""
+        """Return a message about Params that contradict each other; None: none do."""
         return None
 
 
@@ -280,15 +280,15 @@ class ColumnParams(
     labelCol = declare("labelCol", "the column that it learns to predict", text)
     predictionCol = declare("predictionCol", "the column of the predictions (also outputCol)", text)
     weightCol = declare(
-        "weightCol", "the column of each row's weight in loss and metrics, as Keras's sample_weight", text
+        "weightCol", "the column of each row's weight in loss and metrics, like Keras's sample_weight", text
     )
     batchSize = declare("batchSize", "rows of a step over all workers (also blockSize)", whole(1))
     predictBatchSize = declare(
-        "predictBatchSize", "most rows of one call of the network in transform", whole(1)
+        "predictBatchSize", "maximum number of rows in one call of the network in transform", whole(1)
     )
     handleInvalid = declare(
         "handleInvalid",
-        "rows without features in transform: error; skip: they are left out; keep: their prediction is null",
+        "rows without features in transform: error: raise; skip: drop the rows; keep: their prediction is null",
         choice(*INVALID),
     )
 
@@ -306,7 +306,7 @@ class ClassParams(CheckedParams, HasProbabilityCol, HasRawPredictionCol):
     """Columns of a classifier."""
 
     probabilityCol = declare(
-        "probabilityCol", "the column of each class's probability, a vector; empty: none", text
+        "probabilityCol", "the column of the classes' probabilities, a vector; empty: none", text
     )
     rawPredictionCol = declare(
         "rawPredictionCol", "the column of the probabilities' logarithms, a vector; empty: none", text
@@ -317,7 +317,7 @@ class ClassParams(CheckedParams, HasProbabilityCol, HasRawPredictionCol):
 
 
 class TrainingParams(CheckedParams, HasMaxIter, HasStepSize, HasSeed, HasValidationIndicatorCol):
-    """How a network is trained."""
+    """Settings of the training."""
 
     maxIter = declare("maxIter", "epochs: passes over the rows, 1 or more", whole(1))
     stepSize = declare("stepSize", "learning rate of the optimizer, above 0", number(0, is_above=True))
@@ -326,22 +326,22 @@ class TrainingParams(CheckedParams, HasMaxIter, HasStepSize, HasSeed, HasValidat
     optimizer = declare("optimizer", "a Keras optimizer by name, such as adam, sgd or rmsprop", text)
     callbacks = declare(
         "callbacks",
-        "early_stopping, reduce_lr_on_plateau, terminate_on_nan with their arguments, by name",
+        "early_stopping, reduce_lr_on_plateau, terminate_on_nan: a dict of name -> arguments",
         mapping,
     )
     validationIndicatorCol = declare(
-        "validationIndicatorCol", "the boolean column that is true in rows that are only evaluated", text
+        "validationIndicatorCol", "the boolean column that is true for rows that are only evaluated", text
     )
     logDir = declare(
-        "logDir", "directory for the workers' logs and the exported model; unset: none is kept", text
+        "logDir", "directory for the workers' logs and the exported model; unset: they are not kept", text
     )
     verbose = declare(
         "verbose",
-        "how far a fit is: auto: a bar in a notebook, a line for each epoch on a terminal; 1: lines where there is no "
-        "notebook; 0: nothing",
+        "how progress is shown: auto: a bar in a notebook, a line for each epoch on a terminal; 1: lines where there "
+        "is no notebook; 0: nothing",
         _how_verbose,
     )
-    shuffle = declare("shuffle", "whether each worker mixes its rows anew in every epoch", flag)
+    shuffle = declare("shuffle", "whether each worker shuffles its rows again in every epoch", flag)
 
     def _set_training_defaults(self) -> None:
         self._setDefault(maxIter=10, seed=0, numWorkers=1, batchSize=32, shuffle=True, verbose="auto")

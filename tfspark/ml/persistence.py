@@ -1,8 +1,8 @@
-"""Save and load what `tfspark.ml` has fitted, and its estimators, as Spark ML does: a directory on any file system.
+"""Save and load the models and estimators of `tfspark.ml` as Spark ML does: in a directory on any file system.
 
-``metadata/`` is Spark ML's own, with what tfspark adds; ``model.keras`` is the network, which Keras alone can load.
-Loading a model runs no code from its directory: custom objects come from tfspark's own model modules, or are imported
-by name. An estimator's `modelBuilder` that has no importable name is pickled.
+``metadata/`` is Spark ML's own, with additions by tfspark; ``model.keras`` is the network, which Keras can load without
+tfspark. Loading a model runs no code from its directory: custom objects come from tfspark's own model modules, or are
+imported by name. An estimator's `modelBuilder` without an importable name is pickled.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NetworkWriter(MLWriter):
 
 
 class NetworkReader(MLReader[Any]):
-    """Reads what `NetworkWriter` wrote."""
+    """Reads a directory that `NetworkWriter` wrote."""
 
     def __init__(self, cls: type):
         super().__init__()
@@ -60,7 +60,7 @@ class NetworkReader(MLReader[Any]):
         """Return the estimator or the model.
 
         Raises:
-            ConfigError: it is none of tfspark.ml, of another class, or was saved by a newer version.
+            ConfigError: it does not belong to tfspark.ml, has a different class, or was saved by a newer version.
         """
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
         if "tfsparkFormat" not in metadata:
@@ -108,7 +108,7 @@ def _code_to_json(value: Any) -> Any:
 
 
 def _code_from_json(data: Mapping[str, Any]) -> Any:
-    """Rebuild what `code_to_json` gave."""
+    """Return the code from the result of `_code_to_json`."""
     if "path" in data:
         return data["path"]
     if "objects" in data:
@@ -119,7 +119,7 @@ def _code_from_json(data: Mapping[str, Any]) -> Any:
 
 
 def importable_name(value: Any) -> str | None:
-    """Return ``module:name`` of a function or class that another process can import; None: none can."""
+    """Return ``module:name`` of a function or class if another process can import it; else None."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
     if module in (None, "__main__") or "<" in name:
         return None
@@ -133,7 +133,7 @@ def imported(name: str) -> Any:
     """Import ``module:name``.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it cannot be imported.
     """
     module, _, path = name.partition(":")
     try:
@@ -142,14 +142,14 @@ def imported(name: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"expected to import {path} from the module {module}, which the model was saved with: {error}; put the "
-            "module on the module path"
+            f"expected to import {path} of the saved model from the module {module}: {error}; put the module on the "
+            "module path"
         ) from None
     return found
 
 
 def is_own_module(name: str) -> bool:
-    """Tell whether another process with tfspark has a module: one of its packages, or a model module it comes with."""
+    """Return whether a module comes with tfspark, as a part of its package or as a model module."""
     return name.startswith("tfspark.") or name in shipped.list_shipped()
 
 
@@ -170,7 +170,7 @@ def own_modules(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def write_bytes(spark: SparkSession, path: str, data: bytes) -> None:
-    """Write a file on any file system that Spark's Hadoop knows."""
+    """Write a file to any file system of Spark's Hadoop."""
     place, system = _on_hadoop(spark, path)
     stream = system.create(place)
     try:
@@ -181,14 +181,16 @@ def write_bytes(spark: SparkSession, path: str, data: bytes) -> None:
 
 
 def read_bytes(spark: SparkSession, path: str) -> bytes:
-    """Read a file from any file system that Spark's Hadoop knows.
+    """Read a file from any file system of Spark's Hadoop.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError: it does not exist.
     """
     place, system = _on_hadoop(spark, path)
     if not system.exists(place):
-        raise ConfigError(f"expected the file {path} of a saved model, it is not there; save the model again")
+        raise ConfigError(
+            f"expected the file {path} of a saved model, but it does not exist; save the model again"
+        )
     row = spark.read.format("binaryFile").load(str(system.makeQualified(place))).select("content").first()
     assert row is not None
     return bytes(row[0])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 CNN_MODULE, RNN_MODULE = "models/cnn.py", "models/rnn.py"
 LEAST_LENET = 16
-"""Smaller images go through the architecture `simple`."""
+"""Smaller images use the architecture `simple`."""
 
 
 class LayeredEstimator(NetworkEstimator):
@@ -35,12 +35,12 @@ class LayeredEstimator(NetworkEstimator):
     layers = declare(
         "layers",
         'the network as layers such as [Dense(64, "relu"), Dense(10, "softmax")]; an output layer is added if the last '
-        "is none, Flatten where a layer needs it; unset: an architecture of its own",
+        "layer is not one, and Flatten where a layer needs it; unset: the estimator's default",
         as_layers,
     )
     regParam = declare("regParam", "L2 penalty on the kernels, 0 or more", number(0))
     standardization = declare(
-        "standardization", "whether each value is brought to mean 0 and deviation 1 within the network", flag
+        "standardization", "whether each value is scaled to mean 0 and deviation 1 within the network", flag
     )
 
     default_layers: Sequence[Mapping[str, Any]] = ()
@@ -91,22 +91,22 @@ class LayeredEstimator(NetworkEstimator):
             if target.num_classes is None and target.label is not None:
                 moments = self._once(label_moments, train, target.label)
                 params["label_mean"], params["label_std"] = moments
-        # The layer that reads sparse vectors must be known where the model is loaded.
+        # The process that loads the model must know the layer that reads sparse vectors.
         modules = own_modules(["tfspark.ml.sparse_dense"]) if inputs.kind == "sparse" else ()
         return Network(build_network, params, modules=modules)
 
 
 class ClassifierMixin(LayeredEstimator, ClassParams):
-    """A classifier: labels are 0 to k-1, or texts, or what `classes` names."""
+    """A classifier: labels are 0 to k-1, or texts, or the values of `classes`."""
 
     classes = declare(
-        "classes", "values of the label in the order of the classes; unset: as the rows have them", labels
+        "classes", "values of the label in the order of the classes; unset: those in the rows", labels
     )
 
     metrics = ("accuracy",)
 
     def __init__(self, **params: Any):
-        if "rawPrediction" in params:  # As in the tutorials: whether there is such a column.
+        if "rawPrediction" in params:  # The form of tutorials: whether the column is added.
             params["rawPredictionCol"] = "rawPrediction" if flag(params.pop("rawPrediction")) else ""
         super().__init__(**params)
 
@@ -127,9 +127,9 @@ class ClassifierMixin(LayeredEstimator, ClassParams):
 
 
 class DenseClassifier(ClassifierMixin):
-    """A network of dense layers that tells classes apart, from vectors or arrays of numbers.
+    """A network of dense layers that classifies vectors or arrays of numbers.
 
-    Sparse vectors of more than 4,096 dimensions, as of HashingTF, are read as they are.
+    Sparse vectors of more than 4,096 dimensions, such as those of HashingTF, stay sparse.
     """
 
     default_layers = ({"layer": "Dense", "units": 64, "activation": "relu"},)
@@ -155,7 +155,7 @@ class CNNClassifier(ClassifierMixin):
     """A convolutional network that classifies images.
 
     Images are vectors (one of 784 values is 28 x 28 unless `inputShape` says otherwise), arrays, bytes of pixels, image
-    files, or rows of ``spark.read.format("image")``. Pixels are brought to [0, 1].
+    files, or rows of ``spark.read.format("image")``. Pixels are scaled to [0, 1].
     """
 
     architecture = declare(
@@ -164,7 +164,7 @@ class CNNClassifier(ClassifierMixin):
         text_of,
     )
     modelParams = declare(
-        "modelParams", "more parameters of models/cnn.py, such as {'dropout': 0.2}", mapping
+        "modelParams", "further parameters of models/cnn.py, such as {'dropout': 0.2}", mapping
     )
 
     def _set_own_defaults(self) -> None:
@@ -179,7 +179,7 @@ class CNNClassifier(ClassifierMixin):
         if inputs.kind != "dense":
             raise ConfigError(
                 f"expected images in column {inputs.name!r}: vectors, arrays, bytes or files, got {inputs.kind}; "
-                "texts go to RNNClassifier"
+                "use RNNClassifier for texts"
             )
         inputs = replace(inputs, shape=image_shape(inputs))
         if inputs.scale is not None:
@@ -204,7 +204,7 @@ def image_shape(inputs: Inputs) -> tuple[int, ...]:
     """Return height, width and channels of images.
 
     Raises:
-        ConfigError: a vector of so many values is no square.
+        ConfigError: the length of a vector is not a square number.
     """
     shape = inputs.shape
     if len(shape) == 3:
@@ -215,20 +215,22 @@ def image_shape(inputs: Inputs) -> tuple[int, ...]:
     if len(shape) == 1 and side * side == shape[0]:
         return (side, side, 1)
     raise ConfigError(
-        f"expected images in column {inputs.name!r}, got rows of shape {list(shape)}, which is no square image of one "
-        "channel; set inputShape=[height, width, channels]"
+        f"expected images in column {inputs.name!r}, got rows of shape {list(shape)}, which is not a square image of "
+        "one channel; set inputShape=[height, width, channels]"
     )
 
 
 def _one_network(estimator: Any, *others: str) -> str | None:
     given = [name for name in others if estimator.isSet(name) and estimator.getOrDefault(name)]
     if estimator.isSet("layers") and given:
-        return f"expected either layers or {given[0]}, got both: layers are the whole network; leave one out"
+        return (
+            f"expected either layers or {given[0]}, got both: layers are the complete network; leave one out"
+        )
     return None
 
 
 class CNN(CNNClassifier):
-    """`CNNClassifier` with its layers at hand: ``CNN(layers=[CNN.Convolution(32), CNN.MaxPooling(kernelSize=2)])``."""
+    """`CNNClassifier` with layers as methods: ``CNN(layers=[CNN.Convolution(32), CNN.MaxPooling(kernelSize=2)])``."""
 
     Convolution = LayerFactory("Convolution")
     MaxPooling = LayerFactory("MaxPooling")
@@ -245,14 +247,14 @@ class CNN(CNNClassifier):
 
 
 class RecurrentEstimator(LayeredEstimator):
-    """What recurrent networks share: texts, term vectors, series."""
+    """Base class of recurrent networks on texts, term vectors and series."""
 
     modelParams = declare(
-        "modelParams", "more parameters of models/rnn.py, such as {'cell': 'lstm'}", mapping
+        "modelParams", "further parameters of models/rnn.py, such as {'cell': 'lstm'}", mapping
     )
-    vocabularySize = declare("vocabularySize", "so many words of texts are told apart, 3 or more", whole(3))
-    textLength = declare("textLength", "so many words of a text are read", whole(1))
-    embeddingSize = declare("embeddingSize", "numbers that stand for a word or a term", whole(1))
+    vocabularySize = declare("vocabularySize", "number of different words of texts, 3 or more", whole(3))
+    textLength = declare("textLength", "maximum number of words that are read of a text", whole(1))
+    embeddingSize = declare("embeddingSize", "size of the embedding of a word or a term", whole(1))
 
     default_layers = (make_layer("GRU", 32).to_json(),)
 
@@ -265,7 +267,7 @@ class RecurrentEstimator(LayeredEstimator):
 
     @property
     def _splits_words(self) -> bool:
-        """Whether texts go to the network as words in small letters, and not as they are."""
+        """Whether the network gets texts as words in lower case, not unchanged."""
         return bool(self.isSet("layers"))
 
     def _inputs_of(self, dataset: DataFrame) -> Inputs:
@@ -277,7 +279,7 @@ class RecurrentEstimator(LayeredEstimator):
     def _network(self, dataset: DataFrame, inputs: Inputs, target: Target, train: DataFrame) -> Network:
         is_text = inputs.kind in ("text", "words")
         sizes = {"embedding": self.getOrDefault("embeddingSize"), "length": self.getOrDefault("textLength")}
-        # models/rnn.py forecasts series alone.
+        # models/rnn.py can forecast series, but not predict a number from a text.
         is_number_of_text = is_text and target.num_classes is None
         if self._value("layers") is not None or inputs.kind == "sparse" or is_number_of_text:
             size = self.getOrDefault("vocabularySize")
@@ -305,14 +307,14 @@ class RecurrentEstimator(LayeredEstimator):
 class RNNClassifier(RecurrentEstimator, ClassifierMixin):
     """A recurrent network that classifies texts, term vectors or series.
 
-    Texts and arrays of words enter as words; sparse vectors of more than 4,096 dimensions, as of HashingTF and IDF, as
-    the sequence of their terms, each an embedding times its value; other vectors and arrays as series, one step for
-    each value, or for each row of an array of arrays.
+    Texts and arrays of words enter as words. Sparse vectors of more than 4,096 dimensions, such as those of HashingTF
+    and IDF, enter as the sequence of their terms; each is an embedding times the term's value. Other vectors and arrays
+    enter as series: one step for each value, or for each row of an array of arrays.
     """
 
 
 class RNN(RNNClassifier):
-    """`RNNClassifier` with its layers at hand: ``RNN(layers=[RNN.LSTM(100), RNN.Dense(1, activation="sigmoid")])``."""
+    """`RNNClassifier` with layers as methods: ``RNN(layers=[RNN.LSTM(100), RNN.Dense(1, activation="sigmoid")])``."""
 
     LSTM = LayerFactory("LSTM")
     GRU = LayerFactory("GRU")
@@ -322,9 +324,9 @@ class RNN(RNNClassifier):
 
 
 class RNNRegressionModel(KerasModel):
-    """Forecasts what comes after each row of a series, from the window of rows that ends with it.
+    """Forecasts the values after each row of a series, from the window of rows that ends with it.
 
-    Rows with fewer rows before them have no prediction (null), or are left out with ``handleInvalid="skip"``. Spark
+    Rows without a complete window have no prediction (null), or are dropped with ``handleInvalid="skip"``. Spark
     sorts the rows by series and order.
     """
 
@@ -348,20 +350,22 @@ class RNNRegressionModel(KerasModel):
 
 
 class RNNRegressor(RecurrentEstimator):
-    """A recurrent network that forecasts a series, whose windows it cuts itself.
+    """A recurrent network that forecasts a series, and cuts the series into windows itself.
 
-    With `orderCol` each row is a point in time: a window is the last `steps` rows of its series (`groupCols`), and what
-    is forecast are the `horizon` values of `labelCol` that follow. Without `orderCol`, `featuresCol` holds windows and
-    `labelCol` what is to be predicted.
+    With `orderCol` each row is a point in time: a window is the last `steps` rows of its series (`groupCols`), and the
+    network forecasts the `horizon` values of `labelCol` that follow. Without `orderCol`, `featuresCol` has windows and
+    `labelCol` the values to predict.
     """
 
-    orderCol = declare("orderCol", "the column that says when; with it windows are cut", text_of)
-    groupCols = declare("groupCols", "the columns that tell series apart; unset: it is one", texts)
+    orderCol = declare("orderCol", "the column that orders rows in time; with it windows are cut", text_of)
+    groupCols = declare("groupCols", "the columns that identify a series; unset: there is one series", texts)
     inputCols = declare(
-        "inputCols", "with orderCol the variables of a window beside labelCol; unset: there are none", names
+        "inputCols",
+        "with orderCol the further variables of a window beside labelCol; unset: there are none",
+        names,
     )
-    steps = declare("steps", "rows of a window", whole(1))
-    horizon = declare("horizon", "values that are forecast", whole(1))
+    steps = declare("steps", "number of rows in a window", whole(1))
+    horizon = declare("horizon", "number of values to forecast", whole(1))
 
     metrics = ("rmse", "mae")
     model_class = RNNRegressionModel
@@ -377,9 +381,9 @@ class RNNRegressor(RecurrentEstimator):
     def _contradiction(self) -> str | None:
         for name in ("groupCols", "inputCols", "steps", "horizon"):
             if self.isSet(name) and not self.isSet("orderCol"):
-                return f"expected orderCol beside {name}: windows are cut in its order; set orderCol"
+                return f"expected orderCol together with {name}: windows are cut in its order; set orderCol"
         if self.isSet("orderCol") and self.isSet("featuresCol"):
-            return "expected no featuresCol beside orderCol: windows are cut from inputCols; leave one out"
+            return "expected no featuresCol with orderCol: windows are cut from inputCols; leave one out"
         return super()._contradiction()
 
     def _plan(self, dataset: DataFrame) -> Plan:

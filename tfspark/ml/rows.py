@@ -1,4 +1,4 @@
-"""The rows of a fit: features, label and weight as they are fed, checked before anything starts. Driver only."""
+"""Select the rows of a fit: the features, label and weight to feed, checked before anything starts. Driver only."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ NUMBERS = ("byte", "short", "integer", "long", "float", "double", "decimal", "bo
 
 @dataclass(frozen=True)
 class Target:
-    """What is predicted.
+    """What a network predicts.
 
     Attributes:
-        label: its column; None: the features themselves.
-        num_classes: of a classifier; None: it is a number, or several.
-        classes: values of the label in the order of the classes; empty: they are numbered from 0 on.
-        units: how many numbers are predicted, where it is no class.
+        label: the column of the label; None: the features themselves are the target.
+        num_classes: number of classes; None: the label is a number, or several.
+        classes: values of the label in the order of the classes; empty: 0, 1, and so on.
+        units: number of predicted values, if the label is not a class.
     """
 
     label: str | None = None
@@ -37,7 +37,7 @@ class Target:
 
     @property
     def output(self) -> dict[str, Any]:
-        """What a network's output layer needs to know."""
+        """The settings of a network's output layer."""
         if self.label is None:
             return {}
         return {"units": self.units} if self.num_classes is None else {"classes": self.num_classes}
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class FitRows:
-    """What a fit feeds.
+    """The rows that a fit feeds.
 
     Attributes:
         train: training rows.
@@ -59,11 +59,11 @@ class FitRows:
 
 
 def find_classes(df: DataFrame, label: str, given: Sequence[Any] | None) -> Target:
-    """Find out the classes of a label, by one Spark job at most.
+    """Return the classes of a label, by at most one Spark job.
 
     Raises:
-        ConfigError: no such column, or one of a type that is no label.
-        DataError: there are no rows, or labels that are neither texts nor 0 to k-1.
+        ConfigError: the column does not exist, or its type cannot be a label.
+        DataError: there are no rows, or the labels are neither texts nor 0 to k-1.
     """
     check_columns(Columns((Column(label),)), df.columns)
     kind = df.schema[label].dataType.typeName()
@@ -75,8 +75,8 @@ def find_classes(df: DataFrame, label: str, given: Sequence[Any] | None) -> Targ
     if given is not None:
         if isinstance(given[0], str) != (kind == "string"):
             raise ConfigError(
-                f"expected classes of the type of the label column {label!r}, {kind}, got {list(given)[:5]}; write "
-                "them as the label has them"
+                f"expected classes of the type of the label column {label!r}, {kind}, got {list(given)[:5]}; use the "
+                "values of the label"
             )
         if list(given) == list(range(len(given))):
             return Target(label, len(given))
@@ -107,7 +107,9 @@ def _numbers(df: DataFrame, label: str) -> Target:
         df.agg(sf.min(value), sf.max(value), broken, sf.count("*")).first() or (None,) * 4
     )
     if not count:
-        raise DataError(f"expected rows to fit on, the DataFrame has none (label column {label!r})")
+        raise DataError(
+            f"expected rows to fit on, but the DataFrame has none (label column {label!r}); check its filters"
+        )
     if bad or most is None or most >= MOST_CLASSES:
         raise DataError(
             f"expected labels 0, 1, ..., k-1 in column {label!r}, got values from {least} to {most}, {bad} of {count} "
@@ -118,17 +120,17 @@ def _numbers(df: DataFrame, label: str) -> Target:
 
 
 def _classes_of_metadata(df: DataFrame, label: str) -> int:
-    """Return the number of classes that StringIndexer has noted; 0: none has."""
+    """Return the number of classes in StringIndexer's metadata; 0: there is none."""
     attributes = (df.schema[label].metadata or {}).get("ml_attr", {})
     return len(attributes.get("vals", ())) if attributes.get("type") == "nominal" else 0
 
 
 def find_numbers(df: DataFrame, label: str) -> Target:
-    """Find out how many numbers a label has: 1, or those of a vector or an array.
+    """Return a target of numbers: one, or as many as a vector or an array has.
 
     Raises:
-        ConfigError: no such column, or one that holds no numbers.
-        DataError: there is no row with a label.
+        ConfigError: the column does not exist, or does not hold numbers.
+        DataError: no row has a label.
     """
     check_columns(Columns((Column(label),)), df.columns)
     kind = df.schema[label].dataType
@@ -140,17 +142,19 @@ def find_numbers(df: DataFrame, label: str) -> Target:
         )
     first = df.select(df[quoted(label)]).where(df[quoted(label)].isNotNull()).first()
     if first is None:
-        raise DataError(f"expected rows with a label in column {label!r}, there is none; check the DataFrame")
+        raise DataError(
+            f"expected rows with a label in column {label!r}, but there are none; check the DataFrame"
+        )
     return Target(label, units=len(first[0]))
 
 
 def fit_rows(
     df: DataFrame, inputs: Inputs, target: Target, weight: str | None, indicator: str | None
 ) -> FitRows:
-    """Return the rows to train on and those to validate, with just the columns that are fed.
+    """Return the training and the validation rows, with only the columns to feed.
 
     Raises:
-        ConfigError: a column is not there, or of another type than it must be.
+        ConfigError: a column does not exist, or has a wrong type.
     """
     prepared = inputs.prepared(df)
     features = [inputs.name] if inputs.kind == "sparse" else [column.name for column in inputs.columns]

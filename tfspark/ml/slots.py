@@ -1,4 +1,4 @@
-"""How many task slots the fits of this program hold, so that two at a time are refused where one would starve."""
+"""Count the task slots of this program's fits, to reject parallel fits that would wait for each other's slots."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class FitsUnderWay:
-    """The nodes of fits under way, by Spark application."""
+    """The nodes of running fits, by Spark application."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
 
     def held(self, spark: SparkSession) -> int:
-        """Return how many slots they hold."""
+        """Return the number of slots that they hold."""
         with self._lock:
             return self._held.get(str(spark.conf.get("spark.app.id", "")), 0)
 
     @contextmanager
     def hold(self, spark: SparkSession, num_nodes: int) -> Iterator[None]:
-        """Note the nodes of a fit as long as the block runs.
+        """Count the nodes of a fit while the block runs.
 
         Raises:
             ReservationError: other fits hold slots that this one needs; it would wait for them, and they for rows.
@@ -40,7 +40,7 @@ class FitsUnderWay:
             if slots is not None and held + num_nodes + 1 > slots:
                 raise ReservationError(
                     f"expected {num_nodes + 1} free task slots for a fit (numWorkers={num_nodes} and one to feed "
-                    f"them), Spark has {slots}, of which other fits under way hold {held}; lower parallelism of "
+                    f"them), but Spark has {slots}, and other running fits hold {held} of them; lower parallelism of "
                     "CrossValidator or TrainValidationSplit, or numWorkers, or give Spark more cores"
                 )
             self._held[application] = held + num_nodes
@@ -52,4 +52,4 @@ class FitsUnderWay:
 
 
 FITS = FitsUnderWay()
-"""Those of this process, in whichever of CrossValidator's threads they run."""
+"""The running fits of this process, in all threads of a CrossValidator."""

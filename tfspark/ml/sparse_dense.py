@@ -1,4 +1,4 @@
-"""A dense layer on sparse vectors. Keras is imported: for trainers and the Python workers that predict."""
+"""A dense layer on sparse vectors. Imports Keras: only for trainers and for Python workers that predict."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import keras
 
 @keras.saving.register_keras_serializable("tfspark")
 class SparseDense(keras.layers.Layer):
-    """Multiply sparse vectors by a kernel, of which only the rows at their indices are read, and add a bias.
+    """Multiply sparse vectors by a kernel and add a bias; only the kernel's rows at the vectors' indices are read.
 
-    The result is that of `keras.layers.Dense` on the dense vectors.
+    The result equals that of `keras.layers.Dense` on the dense vectors.
 
     Args:
-        units: numbers that it gives.
+        units: size of the output.
         size: dimensions of the vectors.
         activation: as in Keras.
         kernel_regularizer: as in Keras.
 
-    Input shape: indices and values, both ``(batch, terms)``; a value of 0 fills up.
+    Input shape: indices and values, both ``(batch, terms)``, padded with values of 0.
     Output shape: ``(batch, units)``.
     """
 
@@ -32,7 +32,7 @@ class SparseDense(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, indices_shape: Any, values_shape: Any) -> None:
-        """Make kernel and bias."""
+        """Create kernel and bias."""
         del indices_shape, values_shape
         self.kernel = self.add_weight(
             name="kernel",
@@ -53,7 +53,7 @@ class SparseDense(keras.layers.Layer):
         return (indices_shape[0], self.units)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what makes another."""
+        """Return the arguments of the layer."""
         return {
             **super().get_config(),
             "units": self.units,

@@ -1,4 +1,4 @@
-"""What a fit has left beside the model: history, metrics, time. Driver only."""
+"""The summary of a fit: history, metrics, time. Driver only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class TrainingSummary:
 
     Attributes:
         history: metric -> its value after each epoch; those of validation rows begin with ``val_``.
-        seconds: how long the fit took, cluster and all.
-        startSeconds: of these, until the nodes were up.
-        logDir: where the workers' logs are; None: they were not kept.
+        seconds: duration of the fit, including the start and end of the cluster.
+        startSeconds: the part of it until the nodes were up.
+        logDir: directory of the workers' logs; None: they were not kept.
     """
 
     history: Mapping[str, list[float]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class TrainingSummary:
 
     @property
     def totalIterations(self) -> int:
-        """Epochs that were trained."""
+        """Number of trained epochs."""
         return max((len(values) for values in self.history.values()), default=0)
 
     def to_json(self) -> dict[str, Any]:

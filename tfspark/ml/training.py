@@ -1,4 +1,4 @@
-"""Train networks on clusters: start one, feed it, fetch the model, end it or train the next. Driver only."""
+"""Train networks on clusters: start a cluster, feed it, get the model, end it or train the next. Driver only."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SHUFFLE_BATCHES = 16
-"""Each worker mixes the rows of so many batches anew in every epoch."""
+"""Each worker shuffles rows in a window of this many batches, differently in every epoch."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained.
+    """The network to train.
 
     Attributes:
         build_model: ``build_model(params)`` returns a compiled Keras model.
-        params: handed to it.
-        callbacks: ``callbacks(params)`` returns more Keras callbacks; None: there are none.
-        modules: (name, source) of modules that loading the model needs.
+        params: its argument.
+        callbacks: ``callbacks(params)`` returns further Keras callbacks; None: there are none.
+        modules: (name, source) of modules that are needed to load the model.
         custom_objects: custom objects of the model, by name.
     """
 
@@ -49,7 +49,7 @@ class Network:
 
     @property
     def plain_params(self) -> dict[str, Any] | None:
-        """The parameters as JSON has them; None: they hold something else."""
+        """The parameters as plain data for JSON; None: they are not plain data."""
         try:
             return dict(plain(self.params))
         except ValueError:
@@ -58,7 +58,7 @@ class Network:
 
 @dataclass(frozen=True)
 class HowToTrain:
-    """The Params of training, in `TFCluster`'s words."""
+    """The Params of training, with the names of `TFCluster`."""
 
     num_workers: int
     epochs: int
@@ -72,7 +72,7 @@ class HowToTrain:
     verbose: Verbose = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse a batch that cannot be divided."""
+        """Reject a batch that cannot be divided among the workers."""
         if self.batch_size % self.num_workers:
             raise ConfigError(
                 f"expected a batchSize that numWorkers={self.num_workers} divides, got {self.batch_size}; set it to "
@@ -81,7 +81,7 @@ class HowToTrain:
 
     @property
     def of_model(self) -> dict[str, Any]:
-        """What `TFCluster.run` and `begin_anew` are told of the training."""
+        """The arguments of `TFCluster.run` and `begin_anew` for the training."""
         return {
             "seed": self.seed,
             "optimizer": None if self.optimizer is None else {"name": self.optimizer},
@@ -92,15 +92,15 @@ class HowToTrain:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training has left.
+    """The result of a training.
 
     Attributes:
         keras_file: the model.
         signature: its inputs and outputs.
         history: metric -> its value after each epoch.
-        seconds: how long it took, from the start of the cluster to its end.
-        start_seconds: of these, until the nodes were up.
-        log_dir: where the logs are; None: they were not kept.
+        seconds: duration, from the start of the cluster to its end.
+        start_seconds: the part of it until the nodes were up.
+        log_dir: directory of the logs; None: they were not kept.
     """
 
     keras_file: bytes
@@ -112,13 +112,13 @@ class Trained:
 
 
 class Clusters:
-    """The clusters of several fits, each of which is lent to one fit after the other.
+    """The clusters of several fits; each cluster is lent to one fit after another.
 
-    A cluster is kept as long as a fit is to come that may need it: one of the same function, `numWorkers` and `logDir`.
-    Without a fit to come, or after one has failed, none is kept.
+    A cluster keeps running while more fits will follow that may need it: those with the same function, `numWorkers` and
+    `logDir`. If no more fits will follow, or after one has failed, all idle clusters end.
 
     Args:
-        num_fits: how many fits are to come.
+        num_fits: number of fits that will follow.
     """
 
     def __init__(self, num_fits: int = 1):
@@ -128,7 +128,7 @@ class Clusters:
 
     @contextmanager
     def lent(self, spark: SparkSession, network: Network, how: HowToTrain) -> Iterator[_Running]:
-        """Lend a cluster whose trainers have the network, and have not trained it.
+        """Lend a cluster whose trainers have built the network, but not trained it yet.
 
         Raises:
             TfsparkError: as `TFCluster.run` does.
@@ -148,7 +148,7 @@ class Clusters:
             running.end()
 
     def give_up(self) -> None:
-        """Keep no cluster any more."""
+        """End all idle clusters, and keep none from now on."""
         with self._lock:
             self._to_come = 0
             idle, self._idle = self._idle, []
@@ -156,7 +156,7 @@ class Clusters:
             running.stop()
 
     def _taken(self, spark: SparkSession, network: Network, how: HowToTrain) -> _Running:
-        """Return an idle cluster that fits, or a new one."""
+        """Return an idle cluster that can train the network, or a new one."""
         key = _key(network, how)
         with self._lock:
             self._to_come = max(0, self._to_come - 1)
@@ -176,7 +176,7 @@ class Clusters:
 
 
 def _key(network: Network, how: HowToTrain) -> Any:
-    """Return what two fits must share to be trained on one cluster: all but the parameters, if these are plain data."""
+    """Return a key; fits with equal keys can share a cluster. Parameters are not part of it, if they are plain data."""
     if network.plain_params is None:
         return object()
     code = pickled(network.build_model, None, Hooks(callbacks=network.callbacks))
@@ -205,15 +205,15 @@ class _Running:
             self._held = held.pop_all()
 
     def begin_anew(self, network: Network, how: HowToTrain) -> None:
-        """Let it train another network."""
+        """Make the cluster train another network."""
         self.cluster.begin_anew(network.plain_params, **how.of_model)
 
     def end(self) -> None:
-        """End it in order."""
+        """End the cluster normally."""
         self._held.close()
 
     def stop(self) -> None:
-        """End it at once, in whatever state it is."""
+        """End the cluster immediately, in any state."""
         with self._held:
             self.cluster.stop()
 
@@ -225,10 +225,10 @@ def train(
 
     Args:
         spark: the session.
-        network: what is trained.
-        rows: what it is trained on.
+        network: the network to train.
+        rows: the rows to train on.
         how: the Params of training.
-        clusters: those of this fit and of others; None: a cluster of its own, which has ended when this returns.
+        clusters: shared with other fits; None: use a separate cluster, which has ended when this returns.
 
     Raises:
         TfsparkError: as `TFCluster.run` and `TFCluster.train` do.

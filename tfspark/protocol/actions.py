@@ -159,7 +159,7 @@ ACTIONS = (
             "index": "",
             "partition": "",
             "rows": "",
-            "stopped?": "the source, if it was told to stop",
+            "stopped?": "the source, if it was asked to stop",
         },
         "`retry`: Spark must start the task again",
     ),

@@ -1,6 +1,6 @@
 """The TFRecord format: framing, the ``tf.train.Example`` codec, and the Spark data source.
 
-Light: neither Spark nor TensorFlow is imported before it is needed.
+Imports neither Spark nor TensorFlow before they are needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def register(spark: SparkSession) -> None:
-    """Make ``spark.read.format("tfrecord")`` and ``"tfrecords"`` known to a session.
+    """Register the formats ``"tfrecord"`` and ``"tfrecords"`` of ``spark.read.format`` in a session.
 
     Args:
         spark: a classic or a Connect session. Its executors need tfspark installed.
@@ -44,7 +44,7 @@ def register(spark: SparkSession) -> None:
 
 
 def feature_specs(schema: Any) -> tuple[FeatureSpec, ...]:
-    """Describe columns as features, enough to build a ``tf.io.parse_example`` spec without Spark.
+    """Describe columns as features: enough to build a ``tf.io.parse_example`` spec without Spark.
 
     Args:
         schema: a Spark ``StructType`` or an Arrow schema.

@@ -1,6 +1,6 @@
-"""Read files as record batches: what a task of the data source does, usable without Spark.
+"""Read files as record batches: the work of a task of the data source, usable without Spark.
 
-Whoever feeds a trainer from TFRecord files can call it in its own process and save the way through Spark's rows.
+A process that feeds a trainer from TFRecord files can call it directly, without a conversion to Spark's rows.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from tfspark.tfrecord.records import read_blocks
 from tfspark.tfrecord.splits import Slice
 
 RAW_COLUMN = "byteArray"
-"""The column of raw records; its name is that of the TensorFlow ecosystem's spark-tfrecord connector."""
+"""The column of raw records; the TensorFlow ecosystem's spark-tfrecord connector uses the same name."""
 
 
 def read_batches(file: InputFile, schema: pa.Schema, mode: str = FAILFAST) -> Iterator[pa.RecordBatch]:
-    """Yield a whole file as record batches of bounded size.
+    """Yield a complete file as record batches of bounded size.
 
     Args:
-        file: as `list_files` gives it.
-        schema: the columns to decode, partition columns among them.
+        file: from `list_files`.
+        schema: the columns to decode, including partition columns.
         mode: ``FAILFAST`` or ``DROPMALFORMED``.
 
     Raises:
-        DataError: a record is damaged or does not fit, in mode ``FAILFAST``.
+        DataError: in mode ``FAILFAST``, a record is damaged or does not match the schema.
     """
     return read_slice(Slice(file), schema, mode)
 
 
 def read_slice(piece: Slice, schema: pa.Schema, mode: str, raw: bool = False) -> Iterator[pa.RecordBatch]:
-    """Decode the records of one slice, or give them out `raw`; partition columns come from the directories."""
+    """Decode the records of one slice, or yield them `raw`; partition columns come from the directories."""
     damage = Damage(piece.file.path, mode)
     from_path = dict(piece.file.partition)
     features = pa.schema([field for field in schema if field.name not in from_path])

@@ -1,6 +1,6 @@
-"""Feature values of many records as flat arrays, and their way into an Arrow column of the declared type.
+"""Convert feature values of many records, as flat arrays, to an Arrow column of the declared type.
 
-Called by `decode`. All checks work on whole columns; what fails is a `BadRecords` with the rows it concerns.
+Called by `decode`. All checks work on whole columns; a failed check raises `BadRecords` with the rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Ragged:
 
     Attributes:
         values: all values, record by record: float32 or int64 as NumPy array, bytes as Arrow binary array.
-        counts: number of values of each record; -1 where the record does not have the feature.
+        counts: number of values of each record; -1 if the record does not have the feature.
     """
 
     values: Any
@@ -31,16 +31,16 @@ class Ragged:
 
     @property
     def bounds(self) -> Ints:
-        """Where each record's values begin, and at last where they end."""
+        """The offset of each record's first value, and finally the end of all values."""
         return np.concatenate([[0], np.cumsum(np.maximum(self.counts, 0))])
 
 
 def to_column(feature: Ragged, field: pa.Field) -> pa.Array:
-    """Turn a feature into a column.
+    """Convert a feature to a column.
 
     Raises:
-        BadRecords: a scalar with several values, a value out of range, bytes that are no UTF-8, a null
-            where the schema forbids it.
+        BadRecords: a scalar has several values, a value is out of range, bytes are not UTF-8, or there is a
+            null although the schema forbids it.
     """
     _check_nulls(feature, field)
     if not is_list(field.type):
@@ -66,7 +66,7 @@ def _scalars(feature: Ragged, field: pa.Field) -> pa.Array:
     counts = feature.counts
     many = np.flatnonzero(counts > 1)
     if len(many):
-        expected = f"feature {field.name!r}: expected one value ({field.type}); came {counts[many[0]]} values"
+        expected = f"feature {field.name!r}: expected one value ({field.type}), got {counts[many[0]]} values"
         raise BadRecords(many, f"{expected}; declare the column as array<{_spark_name(field.type)}>")
     values = _convert(feature, field)
     if len(values) == len(counts):
@@ -76,7 +76,7 @@ def _scalars(feature: Ragged, field: pa.Field) -> pa.Array:
 
 
 def _vectors(values: pa.Array, absent: pa.Array) -> pa.Array:
-    """Dense Spark ML vectors, as pyspark.ml.linalg.VectorUDT lays them out."""
+    """Return dense Spark ML vectors, in the layout of pyspark.ml.linalg.VectorUDT."""
     size = len(values)
     columns = [
         pa.array(np.ones(size, np.int8)),
@@ -88,7 +88,7 @@ def _vectors(values: pa.Array, absent: pa.Array) -> pa.Array:
 
 
 def _convert(feature: Ragged, field: pa.Field) -> pa.Array:
-    """Convert the values to the declared element type, checking that each of them fits."""
+    """Convert the values to the declared element type, and check that each one fits."""
     element, values = element_type(field.type), feature.values
     if isinstance(values, pa.Array):
         return _text(feature, field) if pa.types.is_string(element) else values.cast(element)
@@ -135,7 +135,7 @@ def _check_range(feature: Ragged, field: pa.Field, low: int, high: int) -> None:
     if len(outside):
         element = _spark_name(element_type(field.type))
         reason = (
-            f"feature {field.name!r}: expected {low} to {high} ({element}); came {feature.values[outside[0]]}"
+            f"feature {field.name!r}: expected {low} to {high} ({element}), got {feature.values[outside[0]]}"
         )
         raise BadRecords(_rows(feature, outside), f"{reason}; declare it as bigint")
 
@@ -145,11 +145,11 @@ def _decimals(feature: Ragged, field: pa.Field) -> pa.Array:
     element = element_type(field.type)
     wide = feature.values.astype(np.float64)
     limit = 10.0 ** (element.precision - element.scale)
-    # Near the limit rounding decides: 99.999 is 100.00 as decimal(4,2). What Arrow makes of these is tried.
+    # Near the limit rounding decides: 99.999 is 100.00 as decimal(4,2). For these values, try Arrow's own cast.
     unsure = np.flatnonzero(~(np.abs(wide) < limit - 10.0**-element.scale))
     outside = np.array([place for place in unsure.tolist() if not _fits(wide[place], element)], np.int64)
     if len(outside):
-        reason = f"feature {field.name!r}: expected a number that fits {element}; came {wide[outside[0]]}"
+        reason = f"feature {field.name!r}: expected a number that fits {element}, got {wide[outside[0]]}"
         raise BadRecords(_rows(feature, outside), f"{reason}; declare it as double")
     return pa.array(wide).cast(element)
 
@@ -167,7 +167,7 @@ def _text(feature: Ragged, field: pa.Field) -> pa.Array:
         return feature.values.cast(element_type(field.type))
     except pa.ArrowInvalid:
         bad = [place for place, value in enumerate(feature.values) if not _is_utf8(value.as_py())]
-        reason = f"feature {field.name!r}: expected UTF-8 text; came other bytes"
+        reason = f"feature {field.name!r}: expected UTF-8 text, got other bytes"
         raise BadRecords(_rows(feature, np.array(bad)), f"{reason}; declare the column as binary") from None
 
 
@@ -176,11 +176,11 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def _rows(feature: Ragged, places: Ints) -> Ints:
-    """Return the records that hold the values at some places, each once."""
+    """Return the records that contain the values at these places, each once."""
     return np.unique(np.searchsorted(feature.bounds, places, side="right") - 1)
 
 
 def _spark_name(dtype: pa.DataType) -> str:
-    """Return how the type is written in a Spark schema."""
+    """Return the name of the type in a Spark schema."""
     names = {"int8": "tinyint", "int16": "smallint", "int32": "int", "int64": "bigint", "bool": "boolean"}
     return names.get(str(dtype), str(dtype))

@@ -1,7 +1,7 @@
 """Write files so that readers see all of them or none.
 
 Tasks write below ``<path>/_temporary/<job>``, which listings ignore; the driver moves the files of the
-successful attempts into place and writes ``_SUCCESS``. A job that fails leaves the directory as it was."""
+successful attempts into place and writes ``_SUCCESS``. A job that fails does not change the directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Job:
     Attributes:
         path: the directory to save to.
         job_id: a unique name.
-        overwrite: whether what was there is removed on commit.
+        overwrite: whether the old contents are removed on commit.
         compression: ``"gzip"`` or ``""``.
     """
 
@@ -36,11 +36,11 @@ class Job:
 
     @property
     def temporary(self) -> str:
-        """The directory that tasks write to."""
+        """The directory to which tasks write."""
         return f"{self.path.rstrip('/')}/{_TEMPORARY}/{self.job_id}"
 
     def file_name(self, partition: int, attempt: int) -> str:
-        """Name the file of one task attempt, relative to the job's temporary directory."""
+        """Return the file name for one task attempt, relative to the job's temporary directory."""
         suffix = ".tfrecord.gz" if self.compression else ".tfrecord"
         return f"{attempt}/part-{partition:05d}-{self.job_id}{suffix}"
 
@@ -53,18 +53,20 @@ def open_output(job: Job, name: str) -> Any:
 
 
 def commit_job(job: Job, names: Sequence[str]) -> None:
-    """Publish the files of the successful attempts; what they replace is removed when all of them are in place.
+    """Publish the files of the successful attempts; old files are removed when all new ones are in place.
 
     Raises:
-        DataError: a file of a task is not there.
-        OSError: the file system refused to move or to remove a file.
+        DataError: a file of a task is missing.
+        OSError: the file system cannot move or remove a file.
     """
     system, root = resolve(job.path)
     _, temporary = resolve(job.temporary)
     _check_written(job, system, [f"{temporary}/{name}" for name in names])
     system.create_dir(root, recursive=True)
     old = _contents(system, root) if job.overwrite else []
-    old.sort(key=lambda info: info.base_name != "_SUCCESS")  # What follows may be broken off.
+    old.sort(
+        key=lambda info: info.base_name != "_SUCCESS"
+    )  # First remove _SUCCESS: the rest may be interrupted.
     _move_all(system, {f"{temporary}/{name}": f"{root}/{name.rsplit('/', 1)[1]}" for name in names})
     for info in old:
         _remove(system, info)
@@ -77,7 +79,7 @@ def _check_written(job: Job, system: Any, paths: list[str]) -> None:
     missing = [info.path for info in system.get_file_info(paths) if info.type != fs.FileType.File]
     if missing:
         raise DataError(
-            f"expected {len(paths)} files that tasks wrote, {len(missing)} are not there, {missing[0]} for one; "
+            f"expected {len(paths)} files that tasks wrote, {len(missing)} are not there, for example {missing[0]}; "
             f"nothing was changed; save to a directory that the driver and all executors share; {job.path} seems to be "
             "on each machine's own disk"
         )
@@ -92,13 +94,13 @@ def _move_all(system: Any, moves: Mapping[str, str]) -> None:
             done.append(target)
     except BaseException:
         for target in done:
-            with contextlib.suppress(OSError):  # What is the matter with the file system is said already.
+            with contextlib.suppress(OSError):  # The first error already describes the problem.
                 system.delete_file(target)
         raise
 
 
 def abort_job(job: Job) -> None:
-    """Remove what the tasks of the job wrote; other jobs that write to the same place are left alone."""
+    """Remove the files that the tasks of the job wrote, but not those of other jobs in the same directory."""
     system, temporary = resolve(job.temporary)
     parent = temporary.rsplit("/", 1)[0]
     if system.get_file_info(temporary).type == fs.FileType.Directory:
@@ -109,7 +111,7 @@ def abort_job(job: Job) -> None:
 
 
 def _contents(system: Any, root: str) -> list[Any]:
-    """Return what is in a directory but the temporary files."""
+    """Return the contents of a directory, without temporary files."""
     return [info for info in system.get_file_info(fs.FileSelector(root)) if info.base_name != _TEMPORARY]
 
 

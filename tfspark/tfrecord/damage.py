@@ -1,7 +1,7 @@
-"""What to do with a record that cannot be read: fail, or drop it and count.
+"""Handle a record that cannot be read: fail, or drop and count it.
 
-Used by the task that reads a file. The two modes carry Spark's names. There is no third one (`PERMISSIVE`):
-a record that cannot be decoded has no row to put nulls into.
+Used by the task that reads a file. The two modes have Spark's names. Spark's third one (`PERMISSIVE`) does not
+exist here: a record that cannot be decoded has no row to put nulls into.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class BadRecords(Exception):  # noqa: N818 - a verdict passed up to the damage p
 
     Attributes:
         rows: indices of the records within their block, ascending.
-        reason: what was expected, what came and what to do, in one line.
+        reason: what was expected, what it got and what to do, in one line.
     """
 
     def __init__(self, rows: Iterable[int], reason: str):
-        """Keep the verdict."""
+        """Store the rows and the reason."""
         self.rows = [int(row) for row in rows]
         self.reason = reason
         super().__init__(reason)
@@ -35,7 +35,7 @@ class BadRecords(Exception):  # noqa: N818 - a verdict passed up to the damage p
 
 @dataclass
 class Damage:
-    """The damage policy for one file, and what was dropped under it.
+    """The damage policy for one file, and the number of dropped records.
 
     Attributes:
         file: name of the file, for messages.
@@ -49,11 +49,11 @@ class Damage:
     _first: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse an unknown mode."""
+        """Reject an unknown mode."""
         if self.mode not in (FAILFAST, DROPMALFORMED):
             raise ConfigError(
-                f"option mode must be {FAILFAST} or {DROPMALFORMED}; received {self.mode!r}; "
-                "a record that cannot be decoded has no columns to leave null"
+                f"expected option mode to be {FAILFAST} or {DROPMALFORMED}, got {self.mode!r}; set one of these (a "
+                "record that cannot be decoded has no columns to leave null)"
             )
 
     @property
@@ -74,6 +74,6 @@ class Damage:
         self.num_records += num_records
 
     def report(self) -> None:
-        """Write one line to the log of the task when something was dropped."""
+        """Write one line to the log of the task if records were dropped."""
         if self.num_records:
             _log.warning("dropped %d malformed TFRecords; the first: %s", self.num_records, self._first)

@@ -1,7 +1,7 @@
-"""The Spark data source ``tfrecord`` (and ``tfrecords``): a thin edge over the codec.
+"""The Spark data source ``tfrecord`` (and ``tfrecords``): a thin layer over the codec.
 
-Spark makes the source and the reader or writer in a Python process on the driver, and calls `read` and
-`write` in the Python workers of its tasks. Imported by `register` only."""
+Spark creates the source and the reader or writer in a Python process on the driver, and calls `read` and
+`write` in the Python workers of its tasks. Only `register` imports it."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class TFRecordDataSource(DataSource):  # type: ignore[misc]
         return TFRecordReader(paths_of(self.options), arrow_schema(schema), parse_options(self.options))
 
     def writer(self, schema: StructType, overwrite: bool) -> DataSourceArrowWriter:
-        """Return a writer; a schema that does not fit is refused here, before any task starts."""
+        """Return a writer; reject a schema that an Example cannot hold before any task starts."""
         options = parse_options(self.options)
         if options.raw:
             raise ConfigError(
-                "option recordType ByteArray is for reading; Examples are written: leave it out"
+                "expected no option recordType to write, got ByteArray, which is for reading; leave it out"
             )
         columns = arrow_schema(schema)
         check_encodable(columns)
@@ -66,7 +66,7 @@ class TFRecordDataSource(DataSource):  # type: ignore[misc]
 
 
 class TFRecordsDataSource(TFRecordDataSource):
-    """The same under its other name."""
+    """The same source with its second name."""
 
     @classmethod
     def name(cls) -> str:
@@ -75,7 +75,7 @@ class TFRecordsDataSource(TFRecordDataSource):
 
 
 class _Split(InputPartition):  # type: ignore[misc]
-    """The slices that one task reads, and how; feed tasks that read without Spark take them from its plan."""
+    """The slices that one task reads, and the options; direct scans get them from Spark's plan."""
 
     def __init__(self, slices: tuple[Slice, ...], options: Options):
         self.slices = slices
@@ -95,7 +95,7 @@ class TFRecordReader(DataSourceReader):  # type: ignore[misc]
             kind_of(field.name, field.type)
         if options.raw and (RAW_COLUMN not in schema.names or schema.field(RAW_COLUMN).type != pa.binary()):
             raise ConfigError(
-                f"expected the schema '{RAW_COLUMN} binary' with recordType ByteArray, came {schema.names}; "
+                f"expected the schema '{RAW_COLUMN} binary' with recordType ByteArray, got {schema.names}; "
                 "leave it out"
             )
 
@@ -113,7 +113,7 @@ class TFRecordReader(DataSourceReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Written(WriterCommitMessage):  # type: ignore[misc]
-    """What one task attempt wrote: the name of its file, or nothing."""
+    """The result of one task attempt: the name of its file, None for an empty partition."""
 
     name: str | None
     num_records: int
@@ -123,7 +123,7 @@ class TFRecordWriter(DataSourceArrowWriter):  # type: ignore[misc]
     """Writes in tasks, commits on the driver."""
 
     def __init__(self, job: Job):
-        """Remember the job; nothing is written before the tasks run."""
+        """Store the job; only the tasks write."""
         self.job = job
 
     def write(self, iterator: Iterator[pa.RecordBatch]) -> WriterCommitMessage:

@@ -1,7 +1,7 @@
 """Decode a block of serialized Examples into an Arrow record batch.
 
-Called per block by the reading task. Almost every record goes through `lockstep`, the rest through `wire`;
-both give the same flat columns, which `columns` checks and converts."""
+The reading task calls it for each block. `lockstep` decodes almost every record, `wire` the rest;
+both return the same flat columns, which `columns` checks and converts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfspark.tfrecord.schema import kind_of
 from tfspark.tfrecord.varint import decode_varints
 from tfspark.tfrecord.wire import Feature, Kind, WireError, parse_example
 
-_MIN_LANES = 8  # fewer records than that are parsed faster one by one
+_MIN_LANES = 8  # fewer records are parsed faster one by one
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ def decode_block(block: Block, schema: pa.Schema, damage: Damage) -> pa.RecordBa
     """Decode the columns of `schema` from every record of a block.
 
     Args:
-        block: whole, verified records.
-        schema: the columns to decode; features it does not name are skipped.
-        damage: what to do with records that do not fit the schema.
+        block: complete, verified records.
+        schema: the columns to decode; other features are skipped.
+        damage: how to handle records that do not match the schema.
 
     Raises:
-        DataError: a record does not fit and `damage` says to fail.
+        DataError: a record does not match, in mode ``FAILFAST``.
     """
     while True:
         try:
@@ -51,15 +51,15 @@ def decode_block(block: Block, schema: pa.Schema, damage: Damage) -> pa.RecordBa
 
 
 def raw_records(block: Block) -> pa.Array:
-    """Return every record of a block as the bytes it is."""
+    """Return every record of a block as bytes."""
     return _binary(gather(block.data, block.starts, block.lengths), block.lengths)
 
 
 def decode(block: Block, schema: pa.Schema) -> pa.RecordBatch:
-    """Decode a block, all of it or nothing.
+    """Decode a block completely, or raise.
 
     Raises:
-        BadRecords: some records do not fit the schema.
+        BadRecords: some records do not match the schema.
     """
     wanted = frozenset(name.encode() for name in schema.names)
     parts = list(_parts(block, wanted))
@@ -89,13 +89,13 @@ def _column(part: _Part, field: pa.Field) -> pa.Array:
 
 
 def _refuse_kind(kind: Kind, feature: Ragged, field: pa.Field) -> None:
-    """Raise if any record has the feature: it is of the wrong kind."""
+    """Raise if any record has the feature, because it has the wrong kind."""
     present = np.flatnonzero(feature.counts >= 0)
     if len(present):
         expected = kind_of(field.name, field.type)
         reason = f"feature {field.name!r}: expected {expected.label} values (declared {field.type})"
         fix = "correct the declared type, or leave it to inference"
-        raise BadRecords(present, f"{reason}; came {kind.label} values; {fix}")
+        raise BadRecords(present, f"{reason}, got {kind.label} values; {fix}")
 
 
 def _parts(block: Block, wanted: frozenset[bytes]) -> Iterable[_Part]:
@@ -120,7 +120,7 @@ def _lockstep_part(data: bytes, rows: Ints, spans: dict[bytes, Span]) -> _Part:
 
 
 def _ragged(data: bytes, span: Span) -> Ragged:
-    """Copy the payload of a span out of the buffer."""
+    """Copy the payload of a span from the buffer."""
     counts = np.where(span.here, 0, -1)
     if span.kind is Kind.BYTES:
         counts += np.bincount(span.lanes, minlength=len(counts))
@@ -137,12 +137,14 @@ def _ragged(data: bytes, span: Span) -> Ragged:
     return Ragged(values, counts)
 
 
-_NOT_FOURS = "expected packed floats of 4 bytes each; the list has another length; write the record again"
-_BAD_VARINT = "expected packed varints; one is cut off or too long; write the record again"
+_NOT_FOURS = (
+    "expected packed floats of 4 bytes each, got a list of a different length; write the record again"
+)
+_BAD_VARINT = "expected packed varints, got one that is cut off or too long; write the record again"
 
 
 def _binary(payload: Bytes, lengths: Ints) -> pa.Array:
-    """Make a binary array of joined values."""
+    """Return a binary array of joined values."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     dtype, width = (pa.binary(), np.int32) if offsets[-1] < 1 << 31 else (pa.large_binary(), np.int64)
     buffers = [None, pa.py_buffer(offsets.astype(width)), pa.py_buffer(payload)]
@@ -150,7 +152,7 @@ def _binary(payload: Bytes, lengths: Ints) -> pa.Array:
 
 
 def _one_by_one(block: Block, rows: Ints, wanted: frozenset[bytes]) -> Iterable[_Part]:
-    """Parse rows with the complete parser; rows of the same kinds make one part."""
+    """Parse rows with the complete parser; rows with the same kinds of features form one part."""
     groups: dict[tuple[tuple[bytes, Kind], ...], list[tuple[int, dict[bytes, Feature]]]] = {}
     bad: dict[int, str] = {}
     for row in rows.tolist():
@@ -158,7 +160,7 @@ def _one_by_one(block: Block, rows: Ints, wanted: frozenset[bytes]) -> Iterable[
             features = parse_example(block.record(row), wanted)
         except WireError as error:
             bad[row] = (
-                f"expected a serialized tf.train.Example; {error}; is it another message, or raw bytes?"
+                f"expected a serialized tf.train.Example; {error}; is it a different message, or raw bytes?"
             )
             continue
         kinds = tuple(sorted((key, kind) for key, (kind, _) in features.items()))

@@ -1,7 +1,7 @@
-"""Encode an Arrow record batch into framed TFRecords, the whole batch in one buffer.
+"""Encode an Arrow record batch to framed TFRecords, the whole batch in one buffer.
 
-Called per batch by the writing task. All lengths are computed first, column by column; then every tag,
-length, key and payload is scattered to its place in all records at once."""
+The writing task calls it for each batch. All lengths are computed first, column by column. Then each tag,
+length, key and payload is written to its place in all records at the same time."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class _Feature:
 
     Attributes:
         rows: the rows that have the feature.
-        head: the key as it stands in the map entry, with the tag of the value behind it.
-        kind: what the feature holds.
-        body: the contents of all lists, one behind the other.
+        head: the key in the form of a map entry, followed by the tag of the value.
+        kind: of the feature's values.
+        body: the contents of all lists, concatenated.
         sizes: bytes of each row's list contents.
-        packed: whether the contents are one packed field, whose tag and length are not in `body`.
+        packed: whether the contents are one packed field; its tag and length are not in `body`.
     """
 
     rows: Ints
@@ -63,25 +63,25 @@ class _Feature:
 
 
 def _field_sizes(sizes: Ints) -> Ints:
-    """Bytes of a message as a field: tag, length and contents."""
+    """Return the bytes of messages as fields: tag, length and contents."""
     return 1 + varint_widths(sizes) + sizes
 
 
 def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a batch into slices of about 4 MB: what `encode_batch` holds at a time, in cache."""
+    """Cut a batch into slices of about 4 MB for `encode_batch`, so that its buffers stay in the CPU cache."""
     size = max(1, batch.num_rows * _PIECE_BYTES // max(1, batch.nbytes))
     for start in range(0, batch.num_rows, size):
         yield batch.slice(start, size)
 
 
 def encode_batch(batch: pa.RecordBatch) -> Bytes:
-    """Encode every row as an Example, framed; a null cell is a feature that is left out.
+    """Encode every row as a framed Example; a null cell becomes a missing feature.
 
     Returns:
         The bytes to append to a file.
 
     Raises:
-        DataError: a column or a value that an Example cannot hold.
+        DataError: an Example cannot hold a column or a value.
     """
     features = [
         _feature(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
@@ -114,7 +114,7 @@ def _feature(name: str, column: pa.Array) -> _Feature:
 
 
 def _items(values: pa.Array) -> tuple[Bytes, Ints]:
-    """Lay out the elements of lists of bytes, each with its tag and length."""
+    """Return the elements of lists of bytes, each with its tag and length."""
     width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     _, offsets_buffer, data_buffer = values.buffers()
     count = len(values)
@@ -132,7 +132,7 @@ def _items(values: pa.Array) -> tuple[Bytes, Ints]:
 
 
 def _sum_groups(sizes: Ints, counts: Ints) -> Ints:
-    """Sum the sizes of each row's elements."""
+    """Return the total size of each row's elements."""
     if bool((counts == 1).all()):
         return sizes
     totals = np.concatenate([[0], np.cumsum(sizes)])
@@ -142,7 +142,7 @@ def _sum_groups(sizes: Ints, counts: Ints) -> Ints:
 
 
 def _put_entry(out: Bytes, at: Ints, feature: _Feature) -> Ints:
-    """Write the map entry of every row that has the feature; return the offsets behind it."""
+    """Write the map entry of every row that has the feature; return the offsets after it."""
     at = put_varints(out, _put(out, at, _ENTRY), feature.entry_sizes)
     at = put_varints(out, _put(out, at, feature.head), feature.feature_sizes)
     at = put_varints(out, _put(out, at, bytes([feature.kind << 3 | 2])), feature.list_sizes)
@@ -154,7 +154,7 @@ def _put_entry(out: Bytes, at: Ints, feature: _Feature) -> Ints:
 
 
 def _put(out: Bytes, at: Ints, literal: bytes) -> Ints:
-    """Write the same bytes at every offset; return the offsets behind them."""
+    """Write the same bytes at every offset; return the offsets after them."""
     out[at[:, None] + np.arange(len(literal))] = np.frombuffer(literal, np.uint8)
     return at + len(literal)
 
@@ -186,15 +186,15 @@ def _varint(value: int) -> bytes:
 
 
 def check_encodable(schema: pa.Schema) -> None:
-    """Refuse a schema that an Example cannot hold.
+    """Reject a schema that an Example cannot hold.
 
     Raises:
-        DataError: a column has a type that no feature holds, or two have the same name.
+        DataError: no feature can hold a column's type, or two columns have the same name.
     """
     for field in schema:
         kind_of(field.name, field.type)
     doubled = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if doubled:
         raise DataError(
-            f"expected column names that differ; came {', '.join(doubled)} twice; rename one of them"
+            f"expected column names that differ, got {', '.join(doubled)} twice; rename one of them"
         )

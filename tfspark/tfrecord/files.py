@@ -1,6 +1,6 @@
 """Find and open TFRecord files: a file, a directory, a glob, Hive-partitioned directories; local or remote.
 
-Called on the driver to plan a read and by tasks to open what was planned. Remote schemes go through
+Called on the driver to plan a read, and by tasks to open the planned files. Remote schemes use
 `pyarrow.fs.FileSystem.from_uri`.
 """
 
@@ -33,10 +33,10 @@ class InputFile:
 
     Attributes:
         path: absolute local path, or URI.
-        num_bytes: size as stored.
+        num_bytes: stored size, perhaps compressed.
         compression: ``"gzip"`` or ``""``.
         partition: (column, value) of each Hive-style directory above it; the value is None for null.
-        modified_ns: when it was written, if its file system says so: a run that is gone on with compares it.
+        modified_ns: time of the last write, if its file system knows it; a resumed run compares it.
     """
 
     path: str
@@ -55,36 +55,36 @@ def resolve(path: str) -> tuple[Any, str]:
         system, inner = fs.FileSystem.from_uri(_S3_OF_HADOOP.sub("s3://", path))
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(
-            f"expected a local path or a URI that pyarrow can open; came {path!r} ({error}); "
+            f"expected a local path or a URI that pyarrow can open, got {path!r} ({error}); "
             "see the supported schemes of pyarrow.fs.FileSystem.from_uri"
         ) from error
     return system, inner
 
 
 def _without_file_scheme(path: str) -> str:
-    """Turn a ``file:`` URI into the local path it stands for."""
+    """Convert a ``file:`` URI to its local path."""
     if not path.startswith("file:"):
         return path
     return unquote(re.sub(r"^file:(//[^/]*)?", "", path))
 
 
 def absolute(path: str) -> str:
-    """Return a path as any process of this machine understands it: executors work in directories of their own."""
+    """Return an absolute path: executors have different working directories."""
     path = _without_file_scheme(path)
     return path if "://" in path else os.path.abspath(path)
 
 
 def paths_of(options: Mapping[str, str]) -> list[str]:
-    """Return the paths that ``load(...)`` was called with.
+    """Return the paths that were passed to ``load(...)``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there are none.
     """
     if options.get("paths"):
         return [str(path) for path in json.loads(options["paths"])]
     if options.get("path"):
         return [options["path"]]
-    raise ConfigError('expected a path; came none; call .load("/data/train") or .save("/data/train")')
+    raise ConfigError('expected a path, got none; call .load("/data/train") or .save("/data/train")')
 
 
 def list_files(paths: str | Sequence[str], compression: str | None = None) -> list[InputFile]:
@@ -93,15 +93,15 @@ def list_files(paths: str | Sequence[str], compression: str | None = None) -> li
     Args:
         paths: files, directories or globs, local or as URIs. Names that begin with ``_`` or ``.`` are
             ignored below a directory.
-        compression: ``"gzip"`` or ``""`` for all files; None to look at the name and the first bytes of each.
+        compression: ``"gzip"`` or ``""`` for all files; None: detect it by the name and the first bytes of each.
 
     Raises:
-        DataError: a path does not exist or there is no file.
+        DataError: a path does not exist, or there are no files.
     """
     paths = [paths] if isinstance(paths, str) else paths
     found = [entry for path in paths for entry in _expand(path)]
     if not found:
-        raise DataError(f"expected TFRecord files in {', '.join(paths)}; came none; check the path")
+        raise DataError(f"expected TFRecord files in {', '.join(paths)}, got none; check the path")
     with ThreadPoolExecutor(16) as pool:
         kinds = pool.map(lambda entry: _compression(entry[0], compression), found)
         return [
@@ -114,7 +114,7 @@ _Entry = tuple[str, int, tuple[tuple[str, str | None], ...], int]
 
 
 def _expand(path: str) -> list[_Entry]:
-    """List the files behind one path."""
+    """List the files of one path."""
     path = _without_file_scheme(path)
     system, inner = resolve(path)
     info = system.get_file_info(inner) if not _MAGIC.search(path) or "://" not in path else None
@@ -130,7 +130,7 @@ def _expand(path: str) -> list[_Entry]:
 
 
 def _below(base: str, pattern: re.Pattern[str] | None) -> list[_Entry]:
-    """List the visible files below a directory, those that match a glob or lie below what matches."""
+    """List the visible files below a directory that match a glob, or lie below a directory that matches."""
     system, inner = resolve(base)
     inner = inner.rstrip("/")
     prefix = base.rstrip("/") if "://" in base else inner
@@ -144,7 +144,7 @@ def _below(base: str, pattern: re.Pattern[str] | None) -> list[_Entry]:
 
 
 def _is_visible(relative: str) -> bool:
-    """Whether no part of a path is hidden the way Spark hides names; ``_a=1`` is a partition."""
+    """Whether no part of a path is hidden by Spark's rules; ``_a=1`` is a partition."""
     return not any(part[0] == "." or (part[0] == "_" and "=" not in part) for part in relative.split("/"))
 
 
@@ -156,7 +156,7 @@ def _matches(relative: str, pattern: re.Pattern[str] | None) -> bool:
 
 
 def _glob_pattern(glob: str) -> re.Pattern[str]:
-    """Translate a glob of ``*``, ``?``, ``[a-z]`` and ``{a,b}`` into a regular expression."""
+    """Translate a glob with ``*``, ``?``, ``[a-z]`` and ``{a,b}`` to a regular expression."""
     pieces = {"*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")", ",": "|", "[": "[", "]": "]", "-": "-"}
     depth, out = 0, []
     for char in glob:
@@ -167,7 +167,7 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
 
 
 def _partition(relative: str) -> tuple[tuple[str, str | None], ...]:
-    """Read the partition values off the directories above a file."""
+    """Return the partition values from the directories above a file."""
     pairs = [part.split("=", 1) for part in relative.split("/")[:-1] if "=" in part]
     return tuple((unquote(key), None if value == _NULL_PARTITION else unquote(value)) for key, value in pairs)
 
@@ -204,8 +204,9 @@ def partition_fields(files: Sequence[InputFile]) -> list[pa.Field]:
     for file in files:
         if [name for name, _ in file.partition] != names:
             raise DataError(
-                f"expected partition directories {names} as above {files[0].path}; came "
-                f"{[name for name, _ in file.partition]} above {file.path}; load a directory that is uniform"
+                f"expected partition directories {names} as above {files[0].path}, got "
+                f"{[name for name, _ in file.partition]} above {file.path}; load a directory with the same partition "
+                "columns everywhere"
             )
     values = [[file.partition[place][1] for file in files] for place in range(len(names))]
     return [pa.field(name, _partition_type(column)) for name, column in zip(names, values, strict=True)]

@@ -1,7 +1,6 @@
-"""Flatten an Arrow column into the values of a feature: the way from a DataFrame's types to int64, float
-and bytes.
+"""Flatten an Arrow column to the values of a feature: from a DataFrame's types to int64, float and bytes.
 
-Called by `encode`. The rules, and what they lose, are in docs/tfrecord.md.
+Called by `encode`. docs/tfrecord.md has the rules, and the precision that they lose.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def flatten(name: str, column: pa.Array) -> Flat:
 
     Returns:
         The kind of feature; all values of the rows that are not null (float32 or int64 array, or an Arrow
-        binary array); the number of values of each such row; the indices of these rows.
+        binary array); the number of values of each of these rows; the indices of these rows.
 
     Raises:
-        DataError: the type, or a value, is none that an Example holds.
+        DataError: an Example cannot hold the type or a value.
     """
     kind = kind_of(name, column.type)
     rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
@@ -41,14 +40,14 @@ def flatten(name: str, column: pa.Array) -> Flat:
     elements = present.flatten()
     if elements.null_count:
         raise DataError(
-            f"column {name!r}: expected arrays without null elements; came {elements.null_count} of them, "
+            f"column {name!r}: expected arrays without null elements, got {elements.null_count} of them, "
             "which an Example cannot hold; fill or remove them (pyspark.sql.functions.array_compact)"
         )
     return kind, _values(kind, elements), counts, rows
 
 
 def _values(kind: Kind, values: pa.Array) -> Any:
-    """Convert values without nulls to what a feature of this kind holds."""
+    """Convert values without nulls to the type of a feature of this kind."""
     if kind is Kind.BYTES:
         large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
         return values.cast(pa.large_binary() if large else pa.binary())
@@ -68,7 +67,7 @@ def _integers(values: pa.Array) -> Any:
 
 
 def _dense(name: str, vectors: pa.Array) -> pa.Array:
-    """Turn Spark ML vectors into lists; a sparse one is filled up with zeros."""
+    """Convert Spark ML vectors to lists; a sparse vector is filled up with zeros."""
     is_sparse = pc.equal(vectors.field("type"), 0).to_numpy(zero_copy_only=False)
     values = vectors.field("values")
     if not is_sparse.any():

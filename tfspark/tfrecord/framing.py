@@ -1,4 +1,4 @@
-"""TFRecord framing: where records begin and end in a buffer, and whether they are whole.
+"""TFRecord framing: where records begin and end in a buffer, and whether they are complete.
 
 One record is (https://www.tensorflow.org/tutorials/load_data/tfrecord, tsl/lib/io/record_writer.h)::
 
@@ -34,20 +34,20 @@ class Stop(Enum):
     """Why a scan ended."""
 
     LIMIT = "the next record begins at or after the limit"
-    SHORT = "the next record is not whole in the buffer"
+    SHORT = "the next record is not complete in the buffer"
     DAMAGED = "the next header does not match its checksum"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The whole records at the front of a buffer.
+    """The complete records at the front of a buffer.
 
     Attributes:
         starts: offset of each record's data within the buffer.
         lengths: number of data bytes of each record.
-        next: offset of the first byte after the last whole record.
+        next: offset of the first byte after the last complete record.
         stop: why the scan ended there.
-        needed: bytes that the record at `next` needs in all, as far as known.
+        needed: total bytes of the record at `next`, as far as known.
     """
 
     starts: Ints
@@ -58,7 +58,7 @@ class Scan:
 
 
 def mask(crc: int) -> int:
-    """Mask a crc32c the way TFRecord stores it."""
+    """Return a crc32c in the masked form that TFRecord stores."""
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
@@ -74,22 +74,22 @@ def header(length: int) -> bytes:
 
 
 def frame(data: bytes) -> bytes:
-    """Return one record as it stands in a file."""
+    """Return one record in the form of a file."""
     return header(len(data)) + data + struct.pack("<I", masked_crc(data))
 
 
 def read_header(raw: bytes) -> int | None:
-    """Return the length that a 12-byte header announces; None when its checksum does not match."""
+    """Return the length in a 12-byte header; None if its checksum does not match."""
     length, crc = struct.unpack("<QI", raw)
     return int(length) if masked_crc(raw[:8]) == crc else None
 
 
 def scan(buffer: bytes, limit: int | None = None) -> Scan:
-    """Find the whole records at the front of a buffer, checking headers only.
+    """Find the complete records at the front of a buffer; check only headers.
 
     Args:
         buffer: bytes that begin at a record boundary.
-        limit: records that begin at or after this offset are left alone.
+        limit: records that begin at or after this offset are skipped.
     """
     end, limit = len(buffer), len(buffer) + 1 if limit is None else limit
     known: dict[bytes, int | None] = {}
@@ -116,7 +116,7 @@ def scan(buffer: bytes, limit: int | None = None) -> Scan:
 
 
 def _run(buffer: bytes, at: int, step: int, limit: int) -> int:
-    """Count whole records from `at` on whose header equals the one at `at`; they begin before `limit`."""
+    """Return the number of complete records from `at` on, before `limit`, with the same header as the one at `at`."""
     raw = buffer[at : at + HEADER]
     ahead = at + 3 * step
     if raw != buffer[at + step : at + step + HEADER] or raw != buffer[ahead : ahead + HEADER]:
@@ -128,7 +128,7 @@ def _run(buffer: bytes, at: int, step: int, limit: int) -> int:
 
 
 def _unroll(runs: list[tuple[int, int, int]]) -> tuple[Ints, Ints]:
-    """Turn runs of (start, length, count) into one start and one length per record."""
+    """Convert runs of (start, length, count) to one start and one length per record."""
     start, length, count = np.array(runs, np.int64).reshape(-1, 3).T
     lengths = np.repeat(length, count)
     before = np.repeat(np.cumsum(count) - count, count)
@@ -137,10 +137,9 @@ def _unroll(runs: list[tuple[int, int, int]]) -> tuple[Ints, Ints]:
 
 
 def find_record(buffer: bytes, at: int = 0) -> int | None:
-    """Find the first offset from `at` on where a record begins, by its checksums.
+    """Return the first offset from `at` on where a record begins, by its checksums; None if there is none.
 
-    A candidate is a header whose crc32c matches and, when the record is whole in the buffer, data that
-    match too."""
+    The header's crc32c must match, and also that of the data if the record is complete in the buffer."""
     view = np.frombuffer(buffer, np.uint8)
     high = view[at + 5 : len(view) - HEADER + 8]
     if len(high) < 3:
@@ -154,7 +153,7 @@ def find_record(buffer: bytes, at: int = 0) -> int | None:
 
 
 def _data_fits(buffer: bytes, start: int, length: int) -> bool:
-    """Whether the data of a record match their checksum, as far as the buffer can tell."""
+    """Whether the data of a record match their checksum; True if the buffer does not contain all of them."""
     end = start + length
     if end + FOOTER > len(buffer):
         return True
@@ -176,14 +175,14 @@ def data_checksums(buffer: Any, starts: Ints, lengths: Ints) -> NDArray[np.uint3
 
 
 def stored_checksums(buffer: bytes, starts: Ints, lengths: Ints) -> NDArray[np.uint32]:
-    """Gather the masked crc32c that every record carries behind its data."""
+    """Return the masked crc32c that is stored after the data of every record."""
     index = (starts + lengths)[:, None] + np.arange(FOOTER)
     footers: Bytes = np.frombuffer(buffer, np.uint8)[index]
     return footers.view("<u4").reshape(-1)
 
 
 def frame_gaps(out: Bytes, starts: Ints, lengths: Ints) -> None:
-    """Fill in header and footer around data that already stand in `out`, `OVERHEAD` bytes apart."""
+    """Write header and footer around data that are already in `out`, `OVERHEAD` bytes apart."""
     sizes, which = np.unique(lengths, return_inverse=True)
     headers = np.frombuffer(b"".join(header(int(size)) for size in sizes), np.uint8).reshape(-1, HEADER)
     out[(starts - HEADER)[:, None] + np.arange(HEADER)] = headers[which]

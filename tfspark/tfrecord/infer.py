@@ -1,6 +1,6 @@
 """Infer a schema from a bounded sample of records, and count records.
 
-Called on the driver when no schema is declared, and by whoever plans over files.
+Called on the driver if no schema is declared, and to plan over files.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def read_schema(paths: str | Sequence[str], samples: int = INFER_SAMPLES) -> pa.
 
     Args:
         paths: as for `list_files`.
-        samples: records to look at, spread over the first files.
+        samples: number of records to read, spread over the first files.
 
     Raises:
-        DataError: there is no record, a record is damaged, or records contradict each other.
+        DataError: there are no records, a record is damaged, or records contradict each other.
     """
     return infer_schema(list_files(paths), samples)
 
@@ -47,7 +47,7 @@ def infer_schema(files: Sequence[InputFile], samples: int, mode: str = "FAILFAST
         left, num_records = left - came, num_records + came
     if not num_records:
         raise DataError(
-            f"expected records to infer a schema from; came none in {len(files)} files "
+            f"expected records to infer a schema from, got none in {len(files)} files "
             f"({files[0].path} ...); declare one: spark.read.schema(...)"
         )
     fields = {key.decode(): observed.arrow_type() for key, observed in sorted(seen.items())}
@@ -56,7 +56,7 @@ def infer_schema(files: Sequence[InputFile], samples: int, mode: str = "FAILFAST
 
 
 def _observe(file: InputFile, samples: int, damage: Damage, seen: Seen) -> int:
-    """Look at the first records of a file; return how many there were."""
+    """Read the first records of a file; return their number."""
     came = 0
     with open_input(file) as stream:
         for block in read_blocks(stream, damage):
@@ -78,13 +78,13 @@ def _see(record: bytes, seen: Seen, place: str) -> None:
         if observed.kind is not kind:
             raise DataError(
                 f"{place}: feature {key.decode()!r}: expected {observed.kind.label} values as in earlier "
-                f"records; came {kind.label} values; declare a schema without it, or write the records again"
+                f"records, got {kind.label} values; declare a schema without it, or write the records again"
             )
         observed.see(values)
 
 
 def count_records(path: str) -> int:
-    """Count the records of one file; of a plain local file only the headers are read.
+    """Count the records of one file; only the headers of a plain local file are read.
 
     Raises:
         DataError: a header is damaged or the file is truncated.
@@ -97,7 +97,7 @@ def count_records(path: str) -> int:
 
 
 def _count_headers(path: str) -> int:
-    """Hop from header to header."""
+    """Count the records by seeking from header to header."""
     size, at, count = os.path.getsize(path), 0, 0
     damage = Damage(path)
     with open(path, "rb", buffering=HEADER) as stream:
@@ -111,7 +111,7 @@ def _count_headers(path: str) -> int:
 
 
 def _record_size(raw: bytes, at: int, damage: Damage) -> int:
-    """Return the bytes of the record whose header this is, or what a header needs when it is cut off."""
+    """Return the size of the record with this header; the size of a header if the header is cut off."""
     if len(raw) < HEADER:
         return HEADER
     length = read_header(raw)

@@ -1,10 +1,9 @@
-"""Walk many serialized Examples at once: one NumPy step moves through the same field of all of them.
+"""Parse many serialized Examples together: one NumPy step moves through the same field of all of them.
 
 Every record is a *lane* with its own offset; each step reads a tag, a length or a key in all lanes. First the map
-entries are listed, by rounds: the first entry of every lane, the second, and so on, whatever the order of the keys.
-Then each key that is asked for is parsed in all lanes that have it. A lane that is not exactly as expected is left to
-the complete parser in `wire`: this module may refuse a legal record, and never misreads one. It does not look into
-entries that are not asked for.
+entries are listed, by rounds: the first entry of every lane, the second, and so on, in any order of the keys. Then each
+wanted key is parsed in all lanes that have it. A lane that is not exactly as expected is left to the complete parser in
+`wire`: this module may reject a legal record, but never misreads one. It does not parse entries that are not wanted.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Span:
-    """Where the payload of one feature stands in the buffer.
+    """The position of one feature's payload in the buffer.
 
     Attributes:
-        kind: what the feature holds.
+        kind: of the feature's values.
         here: lanes that have the feature.
         lanes: the lane of each piece, ascending. A piece is one element of a list of bytes, or a packed list.
         starts: offset of each piece.
@@ -62,10 +61,10 @@ def walk(
         data: the buffer.
         starts: offset of each record.
         lengths: bytes of each record.
-        wanted: keys whose payload is asked for; the others are stepped over.
+        wanted: keys whose payload is wanted; the others are skipped.
 
     Returns:
-        Which lanes were understood, and the span of each wanted key. Only the lanes understood may be used.
+        Which lanes were understood, and the span of each wanted key. Use only the lanes that were understood.
     """
     lanes = _Lanes(np.frombuffer(data, np.uint8), starts)
     lanes.expect(_TAG_1)
@@ -82,7 +81,7 @@ def walk(
 def _entries(
     data: bytes, lanes: _Lanes, ends: Ints, understood: Bools, wanted: frozenset[bytes]
 ) -> dict[bytes, _Entries]:
-    """List the entries of the wanted keys; clears `understood` where an entry is not as expected."""
+    """List the entries of the wanted keys; set `understood` to False where an entry is not as expected."""
     found: dict[bytes, list[_Entries]] = {}
     active, at = np.flatnonzero(understood & (lanes.at < ends)), lanes.at
     at = at[active]
@@ -106,7 +105,7 @@ def _entries(
 
 
 def _by_key(data: bytes, view: Bytes, starts: Ints, ends: Ints) -> Iterator[tuple[bytes, Ints]]:
-    """Group lanes by the key that stands between their offsets."""
+    """Group lanes by the key between their offsets."""
     left = np.arange(len(starts))
     while len(left):
         key = data[int(starts[left[0]]) : int(ends[left[0]])]
@@ -118,7 +117,7 @@ def _by_key(data: bytes, view: Bytes, starts: Ints, ends: Ints) -> Iterator[tupl
 
 
 def _merge(rounds: Sequence[_Entries], understood: Bools) -> _Entries:
-    """Join what the rounds found of one key, in the order of the lanes; a lane that has it twice is given up."""
+    """Join the entries of one key from all rounds, in the order of the lanes; reject a lane that has the key twice."""
     if len(rounds) == 1:
         return rounds[0]
     lanes, starts, ends = (
@@ -131,8 +130,8 @@ def _merge(rounds: Sequence[_Entries], understood: Bools) -> _Entries:
 
 
 def _feature(view: Bytes, entries: _Entries, understood: Bools) -> Span | None:
-    """Parse a Feature that must fill its map entry, down to the payload of its list; the kind is that of the
-    first lane."""
+    """Parse a Feature, which must fill its map entry, down to the payload of its list; all lanes must have the kind
+    of the first one."""
     lanes, ends = _Lanes(view, entries.starts), entries.ends
     lanes.expect(_TAG_2)
     lanes.check(lanes.length_end() == ends)
@@ -153,7 +152,7 @@ Piece = tuple[Ints, Ints, Ints]
 
 
 def _packed(lanes: _Lanes, ends: Ints) -> Piece:
-    """Read the one packed field of a list of numbers, or none when the list is empty."""
+    """Read the single packed field of a list of numbers; an empty list has none."""
     filled = lanes.at != ends
     good = lanes.good
     lanes.expect(_TAG_1)
@@ -183,7 +182,7 @@ def _elements(lanes: _Lanes, ends: Ints) -> Piece:
 
 
 def _in_lane_order(pieces: Sequence[Piece]) -> Piece:
-    """Join the pieces of all rounds; those of one lane stay in their order."""
+    """Join the pieces of all rounds by lane; pieces of one lane keep their order."""
     if len(pieces) == 1:
         return pieces[0]
     if not pieces:
@@ -205,12 +204,12 @@ class _Lanes:
         self.good = self.good & condition
 
     def expect(self, byte: int) -> None:
-        """Require one byte and step over it."""
+        """Require one byte and move past it."""
         self.check(self.view.take(self.at, mode="clip") == byte)
         self.at = self.at + 1
 
     def length_end(self) -> Ints:
-        """Read a length of up to 35 bits, step behind it, and return where what it measures ends."""
+        """Read a length of up to 35 bits, move past it, and return the end of the field that it describes."""
         byte = self.view.take(self.at, mode="clip")
         self.at = self.at + 1
         value = (byte & 0x7F).astype(np.int64)
@@ -227,7 +226,7 @@ class _Lanes:
 
 
 def gather(data: bytes, starts: Ints, lengths: Ints) -> Bytes:
-    """Copy pieces of a buffer into one array, one behind the other."""
+    """Copy pieces of a buffer to one array, concatenated."""
     if not len(starts):
         return np.empty(0, np.uint8)
     size = int(lengths[0])

@@ -17,14 +17,14 @@ _COMPRESSIONS = {"gzip": GZIP, "none": "", "uncompressed": ""}
 
 @dataclass(frozen=True)
 class Options:
-    """What ``.option(...)`` can say; docs/tfrecord.md has the table.
+    """The values of ``.option(...)``; docs/tfrecord.md has the table.
 
     Attributes:
         mode: ``FAILFAST`` or ``DROPMALFORMED``.
-        compression: ``"gzip"``, ``""`` for none; None to find out on read, and not to compress on write.
-        infer_samples: records that schema inference looks at.
-        raw: give out every record as the bytes it is, in the column `RAW_COLUMN`.
-        split_bytes: size of a partition; None to choose by the size of the dataset; 0 never to split a file.
+        compression: ``"gzip"``, ``""`` for none; None: detect it on read, do not compress on write.
+        infer_samples: number of records that schema inference reads.
+        raw: return every record as bytes, in the column `RAW_COLUMN`.
+        split_bytes: size of a partition; None: chosen by the size of the dataset; 0: never split a file.
     """
 
     mode: str = FAILFAST
@@ -34,21 +34,21 @@ class Options:
     raw: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an unknown mode."""
+        """Reject an unknown mode."""
         Damage("", self.mode)
 
 
 def parse_options(given: Mapping[str, str]) -> Options:
-    """Read the options as Spark passes them, whatever their case.
+    """Parse the options that Spark passes; their case does not matter.
 
     Raises:
-        ConfigError: an option is unknown or its value is none of those allowed.
+        ConfigError: an option is unknown, or its value is not allowed.
     """
     known = {name.lower(): name for name in _NAMES}
     unknown = sorted(name for name in given if name.lower() not in known)
     if unknown:
         raise ConfigError(
-            f"unknown option {', '.join(unknown)}; the tfrecord source knows {', '.join(_NAMES)}"
+            f"unknown option {', '.join(unknown)}; expected options of the tfrecord source: {', '.join(_NAMES)}"
         )
     values = {name.lower(): value for name, value in given.items()}
     return Options(
@@ -62,13 +62,15 @@ def parse_options(given: Mapping[str, str]) -> Options:
 
 def _is_raw(value: str) -> bool:
     if value.lower() not in _RECORD_TYPES:
-        raise ConfigError(f"option recordType must be Example or ByteArray; received {value!r}")
+        raise ConfigError(f"expected option recordType to be Example or ByteArray, got {value!r}")
     return _RECORD_TYPES[value.lower()]
 
 
 def _compression(value: str | None) -> str | None:
     if value is not None and value.lower() not in _COMPRESSIONS:
-        raise ConfigError(f"option compression must be one of {', '.join(_COMPRESSIONS)}; received {value!r}")
+        raise ConfigError(
+            f"expected option compression to be one of {', '.join(_COMPRESSIONS)}, got {value!r}"
+        )
     return None if value is None else _COMPRESSIONS[value.lower()]
 
 
@@ -76,5 +78,5 @@ def _integer(name: str, value: str | None, least: int) -> int | None:
     if value is None:
         return None
     if not value.strip().isdigit() or int(value) < least:
-        raise ConfigError(f"option {name} must be a whole number of at least {least}; received {value!r}")
+        raise ConfigError(f"expected option {name} to be a whole number of at least {least}, got {value!r}")
     return int(value)

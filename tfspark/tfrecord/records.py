@@ -1,7 +1,7 @@
 """Read a stream of TFRecords in blocks of bounded size.
 
-Runs in the Python worker of a task (and on the driver for schema inference). It hands `Block`s to the
-decoder; checksums are verified here and nowhere else."""
+Runs in the Python worker of a task (and on the driver for schema inference). It yields `Block`s for the
+decoder; only this module verifies checksums of data."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ BLOCK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Block:
-    """Some whole, verified records within one buffer.
+    """Complete, verified records within one buffer.
 
     Attributes:
-        data: the buffer; it also holds the framing between the records.
+        data: the buffer; it also contains the framing between the records.
         starts: offset of each record's data within the buffer.
         lengths: number of data bytes of each record.
         offset: offset of the buffer within the (uncompressed) file.
@@ -55,7 +55,7 @@ class Block:
         return self.data[start : start + int(self.lengths[row])]
 
     def record_offset(self, row: int) -> int:
-        """Return where one record begins in the file, header included."""
+        """Return the offset of one record in the file, including its header."""
         return self.offset + int(self.starts[row]) - HEADER
 
     def select(self, rows: Ints | slice) -> Block:
@@ -67,7 +67,7 @@ class Window:
     """A window that slides over a stream; `data` begins at `offset` of the stream."""
 
     def __init__(self, stream: IO[bytes], offset: int, end: int | None, damage: Damage):
-        """Stand at `offset` of a stream, with nothing read yet; nothing much is wanted behind `end`."""
+        """Start at `offset` of a stream, with nothing read yet; after `end` read only what the last record needs."""
         self.end = end
         self.stream = stream
         self.data = b""
@@ -76,7 +76,7 @@ class Window:
         self._damage = damage
 
     def slide(self, num_bytes: int, needed: int = HEADER, more: int | None = None) -> None:
-        """Drop bytes from the front, then read a chunk (or `more`), and on until `needed` are there."""
+        """Drop bytes from the front, then read a chunk (or `more` bytes), until at least `needed` bytes are there."""
         parts = [self.data[num_bytes:]]
         self.offset += num_bytes
         wanted = self._chunk(len(parts[0])) if more is None else more
@@ -89,7 +89,7 @@ class Window:
         self.data = b"".join(parts)
 
     def _chunk(self, num_kept: int) -> int:
-        """Return how much to read at a time: up to the end of the split, beyond it only what a record needs."""
+        """Return the number of bytes to read: up to the end of the split; after it only what a record needs."""
         if self.end is None:
             return CHUNK_BYTES
         return max(0, min(CHUNK_BYTES, self.end - self.offset - num_kept))
@@ -107,13 +107,13 @@ def read_blocks(stream: IO[bytes], damage: Damage, start: int = 0, end: int | No
     """Yield the records that begin in ``[start, end)``, in blocks.
 
     Args:
-        stream: a binary stream that stands at `start`.
-        damage: what to do with a damaged record.
-        start: offset of the stream within the file; if not 0, the first record boundary is searched for.
+        stream: a binary stream, positioned at `start`.
+        damage: how to handle a damaged record.
+        start: offset of the stream within the file; if not 0, search for the first record boundary.
         end: offset at which to stop; None for the end of the file.
 
     Raises:
-        DataError: a record is damaged or truncated and `damage` says to fail.
+        DataError: in mode ``FAILFAST``, a record is damaged or truncated.
     """
     window = Window(stream, start, end, damage)
     window.slide(0)
@@ -131,7 +131,7 @@ def read_blocks(stream: IO[bytes], damage: Damage, start: int = 0, end: int | No
 
 
 def _advance(window: Window, found: Scan, end: int | None, damage: Damage) -> bool:
-    """Move the window behind the records found; False when there is no more to read."""
+    """Move the window past the found records; return False if there is no more to read."""
     if found.stop is Stop.LIMIT:
         window.slide(found.next, HEADER, more=0)
         _check_successor(window, damage)
@@ -149,26 +149,26 @@ def _advance(window: Window, found: Scan, end: int | None, damage: Damage) -> bo
 
 
 BAD_HEADER = (
-    "expected a record header whose length matches its crc32c; it does not match; the file is damaged "
-    "or is no TFRecord file (compressed? set option compression): write or copy it again"
+    "expected a record header whose length matches its crc32c, but it does not match; the file is damaged "
+    "or is not a TFRecord file (compressed? set option compression): write or copy it again"
 )
 
 
 def truncated(needed: int, came: int) -> str:
-    """Return the reason for a last record that is not whole."""
-    expected = f"expected a record of at least {needed} bytes; came {came} before the end of the file"
+    """Return the reason for an incomplete last record."""
+    expected = f"expected a record of at least {needed} bytes, got {came} before the end of the file"
     return f"{expected}; it is truncated: write or copy it again"
 
 
 def _check_successor(window: Window, damage: Damage) -> None:
-    """Refuse a bad header right behind this split: the next split, searching, would pass over it silently."""
+    """Reject a bad header right after this split: the next split searches for a record, and would skip it silently."""
     raw = window.data[:HEADER]
     if raw and (len(raw) < HEADER or read_header(raw) is None) and not damage.drops:
         damage.hit(window.offset, BAD_HEADER)
 
 
 def _resync(window: Window, end: int | None) -> None:
-    """Slide the window to the next record boundary, or until it is clear that none begins before `end`."""
+    """Move the window to the next record boundary, or to the end if no record begins before `end`."""
     while window.data:
         found = find_record(window.data)
         if found is not None:
@@ -188,6 +188,6 @@ def _verified(block: Block, damage: Damage) -> Block:
     if not len(bad):
         return block
     row = int(bad[0])
-    reason = f"expected data with crc32c {expected[row]:#010x} (masked); came {came[row]:#010x}"
+    reason = f"expected data with crc32c {expected[row]:#010x} (masked), got {came[row]:#010x}"
     damage.hit(block.record_offset(row), f"{reason}; the record is damaged: write the file again", len(bad))
     return block.select(np.flatnonzero(expected == came))

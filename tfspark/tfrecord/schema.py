@@ -1,7 +1,6 @@
-"""What a column's type means for a feature: its kind, scalar or list, and what a trainer should parse it
-into.
+"""Map a column's type to a feature: its kind, scalar or list, and the type to which a trainer parses it.
 
-Types are Arrow types here, so that neither the codec nor the trainer needs Spark; `datasource` translates.
+Types are Arrow types here, so that neither the codec nor the trainer needs Spark; `spark_types` translates.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class FeatureSpec:
 
     Attributes:
         name: key of the feature and name of the column.
-        kind: ``"int64"``, ``"float"`` or ``"bytes"``: what the Example holds.
-        is_list: whether a record may hold any number of values; else exactly one, or none for null.
-        dtype: what the column's values are: a NumPy dtype name, ``"string"`` or ``"bytes"``.
+        kind: ``"int64"``, ``"float"`` or ``"bytes"``: the type in the Example.
+        is_list: whether a record may have any number of values; else exactly one, or none for null.
+        dtype: type of the column's values: a NumPy dtype name, ``"string"`` or ``"bytes"``.
     """
 
     name: str
@@ -43,12 +42,12 @@ class FeatureSpec:
 
 
 def is_vector(dtype: pa.DataType) -> bool:
-    """Whether a type is that of a Spark ML vector as Arrow carries it."""
+    """Whether a type is that of a Spark ML vector in Arrow."""
     return pa.types.is_struct(dtype) and [field.name for field in dtype] == [field.name for field in VECTOR]
 
 
 def is_list(dtype: pa.DataType) -> bool:
-    """Whether a column of this type holds any number of values per row."""
+    """Whether a row of a column of this type has any number of values."""
     return pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or is_vector(dtype)
 
 
@@ -60,7 +59,7 @@ def element_type(dtype: pa.DataType) -> pa.DataType:
 
 
 def kind_of(name: str, dtype: pa.DataType) -> Kind:
-    """Return the kind of feature that holds a column of this type.
+    """Return the kind of feature for a column of this type.
 
     Raises:
         DataError: an Example cannot hold the type.
@@ -68,9 +67,9 @@ def kind_of(name: str, dtype: pa.DataType) -> Kind:
     element = element_type(dtype)
     if is_list(element):
         raise DataError(
-            f"column {name!r}: expected values or arrays of values; came an array of arrays ({dtype}), whose "
-            "inner lengths an Example cannot hold; flatten it (pyspark.sql.functions.flatten) and keep the "
-            "lengths in a column of their own"
+            f"column {name!r}: expected values or arrays of values, got an array of arrays ({dtype}), whose "
+            "inner lengths an Example cannot hold; flatten it (pyspark.sql.functions.flatten) and store the "
+            "lengths in a separate column"
         )
     for kind, tests in _KIND_TESTS.items():
         if any(test(element) for test in tests):
@@ -79,10 +78,10 @@ def kind_of(name: str, dtype: pa.DataType) -> Kind:
 
 
 def unsupported(name: str, dtype: str) -> DataError:
-    """Return the error for a column whose type no feature holds."""
+    """Return the error for a column whose type no feature can hold."""
     return DataError(
         f"column {name!r}: expected a boolean, a number, a decimal, a string, binary, a date, a timestamp, "
-        f"an ML vector or an array of these; came {dtype}; cast it, or select its fields as columns"
+        f"an ML vector or an array of these, got {dtype}; cast it, or select its fields as columns"
     )
 
 
@@ -128,7 +127,7 @@ def _dtype_name(dtype: pa.DataType) -> str:
 
 @dataclass
 class Observed:
-    """What the sampled records show of one feature."""
+    """The facts about one feature in the sampled records."""
 
     kind: Kind
     always_one: bool = True
@@ -142,7 +141,7 @@ class Observed:
             self.always_text = all(_is_text(value) for value in values)
 
     def arrow_type(self) -> pa.DataType:
-        """Return the narrowest column type that holds all that was seen."""
+        """Return the narrowest column type that can hold all sampled values."""
         text = pa.string() if self.always_text else pa.binary()
         element = {Kind.INT64: pa.int64(), Kind.FLOAT: pa.float32(), Kind.BYTES: text}[self.kind]
         return element if self.always_one else pa.list_(element)

@@ -1,4 +1,4 @@
-"""Translate between Spark's types and Arrow's, in the layout that Spark exchanges with its Python workers."""
+"""Translate between Spark's types and Arrow's, in the layout between Spark and its Python workers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _arrow(name: str, dtype: DataType) -> pa.DataType:
 
 
 def ddl(schema: pa.Schema) -> str:
-    """Write an inferred schema the way Spark reads schemas from text."""
+    """Return an inferred schema as Spark DDL."""
     columns = []
     for field in schema:
         is_list = pa.types.is_list(field.type)

@@ -9,12 +9,12 @@ from tfspark.tfrecord.files import InputFile
 
 MAX_SPLIT_BYTES = 128 << 20
 MIN_SPLIT_BYTES = 32 << 20  # a task costs Spark about 0.1 s before it reads its first byte
-_SPLITS = 32  # a small dataset is cut into about so many, for the sake of parallel tasks
+_SPLITS = 32  # a small dataset is cut into about this number of splits, for parallel tasks
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a file: the records that begin in ``[start, end)``; an end of None is that of the file."""
+    """A part of a file: the records that begin in ``[start, end)``; an end of None is the end of the file."""
 
     file: InputFile
     start: int = 0
@@ -22,7 +22,7 @@ class Slice:
 
 
 def split_size(files: Sequence[InputFile], given: int | None) -> int:
-    """Return the bytes that a partition should have; 0 for no splitting."""
+    """Return the size of a partition in bytes; 0: do not split files."""
     if given is not None:
         return given
     total = sum(file.num_bytes for file in files)
@@ -30,12 +30,11 @@ def split_size(files: Sequence[InputFile], given: int | None) -> int:
 
 
 def plan_splits(files: Sequence[InputFile], split_bytes: int) -> list[tuple[Slice, ...]]:
-    """Cut large plain files, and put consecutive small pieces together.
+    """Cut large plain files, and combine consecutive small pieces.
 
     Args:
-        files: what to read.
-        split_bytes: bytes a partition should not exceed; a compressed file is never cut. 0: one partition
-            per file.
+        files: the files to read.
+        split_bytes: maximum bytes of a partition; a compressed file is never cut. 0: one partition per file.
     """
     groups: list[list[Slice]] = []
     room = 0

@@ -1,6 +1,6 @@
-"""Protobuf varints by the array: decode and encode without a Python loop per value.
+"""Decode and encode arrays of protobuf varints, without a Python loop per value.
 
-Pure; `lockstep` decodes with it, `encode` encodes.
+Pure. `decode` and `encode` use it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def decode_varints(payload: Bytes, lengths: Ints) -> tuple[Ints, Ints, Ints]:
     """Decode packed varints, row by row.
 
     Args:
-        payload: the packed lists of all rows, one behind the other.
+        payload: the packed lists of all rows, concatenated.
         lengths: bytes of each row's list.
 
     Returns:
@@ -39,7 +39,7 @@ def decode_varints(payload: Bytes, lengths: Ints) -> tuple[Ints, Ints, Ints]:
 
 
 def _join(payload: Bytes, firsts: Ints, widths: Ints) -> Ints:
-    """Put the 7-bit groups of each varint together."""
+    """Join the 7-bit groups of each varint."""
     values = np.zeros(len(firsts), np.uint64)
     for place in range(int(widths.max(initial=0))):
         rows = np.flatnonzero(widths > place)
@@ -49,7 +49,7 @@ def _join(payload: Bytes, firsts: Ints, widths: Ints) -> Ints:
 
 
 def varint_widths(values: Ints) -> Ints:
-    """Return the number of bytes of each value's varint; a negative one takes ten."""
+    """Return the number of bytes of each value's varint; a negative value needs ten."""
     widths = np.ones(len(values), np.int64)
     if not len(values):
         return widths
@@ -63,7 +63,7 @@ def varint_widths(values: Ints) -> Ints:
 
 
 def put_varints(out: Bytes, at: Ints, values: Ints) -> Ints:
-    """Write each value as a varint at its own offset of `out`; return the offsets behind them."""
+    """Write each value as a varint at its own offset of `out`; return the offsets after them."""
     widths, unsigned = varint_widths(values), values.view(np.uint64)
     if len(values) and int(unsigned.max()) < 0x80:
         out[at] = values
@@ -76,7 +76,7 @@ def put_varints(out: Bytes, at: Ints, values: Ints) -> Ints:
 
 
 def encode_varints(values: Ints) -> tuple[Bytes, Ints]:
-    """Encode values one behind the other; return the bytes and the width of each."""
+    """Encode values, concatenated; return the bytes, and the width of each value."""
     if bool(((values >= 0) & (values < 0x80)).all()):
         return values.astype(np.uint8), np.ones(len(values), np.int64)
     widths = varint_widths(values)

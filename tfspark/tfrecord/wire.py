@@ -1,8 +1,8 @@
-"""Parse one serialized ``tf.train.Example`` (protobuf wire format), whatever legal shape it has.
+"""Parse one serialized ``tf.train.Example`` (protobuf wire format) in any legal form.
 
-The slow and complete way: every order of fields, unknown fields, unpacked lists, repeated keys. `lockstep`
-reads whole blocks at once and leaves to this module the records that it does not recognise; schema
-inference and tests use it too. The message (tensorflow/core/example/{example,feature}.proto)::
+This is the slow and complete parser: any order of fields, unknown fields, unpacked lists, repeated keys. `lockstep`
+reads blocks of records at a time and leaves the records that it does not recognise to this module; schema
+inference and tests use it, too. The message (tensorflow/core/example/{example,feature}.proto)::
 
     Example  { Features features = 1; }
     Features { map<string, Feature> feature = 1; }      a map entry is { string key = 1; Feature value = 2; }
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from enum import IntEnum
 
 FEATURE_LISTS = 2
-"""Field of a SequenceExample, whose field 1 is that of an Example; an Example has no such field."""
+"""Field 2 of a SequenceExample. Its field 1 is the same as that of an Example, which has no field 2."""
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 class Kind(IntEnum):
-    """What a feature holds; the value is the number of the field within ``Feature``."""
+    """The type of a feature's values; the number is that of the field within ``Feature``."""
 
     BYTES = 1
     FLOAT = 2
@@ -35,7 +35,7 @@ class Kind(IntEnum):
 
 
 class WireError(ValueError):
-    """The bytes are no Example; the message says where in the record."""
+    """The bytes are not an Example; the message has the position in the record."""
 
 
 # The values of one feature: bytes elements, the little-endian float32s joined, or integers.
@@ -44,7 +44,7 @@ Feature = tuple[Kind, Values]
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the unsigned varint at an offset and the offset behind it."""
+    """Return the unsigned varint at an offset, and the offset after it."""
     value = shift = 0
     while shift < 70:
         if at >= len(data):
@@ -76,7 +76,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int, bytes | int]]:
 
 
 def _payload_size(data: bytes, wire_type: int, at: int) -> tuple[int, int]:
-    """Return the number of payload bytes and where they begin."""
+    """Return the number of payload bytes and their offset."""
     if wire_type == LENGTH:
         return _read_varint(data, at)
     if wire_type in (FIXED32, FIXED64):
@@ -92,10 +92,10 @@ def parse_example(data: bytes, wanted: frozenset[bytes] | None = None) -> dict[b
         wanted: keys to parse; the values of others are skipped. None for all.
 
     Returns:
-        The features that hold a list, be it empty; one whose kind is not set is left out, as TensorFlow does.
+        The features that have a list, even an empty one. As in TensorFlow, a feature without a kind is skipped.
 
     Raises:
-        WireError: the bytes are no Example.
+        WireError: the bytes are not an Example.
     """
     found: dict[bytes, Feature] = {}
     for key, messages in _entries(data):
@@ -134,8 +134,8 @@ def _entry(entry: bytes) -> tuple[bytes, list[bytes]]:
 
 
 def _merge_lists(messages: list[bytes]) -> tuple[Kind | None, list[bytes]]:
-    """Return the kind of a feature and its lists: those of the same kind are joined, another kind
-    replaces."""
+    """Return the kind of a feature and its lists: lists of the same kind are joined, a different kind replaces
+    the ones before."""
     kind: Kind | None = None
     lists: list[bytes] = []
     for message in messages:
@@ -183,7 +183,7 @@ def _packed_ints(payload: bytes) -> Iterator[int]:
 
 
 def _signed(value: int) -> int:
-    """Read 64 bits as two's complement, as int64 is stored."""
+    """Read 64 bits as two's complement, the form of int64."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 

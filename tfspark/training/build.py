@@ -72,7 +72,7 @@ def check_synchronous(model: keras.Model) -> None:
     if model.jit_compile is True:
         raise ConfigError(
             "expected a model compiled without jit_compile=True: XLA compiles neither the exchange of gradients on CPUs"
-            " nor batches whose real rows are told from padding; leave it out"
+            " nor batches with padding rows; leave it out"
         )
 
 

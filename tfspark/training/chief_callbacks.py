@@ -92,7 +92,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
             if self._is_chief and self._is_left_over():
                 raise ConfigError(
                     f"expected no backup in {self._backup.backup_dir}, whose epochs Spark would feed again; tfspark "
-                    "keeps checkpoints itself: go on with resume= (--resume), or remove the directory"
+                    "keeps checkpoints itself: continue with resume= (--resume), or remove the directory"
                 )
             return
         if self._is_chief:

@@ -15,7 +15,7 @@ LARGEST_LOGIT = 14.0
 YES = 0.5
 """With several classes per row, a class is predicted from this probability on."""
 MOST_CURVES = 20
-"""Maximum number of classes for which a ROC is stored: more curves could not be told apart."""
+"""Maximum number of classes for which a ROC is stored: more curves could not be distinguished."""
 
 
 Kind = Literal["index", "one_hot", "several"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from tfspark.errors import ConfigError, DataError
 from tfspark.protocol.failures import FailureKind
@@ -74,3 +77,34 @@ def _kind(error: BaseException) -> FailureKind:
     if any(name in chain for name in NETWORK_ERRORS):
         return FailureKind.LOST
     return FailureKind.DATA if "tfspark.errors.DataError" in chain else FailureKind.EXCEPTION
+
+
+@contextmanager
+def noting_what_was_given(element: Any) -> Iterator[None]:
+    """Add to an error of a model what the model was given: its features and label, with types and shapes.
+
+    Args:
+        element: specs of ``(features, label, weight)``.
+    """
+    try:
+        yield
+    except Exception as error:
+        features, label = element[:2]
+        note = f"The model was given features {_words(features)} and label {_words(label)}."
+        if isinstance(features, Mapping):
+            note += (
+                " Several feature columns are a dictionary: name the model's inputs as the columns, make one array "
+                f"column of them (in Spark: array({', '.join(features)})), or write a function features(batch)."
+            )
+        error.add_note(note)
+        raise
+
+
+def _words(specs: Any) -> str:
+    """Write specs as ``float32 (batch, 28, 28)``."""
+    if isinstance(specs, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_words(spec)}" for name, spec in specs.items()) + "}"
+    if isinstance(specs, list | tuple):
+        return "[" + ", ".join(map(_words, specs)) + "]"
+    dtype = getattr(specs.dtype, "name", specs.dtype)
+    return f"{dtype} ({', '.join(['batch', *('any' if size is None else str(size) for size in specs.shape[1:])])})"

@@ -33,6 +33,7 @@ from keras.src.trainers.epoch_iterator import EpochIterator
 
 from tfspark.training.build import check_synchronous
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
+from tfspark.training.failing import noting_what_was_given
 from tfspark.training.feeding import ReadPass, TrainingFeed, feed_of_dataset
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.several_steps import Block, run_blocks
@@ -130,7 +131,7 @@ def _build_from_element_spec(original: Any) -> Any:
 def build_for(model: keras.Model, dataset: Any) -> None:
     """Create all variables of a model, its optimizers and its metrics, for a distributed dataset."""
     batch = tree.map_structure(_local_spec, dataset.element_spec)
-    with model.distribute_strategy.scope():
+    with model.distribute_strategy.scope(), noting_what_was_given(batch):
         model._symbolic_build(data_batch=batch)
 
 

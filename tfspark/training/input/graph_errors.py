@@ -62,8 +62,8 @@ def as_text_error(error: BaseException, text_columns: Sequence[str]) -> BaseExce
     return DataError(
         f"{'column' if one else 'columns'} {names} {'is' if one else 'are'} text (string), where the model or its loss "
         f"expects numbers ({said[0]}); cast in Spark before feeding, for example "
-        f"df[{text_columns[0]!r}].cast('double'), or give the model a layer for text, such as "
-        "keras.layers.TextVectorization"
+        f"df[{text_columns[0]!r}].cast('double'); if a label names classes, number them with Spark's StringIndexer (in "
+        "YAML data.label.classes: infer); or give the model a layer for text, such as keras.layers.TextVectorization"
     )
 
 

@@ -26,6 +26,7 @@ from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
 from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
 from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain_logs
+from tfspark.training.failing import noting_what_was_given
 from tfspark.training.own_code import is_own
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.ps.servers import CHIEF_DONE, barrier
@@ -400,6 +401,11 @@ def _build_variables(model: keras.Model, specs: Any) -> None:
         model: a compiled model.
         specs: shapes and types of an element.
     """
+    with noting_what_was_given(specs):
+        _build_traced(model, specs)
+
+
+def _build_traced(model: keras.Model, specs: Any) -> None:
     if type(model).call is not keras.Model.call:
         batch = tf.nest.map_structure(lambda s: keras.KerasTensor(tuple(s.shape), s.dtype.name), specs)
         model._symbolic_build(data_batch=batch)
