@@ -110,6 +110,20 @@ def test_shutdown_after_an_error_in_the_data_exports_the_weights_as_they_are(
     assert len(nodes["worker 0"]["history"]["loss"]) == 1
 
 
+def test_cluster_whose_training_was_broken_off_can_begin_another_one_anew(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    rows, at = rows_of(spark), InterruptAt("epoch", epoch=1)
+    with TFCluster.run(spark, dense, CLASSES, 2, observer=at, log_dir=str(tmp_path)) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(rows, 200, features=FEATURES)
+        cluster.begin_anew(CLASSES, seed=1)
+        history = cluster.train(rows, 2, features=FEATURES, validation=rows)
+        assert len(history["val_loss"]) == 2
+        nodes = cluster.shutdown(export=["keras"])
+    assert nodes["worker 0"]["weights_sha256"] == digest_of_export(tmp_path)
+
+
 def test_training_that_was_broken_off_before_its_first_row_is_not_exported(
     spark: SparkSession, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_training_whose_processes_pause_ends_as_if_they_had_not(
 @pytest.mark.parametrize(
     ("what", "pause_s", "cause"),
     [
+        pytest.param("executor", 10, "", id="executor's JVM, 10 s"),
         pytest.param("executor", 40, "", id="executor's JVM, 40 s"),
         pytest.param("driver", 40, "", id="driver, 40 s"),
         pytest.param("trainer", 400, "its trainer process was not heard of for ", id="trainer, 400 s"),

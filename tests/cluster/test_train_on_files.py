@@ -14,7 +14,7 @@ from support.errors import raises
 from support.rows import df_with_partitions
 
 from tfspark import Column, InputMode, TFCluster, TFRecordFiles
-from tfspark.errors import ConfigError, ReservationError
+from tfspark.errors import ConfigError, DataError, ReservationError
 from tfspark.tfrecord import list_files, register
 
 
@@ -65,6 +65,8 @@ def test_validation_beside_files_is_evaluated_after_each_epoch(spark: SparkSessi
     with TFCluster.run(spark, dense, {}, 2, observer=events) as cluster:
         first = cluster.train(files, 2, batch_size=16, validation=other)
         after_first = cluster.evaluate(other)
+        with pytest.raises(DataError, match="expected rows to feed"):
+            cluster.evaluate(other.where("label < 0"))
         without = cluster.train(files, 1, batch_size=16)
         second = cluster.train(files, 1, batch_size=16, validation=other)
         after_second = cluster.evaluate(other)

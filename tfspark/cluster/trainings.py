@@ -10,7 +10,7 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -104,6 +104,8 @@ class Trainings:
         self._num_sidecar = 0
         self._generation = generation
         self._broken_off = ""
+        self._earlier: tuple[Collection[str], int] = ((), 0)
+        """Streams of earlier models, and the job after which nobody reads them."""
         self._train, self._validation = self.named("train"), self.named("validation")
 
     # --- state for other modules -----------------------------------------------------------------------------
@@ -533,12 +535,14 @@ class Trainings:
         """End an evaluation that has no rows: workers wait for its first row, and other evaluations may follow."""
         directory = self._supervisor.control.directory
         like = directory.sample(self._train)  # It has the same columns.
-        if not directory.has_sample(name) and like is not None:
+        if directory.has_sample(name):
+            return
+        if like is None:  # The workers read files for their training.
+            self._supervisor.control.update(lambda: directory.break_off("an evaluation of no rows", name))
+        else:
             self._supervisor.control.update(lambda: directory.offer_sample(name, like))
-            what = f"the workers to end the evaluation of no rows {name!r}"
-            self._supervisor.control.wait(
-                lambda: self._supervisor.have_trained(job), self.feed_timeout_s, what
-            )
+        what = f"the workers to end the evaluation of no rows {name!r}"
+        self._supervisor.control.wait(lambda: self._supervisor.have_trained(job), self.feed_timeout_s, what)
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate the weights of one epoch; runs in the thread of `SidecarEvaluator`."""
@@ -560,17 +564,20 @@ class Trainings:
         The streams of the current model are closed.
         """
         control = self._supervisor.control
-        for name in control.directory.stream_names:
-            if control.directory.is_closed(name):
-                self._supervisor.feeder.drop(
-                    name
-                )  # Of the model before this one, which nobody reads any more.
-            else:
-                control.update(functools.partial(control.directory.close_stream, name))
-        control.post_job("begin_anew", params=params, settings=settings.to_json())
-        return Trainings(
+        earlier, job = self._earlier
+        if not earlier or self._supervisor.have_trained(job):  # Else workers may still read them.
+            for name in earlier:
+                self._supervisor.feeder.drop(name)
+            earlier = ()
+        names = control.directory.stream_names
+        for name in names:
+            control.update(functools.partial(control.directory.close_stream, name))
+        job = control.post_job("begin_anew", params=params, settings=settings.to_json())
+        another = Trainings(
             self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation
         )
+        another._earlier = ({*earlier, *names}, job)
+        return another
 
     def check_exportable(self) -> None:
         """Check that there are weights to export, also after a call that was broken off.

@@ -108,6 +108,7 @@ class Stream:
 
     Attributes:
         awaited: highest number of passes that a reader has asked for.
+        broken_off: why the driver feeds no more of it, if a call ended by an exception.
         num_forgotten: number of passes for which only the rows of each reader are known, as ``totals`` over all of
             them.
     """
@@ -119,6 +120,7 @@ class Stream:
     passes: list[FeedPass] = field(default_factory=list)
     sample: str | None = None
     closed: bool = False
+    broken_off: str = ""
     pulls: int = 0
     awaited: int = 0
     left: set[int] = field(default_factory=set)
@@ -133,7 +135,6 @@ class FeedDirectory:
         self._streams: dict[str, Stream] = {}
         self._by_id: dict[str, tuple[Stream, FeedPass, Source]] = {}
         self._lost: set[int] = set()
-        self._broken_off = ""
         self._clock = clock
 
     # --- calls of the driver -------------------------------------------------------------------------
@@ -153,10 +154,6 @@ class FeedDirectory:
     def stream_names(self) -> list[str]:
         """Names of all streams that were opened and not dropped."""
         return list(self._streams)
-
-    def is_closed(self, stream: str) -> bool:
-        """Return whether no more passes of a stream will follow."""
-        return self._streams[stream].closed
 
     def drop_stream(self, stream: str) -> None:
         """Forget a stream that is over. Late calls for it are answered as for a stream that is closed."""
@@ -261,16 +258,17 @@ class FeedDirectory:
         """Record that no more passes will follow; readers and sources that still run are told to stop."""
         self._streams[stream].closed = True
 
-    def break_off(self, why: str) -> None:
+    def break_off(self, why: str, stream: str | None = None) -> None:
         """Close all streams because the driver feeds no more; readers that are in step end at the same step.
 
         Args:
             why: what ended the driver's call, for the readers' errors.
+            stream: close only this one.
         """
-        self._broken_off = self._broken_off or why
-        for book in self._streams.values():
+        for book in [book for name, book in self._streams.items() if stream in (None, name)]:
             for feed_pass in book.passes[book.num_forgotten :]:
                 feed_pass.broken_off = not (book.closed or self._all_ended(book, feed_pass))
+            book.broken_off = book.broken_off or ("" if book.closed else why)
             book.closed = True
 
     @staticmethod
@@ -362,7 +360,7 @@ class FeedDirectory:
     def offer_sample(self, stream: str, sample: str) -> Json:
         """Store the first row of the stream: the trainers take shapes and types from it."""
         book = self._streams.get(stream)
-        if book is not None and book.sample is None and not self._broken_off:
+        if book is not None and book.sample is None and not book.broken_off:
             book.sample = sample
         return {}
 
@@ -431,8 +429,8 @@ class FeedDirectory:
         if needs_sample and book.sample is None and not book.closed:
             book.awaited = max(book.awaited, 1)
             return {"status": "wait", "open_ended": bool(book.description.get("open_ended"))}
-        if needs_sample and book.sample is None and self._broken_off:
-            return {"status": "broken_off", "why": self._broken_off}
+        if needs_sample and book.sample is None and book.broken_off:
+            return {"status": "broken_off", "why": book.broken_off}
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
     def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
@@ -482,13 +480,14 @@ class FeedDirectory:
         is_served = feed_pass.state in (PassState.SERVED, PassState.OVER)
         return {"status": "end" if is_served else "wait", "keep": feed_pass.keep}
 
-    def _closed(self, book: Stream) -> Json:
-        return {"status": "closed", "passes": len(book.passes), **self._why}
+    @classmethod
+    def _closed(cls, book: Stream) -> Json:
+        return {"status": "closed", "passes": len(book.passes), **cls._why(book)}
 
-    @property
-    def _why(self) -> Json:
-        """Why the driver feeds no more, if it has broken off."""
-        return {"broken_off": self._broken_off} if self._broken_off else {}
+    @staticmethod
+    def _why(book: Stream | None) -> Json:
+        """Return why the driver feeds no more of a stream, if it has broken it off."""
+        return {"broken_off": book.broken_off} if book is not None and book.broken_off else {}
 
     def release(self, source: str, rank: int, delivered: list[list[int]], gone: bool) -> Json:
         """End a lease: record what the reader received of the source, and whether the source was lost."""
@@ -525,7 +524,7 @@ class FeedDirectory:
             "steps": max(feed_pass.announced.values()),
             "final": self._all_ended(book, feed_pass),
             "closed": book.closed and not feed_pass.broken_off,
-            **(self._why if feed_pass.broken_off else {}),
+            **(self._why(book) if feed_pass.broken_off else {}),
         }
 
     def has_pass(self, stream: str, index: int) -> bool:
@@ -597,7 +596,10 @@ class FeedDirectory:
         if self.has_pass(stream, index) and self._lost.isdisjoint(ended):
             self._streams[stream].passes[index].state = PassState.OVER
         goes_on = self.has_pass(stream, index) and not self._streams[stream].passes[index].broken_off
-        return {"lost": sorted(self._lost.intersection(seen)), **({} if goes_on else self._why)}
+        return {
+            "lost": sorted(self._lost.intersection(seen)),
+            **({} if goes_on else self._why(self._streams.get(stream))),
+        }
 
     def is_over(self, stream: str, index: int) -> bool:
         """Return whether the coordinator has ended a pass; True if the stream has no coordinator."""
