@@ -49,7 +49,8 @@ def train_and_lose(
     """Train two epochs, and lose the last worker's executor in the first."""
     plan, order, workers, least = cell.split(":")
     total = rows.count()
-    rows = spark.range(total) if plan == "numbers" else rows
+    # PySpark's own `range` has as many partitions as there were cores when it was called.
+    rows = spark.sql(f"SELECT id FROM range({total})") if plan == "numbers" else rows
     before, cores = cuts(rows), spark.sparkContext.defaultParallelism
     fed = rows.repartitionByRange(5, "id").sortWithinPartitions("id") if plan == "ranges" else rows
     lose = {"executor": lose_executor, "daemon": lose_daemon}[loss]
