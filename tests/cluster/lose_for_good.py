@@ -4,7 +4,7 @@ lose_for_good.py DIRECTORY FORMAT LOSS CELL...    prints the result of each cell
 
 LOSS: ``executor``: Spark itself removes it, or ``daemon``: the worker daemon of a standalone cluster above it.
 CELL: a separate training that loses one executor, ``PLAN:ORDER:WORKERS:LEAST``, such as ``files:ordered:3:2``.
-    PLAN: ``files``: unchanged, ``ranges``: of their rows, or ``numbers``: of ``spark.range``.
+    PLAN: ``files``: unchanged, ``ranges``: of their rows, or ``numbers``: of ``range`` in SQL.
 """
 
 from __future__ import annotations

@@ -48,6 +48,15 @@ def problems(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
+def test_load_config_takes_names_for_columns_without_settings(write: Write) -> None:
+    path = write(MINIMAL)
+    by_names = load_config(path, ["data.features=[a, b]", "data.label=y"])
+    by_mappings = load_config(path, ["data.features={a: {}, b: {}}", "data.label={column: y}"])
+    assert by_names == by_mappings
+    assert list(by_names.data.features) == ["a", "b"]
+    assert list(load_config(path, ["data.features=a"]).data.features) == ["a"]
+
+
 def test_load_config_when_minimal_fills_in_defaults(write: Write) -> None:
     experiment = load_config(write(MINIMAL))
     assert experiment.seed == 42
@@ -211,6 +220,10 @@ def test_load_config_when_key_wrong_names_line_key_and_what_was_expected(
         ("data.validation=1.0", "data.validation: expected a fraction of the rows in [0, 1)"),
         ("data={}", "data.features: missing: expected a mapping with at least one column"),
         ("data.features={}", "data.features: expected a mapping with at least one column"),
+        ("data.features=[a, a]", "or a list of different column names; got ['a', 'a']"),
+        ("data.features=[a, 1]", "or a list of different column names; got ['a', 1]"),
+        ("data.features=[a, label]", "data.label.column: expected a column that is not among the features"),
+        ("data.label=[a]", "data.label: expected a mapping with a column, or a column's name; got ['a']"),
         (
             "data.features.image.shape=[28, 0]",
             "data.features.image.shape.1: expected a list of whole numbers",

@@ -75,6 +75,17 @@ def _name_is_list(value: Any) -> Any:
     return (value,) if isinstance(value, str) else _list_is_tuple(value)
 
 
+def _names_are_mapping(value: Any) -> Any:
+    """Turn a column's name, or a list of names, into a mapping of columns without settings."""
+    names = [value] if isinstance(value, str) else value
+    is_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return {name: {} for name in names} if is_names and len(set(names)) == len(names) else value
+
+
+def _name_is_label(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
 def _split_kind(value: Any) -> str:
     return "(table)" if isinstance(value, dict | Source) else "(fraction)"
 
@@ -247,12 +258,20 @@ class Data(Source):
     validation and test are then the newest rows. If omitted, rows are not changed."""
     features: Annotated[
         dict[Text, Annotated[Feature, BeforeValidator(_null_is_empty)]],
+        BeforeValidator(_names_are_mapping),
         Field(min_length=1),
-        Words("a mapping with at least one column, for example `image: {shape: [28, 28, 1]}`"),
+        Words(
+            "a mapping with at least one column, for example `image: {shape: [28, 28, 1]}`; or a list of different "
+            "column names"
+        ),
     ]
-    """Column name -> how it becomes a tensor. One column is fed as a tensor, several as a dict by name."""
-    label: Annotated[Label | None, Words("a mapping with a column")] = None
-    """What the model predicts; omit it if the features are their own target, as for an autoencoder."""
+    """Column name -> how it becomes a tensor. One column is fed as a tensor, several as a dict by name. A list of names
+    is enough for columns without settings."""
+    label: Annotated[
+        Label | None, BeforeValidator(_name_is_label), Words("a mapping with a column, or a column's name")
+    ] = None
+    """What the model predicts. A column's name is enough for a label without settings. Omit it if the features are
+    their own target, as for an autoencoder."""
     weight: Annotated[Text | None, Words("a column's name")] = None
     """The column with one number for each row; the row's loss and weighted metrics are multiplied by it, in validation
     and test, too (Keras's `sample_weight`). If omitted, all rows weigh 1."""
