@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import itertools
 import statistics
 import zlib
@@ -40,10 +41,13 @@ def main() -> None:
     options = parser.parse_args()
     job = JOBS[options.job]
     runs = [(*run, *options.set) for run in job.runs or [()]]
-    rows = [rows_to_choose_by(job, run) for run in runs]
+    rows_of = functools.cache(
+        rows_to_choose_by
+    )  # Spark reads them again only where options of the data differ.
     found = []
     for values in itertools.product(*(choices(part) for part in options.grid)):
-        by_run = [each_epoch(job, (*run, *values), *of_run) for run, of_run in zip(runs, rows, strict=True)]
+        of_data = tuple(value for value in values if value.startswith("data."))
+        by_run = [each_epoch(job, (*run, *values), *rows_of(job, (*run, *of_data))) for run in runs]
         by_epoch = [statistics.mean(figures) for figures in zip(*by_run, strict=True)]
         figure = (min if job.metric in LESS_IS_BETTER else max)(by_epoch)
         found.append((figure, (*values, f"train.epochs={by_epoch.index(figure) + 1}")))
