@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 import pytest
+import tensorflow as tf
 
 from tfspark.errors import DataError
 from tfspark.protocol.failures import FailureKind
@@ -38,6 +39,13 @@ def test_error_of_a_model_says_what_the_model_was_given(features: object, words:
     told = describe(caught.value)
     assert words in told["traceback"]
     assert words not in told["cause"]
+
+
+def test_error_of_a_model_of_any_shape_stays_its_own() -> None:
+    given = tf.TensorSpec(None, tf.float32), LABEL, WEIGHT
+    with pytest.raises(ValueError, match=r"^the model's own") as caught, noting_what_was_given(given):
+        raise ValueError("the model's own")
+    assert "features float32 of any shape and" in describe(caught.value)["traceback"]
 
 
 def test_trainer_whose_directory_was_removed_is_lost_with_its_executor(tmp_path: Path) -> None:

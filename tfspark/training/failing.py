@@ -107,4 +107,6 @@ def _words(specs: Any) -> str:
     if isinstance(specs, list | tuple):
         return "[" + ", ".join(map(_words, specs)) + "]"
     dtype = getattr(specs.dtype, "name", specs.dtype)
+    if getattr(specs.shape, "rank", 0) is None:
+        return f"{dtype} of any shape"
     return f"{dtype} ({', '.join(['batch', *('any' if size is None else str(size) for size in specs.shape[1:])])})"
