@@ -214,7 +214,7 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     kept = save(new_store(tmp_path), 1, 2, {"0": [[0, 1]]}, {})
     assert kept is not None
     manifest = json.loads((kept.path / "manifest.json").read_text())
-    assert manifest["format"] == 4
+    assert manifest["format"] == 5
     assert manifest["run"] == {"seed": 3}
     assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
 
