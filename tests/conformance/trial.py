@@ -135,7 +135,7 @@ class Shard:
         self.hook = feature.hook
         self.rows_of_pass, self.steps_of_pass, self.global_batch_size = len(own), self.num_steps, BATCH
         self.first_step_of_pass = 0
-        self.next_index, self.start, self.is_over = 0, None, False
+        self.next_index, self.start, self.is_over, self.is_broken_off = 0, None, False, False
         self.steps_at_once = 1
         self.sample = part((x, y, rows), slice(0, 1))
         self.dataset: Any = None
