@@ -233,7 +233,7 @@ def tensors(table: Any, columns: Any, features: Any) -> tuple[Any, Any]:
     arrays = flattened(to_numpy(table.combine_chunks().to_batches()[0], columns), columns)
     rows = joined({name: tf.constant(values) for name, values in arrays.items()}, columns)
     x, y, _ = to_element({**rows, WEIGHT: tf.ones(len(table))}, columns, features)
-    # As NumPy arrays, of which `fit` shuffles rows, and `choose.py` takes some.
+    # NumPy arrays: `fit` shuffles their rows, and `choose.py` selects rows by a mask.
     return tf.nest.map_structure(
         lambda tensor: tensor if tensor.dtype == tf.string else tensor.numpy(), (x, y)
     )

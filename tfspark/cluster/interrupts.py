@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any, NoReturn
 
+from py4j.protocol import Py4JError
+
 OUR_JOBS = "tfspark"
 """Tag of all Spark jobs that tfspark starts and cancels itself."""
 CANCEL_S = 5.0
@@ -40,7 +42,7 @@ def _cancel_other_jobs() -> None:
     from pyspark import SparkContext
 
     context: Any = SparkContext._active_spark_context
-    with contextlib.suppress(Exception):  # Spark is gone, or there is none.
+    with contextlib.suppress(Py4JError, AttributeError, OSError):  # Spark is gone, or there is none.
         spark = context._jsc.sc()
         tracker = spark.statusTracker()
         for job in set(tracker.getActiveJobIds()) - set(tracker.getJobIdsForTag(OUR_JOBS)):
