@@ -192,30 +192,50 @@ def test_main_fun_whose_training_is_broken_off_ends(spark: SparkSession) -> None
     assert nodes == {"worker 0": None, "worker 1": None}
 
 
-def test_interrupt_ends_the_jobs_of_the_program_itself_and_no_nodes(spark: SparkSession) -> None:
+@pytest.fixture(params=["PySpark's handler", "a notebook's handler"])
+def handler_of_interrupts(spark: SparkSession, request: pytest.FixtureRequest) -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    if "notebook" in request.param:  # As IPython's kernel does for each cell.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("handler_of_interrupts")
+def test_interrupts_at_any_moment_end_the_jobs_of_the_program_itself_and_no_nodes(
+    spark: SparkSession,
+) -> None:
     tracker = spark.sparkContext.statusTracker()
 
     def sleep(batches: Iterator[Any]) -> Iterator[Any]:
         time.sleep(120)
         yield from batches
 
-    def interrupt_when_running() -> None:
-        while len(tracker.getActiveJobsIds()) <= num_nodes:
-            time.sleep(0.1)
-        interrupt()
+    def interrupted_collect(after_s: float) -> None:
+        threading.Timer(after_s, interrupt).start()
+        spark.range(0, 1, 1, 1).mapInArrow(sleep, "id bigint").collect()
 
     rows = rows_of(spark)
     with TFCluster.run(spark, dense, CLASSES, 2) as cluster:
         cluster.train(rows, features=FEATURES)
-        num_nodes = len(tracker.getActiveJobsIds())
-        thread = threading.Thread(target=interrupt_when_running)
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            spark.range(0, 1, 1, 1).mapInArrow(sleep, "id bigint").collect()
-        thread.join()
-        until = time.monotonic() + 60
-        while len(tracker.getActiveJobsIds()) > num_nodes and time.monotonic() < until:
-            time.sleep(0.1)
-        assert len(tracker.getActiveJobsIds()) == num_nodes
+        nodes = tracker.getActiveJobsIds()
+        # Before the job has started, while it is planned, and while it runs.
+        for after_s in (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 1.0):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted_collect(after_s)
+            until = time.monotonic() + 60
+            while len(tracker.getActiveJobsIds()) > len(nodes) and time.monotonic() < until:
+                time.sleep(0.1)
+            assert tracker.getActiveJobsIds() == nodes, f"interrupted after {after_s} s"
         cluster.train(rows, features=FEATURES)
         assert len(cluster.shutdown()["worker 0"]["history"]["loss"]) == 2
+
+
+def test_interrupt_is_not_held_back_by_a_call_that_starts_no_job(spark: SparkSession) -> None:
+    with TFCluster.run(spark, dense, CLASSES, 2) as cluster:
+        cluster.train(rows_of(spark), features=FEATURES)
+        threading.Timer(0.5, interrupt).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            spark._jvm.java.lang.Thread.sleep(300_000)
+        assert time.monotonic() - began < 120

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,26 +183,41 @@ def callbacks(params):
     return [FillsTheDisk()]
 
 
-def draw(model, x, y, directory):
-    # A checkpoint that did not fit has left room since then.
-    fill(THE_DISK)
-
-
 def draw_epoch(model, epoch, directory):
     with open(f"{directory}/epoch-{epoch}.txt", "w") as picture:
         picture.write("a picture" * 1000)
 """
 
 
+@contextmanager
+def staying_full(disk: Path) -> Iterator[None]:
+    """Take the room that becomes free, as that of a checkpoint that did not fit, once the run has filled the disk."""
+    over = threading.Event()
+    ballast = disk / "ballast"
+
+    def fill() -> None:
+        while not over.wait(0.02):
+            if ballast.exists():
+                with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+                    while file.write(bytes(512)):
+                        pass
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_run_whose_disk_fills_up_trains_to_the_end_and_says_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "model.py").write_text(
-        MODEL + FILLS_THE_DISK.replace("THE_DISK", repr(str(tmp_path / "disk")))
-    )
+    (tmp_path / "model.py").write_text(MODEL + FILLS_THE_DISK)
     config = experiment(epochs=4) | {"output": {"dir": str(tmp_path / "disk")}}
     config["data"] |= {"test": 0.2}
     config["model"]["params"] = {"runs": str(tmp_path / "disk")}
 
-    with small_disk(tmp_path / "disk", "size=1m"):
+    with small_disk(tmp_path / "disk", "size=1m") as disk, staying_full(disk):
         ended = tfspark_run(tmp_path, config, "--worker-logs")
         (run,) = (tmp_path / "disk").glob("lost-*")
         kept = {path.relative_to(run).parts[0] for path in run.rglob("*")}

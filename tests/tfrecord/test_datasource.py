@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ def save(df: DataFrame, path: Path, mode: str = "append", **options: str) -> str
 def load(session: SparkSession, path: Path, schema: Any = None, **options: str) -> DataFrame:
     reader = session.read.format("tfrecord").options(**options)
     return (reader.schema(schema) if schema is not None else reader).load(str(path))
+
+
+def test_formats_are_found_in_a_thread_of_the_program_that_registers_them(
+    session: SparkSession, tmp_path: Path
+) -> None:
+    def write_and_read() -> int:
+        register(session)
+        save(session.range(10), tmp_path / "out")
+        return load(session, tmp_path / "out").count()
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(write_and_read).result() == 10
 
 
 ROW: dict[str, tuple[str, list[Any]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from types import FrameType
@@ -13,19 +14,80 @@ from py4j.protocol import Py4JError
 OUR_JOBS = "tfspark"
 """Tag of all Spark jobs that tfspark starts and cancels itself."""
 CANCEL_S = 5.0
+CANCEL_AGAIN_S = 0.2
+HOLD_S = 10.0
+"""An interrupt waits at most this long for the answer of a call to the JVM."""
 
 
 def spare_our_jobs() -> None:
-    """Replace PySpark's handler of SIGINT by one that leaves tfspark's own jobs alone.
+    """Keep Ctrl-C from the jobs of tfspark, and from the connections to the JVM on which they wait.
 
-    PySpark's handler cancels all jobs of the context. Nodes are jobs, too, so a program that catches the
-    `KeyboardInterrupt` could neither shut its cluster down nor export. Any other handler stays, such as that of a
-    notebook.
+    PySpark's handler of SIGINT cancels all jobs of the context. Nodes are jobs, too, so a program that catches the
+    `KeyboardInterrupt` could neither shut its cluster down nor export. It is replaced by one that cancels the other
+    jobs. A handler that is not PySpark's stays, such as that of a notebook.
+
+    Whatever the handler, a `KeyboardInterrupt` that is raised within a call to the JVM lets Py4J close the connections
+    of all threads. It then repeats the calls that were waiting, so nodes would be started a second time. So an
+    interrupt is held back until the call has its answer; jobs are cancelled, so this is soon.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    is_pysparks = str(getattr(handler, "__module__", "")).startswith("pyspark.")
-    if is_pysparks and threading.current_thread() is threading.main_thread():
+    from pyspark import SparkContext
+
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if str(getattr(signal.getsignal(signal.SIGINT), "__module__", "")).startswith("pyspark."):
         signal.signal(signal.SIGINT, _interrupt)
+    gateway: Any = SparkContext._gateway
+    client = None if gateway is None else gateway._gateway_client
+    if client is not None and "send_command" not in vars(client):
+        client.send_command = _Uninterrupted(client.send_command)
+
+
+class _Uninterrupted:
+    """A Py4J client's ``send_command`` that holds an interrupt back until the JVM has answered.
+
+    A second interrupt is not held back, and the first no longer than `HOLD_S`.
+    """
+
+    def __init__(self, send: Any):
+        self._send = send
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return self._send(*args, **kwargs)
+        before = signal.getsignal(signal.SIGINT)
+        if not callable(before):  # Ignored, or not set from Python.
+            return self._send(*args, **kwargs)
+        answered = threading.Event()
+        frames: list[FrameType | None] = []
+
+        def hold(number: int, frame: FrameType | None) -> None:
+            if frames:
+                raise KeyboardInterrupt
+            frames.append(frame)
+            threading.Thread(
+                target=_cancel_until, args=(answered,), name="tfspark-interrupt", daemon=True
+            ).start()
+
+        signal.signal(signal.SIGINT, hold)
+        try:
+            return self._send(*args, **kwargs)
+        finally:
+            answered.set()
+            signal.signal(signal.SIGINT, before)
+            if frames:
+                before(signal.SIGINT, frames[0])
+
+
+def _cancel_until(answered: threading.Event) -> None:
+    """Cancel the jobs of the program until the JVM has answered: a job may start after the interrupt.
+
+    The interrupt is repeated if there is no answer, as from a call that has started no job.
+    """
+    for _ in range(int(HOLD_S / CANCEL_AGAIN_S)):
+        _cancel_other_jobs()
+        if answered.wait(CANCEL_AGAIN_S):
+            return
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

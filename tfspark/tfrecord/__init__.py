@@ -32,6 +32,10 @@ __all__ = [
 def register(spark: SparkSession) -> None:
     """Register the formats ``"tfrecord"`` and ``"tfrecords"`` of ``spark.read.format`` in a session.
 
+    A classic session finds the formats through the session that is active in the calling thread. A thread that your
+    program starts has no active session. This function makes ``spark`` the active one, so call it in each thread that
+    reads or writes TFRecord files.
+
     Args:
         spark: a classic or a Connect session. Its executors need tfspark installed.
     """
@@ -41,6 +45,9 @@ def register(spark: SparkSession) -> None:
     use_own_python(spark)
     spark.dataSource.register(TFRecordDataSource)
     spark.dataSource.register(TFRecordsDataSource)
+    if hasattr(spark, "_jsparkSession"):
+        jvm: Any = spark._jvm
+        jvm.org.apache.spark.sql.SparkSession.setActiveSession(spark._jsparkSession)
 
 
 def feature_specs(schema: Any) -> tuple[FeatureSpec, ...]:
