@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from support.errors import raises
 from support.rows import df_with_partitions
+from support.trainers import trainers
 
 from tfspark import TFCluster
 from tfspark.errors import DataError, TfsparkError
@@ -87,6 +88,38 @@ def test_shutdown_after_an_interrupt_exports_the_weights_as_they_are(
     assert first["weights_sha256"] == second["weights_sha256"] == digest_of_export(tmp_path)
     assert 0 < first["iterations"] < 200 * 15
     assert first["history"] == second["history"]
+
+
+class InterruptTheRestart(InterruptAt):
+    """Kills a trainer in the second epoch, and interrupts the program at an event of the restart after it."""
+
+    def __init__(self, event: str):
+        super().__init__(event)
+        self._killed, self._restarts = False, False
+
+    def __call__(self, event: str, fields: dict[str, Any]) -> None:
+        if event == "state" and fields["epoch"] == 2 and not self._killed:
+            self._killed = True
+            trainers()["worker 1"].kill()
+        self._restarts |= event == "restarting"
+        if self._restarts:
+            super().__call__(event, fields)
+
+
+@pytest.mark.parametrize("event", ["restarting", "registered", "resumed"])
+def test_shutdown_after_an_interrupt_of_a_restart_exports_the_weights_of_the_checkpoint(
+    spark: SparkSession, tmp_path: Path, event: str
+) -> None:
+    observer = InterruptTheRestart(event)
+    with TFCluster.run(
+        spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=observer, checkpoint_every_steps=2
+    ) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            cluster.train(rows_of(spark), 200, features=FEATURES, batch_size=20)
+        nodes = cluster.shutdown(export=["keras"])
+    first, second = (nodes[f"worker {index}"] for index in range(2))
+    assert first["weights_sha256"] == second["weights_sha256"] == digest_of_export(tmp_path)
+    assert 15 <= first["iterations"] < 200 * 15
 
 
 @pytest.mark.parametrize("what", ["training", "evaluation", "no rows"])

@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import COLUMNS, counting, dense, with_state
@@ -87,6 +88,32 @@ def test_training_when_a_process_is_lost_ends_as_if_it_had_not_been(
     assert observer.struck_at
     assert len(observer.of("reserved")) == lives
     assert "worker" in observer.of("restarting")[0]["cause"]
+    assert trained == uninterrupted
+
+
+class StrikeTwice(Strike):
+    """Kill a trainer in the second epoch, and Spark's Python workers while nodes register again."""
+
+    def __init__(self) -> None:
+        super().__init__(kill(), "state", epoch=2, step=3)
+        self.num_killed = 0
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        super().__call__(event, fields)
+        if event == "registered" and self.of("restarting") and not self.num_killed:
+            for process in psutil.Process().children(recursive=True):
+                if "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline():
+                    process.kill()
+                    self.num_killed += 1
+
+
+def test_training_whose_nodes_are_lost_again_before_all_are_up_ends_as_if_they_had_not_been(
+    spark: SparkSession, uninterrupted: Trained
+) -> None:
+    observer = StrikeTwice()
+    trained = train(spark, observer, checkpoint_every_steps=3)
+    assert observer.num_killed
+    assert len(observer.of("restarting")) == 2
     assert trained == uninterrupted
 
 

@@ -94,6 +94,7 @@ class Incarnation:
         self.secret = new_secret(options.tls)
         self._jobs: list[SparkJob | DriverNode] = []
         self.is_over = False
+        self._has_stopped = False
         # Shorter than the timeout of the feed, so that the error names the silent trainer, not those that wait for it.
         trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
         clock = AwakeClock()
@@ -150,8 +151,8 @@ class Incarnation:
         self._observer("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
 
     def stop(self) -> None:
-        """Stop it now, in any state; harmless if it has already ended."""
-        if self.is_over:
+        """Stop it now, in any state; harmless if it has already ended. It can be called again after an interrupt."""
+        if self._has_stopped:
             return
         self.is_over = True
         self._decommissions.stop()
@@ -163,6 +164,7 @@ class Incarnation:
         for job in self._jobs:
             job.cancel()
         self.control.close()
+        self._has_stopped = True
 
     def failure_behind(self, error: Exception) -> Exception | None:
         """Return the node failure that explains an error; None if no node has failed.

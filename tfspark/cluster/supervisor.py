@@ -89,6 +89,7 @@ class Supervisor:
         self._observer = observer
         self._recovery = recovery
         self._is_up = False
+        self._was_up: Incarnation | None = None  # The last one that was up, until another continues its work.
         self._stopped = threading.Event()
         self._begin_with(num_nodes)
         # A program may end without `shutdown`, or stop Spark first. The processes it started must end in that case,
@@ -176,6 +177,8 @@ class Supervisor:
         self._name_streams()
 
     def _end(self) -> None:
+        if self._is_up:
+            self._was_up = self.current
         self._is_up = False
         self.current.stop()
 
@@ -210,20 +213,26 @@ class Supervisor:
         """Launch the cluster if it is not up; after a loss, the work continues what the earlier incarnation did."""
         if self._is_up:
             return
-        earlier = self.current
-        if earlier.is_over:
+        is_again = self.current.is_over
+        if is_again:
+            self.current.stop()  # To its end, if that was interrupted.
             self._begin_with(
                 room_for(self._spark, self._size, self.work.feed_slots, self._replacement_timeout_s)
             )
-        self._launch()
-        if self.chief is not None:
-            job = self.control.post_job("build")
-            timeout_s = self._options.reservation_timeout
-            self.control.wait(lambda: self.have_trained(job), timeout_s, "the chief to build the model")
-        if earlier.is_over:
-            self.work.take_over(earlier)
-        self.control.update(self._permit_replacements)
-        self._is_up = True
+        try:
+            self._launch()
+            if self.chief is not None:
+                job = self.control.post_job("build")
+                timeout_s = self._options.reservation_timeout
+                self.control.wait(lambda: self.have_trained(job), timeout_s, "the chief to build the model")
+            if is_again:
+                # An incarnation that was lost before it was up has no work to continue.
+                self.work.take_over(self._was_up or self.current)
+            self.control.update(self._permit_replacements)
+        except KeyboardInterrupt:
+            self._end()  # Nodes cannot be launched a second time.
+            raise
+        self._is_up, self._was_up = True, None
 
     def _launch(self) -> None:
         """Start the nodes. If some do not register, start fewer, if that is allowed."""
