@@ -102,9 +102,13 @@ class StrikeTwice(Strike):
         super().__call__(event, fields)
         if event == "registered" and self.of("restarting") and not self.num_killed:
             for process in psutil.Process().children(recursive=True):
-                if "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline():
-                    process.kill()
-                    self.num_killed += 1
+                with contextlib.suppress(psutil.Error):  # It ends meanwhile.
+                    if (
+                        "pyspark.daemon" in process.cmdline()
+                        and "pyspark.daemon" in process.parent().cmdline()
+                    ):
+                        process.kill()
+                        self.num_killed += 1
 
 
 def test_training_whose_nodes_are_lost_again_before_all_are_up_ends_as_if_they_had_not_been(
