@@ -27,3 +27,17 @@ class Strike(Events):
 
 def kill(role: str = "worker", index: int = 1) -> Callable[[], None]:
     return lambda: trainers()[f"{role} {index}"].kill()
+
+
+class Strikes(Events):
+    """An observer that acts once at first, and once in the restart that follows."""
+
+    def __init__(self, first: Strike, in_restart: Strike):
+        super().__init__()
+        self.first, self.in_restart = first, in_restart
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        super().__call__(event, fields)
+        self.first(event, fields)
+        if self.of("restarting"):
+            self.in_restart(event, fields)

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from cluster.programs import dense, fit_as_users_do, with_state
+from cluster.strikes import Strike, Strikes, kill
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sf
 from support.errors import raises
+from support.processes import poll_until
 from support.rows import df_with_partitions
-from support.trainers import trainers
 
 from tfspark import TFCluster
 from tfspark.errors import DataError, TfsparkError
@@ -41,19 +42,6 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-class InterruptAt:
-    """An observer that interrupts the driver's program, as Ctrl-C does."""
-
-    def __init__(self, event: str, **fields: Any):
-        self._event, self._fields = event, fields
-        self.interrupted = False
-
-    def __call__(self, event: str, fields: dict[str, Any]) -> None:
-        if event == self._event and not self.interrupted and self._fields.items() <= fields.items():
-            self.interrupted = True
-            interrupt()
-
-
 def digest_of_export(log_dir: Path) -> str:
     """Load the exported model in a process of its own; return the digest of its weights."""
     code = (
@@ -73,10 +61,10 @@ def test_shutdown_after_an_interrupt_exports_the_weights_as_they_are(
 ) -> None:
     rows, validation = rows_of(spark), rows_of(spark) if where == "validation" else None
     at = {
-        "mid-epoch": InterruptAt("state", epoch=2),
-        "first epoch": InterruptAt("state", epoch=1),
-        "between epochs": InterruptAt("epoch", epoch=1),
-        "validation": InterruptAt("fed", stream="train"),
+        "mid-epoch": Strike(interrupt, "state", epoch=2),
+        "first epoch": Strike(interrupt, "state", epoch=1),
+        "between epochs": Strike(interrupt, "epoch", epoch=1),
+        "validation": Strike(interrupt, "fed", stream="train"),
     }[where]
     with TFCluster.run(
         spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=at, checkpoint_every_steps=2
@@ -90,27 +78,11 @@ def test_shutdown_after_an_interrupt_exports_the_weights_as_they_are(
     assert first["history"] == second["history"]
 
 
-class InterruptTheRestart(InterruptAt):
-    """Kills a trainer in the second epoch, and interrupts the program at an event of the restart after it."""
-
-    def __init__(self, event: str):
-        super().__init__(event)
-        self._killed, self._restarts = False, False
-
-    def __call__(self, event: str, fields: dict[str, Any]) -> None:
-        if event == "state" and fields["epoch"] == 2 and not self._killed:
-            self._killed = True
-            trainers()["worker 1"].kill()
-        self._restarts |= event == "restarting"
-        if self._restarts:
-            super().__call__(event, fields)
-
-
 @pytest.mark.parametrize("event", ["restarting", "registered", "resumed"])
 def test_shutdown_after_an_interrupt_of_a_restart_exports_the_weights_of_the_checkpoint(
     spark: SparkSession, tmp_path: Path, event: str
 ) -> None:
-    observer = InterruptTheRestart(event)
+    observer = Strikes(Strike(kill(), "state", epoch=2), Strike(interrupt, event))
     with TFCluster.run(
         spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=observer, checkpoint_every_steps=2
     ) as cluster:
@@ -146,7 +118,7 @@ def test_shutdown_after_an_error_in_the_data_exports_the_weights_as_they_are(
 def test_cluster_whose_training_was_broken_off_can_begin_another_one_anew(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    rows, at = rows_of(spark), InterruptAt("epoch", epoch=1)
+    rows, at = rows_of(spark), Strike(interrupt, "epoch", epoch=1)
     with TFCluster.run(spark, dense, CLASSES, 2, observer=at, log_dir=str(tmp_path)) as cluster:
         with pytest.raises(KeyboardInterrupt):
             cluster.train(rows, 200, features=FEATURES)
@@ -179,7 +151,7 @@ def test_workers_that_wait_after_an_interrupt_do_not_run_into_the_timeout_of_the
     spark: SparkSession, tmp_path: Path
 ) -> None:
     rows = rows_of(spark)
-    at = InterruptAt("epoch", epoch=1)
+    at = Strike(interrupt, "epoch", epoch=1)
     with TFCluster.run(
         spark, dense, CLASSES, 2, feed_timeout=10, observer=at, log_dir=str(tmp_path)
     ) as cluster:
@@ -193,7 +165,7 @@ def test_workers_that_wait_after_an_interrupt_do_not_run_into_the_timeout_of_the
 def test_interrupt_with_parameter_servers_exports_the_weights_as_they_are(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    at = InterruptAt("epoch", epoch=1)
+    at = Strike(interrupt, "epoch", epoch=1)
     with TFCluster.run(spark, dense, CLASSES, 3, 1, log_dir=str(tmp_path), observer=at) as cluster:
         with pytest.raises(KeyboardInterrupt):
             cluster.train(rows_of(spark), 200, features=FEATURES)
@@ -204,7 +176,7 @@ def test_interrupt_with_parameter_servers_exports_the_weights_as_they_are(
 
 
 def test_interrupt_with_an_evaluator_beside_ends_it_in_order(spark: SparkSession, tmp_path: Path) -> None:
-    at = InterruptAt("epoch", epoch=2)
+    at = Strike(interrupt, "epoch", epoch=2)
     with TFCluster.run(
         spark, dense, CLASSES, 3, log_dir=str(tmp_path), observer=at, eval_node=True
     ) as cluster:
@@ -256,9 +228,7 @@ def test_interrupts_at_any_moment_end_the_jobs_of_the_program_itself_and_no_node
         for after_s in (0.0, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.2, 1.0):
             with pytest.raises(KeyboardInterrupt):
                 interrupted_collect(after_s)
-            until = time.monotonic() + 60
-            while len(tracker.getActiveJobsIds()) > len(nodes) and time.monotonic() < until:
-                time.sleep(0.1)
+            poll_until(lambda: tracker.getActiveJobsIds() == nodes, 60)
             assert tracker.getActiveJobsIds() == nodes, f"interrupted after {after_s} s"
         cluster.train(rows, features=FEATURES)
         assert len(cluster.shutdown()["worker 0"]["history"]["loss"]) == 2

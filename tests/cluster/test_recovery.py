@@ -6,17 +6,16 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import psutil
 import pytest
 from cluster.lives import Events
 from cluster.programs import COLUMNS, counting, dense, with_state
-from cluster.strikes import Strike, kill
+from cluster.strikes import Strike, Strikes, kill
 from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train, uninterrupted
 from pyspark.sql import SparkSession
 from support.disks import small_disk
@@ -88,36 +87,6 @@ def test_training_when_a_process_is_lost_ends_as_if_it_had_not_been(
     assert observer.struck_at
     assert len(observer.of("reserved")) == lives
     assert "worker" in observer.of("restarting")[0]["cause"]
-    assert trained == uninterrupted
-
-
-class StrikeTwice(Strike):
-    """Kill a trainer in the second epoch, and Spark's Python workers while nodes register again."""
-
-    def __init__(self) -> None:
-        super().__init__(kill(), "state", epoch=2, step=3)
-        self.num_killed = 0
-
-    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
-        super().__call__(event, fields)
-        if event == "registered" and self.of("restarting") and not self.num_killed:
-            for process in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # It ends meanwhile.
-                    if (
-                        "pyspark.daemon" in process.cmdline()
-                        and "pyspark.daemon" in process.parent().cmdline()
-                    ):
-                        process.kill()
-                        self.num_killed += 1
-
-
-def test_training_whose_nodes_are_lost_again_before_all_are_up_ends_as_if_they_had_not_been(
-    spark: SparkSession, uninterrupted: Trained
-) -> None:
-    observer = StrikeTwice()
-    trained = train(spark, observer, checkpoint_every_steps=3)
-    assert observer.num_killed
-    assert len(observer.of("restarting")) == 2
     assert trained == uninterrupted
 
 
@@ -315,9 +284,12 @@ def test_partitions_that_were_trained_on_whole_are_not_computed_again(
 
     before, whole = list[str](), list[int]()
 
+    def look() -> None:
+        before[:] = [path.name for path in computed.iterdir()]
+        whole[:] = newest_in(log_dir / "checkpoints").fully_trained
+
     def look_and_kill() -> None:
-        before.extend(path.name for path in computed.iterdir())
-        whole.extend(newest_in(log_dir / "checkpoints").fully_trained)
+        look()
         kill()()
 
     rows = df_with_partitions(spark, [size] * 8).select("id").mapInArrow(note, "id bigint")
@@ -334,6 +306,7 @@ def test_partitions_that_were_trained_on_whole_are_not_computed_again(
     with contextlib.suppress(NodeFailedError):
         run(observer=strike)
     if resumed:
+        look()  # The checkpoint after that of the strike may have been saved before the process was gone.
         run(resume=str(log_dir))
 
     assert len(whole) > 1
@@ -558,6 +531,23 @@ def test_training_on_parameter_servers_when_a_process_is_lost_goes_on_from_the_l
     assert nodes["chief 0"]["rows"] == [sum(ROWS)] * 3
     steps = {event["epoch"]: event["steps"] for event in observer.of("epoch")}  # The last time, if twice.
     assert nodes["chief 0"]["iterations"] == sum(steps.values())
+
+
+def test_training_when_the_nodes_are_lost_again_before_they_are_up_goes_on_from_the_last_epoch(
+    spark: SparkSession,
+) -> None:
+    # The chief is up, and has not built the model.
+    again = Strike(kill("chief", 0), "tensorflow", node="chief 0")
+    observer = Strikes(Strike(kill("ps", 0), "state", epoch=2, step=0), again)
+    rows = df_with_partitions(spark, ROWS)
+    with TFCluster.run(spark, dense, {"optimizer": "adam"}, 3, 1, observer=observer) as cluster:
+        history = cluster.train(rows, 3, features=["features"], batch_size=BATCH)
+        nodes = cluster.shutdown()
+    assert again.struck_at
+    assert [told["cause"].split(" on ")[0] for told in observer.of("restarting")] == ["ps 0", "chief 0"]
+    assert [event["epoch"] in (2, 3) for event in observer.of("resumed")] == [True]
+    assert len(history["loss"]) == 3
+    assert nodes["chief 0"]["rows"] == [sum(ROWS)] * 3
 
 
 LOSE_AN_EXECUTOR = """

@@ -8,7 +8,6 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,7 @@ def draw_epoch(model, epoch, directory):
 """
 
 
-@contextmanager
+@contextlib.contextmanager
 def staying_full(disk: Path) -> Iterator[None]:
     """Take the room that becomes free, as that of a checkpoint that did not fit, once the run has filled the disk."""
     over = threading.Event()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -58,15 +59,14 @@ class _Uninterrupted:
         if not callable(before):  # Ignored, or not set from Python.
             return self._send(*args, **kwargs)
         answered = threading.Event()
-        frames: list[FrameType | None] = []
+        held: list[FrameType | None] = []
 
         def hold(number: int, frame: FrameType | None) -> None:
-            if frames:
+            if held:
                 raise KeyboardInterrupt
-            frames.append(frame)
-            threading.Thread(
-                target=_cancel_until, args=(answered,), name="tfspark-interrupt", daemon=True
-            ).start()
+            held.append(frame)
+            _beside(_cancel_until, answered)
+            _beside(_repeat_without, answered)
 
         signal.signal(signal.SIGINT, hold)
         try:
@@ -74,29 +74,34 @@ class _Uninterrupted:
         finally:
             answered.set()
             signal.signal(signal.SIGINT, before)
-            if frames:
-                before(signal.SIGINT, frames[0])
+            if held:
+                before(signal.SIGINT, held[0])
+
+
+def _beside(work: Callable[..., None], *args: Any) -> threading.Thread:
+    """Start work in a thread of its own: it has a connection of its own, and a JVM may be silent."""
+    thread = threading.Thread(target=work, args=args, name="tfspark-interrupt", daemon=True)
+    thread.start()
+    return thread
 
 
 def _cancel_until(answered: threading.Event) -> None:
-    """Cancel the jobs of the program until the JVM has answered: a job may start after the interrupt.
-
-    The interrupt is repeated if there is no answer, as from a call that has started no job.
-    """
-    for _ in range(int(HOLD_S / CANCEL_AGAIN_S)):
+    """Cancel the jobs of the program until the JVM has answered: a job may start after the interrupt."""
+    _cancel_other_jobs()
+    while not answered.wait(CANCEL_AGAIN_S):
         _cancel_other_jobs()
-        if answered.wait(CANCEL_AGAIN_S):
-            return
-    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _repeat_without(answered: threading.Event) -> None:
+    """Repeat the interrupt if there is no answer within `HOLD_S`, as from a call that has started no job."""
+    if not answered.wait(HOLD_S):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     """Cancel the jobs of the program itself."""
     del number, frame
-    # A thread of its own has a connection of its own: that of this thread may be in the middle of a call.
-    cancelling = threading.Thread(target=_cancel_other_jobs, name="tfspark-interrupt", daemon=True)
-    cancelling.start()
-    cancelling.join(CANCEL_S)
+    _beside(_cancel_other_jobs).join(CANCEL_S)
     raise KeyboardInterrupt
 
 
