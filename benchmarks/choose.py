@@ -6,7 +6,7 @@ Plain Keras trains with every combination, on the same rows and with the same se
 rows after each epoch: the number of epochs, up to that of the experiment, is chosen as well. Validation rows are those
 of the experiment, or a tenth of the training rows if it has none. For sunspots they are the last months before those of
 the test. For breast cancer, where only the test has malignant rows, they are half of the test rows; the other half is
-the test.
+the test. A GAN is measured by the distance of its samples from these rows, see `gans.Judge`.
 
 Only the chosen parameters are measured on the test rows: plain Keras trains with them as in the experiment, that is on
 all training rows if it has no validation rows.
@@ -25,17 +25,17 @@ import zlib
 from typing import Any
 
 import yaml
+from gans import Judge
 from prepared import ROOT
 
-from models import JOBS, Job, measured, read, trained_by_plain_keras
+from models import JOBS, Job, judged, measured, read, trained_by_plain_keras
 
-LESS_IS_BETTER = ("mae", "mse", "rmse", "loss")
-OF_MODELS = sorted(name for name, job in JOBS.items() if job.metric != "confidence")
+LESS_IS_BETTER = ("mae", "mse", "rmse", "loss", "distance")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=OF_MODELS)
+    parser.add_argument("job", choices=sorted(JOBS))
     parser.add_argument("grid", nargs="*", help="KEY=VALUE,VALUE...: keys as those of tfspark run --set")
     parser.add_argument("--set", nargs="+", default=[], help="further options of all")
     options = parser.parse_args()
@@ -84,6 +84,11 @@ def each_epoch(
     with contextlib.chdir(ROOT):
         experiment = load_config(f"configs/{job.config}.yaml", changes)
     params = {**found, **experiment.model.params}
+    if job.metric == "distance":
+        distances: list[float] = []
+        measure = Judge(*train).after_each_epoch(validation[0], distances)
+        trained_by_plain_keras(experiment, module, params, train, further=[measure])
+        return distances
     model = trained_by_plain_keras(experiment, module, params, train, validation)
     return [float(figure) for figure in model.history.history[f"val_{job.metric}"]]
 
@@ -91,6 +96,8 @@ def each_epoch(
 def test_figure(job: Job, changes: tuple[str, ...]) -> float:
     experiment, module, params, train, _, test = read(job, changes)
     model = trained_by_plain_keras(experiment, module, params, train)
+    if job.metric == "distance":
+        return judged(model, train, test)
     return measured(model, halves(test)[1] if job.halves_test else test, job.metric)
 
 

@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gans import Judge
 from prepared import ROOT, prepared
 
 FOLDS = range(1, 6)
@@ -36,7 +37,7 @@ class Job:
 
     Attributes:
         config: the experiment.
-        metric: of the test rows; "confidence": of a classifier of real digits for 10,000 generated ones, see `judged`.
+        metric: of the test rows; "distance": of a GAN's 10,000 samples from the test rows, see `Judge`.
         runs: options of each of its runs; empty: one run for each seed.
         choosing: options only for `choose.py`: the source of the rows to choose by, if the experiment has none.
         halves_test: `choose.py` uses half of the test rows to choose by and the other half to test.
@@ -66,7 +67,8 @@ JOBS = {
     "sunspots": Job("rnn_sunspots", "rmse", choosing=("data.validation=0.16",)),
     "breast_cancer": Job("autoencoder_breast_cancer", "auc", folds(), choosing=(), halves_test=True),
     "autoencoder_mnist": Job("autoencoder_mnist", "mse"),
-    "gan_mnist": Job("gan_mnist", "confidence"),
+    "gan_mnist": Job("gan_mnist", "distance", (("data.test={path: data/mnist_full/test}",),)),
+    "gan_digits": Job("gan_digits", "distance", (("data.test=0.2",),)),
     "diamonds": Job("mlp_diamonds", "mae"),
     "diamonds_cut": Job("mlp_diamonds_cut", "accuracy"),
     "pasted_digits": Job("unet_pasted_digits", "mean_iou"),
@@ -108,8 +110,11 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
         done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
         if done.returncode:
             sys.exit(f"expected configs/{job.config}.yaml to run, it ended with {done.returncode}: see above")
-        if job.metric == "confidence":
-            return judged(next(Path(runs).glob("*/export/model.keras")))
+        if job.metric == "distance":
+            import keras
+
+            _, _, _, train, _, test = read(job, changes)
+            return judged(keras.models.load_model(next(Path(runs).glob("*/export/model.keras"))), train, test)
         results = json.loads(next(Path(runs).glob("*/results.json")).read_text())
     return float(results["test"][job.metric])
 
@@ -118,11 +123,7 @@ def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
     """Run an experiment without a cluster; return the test metric."""
     experiment, module, params, train, _, test = read(job, changes)
     model = trained_by_plain_keras(experiment, module, params, train)
-    if job.metric == "confidence":
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            model.save(f"{folder}/model.keras")
-            return judged(Path(folder, "model.keras"))
-    return measured(model, test, job.metric)
+    return judged(model, train, test) if job.metric == "distance" else measured(model, test, job.metric)
 
 
 def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
@@ -144,20 +145,32 @@ def place_of(source: Any) -> str:
 
 
 def trained_by_plain_keras(
-    experiment: Any, module: Any, params: dict[str, Any], train: Any, validation: Any = None
+    experiment: Any,
+    module: Any,
+    params: dict[str, Any],
+    train: Any,
+    validation: Any = None,
+    further: Sequence[Any] = (),
 ) -> Any:
-    """Return the trained model; its `history` has the metrics of each epoch."""
+    """Return the trained model; its `history` has the metrics of each epoch. `further` are more callbacks."""
     import keras
 
     keras.utils.set_random_seed(experiment.seed)
     model = module.build_model(params)
-    callbacks = module.callbacks(params) if module.callbacks else []
+    callbacks = [*(module.callbacks(params) if module.callbacks else []), *further]
     size, epochs = experiment.data.batch_size, experiment.train.epochs
     model.fit(
         *train, batch_size=size, epochs=epochs, callbacks=callbacks, verbose=0,
         validation_data=validation, validation_batch_size=256,
     )  # fmt: skip
     return model
+
+
+def judged(model: Any, train: Any, test: Any) -> float:
+    """Return the distance of a GAN's samples from the test rows; print the judge's confidence in them."""
+    judge = Judge(*train)
+    print(f"mean confidence {judge.confidence(model):.3f}", end=", ")
+    return judge.distance(model, test[0])
 
 
 def measured(model: Any, rows: Any, metric: str) -> float:
@@ -236,33 +249,6 @@ def tensors(table: Any, columns: Any, features: Any) -> tuple[Any, Any]:
     # NumPy arrays: `fit` shuffles their rows, and `choose.py` selects rows by a mask.
     return tf.nest.map_structure(
         lambda tensor: tensor if tensor.dtype == tf.string else tensor.numpy(), (x, y)
-    )
-
-
-def judged(path: Path) -> float:
-    """Classify 10,000 digits of a GAN by a classifier of real digits; return its mean confidence."""
-    import keras
-
-    spec = importlib.util.spec_from_file_location("gan", ROOT / "models/gan.py")
-    gan = importlib.util.module_from_spec(spec)
-    sys.modules["gan"] = gan  # The module's dataclass looks up its own module.
-    spec.loader.exec_module(gan)
-    keras.utils.set_random_seed(0)
-    real, digits = gan.read_digits(ROOT / "data/mnist_full/train")
-    classifier = gan.train_classifier(real, digits)
-    made, wanted = gan.samples(keras.models.load_model(path), 10_000)
-    confidence, shares = gan.judge(made, classifier)
-    right = (classifier.predict(made, verbose=0, batch_size=256).argmax(axis=1) == wanted).mean()
-    differ = deviation_within(made, wanted) / deviation_within(real, digits)
-    print(f"rarest class {shares.min():.1%}, of the class asked for {right:.1%}", end=", ")
-    print(f"deviation within a class {differ:.2f} of that of real images")
-    return confidence
-
-
-def deviation_within(images: Any, labels: Any) -> float:
-    """Return how much images of one class differ: a pixel's standard deviation, averaged over pixels and classes."""
-    return statistics.mean(
-        float(images[labels == label].std(axis=0).mean()) for label in set(labels.tolist())
     )
 
 

@@ -138,10 +138,9 @@ def test_program_started_by_its_interpreter_from_elsewhere_behind_a_proxy_trains
     (project / "mynet" / "net.py").write_text(NET)
     (project / "mynet" / "layers_of_mine.py").write_text(LAYERS)
     (tmp_path / ".keras" / "keras.json").write_text(json.dumps({"backend": "torch"}))
-    proxy = "http://127.0.0.1:9"  # Nobody listens there.
-    environment = bare_environment(
-        tmp_path, http_proxy=proxy, https_proxy=proxy, KERAS_BACKEND="jax", TF_CONFIG=CONFIG
-    )
+    names = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    proxies = dict.fromkeys(names, "http://127.0.0.1:9")  # Nobody listens there.
+    environment = bare_environment(tmp_path, **proxies, KERAS_BACKEND="jax", TF_CONFIG=CONFIG)
     finished = run_to_end(
         [sys.executable, str(project / "train.py")],
         env=environment,

@@ -183,8 +183,7 @@ class PlannedRows:
             return self.rows, Layout()
         with self._lock:
             # Each pass gets its own plan, so that the rows of a shuffle are computed again for the next pass. Rows that
-            # are only
-            # read are not shuffled; planning them costs 0.2 s.
+            # are only read are not shuffled; planning them costs 0.2 s.
             if self._planned is None or (self._index != index and self._direct is None):
                 df = self.rows.select("*")
                 with self._parallelism.held(df.sparkSession):

@@ -324,9 +324,7 @@ class FeedDirectory:
 
         A second attempt of a partition waits until every reader of the first attempt has reported which rows it
         received. Then it serves only the rest. If the rows may be in other places now, nobody knows which rows those
-        are: the
-        pass
-        ends, and the reply is ``moved``.
+        are: the pass ends, and the reply is ``moved``.
         """
         if stream not in self._streams:
             return {"action": "stop", "rows": 0}
