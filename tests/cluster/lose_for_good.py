@@ -14,6 +14,7 @@ import json
 import sys
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,15 @@ def train_and_lose(
     total = rows.count()
     # PySpark's own `range` has as many partitions as there were cores when it was called.
     rows = spark.sql(f"SELECT id FROM range({total})") if plan == "numbers" else rows
-    before, cores = cuts(rows), spark.sparkContext.defaultParallelism
+    cores = [spark.sparkContext.defaultParallelism]
     fed = rows.repartitionByRange(5, "id").sortWithinPartitions("id") if plan == "ranges" else rows
     lose = {"executor": lose_executor, "daemon": lose_daemon}[loss]
     observer = Strike(lambda: lose(spark, clusters[0]), "state", epoch=1, step=15)
+
+    def note(event: str, fields: Mapping[str, Any]) -> None:
+        cores.append(spark.sparkContext.defaultParallelism)
+        observer(event, fields)
+
     clusters: list[TFCluster] = []
     with TFCluster.run(
         spark,
@@ -63,7 +69,7 @@ def train_and_lose(
         int(workers),
         min_executors=int(least),
         replacement_timeout=5.0,
-        observer=observer,
+        observer=note,
         checkpoint_every_steps=3,
         log_dir=log_dir,
     ) as cluster:
@@ -71,12 +77,12 @@ def train_and_lose(
         feeding = Feeding(ordered=order == "ordered")
         cluster.train(fed, 2, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
         cluster.shutdown(export=["keras"])
-    # Until Spark knows of the loss it would cut the rows as before.
-    poll_until(lambda: spark.sparkContext.defaultParallelism < cores, NOTICED_S)
+    # A standalone master may start another executor on a daemon whose executor died, so the fewest cores count.
+    poll_until(lambda: min(*cores, spark.sparkContext.defaultParallelism) < cores[0], NOTICED_S)
     (weights,) = keras.models.load_model(Path(log_dir, "export/model.keras"), compile=False).get_weights()
     return {
         "cell": cell,
-        "cuts": [before, cuts(rows)],
+        "cuts": [cuts(spark, rows, cores[0]), cuts(spark, rows, cores[0] - 1)],
         "workers": [event["workers"] for event in observer.of("sized")],
         "resumed": observer.of("resumed"),
         "differ": observer.of("rows_differ"),
@@ -84,9 +90,13 @@ def train_and_lose(
     }
 
 
-def cuts(rows: DataFrame) -> list[int]:
-    """Return the number of rows in each partition, as Spark currently cuts them."""
-    return rows.select("*").rdd.mapPartitions(lambda part: [sum(1 for _ in part)]).collect()
+def cuts(spark: SparkSession, rows: DataFrame, cores: int) -> list[int]:
+    """Return the number of rows in each partition, as Spark cuts them with so many cores."""
+    spark.conf.set("spark.sql.leafNodeDefaultParallelism", cores)
+    try:
+        return rows.select("*").rdd.mapPartitions(lambda part: [sum(1 for _ in part)]).collect()
+    finally:
+        spark.conf.unset("spark.sql.leafNodeDefaultParallelism")
 
 
 def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
