@@ -59,10 +59,10 @@ def serve(num_nodes: int, seconds: float) -> dict[str, Any]:
     command = [sys.executable, __file__, "--nodes", str(num_nodes), "--seconds", str(seconds)]
     command += ["--clients", control.location, secret.token]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as clients:
-        control.wait(lambda: not registry.missing(), WAIT_S, "the nodes to register")
+        control.wait(lambda state: not state.registry.missing(), WAIT_S, "the nodes to register")
         job = control.post_job("train")
 
-        def trained() -> bool:
+        def trained(_: object) -> bool:
             results = control.job_results(job)
             return all(node.index in results for node in nodes)
 

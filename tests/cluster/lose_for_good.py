@@ -101,9 +101,9 @@ def cuts(spark: SparkSession, rows: DataFrame, cores: int) -> list[int]:
 
 def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
     """Remove the executor of the last worker; Spark does not start another."""
-    nodes: Any = cluster._supervisor.registry.nodes
+    executors = cluster._supervisor.control.read(lambda state: state.registry.executors())
     context = spark.sparkContext._jsc.sc()
-    threading.Thread(target=lambda: context.killExecutor(nodes[max(nodes)].executor)).start()
+    threading.Thread(target=lambda: context.killExecutor(executors[max(executors)])).start()
 
 
 def lose_daemon(spark: SparkSession, cluster: TFCluster) -> None:

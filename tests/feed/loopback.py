@@ -93,10 +93,11 @@ class Loopback:
         self.control = ControlPlane(
             (HOST, HOST), self.secret, nodes, registry, lambda event, fields: None, None
         )
-        self.directory = self.control.directory
+        # Tests look into it, and replace its methods.
+        self.directory = self.control.read(lambda state: state.directory)
         description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
         self.control.update(
-            lambda: self.directory.open_stream(
+            lambda state: state.directory.open_stream(
                 spec.name, description, spec.num_readers, spec.ordered, coordinated
             )
         )
@@ -124,7 +125,7 @@ class Loopback:
 
     def open_pass(self, keep: bool = False, kept_in: int = -1) -> int:
         """Begin the next pass."""
-        return int(self.control.update(lambda: self.directory.open_pass(self.spec.name, keep, kept_in)))
+        return self.control.update(lambda state: state.directory.open_pass(self.spec.name, keep, kept_in))
 
     def feed(self, index: int, partitions: Sequence[Iterable[pa.RecordBatch]], slots: int) -> int:
         """Run one task per partition, `slots` in parallel, as Spark does; return the number of served rows."""
@@ -140,11 +141,11 @@ class Loopback:
 
     def finish_pass(self, index: int) -> int:
         """Report that Spark has finished the pass; return the number of served rows."""
-        return int(self.control.update(lambda: self.directory.finish_pass(self.spec.name, index)))
+        return self.control.update(lambda state: state.directory.finish_pass(self.spec.name, index))
 
     def close_stream(self) -> None:
         """Report that no further pass will follow."""
-        self.control.update(lambda: self.directory.close_stream(self.spec.name))
+        self.control.update(lambda state: state.directory.close_stream(self.spec.name))
 
     def reader(self, control: ActionClient, rank: int, index: int) -> PassReader:
         """Open a pass as a trainer does."""

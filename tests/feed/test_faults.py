@@ -88,7 +88,7 @@ def survives(seed: int, kind: str) -> None:
             ids = sorted(number for one in taken for number in one.ids())
             assert ids == list(range(sum(sizes))), f"seed {seed}: {kind}, {sizes}"
             assert len({len(one.batches) for one in taken}) == 1
-            assert not loop.control.registry.failed
+            assert not loop.control.read(lambda state: state.registry.failed)
 
 
 @pytest.mark.parametrize("kind", ["calls", "bytes"])

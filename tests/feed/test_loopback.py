@@ -381,7 +381,7 @@ def test_source_that_a_reader_lost_gives_up_and_its_retry_serves_the_rest(ordere
         fed = pool.submit(lambda: attempts.append(attempt_until_served(loop.task(index), 0, held)))
         source = only_source(loop, index)
         told = told_to_stop(loop)
-        loop.control.update(lambda: setattr(loop.directory._by_id[source][2], "lost", True))
+        loop.control.update(lambda state: setattr(state.directory._by_id[source][2], "lost", True))
         assert told.wait(PATIENCE_S)
         opened.set()
         fed.result()
@@ -438,7 +438,7 @@ def test_second_attempt_while_the_first_lives_waits_and_serves_nothing() -> None
         for _ in range(
             100
         ):  # A busy cluster wakes the waiting call all the time; that is no passing of time.
-            loop.control.update(lambda: time.sleep(0.005))
+            loop.control.update(lambda _: time.sleep(0.005))
         assert not second.done()
         opened.set()
         assert first.result().to_pydict() == second.result().to_pydict() == {"partition": [0], "rows": [50]}
@@ -610,17 +610,18 @@ def test_rows_of_a_reader_that_dies_are_all_read_by_the_others(sizes: list[int],
         directory, index = loop.directory, loop.open_pass()
         feeding = pool.submit(loop.feed, index, partitions_of(sizes), 2)
         read_and_die(loop, 1, index, chunks)
-        loop.control.update(lambda: directory.lose_reader(1))
+        loop.control.update(lambda state: state.directory.lose_reader(1))
         others = [pool.submit(loop.take, rank, index, lambda number: None) for rank in (0, 3)]
         feeding.result(PATIENCE_S)
 
         loop.control.wait(
-            lambda: directory.is_settled("train", index), PATIENCE_S, "readers to end their leases"
+            lambda state: state.directory.is_settled("train", index),
+            PATIENCE_S,
+            "readers to end their leases",
         )
         assert directory.lacks_rows("train", index)
-        assert bool(loop.control.update(lambda: directory.reopen("train", index))) == (chunks > 1), (
-            "acknowledged"
-        )
+        reopened = loop.control.update(lambda state: state.directory.reopen("train", index))
+        assert reopened == (chunks > 1), "acknowledged"
         assert loop.feed(index, partitions_of(sizes), 2) == total
         taken = [other.result(PATIENCE_S) for other in others]
         assert sorted(i for one in taken for i in one.ids()) == list(range(total))
@@ -636,11 +637,12 @@ def test_rows_of_a_reader_that_dies_at_the_end_of_a_pass_are_read_by_the_one_in_
         readers = [pool.submit(loop.take, rank, index, lambda number: None) for rank in (0, 1)]
         assert loop.feed(index, partitions_of([40, 40]), 2) == 80
         first, second = (reader.result(PATIENCE_S) for reader in readers)
-        loop.control.update(lambda: directory.lose_reader(1))
+        loop.control.update(lambda state: state.directory.lose_reader(1))
         assert directory.end_pass("train", index, [0, 1], [0, 1]) == {"lost": [1]}
         assert not directory.is_over("train", index)
 
-        assert bool(loop.control.update(lambda: directory.reopen("train", index))) == bool(second.rows)
+        reopened = loop.control.update(lambda state: state.directory.reopen("train", index))
+        assert reopened == bool(second.rows)
         reading = pool.submit(loop.take, 3, index, lambda number: None)
         assert loop.feed(index, partitions_of([40, 40]), 2) == 80
         assert sorted(reading.result(PATIENCE_S).ids()) == sorted(second.ids())

@@ -53,7 +53,7 @@ def options(token: str | None) -> flight.FlightCallOptions:
 
 
 def is_untouched(plane: ControlPlane) -> bool:
-    return len(plane.registry.missing()) == 2 and not plane.registry.failed and not plane.registry.stopping
+    return plane.read(lambda state: len(state.registry.missing()) == 2 and not state.must_stop)
 
 
 def serves(plane: ControlPlane) -> bool:

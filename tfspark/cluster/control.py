@@ -1,8 +1,9 @@
 """The control plane: a Flight server in the driver that nodes, trainers and feed tasks call.
 
-It holds the `Registry` (which nodes are up), the `FeedDirectory` (which tasks have rows) and the list of jobs (what
-the trainers do next). One lock guards all three. A call that waits for something is answered after at most
-`LONG_POLL_S`; the caller repeats it until its own deadline.
+It holds the `DriverState` (which nodes are up, which tasks have rows) and the list of jobs (what the trainers do next).
+One lock guards both. Other modules get the state only in the functions that they pass to `update`, `read` and `wait`.
+These run under the lock, so they do not wait, and call neither Spark nor the observer. A call that waits for something
+is answered after at most `LONG_POLL_S`; the caller repeats it until its own deadline.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.cluster.state.checkpoint_store import Checkpoint, CheckpointStore, write_part
+from tfspark.cluster.state.driver_state import DriverState
 from tfspark.cluster.state.registry import TASK_AGAIN, Registry, count_roles
 from tfspark.cluster.state.save_schedule import SaveSchedule
 from tfspark.cluster.uploads import file_batches, read_to_the_end, receive_files, remove, safe_parts
@@ -47,6 +49,7 @@ SAVE_LAST_S = 5.0
 """Seconds that an interrupted program waits for a last checkpoint before it ends."""
 
 Observer = Callable[[str, Json], None]
+T = TypeVar("T")
 
 
 class ControlPlane(ActionServer):
@@ -82,12 +85,9 @@ class ControlPlane(ActionServer):
         save_every_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.registry = registry
-        self.directory = FeedDirectory(clock)
-        self.offers = Offers(clock)
-        self.feeding_over = False
-        self.train_stream = "train"
+        self._state = DriverState(registry, FeedDirectory(clock), Offers(clock))
         self._nodes = nodes
+        self._names = {node.index: node.name for node in nodes}
         self._told = observer
         self._artifact_dir = artifact_dir
         self._store = store
@@ -106,7 +106,19 @@ class ControlPlane(ActionServer):
 
     # --- the driver's side -------------------------------------------------------------------------
 
-    def wait(self, reached: Callable[[], bool], timeout_s: float, what: str) -> None:
+    def update(self, change: Callable[[DriverState], T]) -> T:
+        """Call `change` under the lock, wake all waiting calls, and return its result."""
+        with self._changed:
+            value = change(self._state)
+            self._changed.notify_all()
+            return value
+
+    def read(self, look: Callable[[DriverState], T]) -> T:
+        """Call `look` under the lock and return its result. No waiting call is woken."""
+        with self._changed:
+            return look(self._state)
+
+    def wait(self, reached: Callable[[DriverState], bool], timeout_s: float, what: str) -> None:
         """Wait until `reached` is true; raise as soon as the cluster has failed. `reached` runs under the lock.
 
         Raises:
@@ -114,65 +126,58 @@ class ControlPlane(ActionServer):
             TfsparkError: a node failed meanwhile.
         """
         until = time.monotonic() + timeout_s
+
+        def reach(state: DriverState) -> None:
+            while not reached(state):
+                self._raise_failure(state)
+                if time.monotonic() >= until and not state.registry.failed:
+                    raise DeadlineError(f"waited {timeout_s:g} s for {what}")
+                self._changed.wait_for(lambda: reached(state), CHECK_S)
+
         try:
-            with self._changed:
-                while not reached():
-                    self._raise_failure()
-                    if time.monotonic() >= until and not self.registry.failed:
-                        raise DeadlineError(f"waited {timeout_s:g} s for {what}")
-                    self._changed.wait_for(reached, CHECK_S)
+            self.read(reach)
         except KeyboardInterrupt:
-            self._save_last()
+            self.read(self._save_last)
             raise
 
-    def _save_last(self) -> None:
+    def _save_last(self, state: DriverState) -> None:
         """Let an interrupted training save its state while rows still arrive, so that it can be resumed later."""
-        with self._changed:
-            if self._save_schedule.in_use:
-                self._save_schedule.save_soon()
-                saved = self._num_saved
-                self._changed.wait_for(lambda: self._num_saved > saved or self._stopping(), SAVE_LAST_S)
+        if self._save_schedule.in_use:
+            self._save_schedule.save_soon()
+            saved = self._num_saved
+            self._changed.wait_for(lambda: self._num_saved > saved or state.must_stop, SAVE_LAST_S)
 
     def check(self) -> None:
         """Raise if the cluster has failed."""
-        with self._changed:
-            self._raise_failure()
+        self.read(self._raise_failure)
 
-    def wait_for_failure(self, timeout_s: float) -> None:
-        """Wait until a node has failed, at most `timeout_s` seconds."""
+    def wait_for_failure(self, timeout_s: float) -> Exception | None:
+        """Wait until a node has failed, at most `timeout_s` seconds; return the error, None if no node has failed."""
         until = time.monotonic() + timeout_s
-        with self._changed:
-            while not (self.registry.failed or self.registry.check()) and time.monotonic() < until:
-                self._changed.wait_for(lambda: self.registry.failed, CHECK_S)
 
-    def _raise_failure(self) -> None:
-        if self.registry.check():
-            raise self.registry.error()
+        def failure(state: DriverState) -> Exception | None:
+            while not (state.registry.failed or state.registry.check()) and time.monotonic() < until:
+                self._changed.wait_for(lambda: state.registry.failed, CHECK_S)
+            return state.registry.error() if state.registry.failed else None
 
-    def update(self, change: Callable[[], Any]) -> Any:
-        """Change the state under the lock and wake all waiting calls."""
-        with self._changed:
-            value = change()
-            self._changed.notify_all()
-            return value
+        return self.read(failure)
 
-    def end_feeding(self) -> None:
-        """Record that no more rows will be fed; call it under the lock."""
-        self.feeding_over = True
-        self.registry.may_replace_workers = False
+    @staticmethod
+    def _raise_failure(state: DriverState) -> None:
+        if state.registry.check():
+            raise state.registry.error()
 
-    def post_job(self, kind: str, **fields: Any) -> int:
+    def post_job(self, kind: str, **fields: object) -> int:
         """Post the next job for the trainers; return its number."""
 
-        def post() -> int:
+        def post(_: DriverState) -> int:
             self._num_jobs += 1
-            job = {"job": self._num_jobs, "kind": kind, **fields}
-            self._jobs.append(job)
-            for key in [key for key in self._done if key[0] < job["job"] - KEPT_RESULTS]:
+            self._jobs.append({"job": self._num_jobs, "kind": kind, **fields})
+            for key in [key for key in self._done if key[0] < self._num_jobs - KEPT_RESULTS]:
                 del self._done[key]
-            return int(job["job"])
+            return self._num_jobs
 
-        return int(self.update(post))
+        return self.update(post)
 
     @property
     def has_chief(self) -> bool:
@@ -181,8 +186,7 @@ class ControlPlane(ActionServer):
 
     def job_results(self, job: int) -> dict[int, Json]:
         """Return node index -> result of a job, for the nodes that have finished it."""
-        with self._changed:
-            return {node: result for (number, node), result in self._done.items() if number == job}
+        return self.read(lambda _: {node: value for (done, node), value in self._done.items() if done == job})
 
     def _observer(self, event: str, fields: Json) -> None:
         """Call the observer; an exception in it fails the run, but not the caller, which only reports."""
@@ -190,7 +194,7 @@ class ControlPlane(ActionServer):
             self._told(event, fields)
         except BaseException as error:  # Also SystemExit: this is a thread of the server.
             failure = error if isinstance(error, TfsparkError) else observer_failed(event, error)
-            self.update(lambda: self.registry.fail_cluster(failure))
+            self.update(lambda state: state.registry.fail_cluster(failure))
 
     # --- nodes -------------------------------------------------------------------------------------
 
@@ -198,9 +202,9 @@ class ControlPlane(ActionServer):
         """Register a node."""
         node = request["node"]
 
-        def register() -> tuple[Json, bool]:
-            before = self.registry.nodes[node].attempt
-            reply = self.registry.register(
+        def register(state: DriverState) -> tuple[Json, bool]:
+            before = state.registry.nodes[node].attempt
+            reply = state.registry.register(
                 node,
                 request["host"],
                 request["port"],
@@ -210,13 +214,12 @@ class ControlPlane(ActionServer):
             )
             is_new = before < reply.get("attempt", 0)
             if is_new and before:
-                self._lose_reader(node)
+                self._lose_reader(state, node)
             return reply, is_new
 
-        reply: Json
         reply, is_new = self.update(register)
         if is_new:
-            name = self.registry.nodes[node].spec.name
+            name = self._names[node]
             self._observer("registered", {"node": name, "host": request["host"], "port": request["port"]})
             if reply["attempt"] > 1:
                 self._observer("replacing", {"node": name, "cause": TASK_AGAIN})
@@ -226,45 +229,48 @@ class ControlPlane(ActionServer):
         """Record that a node's trainer was killed; reply whether the node should start another one."""
         node, cause = request["node"], request["cause"]
 
-        def replace() -> int:
-            attempt = self.registry.replace(node, request["attempt"])
+        def replace(state: DriverState) -> int:
+            attempt = state.registry.replace(node, request["attempt"])
             if attempt:
-                self._lose_reader(node)
+                self._lose_reader(state, node)
             return attempt
 
         attempt = self.update(replace)
         if attempt:
-            self._observer("replacing", {"node": self.registry.nodes[node].spec.name, "cause": cause})
+            self._observer("replacing", {"node": self._names[node], "cause": cause})
         return {"attempt": attempt}
 
-    def _lose_reader(self, node: int) -> None:
+    def _lose_reader(self, state: DriverState, node: int) -> None:
         """Record that the rows read by a worker's previous attempt are lost."""
-        entry = self.registry.nodes[node]
-        self.directory.lose_reader(reader_number(self._nodes, entry.spec, entry.attempt - 1))
+        entry = state.registry.nodes[node]
+        state.directory.lose_reader(reader_number(self._nodes, entry.spec, entry.attempt - 1))
 
     def on_assignment(self, request: Json) -> Json:
         """Give a registered node its ``TF_CONFIG`` once all have registered."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._reserved() or self._stopping(), LONG_POLL_S)
-            stop = self.registry.heartbeat(request["node"], request["attempt"])
-            if stop or not self._reserved():
+
+        def assign(state: DriverState) -> Json:
+            self._changed.wait_for(lambda: self._reserved(state) or state.must_stop, LONG_POLL_S)
+            stop = state.registry.heartbeat(request["node"], request["attempt"])
+            if stop or not self._reserved(state):
                 return {"action": "stop" if stop else "wait"}
-            return {"action": "go", "tf_config": self._tf_config(request["node"])}
+            return {"action": "go", "tf_config": self._tf_config(state, request["node"])}
 
-    def _reserved(self) -> bool:
-        return not self._all_at_once or not self.registry.missing()
+        return self.read(assign)
 
-    def _tf_config(self, node: int) -> str:
+    def _reserved(self, state: DriverState) -> bool:
+        return not self._all_at_once or not state.registry.missing()
+
+    def _tf_config(self, state: DriverState, node: int) -> str:
         if self._independent:
             return ""
-        spec = self.registry.nodes[node].spec
-        return tf_config(self._nodes, self.registry.addresses(), spec, self._master_node)
+        spec = state.registry.nodes[node].spec
+        return tf_config(self._nodes, state.registry.addresses(), spec, self._master_node)
 
     def mark_preempted(self, node: int, cause: str) -> None:
         """Record that a node will be lost soon: the state is saved first, then the node counts as lost."""
 
-        def note() -> None:
-            self.registry.mark_preempted(node, cause)
+        def note(state: DriverState) -> None:
+            state.registry.mark_preempted(node, cause)
             self._save_schedule.save_soon()
 
         self.update(note)
@@ -273,17 +279,21 @@ class ControlPlane(ActionServer):
         """Record a heartbeat and new log lines; reply whether to stop, and whether to show the trainer's stacks."""
         if request.get("preempted"):
             self.mark_preempted(request["node"], request["preempted"])
+
+        def beat(state: DriverState) -> Json:
+            stop = state.registry.heartbeat(request["node"], request["attempt"])
+            return {"stop": stop, "stacks": state.registry.wants_stacks}
+
         # Nobody waits for a heartbeat, so no waiting call is woken: there may be a thousand heartbeats a second.
-        with self._changed:
-            stop = self.registry.heartbeat(request["node"], request["attempt"])
+        reply = self.read(beat)
         self._log(request)
-        return {"stop": stop, "stacks": self.registry.wants_stacks}
+        return reply
 
     def on_node_ended(self, request: Json) -> Json:
         """Record that a node's task is over, and its last log lines."""
         self._log(request)
         self.update(
-            lambda: self.registry.node_ended(
+            lambda state: state.registry.node_ended(
                 request["node"], request["attempt"], request["cause"], request["log_tail"]
             )
         )
@@ -291,28 +301,25 @@ class ControlPlane(ActionServer):
 
     def _log(self, request: Json) -> None:
         if request["log"]:
-            name = self.registry.nodes[request["node"]].spec.name
-            self._observer("log", {"node": name, "lines": request["log"]})
-
-    def _stopping(self) -> bool:
-        return self.registry.stopping or self.registry.failed
+            self._observer("log", {"node": self._names[request["node"]], "lines": request["log"]})
 
     # --- trainers ----------------------------------------------------------------------------------
 
     def on_trainer_alive(self, request: Json) -> Json:
         """Record that a trainer is alive, and its progress."""
-        with self._changed:
-            self.registry.trainer_alive(request["node"], request["steps"], request["activity"])
+        node, steps, activity = request["node"], request["steps"], request["activity"]
+        # As a heartbeat, it wakes no waiting call.
+        self.read(lambda state: state.registry.trainer_alive(node, steps, activity))
         return {}
 
     def on_trainer_ended(self, request: Json) -> Json:
         """Record the value a trainer returned; it reads no more rows."""
 
-        def ended() -> None:
-            node = self.registry.nodes[request["node"]].spec
+        def ended(state: DriverState) -> None:
+            node = state.registry.nodes[request["node"]].spec
             if node.role == "worker":
-                self._reader_left(node.task_index)
-            self.registry.trainer_ended(request["node"], request["result"])
+                state.drop_reader(node.task_index)
+            state.registry.trainer_ended(request["node"], request["result"])
 
         self.update(ended)
         return {}
@@ -320,7 +327,7 @@ class ControlPlane(ActionServer):
     def on_trainer_failed(self, request: Json) -> Json:
         """Record the exception that ended a trainer."""
         self.update(
-            lambda: self.registry.trainer_failed(
+            lambda state: state.registry.trainer_failed(
                 request["node"], request["cause"], request["traceback"], FailureKind(request["kind"])
             )
         )
@@ -328,29 +335,35 @@ class ControlPlane(ActionServer):
 
     def on_report(self, request: Json) -> Json:
         """Pass a trainer's progress on to the observer."""
-        if self.registry.stopping:
+        if self._is_stopping():
             return {}  # To a trainer, an aborted feed looks like the end of an epoch.
-        node = self.registry.nodes[request["node"]]
+        name = self._names[request["node"]]
         if request["event"] == "tensorflow":
-            seconds = self.update(lambda: self.registry.replacement_up(request["node"]))
+            seconds = self.update(lambda state: state.registry.replacement_up(request["node"]))
             if seconds is not None:
-                self._observer("replaced", {"node": node.spec.name, "seconds": seconds})
-        self._observer(request["event"], {"node": node.spec.name, **request["fields"]})
+                self._observer("replaced", {"node": name, "seconds": seconds})
+        self._observer(request["event"], {"node": name, **request["fields"]})
         return {}
+
+    def _is_stopping(self) -> bool:
+        return self.read(lambda state: state.registry.stopping)
 
     def on_next_job(self, request: Json) -> Json:
         """Return the job that follows the one a trainer has done."""
         after = request["after"]
-        with self._changed:
-            self._changed.wait_for(lambda: self._num_jobs > after or self._stopping(), LONG_POLL_S)
+
+        def next_job(state: DriverState) -> Json:
+            self._changed.wait_for(lambda: self._num_jobs > after or state.must_stop, LONG_POLL_S)
             if self._num_jobs <= after:
                 return {"kind": "wait"}
             return self._jobs[max(0, after - (self._num_jobs - len(self._jobs)))]
 
+        return self.read(next_job)
+
     def on_job_done(self, request: Json) -> Json:
         """Record a trainer's result of a job."""
         key = (request["job"], request["node"])
-        self.update(lambda: self._done.__setitem__(key, request["result"]))
+        self.update(lambda _: self._done.__setitem__(key, request["result"]))
         return {}
 
     def on_sum(self, request: Json) -> Json:
@@ -385,7 +398,7 @@ class ControlPlane(ActionServer):
         def arrive() -> Json | None:
             return self._save_schedule.arrive(request["number"], request["rank"], self.num_workers)
 
-        self.update(arrive)
+        self.update(lambda _: arrive())
         with self._changed:
             decision = self._changed.wait_for(arrive, LONG_POLL_S)
         return {"status": "ok", **decision} if decision else {"status": "wait"}
@@ -409,7 +422,7 @@ class ControlPlane(ActionServer):
                 raise
             read_to_the_end(batches)
             self._observer("not_kept", {"name": name, "why": f"{error.strerror}: {self._artifact_dir}"})
-        self.update(lambda: None)
+        self.update(lambda _: None)
 
     def remove_artifact(self, name: str) -> None:
         """Remove an upload that is no longer needed, and its folder if that is empty then."""
@@ -426,11 +439,11 @@ class ControlPlane(ActionServer):
             raise ValueError("this cluster keeps no checkpoints of its state")
         batches = uploaded(reader)
         try:
-            part: Path = self.update(lambda: store.place(header))
+            part = self.update(lambda _: store.place(header))
             aside = part.with_suffix(f".{uuid.uuid4().hex}")  # A part may arrive twice at once: see `put`.
             digest = write_part(aside, batches)
             aside.rename(part)
-            kept = self.update(lambda: self._add_part(store, header, part, digest))
+            kept = self.update(lambda state: self._add_part(state, store, header, part, digest))
             if kept is not None:
                 self._observer(
                     "state", {"epoch": kept.passes + 1, "step": kept.steps, "path": str(kept.path)}
@@ -438,21 +451,23 @@ class ControlPlane(ActionServer):
         except OSError as error:
             if error.errno is None:
                 raise  # The trainer is gone; that is detected elsewhere.
-            if self.registry.stopping:
+            if self._is_stopping():
                 return  # The next incarnation has removed this part.
-            self.update(lambda: store.drop(header))
+            self.update(lambda _: store.drop(header))
             read_to_the_end(batches)
             self._observer("state_not_kept", {"why": f"{error.strerror}: {store.directory}"})
 
-    def _add_part(self, store: CheckpointStore, header: Json, part: Path, digest: str) -> Checkpoint | None:
-        if self.registry.stopping:
+    def _add_part(
+        self, state: DriverState, store: CheckpointStore, header: Json, part: Path, digest: str
+    ) -> Checkpoint | None:
+        if state.registry.stopping:
             return None  # Its epoch may be one whose feed was aborted: see `on_report`.
-        passes, name = header["passes"], self.train_stream
-        sizes, layout = self.directory.sizes(name, passes), self.directory.layout(name, passes)
+        passes, name = header["passes"], state.train_stream
+        sizes, layout = state.directory.sizes(name, passes), state.directory.layout(name, passes)
         kept = store.add(header, part, digest, sizes, layout)
         if kept is not None:
             self._num_saved += 1
-            self.registry.release_preempted()
+            state.registry.release_preempted()
         return kept
 
     def _cannot_keep(self, name: str, error: OSError) -> None:
@@ -463,7 +478,7 @@ class ControlPlane(ActionServer):
             f"expected to keep {name} in the run directory {self._artifact_dir}, the driver's system said: "
             f"{error.strerror}; make room there, or choose another directory"
         )
-        self.update(lambda: self.registry.fail_cluster(failure))
+        self.update(lambda state: state.registry.fail_cluster(failure))
 
     def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
         """Send a file that was uploaded before."""
@@ -475,8 +490,7 @@ class ControlPlane(ActionServer):
     def _uploaded(self, ticket: Json) -> Path:
         if "part" in ticket and self._store is not None:
             store = self._store
-            path: Path = self.update(lambda: store.file(ticket["part"]))
-            return path
+            return self.update(lambda _: store.file(ticket["part"]))
         if self._artifact_dir is None:
             raise ValueError("this cluster keeps no artifacts; pass log_dir to TFCluster.run")
         return self._artifact_dir.joinpath(*safe_parts(ticket["artifact"]))
@@ -485,151 +499,148 @@ class ControlPlane(ActionServer):
 
     def on_source_up(self, request: Json) -> Json:
         """See `FeedDirectory.source_up`."""
-        with self._changed:
-            reply = self.directory.source_up(**request)
+
+        def source_up(state: DriverState) -> Json:
+            reply = state.directory.source_up(**request)
             if reply.get("moved"):
-                self.registry.fail_cluster(
+                state.registry.fail_cluster(
                     _rows_moved(request["partition"], request["stream"]), transient=True
                 )
             if reply["action"] == "wait":
                 self._changed.wait(LONG_POLL_S)
-            self._changed.notify_all()
             return reply
+
+        return self.update(source_up)
 
     def on_offer_sample(self, request: Json) -> Json:
         """See `FeedDirectory.offer_sample`."""
-        reply: Json = self.update(lambda: self.directory.offer_sample(**request))
-        return reply
+        return self.update(lambda state: state.directory.offer_sample(**request))
 
     def on_source_alive(self, request: Json) -> Json:
         """See `FeedDirectory.source_alive`; when the cluster has failed, the source is told to stop."""
-        with self._changed:
-            is_offer = request["source"] in self.offers
-            reply = (
-                self.offers.alive(request["source"]) if is_offer else self.directory.source_alive(**request)
-            )
-            steps = sum(node.steps for node in self.registry.nodes.values())
+        source = request["source"]
+
+        def alive(state: DriverState) -> Json:
+            is_offer = source in state.offers
+            reply = state.offers.alive(source) if is_offer else state.directory.source_alive(**request)
+            steps = sum(node.steps for node in state.registry.nodes.values())
             return {
-                "stop": reply["stop"] or self._stopping(),
+                "stop": reply["stop"] or state.must_stop,
                 "moves": reply.get("pulls", 0) + steps,
                 "lost": reply.get("lost", []),
             }
 
+        return self.read(alive)
+
     def on_source_there(self, request: Json) -> Json:
         """See `FeedDirectory.source_there`."""
-        with self._changed:
-            return self.directory.source_there(**request)
+        return self.read(lambda state: state.directory.source_there(**request))
 
     def on_source_failed(self, request: Json) -> Json:
         """See `FeedDirectory.source_failed`."""
-        reply: Json = self.update(lambda: self.directory.source_failed(**request))
-        return reply
+        return self.update(lambda state: state.directory.source_failed(**request))
 
     def on_partition_done(self, request: Json) -> Json:
         """See `FeedDirectory.partition_done`."""
-        reply: Json = self.update(lambda: self.directory.partition_done(**request))
-        return reply
+        return self.update(lambda state: state.directory.partition_done(**request))
 
     def on_describe(self, request: Json) -> Json:
         """See `FeedDirectory.describe`."""
-        return self._poll(lambda: self.directory.describe(**request))
+        return self._poll(lambda state: state.directory.describe(**request))
 
     def on_lease(self, request: Json) -> Json:
         """See `FeedDirectory.lease`; a reader that already holds leases gets its answer without waiting."""
         wait_s = 0.0 if request["held"] else LONG_POLL_S
-        return self._poll(lambda: self.directory.lease(**request), wait_s)
+        return self._poll(lambda state: state.directory.lease(**request), wait_s)
 
     def on_release(self, request: Json) -> Json:
         """See `FeedDirectory.release`."""
-        reply: Json = self.update(lambda: self.directory.release(**request))
-        return reply
+        return self.update(lambda state: state.directory.release(**request))
 
     def on_next_rows(self, request: Json) -> Json:
         """Reply what a reader of rows does next: read a pass, compute a partition's results, or end."""
         stream, rank = request["stream"], request["rank"]
 
-        def ask() -> Json:
-            offer = self.offers.take(stream, rank, request["host"], request["held"])
+        def ask(state: DriverState) -> Json:
+            offer = state.offers.take(stream, rank, request["host"], request["held"])
             if offer is not None:
                 return offer
-            if self.directory.has_pass(stream, request["index"]):
-                return {"status": "pass", "description": self.directory.describe_rows(stream)}
-            over = self.feeding_over or self._stopping()
-            return {"status": "end" if over else "wait", "most_rows": self.directory.most_rows(stream)}
+            if state.directory.has_pass(stream, request["index"]):
+                return {"status": "pass", "description": state.directory.describe_rows(stream)}
+            over = state.feeding_over or state.must_stop
+            return {"status": "end" if over else "wait", "most_rows": state.directory.most_rows(stream)}
 
         return self._poll(ask)
 
     def on_leave(self, request: Json) -> Json:
         """Record that a reader wants no more rows of a stream."""
 
-        def leave() -> None:
-            self.directory.cut_short(**request)
-            self.directory.leave(request["rank"], request["stream"])
-            self.offers.drop(request["rank"])
+        def leave(state: DriverState) -> None:
+            state.directory.cut_short(**request)
+            state.directory.leave(request["rank"], request["stream"])
+            state.offers.drop(request["rank"])
 
         self.update(leave)
         return {}
 
     def on_offer_partition(self, request: Json) -> Json:
         """See `Offers.offer`."""
-        reply: Json = self.update(lambda: self.offers.offer(**request))
-        return reply
+        return self.update(lambda state: state.offers.offer(**request))
 
     def on_await_reader(self, request: Json) -> Json:
         """Record that an offer still waits, and wait for its reader."""
-        with self._changed:
+
+        def await_reader(state: DriverState) -> Json:
             self._changed.wait_for(
-                lambda: self.offers.alive(**request)["taken"] or self._no_reader(), LONG_POLL_S
+                lambda: state.offers.alive(**request)["taken"] or not state.has_reader, LONG_POLL_S
             )
-            reply = self.offers.alive(**request)
-            return {**reply, "stop": reply["stop"] or self._no_reader()}
+            reply = state.offers.alive(**request)
+            return {**reply, "stop": reply["stop"] or not state.has_reader}
+
+        return self.read(await_reader)
 
     def on_partition_inferred(self, request: Json) -> Json:
         """See `Offers.done`."""
-        reply: Json = self.update(lambda: self.offers.done(request["offer"]))
-        return reply
-
-    def _no_reader(self) -> bool:
-        return self._stopping() or self.feeding_over or self.registry.all_succeeded("worker")
+        return self.update(lambda state: state.offers.done(request["offer"]))
 
     def on_end_pass(self, request: Json) -> Json:
         """See `FeedDirectory.end_pass`."""
-        reply: Json = self.update(lambda: self.directory.end_pass(**request))
-        return reply
-
-    def _reader_left(self, rank: int) -> None:
-        self.directory.leave(rank)
-        self.offers.drop(rank)
+        return self.update(lambda state: state.directory.end_pass(**request))
 
     def on_agree(self, request: Json) -> Json:
         """See `FeedDirectory.agree`; a reader that has ended waits here until another reader changes the agreement."""
-        with self._changed:
-            reply = self.directory.agree(**request)
+
+        def agree(state: DriverState) -> Json:
+            reply = state.directory.agree(**request)
             self._changed.notify_all()
             known = max(reply["steps"], request["steps"])
+
+            def has_news() -> bool:
+                now = state.directory.agree(**request)
+                return now["final"] or now["closed"] or now["steps"] > known or state.must_stop
+
             if request["ended"] and not reply["final"] and reply["steps"] <= request["steps"]:
-                self._changed.wait_for(
-                    lambda: self._agree_news(request, known) or self._stopping(), LONG_POLL_S
-                )
-            return self.directory.agree(**request)
+                self._changed.wait_for(has_news, LONG_POLL_S)
+            return state.directory.agree(**request)
 
-    def _agree_news(self, request: Json, known: int) -> bool:
-        reply = self.directory.agree(**request)
-        return bool(reply["final"] or reply["closed"] or reply["steps"] > known)
+        return self.read(agree)
 
-    def _poll(self, ask: Callable[[], Json], wait_s: float = LONG_POLL_S) -> Json:
+    def _poll(self, ask: Callable[[DriverState], Json], wait_s: float = LONG_POLL_S) -> Json:
         """Call `ask` until its reply is not ``wait``, for at most `wait_s` seconds.
 
         It is called once per change only, because a call may itself change the state.
         """
-        with self._changed:
+
+        def poll(state: DriverState) -> Json:
             until = time.monotonic() + wait_s
-            while (reply := ask())["status"] == "wait" and not self._stopping():
+            while (reply := ask(state))["status"] == "wait" and not state.must_stop:
                 left = until - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
             return reply
+
+        return self.read(poll)
 
 
 def observer_failed(event: str, error: BaseException) -> TfsparkError:

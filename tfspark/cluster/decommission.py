@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.preflight import is_on, jvm_context
-from tfspark.cluster.state.registry import Registry
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,14 +22,13 @@ class DecommissionWatch:
     asked.
 
     Args:
-        registry: the nodes, and their executors.
-        mark_preempted: called with the node that will be lost, and the reason; may be called more than once.
+        spark: the session.
+        control: knows the nodes' executors; the watch marks nodes there that will be lost, perhaps more than once.
     """
 
-    def __init__(self, spark: SparkSession, registry: Registry, mark_preempted: Callable[[int, str], None]):
+    def __init__(self, spark: SparkSession, control: ControlPlane):
         self._spark = spark
-        self._registry = registry
-        self._mark_preempted = mark_preempted
+        self._control = control
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -52,6 +50,7 @@ class DecommissionWatch:
 
     def _watch(self, scheduler: Any) -> None:
         while not self._over.wait(POLL_S):
-            for node in list(self._registry.nodes.values()):
-                if node.executor and scheduler.getExecutorDecommissionState(node.executor).isDefined():
-                    self._mark_preempted(node.spec.index, f"Spark decommissions its executor {node.executor}")
+            executors = self._control.read(lambda state: state.registry.executors())
+            for node, executor in executors.items():
+                if executor and scheduler.getExecutorDecommissionState(executor).isDefined():
+                    self._control.mark_preempted(node, f"Spark decommissions its executor {executor}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.state.checkpoint_store import Checkpoint
+from tfspark.cluster.state.driver_state import DriverState
 from tfspark.errors import DataError, TfsparkError
 from tfspark.feed.columns import Columns
-from tfspark.feed.directory import FeedDirectory
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.scan import ScanTask
 from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
@@ -23,6 +22,7 @@ from tfspark.feed.spark_names import map_in_arrow
 from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.timing import REPLACEMENT_S
+from tfspark.protocol.values import Json
 from tfspark.protocol.wire import Secret
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Feeder:
         }
         coordinated = self._control.has_chief and readers[0].role == "worker"
         self._control.update(
-            lambda: self._directory.open_stream(
+            lambda state: state.directory.open_stream(
                 spec.name, description, len(readers), spec.ordered, coordinated
             )
         )
@@ -121,23 +121,27 @@ class Feeder:
             if name in earlier._whole:
                 readers = [node for node in nodes if node.role == earlier._readers[name][0].role]
                 self.open(earlier._whole[name], readers, earlier._buffer_bytes[name], earlier._layouts[name])
-                sample = earlier._directory.sample(name)
+                sample = earlier._sample(name)
                 if sample is not None:
-                    self._directory.offer_sample(name, sample)
+                    self._offer_sample(name, sample)
 
     def show_first_row(self, stream: str, rows: DataFrame) -> None:
         """Give the nodes the shapes and types of a stream when no pass of it will be fed."""
-        directory = self._directory
-        if not directory.has_sample(stream):
+        if self._sample(stream) is None:
             # `take` computes as few partitions as possible; a limit below another operation computes all of them.
             first = self._spark.createDataFrame(rows.take(1), rows.schema)
             for row in map_in_arrow(first, first_row, SAMPLE_DDL).collect():
-                sample: str = row["sample"]
-                self._control.update(functools.partial(directory.offer_sample, stream, sample))
+                self._offer_sample(stream, row["sample"])
+
+    def _sample(self, stream: str) -> str | None:
+        return self._control.read(lambda state: state.directory.sample(stream))
+
+    def _offer_sample(self, stream: str, sample: str) -> None:
+        self._control.update(lambda state: state.directory.offer_sample(stream, sample))
 
     def begin_at(self, stream: str, index: int) -> None:
         """Number the next pass of a stream `index`, or higher if that one was already fed."""
-        self._control.update(lambda: self._directory.skip_passes(stream, index))
+        self._control.update(lambda state: state.directory.skip_passes(stream, index))
 
     def feed(
         self,
@@ -171,44 +175,44 @@ class Feeder:
         """
         if again and self.is_kept(stream):
             return self._feed_kept(stream, job)
-        directory = self._directory
         keep = keep and self._specs[stream].cache_bytes > 0
-        index = self._control.update(
-            lambda: directory.open_pass(stream, keep, used=None if begun is None else begun.used)
-        )
+        used = None if begun is None else begun.used
+        index = self._control.update(lambda state: state.directory.open_pass(stream, keep, used=used))
         self._last_from_spark[stream] = index
         timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
         whole = {} if begun is None else begun.fully_trained
-        if whole and not directory.has_sample(stream):
+        if whole and self._sample(stream) is None:
             whole.popitem()  # Compute this one all the same: its task shows the nodes a row.
         while self._serve(stream, index, rows, job, whole):
             while not self._reopened(stream, index, job):
-                served: int = self._control.update(lambda: directory.finish_pass(stream, index))
+                served = self._control.update(lambda state: state.directory.finish_pass(stream, index))
                 if not self._all_arrived(stream, index, served, timeout_s, job):
                     return None
-                if not directory.lacks_rows(stream, index):
+                if not self._lacks_rows(stream, index):
                     return served
         return None
+
+    def _lacks_rows(self, stream: str, index: int) -> bool:
+        return self._control.read(lambda state: state.directory.lacks_rows(stream, index))
 
     def _serve(
         self, stream: str, index: int, rows: PlannedRows | RDD[Any], job: int, whole: Mapping[int, int]
     ) -> bool:
         """Let Spark serve a pass, or what is missing of it; return whether the nodes took all rows."""
-        directory = self._directory
         feeding = SparkJob(
             self._spark,
             lambda: self._serving(stream, index, rows, whole),
             f"tfspark feed {stream} pass {index + 1}",
-            on_end=lambda: self._control.update(lambda: None),  # Wake the wait below.
+            on_end=lambda: self._control.update(lambda _: None),  # Wake the wait below.
         )
 
-        def over() -> bool:
-            return feeding.ended or self._unwanted(stream, index, job)
+        def over(state: DriverState) -> bool:
+            return feeding.ended or self._unwanted(state, stream, index, job)
 
         try:
             self._control.wait(over, float("inf"), "the Spark job that feeds")
-            if not feeding.ended or directory.unread(stream, index):
-                self._control.update(lambda: directory.abandon_pass(stream, index))
+            if not feeding.ended or self._unread(stream, index):
+                self._control.update(lambda state: state.directory.abandon_pass(stream, index))
                 feeding.join(JOIN_TIMEOUT_S)
                 return False
             try:
@@ -216,8 +220,10 @@ class Feeder:
             except Exception as error:
                 self._check_network(stream, error)
                 raise
-            unfinished = directory.unfinished(stream, index)
-            if unfinished and not self._control.registry.failed:
+            unfinished = self._control.read(
+                lambda state: [] if state.registry.failed else state.directory.unfinished(stream, index)
+            )
+            if unfinished:
                 raise TfsparkError(
                     f"expected Spark to compute all of {stream!r}, its job ended before partition {unfinished[0]} did; "
                     "this is a bug in tfspark, please report it"
@@ -236,42 +242,48 @@ class Feeder:
                 f"expected the tasks that feed {stream!r} to be reached by every worker, and to reach the driver, the "
                 f"network between them failed: {said}"
             )
-            self._control.update(lambda: self._control.registry.fail_cluster(failure, transient=True))
+            self._control.update(lambda state: state.registry.fail_cluster(failure, transient=True))
             self._control.check()
 
     def _reopened(self, stream: str, index: int, job: int) -> bool:
         """Return whether rows must be served again because a worker that had received them was lost."""
-        directory = self._directory
-        if not directory.lacks_rows(stream, index):
+        if not self._lacks_rows(stream, index):
             return False
         self._control.wait(
-            lambda: directory.is_settled(stream, index) or self._unwanted(stream, index, job),
+            lambda state: (
+                state.directory.is_settled(stream, index) or self._unwanted(state, stream, index, job)
+            ),
             self._specs[stream].timeout_s,
             f"the workers that are left to tell what they received in epoch {index + 1} of {stream!r}",
         )
-        again: bool = self._control.update(lambda: directory.reopen(stream, index))
-        return again
+        return self._control.update(lambda state: state.directory.reopen(stream, index))
 
     def is_kept(self, stream: str) -> bool:
         """Whether the nodes have cached all rows of the last pass that Spark served."""
         last = self._last_from_spark.get(stream)
-        return last is not None and self._directory.all_kept(stream, last)
+        return last is not None and self._control.read(lambda state: state.directory.all_kept(stream, last))
 
     def _feed_kept(self, stream: str, job: int) -> int | None:
         """Let the nodes read the rows that they have cached."""
-        directory, kept_in = self._directory, self._last_from_spark[stream]
-        expected = sum(directory.rows_received(stream, kept_in).values())
-        index = self._control.update(lambda: directory.open_pass(stream, kept_in=kept_in))
+        kept_in = self._last_from_spark[stream]
+        expected = sum(self._rows_received(stream, kept_in).values())
+        index = self._control.update(lambda state: state.directory.open_pass(stream, kept_in=kept_in))
         # The deadlines are in the nodes: this wait lasts as long as the epoch.
         arrived = self._all_arrived(stream, index, expected, float("inf"), job)
         return expected if arrived else None
 
-    def _unwanted(self, stream: str, index: int, job: int) -> bool:
+    def _unread(self, stream: str, index: int) -> bool:
+        return self._control.read(lambda state: state.directory.unread(stream, index))
+
+    def _rows_received(self, stream: str, index: int) -> dict[int, int]:
+        return self._control.read(lambda state: state.directory.rows_received(stream, index))
+
+    def _unwanted(self, state: DriverState, stream: str, index: int, job: int) -> bool:
         """Return whether the nodes ended the job or left the stream before they received all rows of the pass."""
-        if self._directory.unread(stream, index):
+        if state.directory.unread(stream, index):
             return True
         readers = self._readers[stream]
-        all_read = len(self._directory.rows_received(stream, index)) == len(readers)
+        all_read = len(state.directory.rows_received(stream, index)) == len(readers)
         return not all_read and self._ended(job, readers)
 
     def drop(self, stream: str) -> None:
@@ -279,26 +291,15 @@ class Feeder:
         for known in (self._whole, self._specs, self._readers, self._buffer_bytes, self._layouts):
             known.pop(stream, None)
         self._last_from_spark.pop(stream, None)
-        self._control.update(lambda: self._directory.drop_stream(stream))
+        self._control.update(lambda state: state.directory.drop_stream(stream))
 
     def break_off(self, why: str) -> None:
         """Announce that no more rows will be fed because a call ended by an exception; see `FeedDirectory`."""
-        self._control.update(lambda: self._directory.break_off(why))
+        self._control.update(lambda state: state.directory.break_off(why))
 
     def close_all(self) -> None:
         """Announce that no more rows will be fed; sources and readers that still run will stop."""
-        directory = self._directory
-
-        def close() -> None:
-            self._control.end_feeding()
-            for name in directory.stream_names:
-                directory.close_stream(name)
-
-        self._control.update(close)
-
-    @property
-    def _directory(self) -> FeedDirectory:
-        return self._control.directory
+        self._control.update(lambda state: state.end_feeding())
 
     def _serving(
         self, stream: str, index: int, rows: PlannedRows | RDD[Any], whole: Mapping[int, int]
@@ -308,21 +309,21 @@ class Feeder:
         If rows are shuffled, the partitions come in mixed order. Partitions that were already served are not computed,
         except on Spark Connect, where they cannot be chosen.
         """
-        spec, order, directory = self._specs[stream], list[int](), self._directory
+        spec, order = self._specs[stream], list[int]()
         if not isinstance(rows, PlannedRows):
-            repeatable = is_determinate(rows)
-            self._control.update(lambda: directory.note_layout(stream, index, {"repeatable": repeatable}))
+            self._note_layout(stream, index, {"repeatable": is_determinate(rows)})
             elements = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
             return self._spark.createDataFrame(elements, FEED_RESULT_DDL)
         planned, layout = rows.of_pass(index)
-        self._control.update(lambda: directory.note_layout(stream, index, layout.to_json()))
+        self._note_layout(stream, index, layout.to_json())
         direct = rows.direct()
         if direct is not None:
             return self._serving_files(stream, index, direct, whole)
         if spec.shuffle_rows:
             planned, order = with_mixed_partitions(planned, spec.seed, index)
-        self._control.update(lambda: directory.leave_out(stream, index, whole, order))
-        left_out = directory.served(stream, index) if hasattr(planned, "_jdf") else []
+        left_out = self._leave_out(stream, index, whole, order)
+        if not hasattr(planned, "_jdf"):
+            left_out = []
         task = replace(self._task(stream, index, order), left_out=tuple(left_out))
         served = map_in_arrow(planned, task, FEED_RESULT_DDL)
         # Prune after the task was added: Spark then plans these partitions exactly as for the whole pass.
@@ -332,10 +333,9 @@ class Feeder:
         self, stream: str, index: int, direct: DirectRows, whole: Mapping[int, int]
     ) -> DataFrame:
         """Return the DataFrame that serves a pass when feed tasks read the files; rows come in Spark's order."""
-        spec, directory = self._specs[stream], self._directory
+        spec = self._specs[stream]
         order = mixed_order(len(direct.splits), spec.seed, index) if spec.shuffle_rows else []
-        self._control.update(lambda: directory.leave_out(stream, index, whole, order))
-        left_out = set(directory.served(stream, index))
+        left_out = set(self._leave_out(stream, index, whole, order))
         splits = tuple(
             (number, direct.splits[order[number] if order else number])
             for number in range(len(direct.splits))
@@ -344,6 +344,20 @@ class Feeder:
         task = ScanTask(self._task(stream, index, order), direct.scan, splits)
         tasks = self._spark.range(0, len(splits), 1, max(1, len(splits)))
         return tasks.mapInArrow(task, FEED_RESULT_DDL)
+
+    def _note_layout(self, stream: str, index: int, layout: Json) -> None:
+        self._control.update(lambda state: state.directory.note_layout(stream, index, layout))
+
+    def _leave_out(
+        self, stream: str, index: int, whole: Mapping[int, int], order: Sequence[int]
+    ) -> list[int]:
+        """Mark partitions as served; return all for which Spark needs to run no more tasks."""
+
+        def leave_out(state: DriverState) -> list[int]:
+            state.directory.leave_out(stream, index, whole, order)
+            return state.directory.served(stream, index)
+
+        return self._control.update(leave_out)
 
     def _task(self, stream: str, index: int, order: Sequence[int]) -> FeedTask:
         spec = self._specs[stream]
@@ -365,26 +379,26 @@ class Feeder:
 
         Return False if the nodes ended the pass before they had received all rows.
         """
-        directory = self._directory
-        if not served or not directory.has_sample(stream):
+        if not served or self._sample(stream) is None:
             raise DataError(
                 f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
             )
         num_readers = len(self._readers[stream])
 
-        def ended() -> bool:
-            all_read = len(directory.rows_received(stream, index)) == num_readers
-            return all_read and directory.is_over(stream, index)
+        def ended(state: DriverState) -> bool:
+            all_read = len(state.directory.rows_received(stream, index)) == num_readers
+            is_over = all_read and state.directory.is_over(stream, index)
+            return (
+                is_over
+                or state.directory.lacks_rows(stream, index)
+                or self._unwanted(state, stream, index, job)
+            )
 
-        self._control.wait(
-            lambda: ended() or directory.lacks_rows(stream, index) or self._unwanted(stream, index, job),
-            timeout_s,
-            f"the workers to end epoch {index + 1} of {stream!r}",
-        )
-        if directory.lacks_rows(stream, index):
+        self._control.wait(ended, timeout_s, f"the workers to end epoch {index + 1} of {stream!r}")
+        if self._lacks_rows(stream, index):
             return True
-        received = directory.rows_received(stream, index)
-        if len(received) < num_readers or directory.unread(stream, index):
+        received = self._rows_received(stream, index)
+        if len(received) < num_readers or self._unread(stream, index):
             return False
         if sum(received.values()) != served:
             raise TfsparkError(

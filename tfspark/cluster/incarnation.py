@@ -20,6 +20,7 @@ from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import driver_addresses
 from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
+from tfspark.cluster.state.driver_state import DriverState
 from tfspark.cluster.state.registry import Registry
 from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.cluster.warm_up import driver_of_local_executor
@@ -27,6 +28,7 @@ from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
 from tfspark.node.task import NODE_RESULT_DDL, NodeTask
 from tfspark.node.warm import installed_versions
+from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
 from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TRAINER_SILENCE_S
@@ -99,14 +101,14 @@ class Incarnation:
         # Shorter than the timeout of the feed, so that the error names the silent trainer, not those that wait for it.
         trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
         clock = AwakeClock()
-        self.registry = Registry(
+        registry = Registry(
             nodes, options.heartbeat_timeout, installed_versions(), trainer_timeout_s, clock, budget=budget
         )
         self.control = ControlPlane(
             driver_addresses(spark),
             self.secret,
             nodes,
-            self.registry,
+            registry,
             observer,
             options.run_directory,
             options.master_node,
@@ -116,7 +118,7 @@ class Incarnation:
             options.checkpoint_every_seconds,
             clock,
         )
-        self._decommissions = DecommissionWatch(spark, self.registry, self.control.mark_preempted)
+        self._decommissions = DecommissionWatch(spark, self.control)
         size, num_workers = options.size, self.control.num_workers
         self.feeder = Feeder(
             spark, self.control, self.secret, ended, lambda spec: size.for_workers(spec, num_workers)
@@ -141,9 +143,9 @@ class Incarnation:
         if not self._options.all_at_once:
             return
         try:
-            self.control.wait(lambda: not self.registry.missing(), timeout_s, "the nodes to register")
+            self.control.wait(lambda state: not state.registry.missing(), timeout_s, "the nodes to register")
         except DeadlineError:
-            missing = self.registry.missing()
+            missing = self.missing()
             raise ReservationError(
                 f"reserved {len(self._nodes) - len(missing)} of {len(self._nodes)} nodes after {timeout_s:g} s; "
                 f"missing {', '.join(missing)}; see whether other jobs hold the slots, raise "
@@ -151,13 +153,21 @@ class Incarnation:
             ) from None
         self._observer("reserved", {"seconds": time.monotonic() - began, "nodes": len(self._nodes)})
 
+    def missing(self) -> list[str]:
+        """Return the names of the nodes that have not registered."""
+        return self.control.read(lambda state: state.registry.missing())
+
+    def failure_kinds(self) -> list[FailureKind]:
+        """Return the kinds of all failures; see `Registry.kinds`."""
+        return self.control.read(lambda state: state.registry.kinds)
+
     def stop(self) -> None:
         """Stop it now, in any state; harmless if it has already ended. It can be called again after an interrupt."""
         if self._has_stopped:
             return
         self.is_over = True
         self._decommissions.stop()
-        self.control.update(lambda: setattr(self.registry, "stopping", True))
+        self.control.update(lambda state: state.registry.stop())
         self.feeder.close_all()
         until = time.monotonic() + STOP_TIMEOUT_S
         for job in self._jobs:
@@ -172,8 +182,7 @@ class Incarnation:
 
         When an executor is lost, the Spark job that feeds may fail before the driver knows that a node was lost.
         """
-        self.control.wait_for_failure(0.0 if isinstance(error, TfsparkError) else EXPLAIN_S)
-        return self.registry.error() if self.registry.failed else None
+        return self.control.wait_for_failure(0.0 if isinstance(error, TfsparkError) else EXPLAIN_S)
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
         task, count = self._task(group[0].index), len(group)
@@ -209,15 +218,15 @@ class Incarnation:
         message = without_java_stack(str(error))
         failed = re.search(r"Task (\d+) in stage .*?most recent failure: (.*)", message)
 
-        def note() -> None:
+        def note(state: DriverState) -> None:
             index = first_index + int(failed.group(1)) if failed else -1
-            if failed and self.registry.nodes[index].attempt:
+            if failed and state.registry.nodes[index].attempt:
                 cause = f"its Spark task failed or was killed: {failed.group(2)}"
-                self.registry.task_failed(index, cause)
+                state.registry.task_failed(index, cause)
                 return
             failure = ReservationError(
                 f"the Spark job of the {role} nodes failed: {message}{python_advice(message)}"
             )
-            self.registry.fail_cluster(failure)
+            state.registry.fail_cluster(failure)
 
         self.control.update(note)

@@ -17,9 +17,9 @@ from tfspark.cluster.feeder import Feeder
 from tfspark.cluster.incarnation import Incarnation
 from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import room_for
+from tfspark.cluster.state.driver_state import DriverState
 from tfspark.cluster.state.policy import Means, Raise, Restart, decide, decide_growth
 from tfspark.cluster.state.recovery import Recovery
-from tfspark.cluster.state.registry import Registry
 from tfspark.errors import ReservationError
 from tfspark.protocol.roles import NodeSpec, stream_name
 from tfspark.protocol.settings import TrainerSettings
@@ -117,7 +117,7 @@ class Supervisor:
         try:
             failed.control.check()
         except Exception:
-            if isinstance(decide(failed.registry.kinds, None, self._means), Raise):
+            if isinstance(decide(failed.failure_kinds(), None, self._means), Raise):
                 raise
 
     @property
@@ -140,10 +140,14 @@ class Supervisor:
         self._code, self._settings = code, settings
         self._name_streams()
         if self._recovery is not None:
-            self.control.update(self._recovery.begin_anew)
+            recovery = self._recovery
+            self.control.update(lambda _: recovery.begin_anew())
 
     def _name_streams(self) -> None:
-        self.control.train_stream = stream_name("train", self._settings.generation)
+        def name(state: DriverState) -> None:
+            state.train_stream = stream_name("train", self._settings.generation)
+
+        self.control.update(name)
 
     def resize_if_possible(self, ready: Callable[[], bool]) -> None:
         """Interrupt the work, to do the rest with more workers, if some are missing and Spark has room for them.
@@ -194,7 +198,8 @@ class Supervisor:
         cause = self.current.failure_behind(error)
         if cause is None:
             raise error
-        decision, budget = decide(self.registry.kinds, None, self._means), self._recovery.budget
+        decision = decide(self.current.failure_kinds(), None, self._means)
+        budget = self._recovery.budget
         if isinstance(decision, Raise) and decision.is_exhausted:
             cause.add_note(
                 f"restart budget exhausted: max_restarts={budget.most} within restart_window={budget.window_s:g} s; "
@@ -224,7 +229,7 @@ class Supervisor:
             if self.chief is not None:
                 job = self.control.post_job("build")
                 timeout_s = self._options.reservation_timeout
-                self.control.wait(lambda: self.have_trained(job), timeout_s, "the chief to build the model")
+                self.control.wait(lambda _: self.have_trained(job), timeout_s, "the chief to build the model")
             if is_again:
                 # An incarnation that was lost before it was up has no work to continue.
                 self.work.take_over(self._was_up or self.current)
@@ -243,9 +248,9 @@ class Supervisor:
                 self.current.launch(min(left_s, max(self._replacement_timeout_s, REGISTERED_S)))
                 break
             except ReservationError:
-                missing = self.registry.missing()
+                missing = self.current.missing()
                 came = sum(node.role != "chief" and node.name not in missing for node in self.nodes)
-                if not self._size.is_elastic or self.registry.failed or time.monotonic() > until:
+                if not self._size.is_elastic or self.has_failed or time.monotonic() > until:
                     raise
                 self.current.stop()
                 self._begin_with(max(came, self._size.least))
@@ -257,8 +262,8 @@ class Supervisor:
         longest = self._options.reservation_timeout
         return min(longest, self._size.replacement_timeout_s) if self._size.is_elastic else longest
 
-    def _permit_replacements(self) -> None:
-        self.registry.may_replace_workers = self.chief is not None and self.work.may_replace_workers
+    def _permit_replacements(self, state: DriverState) -> None:
+        state.registry.may_replace_workers = self.chief is not None and self.work.may_replace_workers
 
     # --- the incarnation that is up ----------------------------------------------------------------
 
@@ -273,9 +278,9 @@ class Supervisor:
         return self.current.feeder
 
     @property
-    def registry(self) -> Registry:
-        """The state of the nodes."""
-        return self.current.registry
+    def has_failed(self) -> bool:
+        """Whether anything failed in this incarnation."""
+        return self.control.read(lambda state: state.registry.failed)
 
     @property
     def workers(self) -> list[NodeSpec]:
@@ -307,7 +312,7 @@ class Supervisor:
         A `main_fun` ends a job by returning. A chief ends it for its workers.
         """
         if self._settings.runs_main_fun:
-            return self.registry.all_succeeded("worker")
+            return self.control.read(lambda state: state.registry.all_succeeded("worker"))
         results = self.control.job_results(job)
         return all((self._chief_of(node) or node).index in results for node in nodes)
 

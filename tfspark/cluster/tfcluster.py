@@ -34,6 +34,7 @@ from tfspark.cluster.preflight import (
     room_for,
 )
 from tfspark.cluster.program import is_main_fun, pickled
+from tfspark.cluster.state.driver_state import DriverState
 from tfspark.cluster.state.recovery import RESTART_WINDOW_S
 from tfspark.cluster.state.size import REPLACEMENT_TIMEOUT_S, Preserved
 from tfspark.cluster.supervisor import Supervisor
@@ -342,25 +343,31 @@ class TFCluster:
         )
         self._await_evaluator(grace_s)
         if not self._options.runs_main_fun:
-            nodes = self._supervisor.registry.nodes.values()
-            _check_identical_weights({node.spec.name: node.result for node in nodes})
+            _check_identical_weights(self._results())
         try:
             self._supervisor.control.wait(
-                lambda: self._supervisor.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
+                lambda state: state.registry.all_ended, STOP_TIMEOUT_S, "the nodes to end"
             )
         except DeadlineError:  # All trainers have returned their results, so `stop` may end the nodes.
             logger.warning("not all nodes ended within %g s, they are ended now", STOP_TIMEOUT_S)
-        return {n.spec.name: n.result for n in self._supervisor.registry.nodes.values()}
+        return self._results()
+
+    def _results(self) -> dict[str, Any]:
+        return self._supervisor.control.read(lambda state: state.registry.results())
 
     def _await_streaming(self, ssc: Any) -> None:
         """Wait for the end of a StreamingContext; end it when a node fails or no worker reads any more."""
-        directory = self._supervisor.control.directory
+        control = self._supervisor.control
+
+        def all_left(state: DriverState) -> bool:
+            return any(state.directory.all_left(name) for name in self._trainings.streams)
+
         try:
             while not ssc.awaitTerminationOrTimeout(1):
-                if any(directory.all_left(name) for name in self._trainings.streams):
+                if control.read(all_left):
                     ssc.stop(stopSparkContext=False, stopGraceFully=True)
                     return
-                self._supervisor.control.check()
+                control.check()
         except TfsparkError:
             ssc.stop(stopSparkContext=False, stopGraceFully=False)
             raise
@@ -371,12 +378,12 @@ class TFCluster:
             return
         try:
             self._supervisor.control.wait(
-                lambda: self._supervisor.registry.all_succeeded("evaluator"),
+                lambda state: state.registry.all_succeeded("evaluator"),
                 max(grace_s, EVALUATOR_GRACE_S),
                 "the evaluator to return",
             )
         except DeadlineError:
-            self._supervisor.control.update(lambda: setattr(self._supervisor.registry, "stopping", True))
+            self._supervisor.control.update(lambda state: state.registry.stop())
 
     def begin_anew(
         self,
@@ -464,18 +471,18 @@ class TFCluster:
 
     def _repr_html_(self) -> str:
         """Return HTML that shows the nodes in a notebook."""
-        nodes = self._supervisor.registry.nodes.values()
+        hosts = self._supervisor.control.read(lambda state: state.registry.hosts())
         state = "ended" if self._supervisor.stopped else "running"
         rows = "".join(
-            f"<tr><td>{node.spec.name}</td><td>{html.escape(node.host or 'not there')}</td></tr>"
-            for node in nodes
+            f"<tr><td>{name}</td><td>{html.escape(host or 'not there')}</td></tr>"
+            for name, host in hosts.items()
         )
         places = {"TensorBoard": self._tensorboard_url, "log_dir": self._log_dir}
         more = "".join(
             f"<div>{name}: {html.escape(str(place))}</div>" for name, place in places.items() if place
         )
         return (
-            f"<div><b>TFCluster</b> {state}, {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+            f"<div><b>TFCluster</b> {state}, {len(hosts)} node{'' if len(hosts) == 1 else 's'}"
             f"<table><tr><th>node</th><th>host</th></tr>{rows}</table>{more}</div>"
         )
 
@@ -714,10 +721,10 @@ class TFCluster:
 
     # --- state -------------------------------------------------------------------------------------
 
-    def _trainers_done(self) -> bool:
+    def _trainers_done(self, state: DriverState) -> bool:
         everyone = ("worker", "ps", "evaluator", "chief")
         roles = ("worker",) if self._options.runs_main_fun else everyone
-        return all(self._supervisor.registry.all_succeeded(role) for role in roles)
+        return all(state.registry.all_succeeded(role) for role in roles)
 
     def _observe(self, event: str, fields: Json) -> None:
         if event == "log":

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import logging
@@ -33,6 +32,7 @@ from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import check_slots
 from tfspark.cluster.sidecar import SidecarEvaluator
 from tfspark.cluster.state.checkpoint_store import RESIZED, Checkpoint, check_same_run
+from tfspark.cluster.state.driver_state import DriverState
 from tfspark.cluster.state.recovery import Recovery
 from tfspark.cluster.streaming import MicroBatches
 from tfspark.cluster.supervisor import Supervisor
@@ -182,7 +182,10 @@ class Trainings:
         """Return the rows that all workers together had in an epoch, without padding."""
         if self._input_mode is InputMode.TENSORFLOW:
             return self._rows_in_files
-        return sum(self._supervisor.control.directory.rows_received(self._train, epoch - 1).values())
+        received = self._supervisor.control.read(
+            lambda state: state.directory.rows_received(self._train, epoch - 1)
+        )
+        return sum(received.values())
 
     # --- training on what Spark feeds ----------------------------------------------------------------
 
@@ -262,7 +265,7 @@ class Trainings:
         try:
             return self._supervisor.surviving(work)
         except BaseException as error:
-            is_over = self._supervisor.registry.failed or (begins_again and isinstance(error, DataError))
+            is_over = self._supervisor.has_failed or (begins_again and isinstance(error, DataError))
             if not is_over:
                 said = str(error).strip().splitlines()
                 self._broken_off = f"{type(error).__name__}{': ' if said else ''}{said[0] if said else ''}"
@@ -297,7 +300,7 @@ class Trainings:
             first_of_several = index == first_whole and index + 1 < left.stop
             self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
             begun = None
-            if self._supervisor.control.directory.all_left(stream):
+            if self._all_left(stream):
                 break
             if first_of_several and self._feeding.cache == "node":
                 self._observe("cache", {"kept": self._supervisor.feeder.is_kept(stream)})
@@ -313,25 +316,26 @@ class Trainings:
 
     def _show_validation(self, checked: DataFrame) -> None:
         """Give a `main_fun` the first row of the validation rows, so that it can make its dataset before it trains."""
-        directory = self._supervisor.control.directory
-        self._supervisor.feeder.show_first_row(self._validation, checked)
-        if not directory.has_sample(self._validation):
+        control, validation = self._supervisor.control, self._validation
+        self._supervisor.feeder.show_first_row(validation, checked)
+        if not control.read(lambda state: state.directory.has_sample(validation)):
             raise no_validation_rows()
-        self._supervisor.control.update(lambda: directory.forget_asking(self._validation))
+        control.update(lambda state: state.directory.forget_asking(validation))
 
     def _validate_if_asked(self, stream: str, checked: DataFrame, job: int) -> None:
         """Feed the validation rows if the `main_fun` asks for them before it continues to train or returns."""
-        directory = self._supervisor.control.directory
+        control = self._supervisor.control
 
-        def asked_or_on() -> bool:
-            goes_on = directory.is_awaited(stream) or directory.all_left(stream)
-            return directory.is_awaited(self._validation) or goes_on or self._supervisor.have_trained(job)
+        def asked(state: DriverState) -> bool:
+            return state.directory.is_awaited(self._validation)
+
+        def asked_or_on(state: DriverState) -> bool:
+            goes_on = state.directory.is_awaited(stream) or state.directory.all_left(stream)
+            return asked(state) or goes_on or self._supervisor.have_trained(job)
 
         with contextlib.suppress(DeadlineError):  # It is busy; the check below sees what it does next.
-            self._supervisor.control.wait(
-                asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on"
-            )
-        if directory.is_awaited(self._validation):
+            control.wait(asked_or_on, self.feed_timeout_s, "main_fun to evaluate or to train on")
+        if control.read(asked):
             self._feed(self._validation, checked, job)
         elif not self._told_unread:
             self._told_unread = True
@@ -351,7 +355,7 @@ class Trainings:
 
         def saved() -> bool:
             self._supervisor.control.wait(
-                lambda: recovery.store.has(passes) or self._supervisor.have_trained(job),
+                lambda _: recovery.store.has(passes) or self._supervisor.have_trained(job),
                 self.feed_timeout_s,
                 f"the checkpoint of epoch {passes}",
             )
@@ -399,13 +403,17 @@ class Trainings:
             )
 
         def feed(rdd: RDD[Any]) -> None:
-            if not rdd.isEmpty() and not self._supervisor.control.directory.all_left(stream):
+            if not rdd.isEmpty() and not self._all_left(stream):
                 fed = elements_to_feed(rdd)
                 self.open(stream, fed, batch_size, FeedOptions(), timeout_s, False, open_ended=True)
                 self._feed(stream, rdd, 0)
 
         data.foreachRDD(feed)
         return {}
+
+    def _all_left(self, stream: str) -> bool:
+        """Return whether all workers have left a stream."""
+        return self._supervisor.control.read(lambda state: state.directory.all_left(stream))
 
     # --- training on files ---------------------------------------------------------------------------
 
@@ -478,10 +486,9 @@ class Trainings:
 
     def _validate_when_asked(self, checked: DataFrame, job: int) -> None:
         """Feed the validation rows after each epoch; the workers ask for them when an epoch ends."""
-        directory = self._supervisor.control.directory
 
-        def asked_or_done() -> bool:
-            return directory.is_awaited(self._validation) or self._supervisor.have_trained(job)
+        def asked_or_done(state: DriverState) -> bool:
+            return state.directory.is_awaited(self._validation) or self._supervisor.have_trained(job)
 
         while True:
             self._supervisor.control.wait(asked_or_done, float("inf"), "the workers to end an epoch")
@@ -496,8 +503,9 @@ class Trainings:
         self._files = data
         self._rows_in_files = sum(piece["take"] for share in plan["shares"] for piece in share)
         description = {**plan, "kind": "files", "seed": self._options.seed}
-        directory = self._supervisor.control.directory
-        self._supervisor.control.update(lambda: directory.open_stream(self._train, description, num_workers))
+        self._supervisor.control.update(
+            lambda state: state.directory.open_stream(self._train, description, num_workers)
+        )
 
     # --- evaluation ----------------------------------------------------------------------------------
 
@@ -524,7 +532,7 @@ class Trainings:
             self._supervisor.feeder.drop(name)
             raise
         self._supervisor.control.wait(
-            lambda: self._supervisor.have_trained(job),
+            lambda _: self._supervisor.have_trained(job),
             self.feed_timeout_s,
             f"the workers to evaluate {name!r}",
         )
@@ -533,16 +541,22 @@ class Trainings:
 
     def _end_empty(self, name: str, job: int) -> None:
         """End an evaluation that has no rows: workers wait for its first row, and other evaluations may follow."""
-        directory = self._supervisor.control.directory
-        like = directory.sample(self._train)  # It has the same columns.
-        if directory.has_sample(name):
-            return
-        if like is None:  # The workers read files for their training.
-            self._supervisor.control.update(lambda: directory.break_off("an evaluation of no rows", name))
-        else:
-            self._supervisor.control.update(lambda: directory.offer_sample(name, like))
-        what = f"the workers to end the evaluation of no rows {name!r}"
-        self._supervisor.control.wait(lambda: self._supervisor.have_trained(job), self.feed_timeout_s, what)
+
+        def end(state: DriverState) -> bool:
+            if state.directory.has_sample(name):
+                return False
+            like = state.directory.sample(self._train)  # It has the same columns.
+            if like is None:  # The workers read files for their training.
+                state.directory.break_off("an evaluation of no rows", name)
+            else:
+                state.directory.offer_sample(name, like)
+            return True
+
+        if self._supervisor.control.update(end):
+            what = f"the workers to end the evaluation of no rows {name!r}"
+            self._supervisor.control.wait(
+                lambda _: self._supervisor.have_trained(job), self.feed_timeout_s, what
+            )
 
     def _evaluate_beside(self, epoch: int, weights: str, validation: DataFrame) -> None:
         """Let the evaluator evaluate the weights of one epoch; runs in the thread of `SidecarEvaluator`."""
@@ -552,7 +566,7 @@ class Trainings:
         self._num_sidecar += 1
         self._feed(self._validation, validation, job)
         self._supervisor.control.wait(
-            lambda: self._supervisor.have_ended(job, self._supervisor.evaluators),
+            lambda _: self._supervisor.have_ended(job, self._supervisor.evaluators),
             self.feed_timeout_s,
             f"the evaluator to evaluate epoch {epoch}",
         )
@@ -569,9 +583,14 @@ class Trainings:
             for name in earlier:
                 self._supervisor.feeder.drop(name)
             earlier = ()
-        names = control.directory.stream_names
-        for name in names:
-            control.update(functools.partial(control.directory.close_stream, name))
+
+        def close(state: DriverState) -> list[str]:
+            names = state.directory.stream_names
+            for name in names:
+                state.directory.close_stream(name)
+            return names
+
+        names = control.update(close)
         job = control.post_job("begin_anew", params=params, settings=settings.to_json())
         another = Trainings(
             self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation
@@ -585,12 +604,13 @@ class Trainings:
         Raises:
             TfsparkError: it was broken off before the first row, so the model may have no weights.
         """
-        directory = self._supervisor.control.directory
         if not self._broken_off:
             return
-        if self._input_mode is not InputMode.TENSORFLOW and not (
-            self._train in directory.stream_names and directory.has_sample(self._train)
-        ):
+
+        def has_sample(state: DriverState) -> bool:
+            return self._train in state.directory.stream_names and state.directory.has_sample(self._train)
+
+        if self._input_mode is not InputMode.TENSORFLOW and not self._supervisor.control.read(has_sample):
             raise TfsparkError(
                 "expected a model that was trained to be exported, the training was broken off before its first row, "
                 f"by {self._broken_off}; train again in another cluster"
@@ -606,7 +626,7 @@ class Trainings:
     def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
         job = self._supervisor.control.post_job("export", formats=list(formats))
         self._supervisor.control.wait(
-            lambda: self._supervisor.have_trained(job), self.feed_timeout_s, "the chief to send the model"
+            lambda _: self._supervisor.have_trained(job), self.feed_timeout_s, "the chief to send the model"
         )
         results = self._supervisor.control.job_results(job)
         return {self._supervisor.nodes[index].name: result for index, result in results.items()}
@@ -780,7 +800,7 @@ class Trainings:
         if self._options.runs_main_fun:
             return {}
         self._supervisor.control.wait(
-            lambda: self._supervisor.have_trained(job), float("inf"), "the workers to train"
+            lambda _: self._supervisor.have_trained(job), float("inf"), "the workers to train"
         )
         if self._sidecar is not None and not self._sidecar.finish(self.feed_timeout_s):
             raise DeadlineError(

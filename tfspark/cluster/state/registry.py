@@ -336,6 +336,10 @@ class Registry:
             self._fatal, self.failed = error, True
             self._fatal_kind = FailureKind.LOST if transient else FailureKind.EXCEPTION
 
+    def stop(self) -> None:
+        """Tell all nodes to stop, in the replies to their calls."""
+        self.stopping = True
+
     # --- questions of the driver ----------------------------------------------------------------------
 
     def check(self) -> bool:
@@ -427,6 +431,18 @@ class Registry:
     def all_succeeded(self, role: str) -> bool:
         """Whether every trainer of a role returned without an error."""
         return all(node.has_returned for node in self.nodes.values() if node.spec.role == role)
+
+    def results(self) -> dict[str, Any]:
+        """Return name of a node -> the value that its trainer returned."""
+        return {node.spec.name: node.result for node in self.nodes.values()}
+
+    def hosts(self) -> dict[str, str]:
+        """Return name of a node -> its host; empty if it has not registered."""
+        return {node.spec.name: node.host for node in self.nodes.values()}
+
+    def executors(self) -> dict[int, str]:
+        """Return node index -> Spark's number of its executor; empty if it has not registered."""
+        return {index: node.executor for index, node in self.nodes.items()}
 
     def addresses(self) -> dict[int, str]:
         """Return node index -> address of its TensorFlow server."""
