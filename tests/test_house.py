@@ -87,6 +87,23 @@ def test_node_tasks_and_feed_tasks_never_import_tensorflow() -> None:
     assert wrong == []
 
 
+def test_state_of_the_driver_is_reached_only_in_functions_that_hold_its_lock() -> None:
+    """These get a `DriverState` as their argument `state`, and keep no part of it."""
+    wrong = []
+    for module, path in MODULES.items():
+        if folder(module) == "cluster" and not module.startswith("tfspark.cluster.state"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+            used_at_once = {id(node.value) for node in attributes}
+            for node in attributes:
+                owner = ast.unparse(node.value)
+                is_used = owner == "state" and id(node) in used_at_once
+                # A checkpoint store has a directory, too: a path.
+                if node.attr in ("registry", "directory") and not is_used and owner != "store":
+                    wrong.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []
+
+
 def test_no_test_module_imports_another() -> None:
     tests = Path(__file__).parent
     names = {path.stem for path in tests.rglob("test_*.py")}
