@@ -101,21 +101,23 @@ class ControlPlane(ActionServer):
         self._num_jobs = 0
         self._done: dict[tuple[int, int], Json] = {}
         self._sums: dict[str, dict[int, Any]] = {}
-        self._changed = threading.Condition()
+        # Entered by itself: Ctrl-C in a condition's own `__enter__`, which is written in Python, leaves it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         super().__init__(addresses[0], secret, reached_by=addresses[1])
 
     # --- the driver's side -------------------------------------------------------------------------
 
     def update(self, change: Callable[[DriverState], T]) -> T:
         """Call `change` under the lock, wake all waiting calls, and return its result."""
-        with self._changed:
+        with self._lock:
             value = change(self._state)
             self._changed.notify_all()
             return value
 
     def read(self, look: Callable[[DriverState], T]) -> T:
         """Call `look` under the lock and return its result. No waiting call is woken."""
-        with self._changed:
+        with self._lock:
             return look(self._state)
 
     def wait(self, reached: Callable[[DriverState], bool], timeout_s: float, what: str) -> None:
@@ -374,7 +376,7 @@ class ControlPlane(ActionServer):
         was lost can ask once more.
         """
         key, rank = request["key"], request["rank"]
-        with self._changed:
+        with self._lock:
             parts = self._sums.setdefault(key, {})
             if request["values"] is not None:
                 parts[rank] = request["values"]
@@ -399,7 +401,7 @@ class ControlPlane(ActionServer):
             return self._save_schedule.arrive(request["number"], request["rank"], self.num_workers)
 
         self.update(lambda _: arrive())
-        with self._changed:
+        with self._lock:
             decision = self._changed.wait_for(arrive, LONG_POLL_S)
         return {"status": "ok", **decision} if decision else {"status": "wait"}
 

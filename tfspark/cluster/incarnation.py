@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.cluster.awake import AwakeClock
 from tfspark.cluster.control import ControlPlane, Observer
@@ -35,8 +35,7 @@ from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TRAINER_SILENCE_S
 from tfspark.protocol.wire import new_secret
 
 if TYPE_CHECKING:
-    from pyspark import RDD
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 
 class DriverNode:
@@ -186,12 +185,7 @@ class Incarnation:
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
         task, count = self._task(group[0].index), len(group)
-        nodes: DataFrame | RDD[Any]
-        if hasattr(self._spark, "_jsparkSession"):
-            # The first query of a session takes seconds to be compiled; an RDD needs no compilation.
-            nodes = self._spark.sparkContext.range(0, count, 1, count).map(task.of_number)
-        else:
-            nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
+        nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
         return SparkJob(
             self._spark,
             lambda: nodes,

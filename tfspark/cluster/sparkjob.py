@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tfspark.cluster.interrupts import OUR_JOBS
 
 if TYPE_CHECKING:
-    from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
 
 CANCEL_TIMEOUT_S = 10.0
@@ -21,11 +20,11 @@ CANCEL_AGAIN_S = 0.5
 
 
 class SparkJob:
-    """Collects a small DataFrame or RDD in the background.
+    """Collects a small DataFrame in the background.
 
     Args:
         spark: the session.
-        make: returns what to collect; runs in the thread, because planning may run Spark stages.
+        make: returns the DataFrame to collect; runs in the thread, because planning may run Spark stages.
         description: text shown in Spark's UI.
         on_error: called with the exception when the job fails without being cancelled.
         on_end: called when the job is over, for any reason.
@@ -34,7 +33,7 @@ class SparkJob:
     def __init__(
         self,
         spark: SparkSession,
-        make: Callable[[], DataFrame | RDD[Any]],
+        make: Callable[[], DataFrame],
         description: str,
         on_error: Callable[[Exception], None] | None = None,
         on_end: Callable[[], None] | None = None,

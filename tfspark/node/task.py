@@ -90,13 +90,8 @@ class NodeTask:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
-        index, outcome = self.of_number(next(iter(batches)).column(0)[0].as_py())
-        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [outcome]}, NODE_RESULT)
-
-    def of_number(self, number: int) -> tuple[int, str]:
-        """Run the node; return its index and outcome. `number` is counted from the first node of this Spark job."""
-        index = self.first_index + number
-        return index, self.run(index)
+        index = self.first_index + next(iter(batches)).column(0)[0].as_py()
+        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [self.run(index)]}, NODE_RESULT)
 
     def run(self, index: int) -> str:
         """Run a node to its end; return the outcome."""
