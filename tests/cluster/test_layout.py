@@ -109,6 +109,28 @@ def test_rows_planned_once_stay_and_planned_again_are_alike_if_spark_can_cut_the
     rows.unpersist()
 
 
+@pytest.mark.parametrize(
+    ("change", "is_one_plan"),
+    [
+        pytest.param(lambda df: df.where("id > 5"), True, id="read"),
+        pytest.param(lambda df: df.repartition(3, "id").persist(), True, id="persisted after a shuffle"),
+        pytest.param(lambda df: df.persist().repartition(3, "id"), False, id="shuffled after persisting"),
+        pytest.param(lambda df: df.repartition(3, "id").sortWithinPartitions("id"), False, id="sorted"),
+        pytest.param(lambda df: df.limit(7), False, id="limited"),
+    ],
+)
+def test_plan_serves_all_passes_unless_a_shuffle_must_be_computed_again(
+    spark: SparkSession, files: Path, change: Callable[[DataFrame], DataFrame], is_one_plan: bool
+) -> None:
+    rows = change(read(spark, files, "csv"))
+    planned = PlannedRows(rows, Parallelism(), scan="spark")
+    first, second, again = (planned.of_pass(index) for index in (0, 1, 1))
+    assert (first[0] is second[0]) == is_one_plan
+    assert second[0] is again[0]
+    assert first[0].collect() == second[0].collect() == rows.collect()
+    spark.catalog.clearCache()
+
+
 @pytest.mark.usefixtures("small_cuts")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_layout_is_another_when_a_file_was_written_again_or_cut_by_other_cores(

@@ -45,6 +45,7 @@ _KEEPS_ORDER = (
 )
 """Nodes of a physical plan that keep the order of their rows. A sort below any other node may be one that Spark added.
 Such a sort leaves rows of the same key, for example in a join, in the order in which they arrived."""
+_SHUFFLES_ITSELF = ("CollectLimitExec", "CollectTailExec", "TakeOrderedAndProjectExec")
 _NUMBERED = ("ParallelCollectionRDD", "HadoopRDD", "NewHadoopRDD")
 """Nodes whose partitions contain the RDD's number, which is different in every program."""
 REPEATABLE_SOURCES = ("tfrecord", "tfrecords")
@@ -147,7 +148,7 @@ def parallelism_of(spark: SparkSession) -> dict[str, str]:
 
 
 class PlannedRows:
-    """Rows that are planned once for each pass.
+    """Rows that are planned once for each pass, or once for all if their plan has no shuffle.
 
     On Spark Connect, which shows no plan, they are planned each time they are served.
 
@@ -173,6 +174,7 @@ class PlannedRows:
         self._why_not = ""
         self._index = -1
         self._planned: DataFrame | None = None
+        self._serves_all = False  # Whether this plan serves all passes.
         self._layout = Layout()
         self._lock = threading.Lock()
 
@@ -182,13 +184,13 @@ class PlannedRows:
             refuse_direct(self._scan, "Spark Connect does not say how it reads them")
             return self.rows, Layout()
         with self._lock:
-            # Each pass gets its own plan, so that the rows of a shuffle are computed again for the next pass. Rows that
-            # are only read are not shuffled; planning them costs 0.2 s.
-            if self._planned is None or (self._index != index and self._direct is None):
+            # A plan costs 0.2 s. Rows of a shuffle get one for each pass, so that they are computed again.
+            if self._planned is None or (self._index != index and not self._serves_all):
                 df = self.rows.select("*")
                 with self._parallelism.held(df.sparkSession):
-                    self._planned, self._layout = _planned(df, self._parallelism.settings)
+                    self._planned, self._layout, is_unchanged = _planned(df, self._parallelism.settings)
                 self._direct = self._read_directly(df)
+                self._serves_all = is_unchanged or self._direct is not None
             self._index = index
             return self._planned, self._layout
 
@@ -246,23 +248,24 @@ def _is_determinate(jvm_rdd: Any) -> bool:
     return str(jvm_rdd.outputDeterministicLevel()) == "DETERMINATE"
 
 
-def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout]:
-    """Plan a DataFrame; return one that reads the RDD of this plan, and its layout."""
+def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, Layout, bool]:
+    """Plan a DataFrame; return one that reads the RDD of this plan, its layout, and whether it serves all passes."""
     from pyspark.sql import DataFrame
 
     spark = df.sparkSession
     execution = df._jdf.queryExecution()
     rdd = execution.toRdd()
     fixed = spark._jsparkSession.internalCreateDataFrame(rdd, df._jdf.schema(), False)
-    partitions = rdd.getNumPartitions()
+    partitions, is_unchanged = rdd.getNumPartitions(), False
     try:
         plan = _Plan(spark, execution.executedPlan())
         digest = plan.digest(rdd) if plan.is_comparable else ""
         layout = Layout(partitions, digest, plan.is_repeatable, parallelism)
+        is_unchanged = plan.is_comparable and not plan.has_shuffle
     except Py4JError as error:  # Another version of Spark, or an unknown data source.
         logger.info("how Spark cuts the rows cannot be told: %s", str(error).splitlines()[0])
         layout = Layout(partitions, parallelism=parallelism)
-    return DataFrame(fixed, spark), layout
+    return DataFrame(fixed, spark), layout, is_unchanged
 
 
 def _is_anything(scan: Any) -> bool:
@@ -279,6 +282,7 @@ class _Plan:
         self._scans: list[Any] = []
         self._drawn: list[str] = []
         self.is_comparable = True
+        self.has_shuffle = False
         self.is_repeatable = self._look_at(root, True)
 
     def _look_at(self, node: Any, keeps_order: bool) -> bool:
@@ -292,14 +296,19 @@ class _Plan:
             return False  # A database may return other rows, or another order, each time.
         if name == "AQEShuffleReadExec":
             self.is_comparable = False  # It merged partitions by their size in this one run.
-        below = keeps_order and any(kind in name for kind in _KEEPS_ORDER)
+        below, had_shuffle = keeps_order and any(kind in name for kind in _KEEPS_ORDER), self.has_shuffle
         are_repeatable = [self._look_at(each, below) for each in self._below(node, name)]
+        if name == "InMemoryTableScanExec":
+            self.has_shuffle = had_shuffle  # Persisted rows are not computed again.
+        self.has_shuffle |= "ShuffleExchange" in name or name in _SHUFFLES_ITSELF
         if "ShuffleExchange" in name:
             # The bounds of ranges come from a sample whose seed is the RDD's number.
             self.is_comparable &= "Range" not in node.outputPartitioning().getClass().getSimpleName()
             return False
         if name == "RDDScanExec":
-            return _is_determinate(node.rdd())
+            is_determinate = _is_determinate(node.rdd())
+            self.has_shuffle |= not is_determinate
+            return is_determinate
         if name in ("SortExec", "TakeOrderedAndProjectExec") and keeps_order:
             return True
         return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)
