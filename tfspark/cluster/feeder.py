@@ -379,6 +379,7 @@ class Feeder:
 
         Return False if the nodes ended the pass before they had received all rows.
         """
+        self._control.check()  # After a failure the sources stop before they have served all rows, or any.
         if not served or self._sample(stream) is None:
             raise DataError(
                 f"expected rows to feed, the DataFrame of {stream!r} has none; check its path and filters"
