@@ -770,13 +770,13 @@ def _check_identical_weights(results: Mapping[str, Any]) -> None:
     Raises:
         TfsparkError: the weights differ.
     """
-    digests = {
-        name: result["weights_sha256"]
+    models = {
+        name: (result["weights_sha256"], f"after step {result['iterations']}")
         for name, result in results.items()
         if isinstance(result, dict) and "weights_sha256" in result
     }
-    if len(set(digests.values())) > 1:
+    if len({digest for digest, _ in models.values()}) > 1:
         raise TfsparkError(
-            f"expected identical weights on all workers after training, got {digests}; a layer keeps state "
+            f"expected identical weights on all workers after training, got {models}; a layer keeps state "
             "that is not synchronised (see docs/troubleshooting.md)"
         )
