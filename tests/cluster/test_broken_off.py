@@ -42,6 +42,11 @@ def interrupt() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
+def interrupt_here() -> None:
+    """Interrupt at once where an observer is called in the program's own thread: a signal may be held back."""
+    raise KeyboardInterrupt
+
+
 def digest_of_export(log_dir: Path) -> str:
     """Load the exported model in a process of its own; return the digest of its weights."""
     code = (
@@ -78,11 +83,18 @@ def test_shutdown_after_an_interrupt_exports_the_weights_as_they_are(
     assert first["history"] == second["history"]
 
 
-@pytest.mark.parametrize("event", ["restarting", "registered", "resumed"])
+@pytest.mark.parametrize(
+    ("event", "how"),
+    [
+        pytest.param("restarting", interrupt_here, id="before the restart"),
+        *((event, interrupt) for event in ("restarting", "registered", "resumed")),
+    ],
+)
 def test_shutdown_after_an_interrupt_of_a_restart_exports_the_weights_of_the_checkpoint(
-    spark: SparkSession, tmp_path: Path, event: str
+    spark: SparkSession, tmp_path: Path, event: str, how: Callable[[], None]
 ) -> None:
-    observer = Strikes(Strike(kill(), "state", epoch=2), Strike(interrupt, event))
+    """Nothing is trained after that, and each worker has restored its own state of BatchNormalization."""
+    observer = Strikes(Strike(kill(), "state", epoch=2), Strike(how, event))
     with TFCluster.run(
         spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=observer, checkpoint_every_steps=2
     ) as cluster:

@@ -184,6 +184,11 @@ class TrainingSession:
         self._start = (job["passes"], start_of(job, rank)) if job["steps"] else (0, Start())
         self.context.report("restored", build_s=build_s, seconds=time.monotonic() - begun)
 
+    def _average_restored(self) -> None:
+        """Average the workers' state if it was restored in the middle of an epoch, whose end has not averaged it."""
+        if self.resumed is not None and self.resumed.steps:
+            synchronise_state(self.model)
+
     def build(self) -> None:
         """Create all variables, as ``fit`` does."""
         self._training_feed()
@@ -230,6 +235,7 @@ class TrainingSession:
 
     def test(self, job: Json) -> Json:
         """Evaluate a stream once; count predicted classes if the job asks for them."""
+        self._average_restored()
         results: Json = dict(self.evaluate(job["stream"], num_classes=job["num_classes"]))
         if self.confusion_matrix is not None:
             results["confusion_matrix"] = self.confusion_matrix
@@ -291,6 +297,7 @@ class TrainingSession:
 
     def export(self, formats: Sequence[str]) -> Json:
         """Export to the given formats; return the summary of the model."""
+        self._average_restored()
         if formats and self.context.is_chief:
             upload_model(self.context, self.to_export(), "export", tuple(formats))
         return {
