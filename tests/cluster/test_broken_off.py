@@ -94,7 +94,7 @@ def test_shutdown_after_an_interrupt_of_a_restart_exports_the_weights_of_the_che
     spark: SparkSession, tmp_path: Path, event: str, how: Callable[[], None]
 ) -> None:
     """Nothing is trained after that, and each worker has restored its own state of BatchNormalization."""
-    observer = Strikes(Strike(kill(), "state", epoch=2), Strike(how, event))
+    observer = Strikes(Strike(kill(), "state", epoch=2, step=2), Strike(how, event))
     with TFCluster.run(
         spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=observer, checkpoint_every_steps=2
     ) as cluster:
