@@ -28,7 +28,7 @@ import yaml
 from gans import Judge
 from prepared import ROOT
 
-from models import JOBS, Job, judged, measured, read, trained_by_plain_keras
+from models import JOBS, Job, reached_on_test, read, trained_by_plain_keras
 
 LESS_IS_BETTER = ("mae", "mse", "rmse", "loss", "distance")
 
@@ -66,17 +66,23 @@ def choices(part: str) -> list[str]:
 
 
 def rows_to_choose_by(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the module, the parameters from `adapt`, and rows to train on and to choose by."""
+    """Return the module, the parameters from `adapt`, rows to train on and to choose by, and the judge of a GAN."""
     _, module, params, train, validation, test = read(job, changes)
     if job.halves_test:
-        return module, params, train, halves(test)[0]
-    if validation is None:
+        validation = halves(test)[0]
+    elif validation is None:
         _, module, params, train, validation, _ = read(job, (*changes, *job.choosing))
-    return module, params, train, validation
+    return module, params, train, validation, Judge(*train) if job.metric == "distance" else None
 
 
 def each_epoch(
-    job: Job, changes: tuple[str, ...], module: Any, found: dict[str, Any], train: Any, validation: Any
+    job: Job,
+    changes: tuple[str, ...],
+    module: Any,
+    found: dict[str, Any],
+    train: Any,
+    validation: Any,
+    judge: Judge | None,
 ) -> list[float]:
     """Train; return the metrics of the validation rows after each epoch."""
     from tfspark.experiment.config import load_config
@@ -84,9 +90,9 @@ def each_epoch(
     with contextlib.chdir(ROOT):
         experiment = load_config(f"configs/{job.config}.yaml", changes)
     params = {**found, **experiment.model.params}
-    if job.metric == "distance":
+    if judge is not None:
         distances: list[float] = []
-        measure = Judge(*train).after_each_epoch(validation[0], distances)
+        measure = judge.after_each_epoch(validation[0], distances)
         trained_by_plain_keras(experiment, module, params, train, further=[measure])
         return distances
     model = trained_by_plain_keras(experiment, module, params, train, validation)
@@ -96,9 +102,7 @@ def each_epoch(
 def test_figure(job: Job, changes: tuple[str, ...]) -> float:
     experiment, module, params, train, _, test = read(job, changes)
     model = trained_by_plain_keras(experiment, module, params, train)
-    if job.metric == "distance":
-        return judged(model, train, test)
-    return measured(model, halves(test)[1] if job.halves_test else test, job.metric)
+    return reached_on_test(job, model, train, halves(test)[1] if job.halves_test else test)
 
 
 def halves(rows: tuple[Any, Any]) -> list[tuple[Any, Any]]:

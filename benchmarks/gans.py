@@ -39,47 +39,48 @@ class Judge:
         *_, hidden, _, _ = self._classifier.layers  # Then its dropout and its probabilities.
         self._features = keras.Model(self._classifier.inputs, hidden.output)
 
-    def distance(self, model: Any, real: Array, num_samples: int = NUM_SAMPLES) -> float:
-        """Return the Fréchet distance between generated images and real ones, in the classifier's features.
+    def figures(self, model: Any, real: Array) -> tuple[float, float]:
+        """Return the distance of samples from real images, and the classifier's mean confidence in them.
 
-        It grows if samples look different from real images, and if they differ less from each other (Heusel et al.,
-        2017, whose features are those of another network). Features are projected to 64 random directions, so that a
-        thousand images are enough for their covariance.
+        It prints how the samples divide into classes, and how much they differ.
         """
-        made, _ = self._gan.samples(model, num_samples)
-        return frechet_distance(self._seen(made), self._seen(real))
-
-    def after_each_epoch(self, real: Array, distances: list[float]) -> Any:
-        """Return a Keras callback that appends the distance of the trained model's samples after each epoch."""
-        import keras
-
-        judge = self
-
-        class Measure(keras.callbacks.Callback):
-            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-                distances.append(judge.distance(self.model, real))
-
-        return Measure()
-
-    def _seen(self, images: Array) -> Array:
-        features = self._features.predict(images, verbose=0, batch_size=256)
-        features = features.reshape(len(features), -1)
-        directions = np.random.default_rng(0).standard_normal((features.shape[1], 64))
-        return np.asarray(features @ directions / np.sqrt(features.shape[1]), np.float64)
-
-    def confidence(self, model: Any) -> float:
-        """Return the classifier's mean confidence in samples; print how they divide into classes and differ."""
         made, wanted = self._gan.samples(model, NUM_SAMPLES)
         confidence, shares = self._gan.judge(made, self._classifier)
         right = (self._classifier.predict(made, verbose=0, batch_size=256).argmax(axis=1) == wanted).mean()
         differ = deviation_within(made, wanted) / deviation_within(self._real, self._digits)
         print(f"rarest class {shares.min():.1%}, of the class asked for {right:.1%}", end=", ")
         print(f"deviation within a class {differ:.2f} of that of real images")
-        return float(confidence)
+        return frechet_distance(self._seen(made), self._seen(real)), float(confidence)
+
+    def after_each_epoch(self, real: Array, distances: list[float]) -> Any:
+        """Return a Keras callback that appends the distance of the trained model's samples after each epoch."""
+        import keras
+
+        judge, seen = self, self._seen(real)
+
+        class Measure(keras.callbacks.Callback):
+            def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+                made, _ = judge._gan.samples(self.model, NUM_SAMPLES)
+                distances.append(frechet_distance(judge._seen(made), seen))
+
+        return Measure()
+
+    def _seen(self, images: Array) -> Array:
+        """Return the classifier's features, in 64 random directions: a thousand images are enough for their covariance.
+
+        Shape: (rows, 64).
+        """
+        features = self._features.predict(images, verbose=0, batch_size=256)
+        features = features.reshape(len(features), -1)
+        directions = np.random.default_rng(0).standard_normal((features.shape[1], 64))
+        return np.asarray(features @ directions / np.sqrt(features.shape[1]), np.float64)
 
 
 def frechet_distance(some: Array, others: Array) -> float:
     """Return the Fréchet distance between two sets of vectors, taken for samples of normal distributions.
+
+    Between features of generated and of real images, it grows if samples look different from real images, and if they
+    differ less from each other (Heusel et al., 2017, whose features are those of another network).
 
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``, where m are their means and S their covariances (Dowson and Landau,
     1982).

@@ -37,7 +37,7 @@ class Job:
 
     Attributes:
         config: the experiment.
-        metric: of the test rows; "distance": of a GAN's 10,000 samples from the test rows, see `Judge`.
+        metric: of the test rows; "distance": of a GAN's 10,000 samples from the test rows, see `gans.Judge`.
         runs: options of each of its runs; empty: one run for each seed.
         choosing: options only for `choose.py`: the source of the rows to choose by, if the experiment has none.
         halves_test: `choose.py` uses half of the test rows to choose by and the other half to test.
@@ -114,7 +114,8 @@ def reached(job: Job, changes: tuple[str, ...]) -> float:
             import keras
 
             _, _, _, train, _, test = read(job, changes)
-            return judged(keras.models.load_model(next(Path(runs).glob("*/export/model.keras"))), train, test)
+            model = keras.models.load_model(next(Path(runs).glob("*/export/model.keras")))
+            return reached_on_test(job, model, train, test)
         results = json.loads(next(Path(runs).glob("*/results.json")).read_text())
     return float(results["test"][job.metric])
 
@@ -123,7 +124,7 @@ def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
     """Run an experiment without a cluster; return the test metric."""
     experiment, module, params, train, _, test = read(job, changes)
     model = trained_by_plain_keras(experiment, module, params, train)
-    return judged(model, train, test) if job.metric == "distance" else measured(model, test, job.metric)
+    return reached_on_test(job, model, train, test)
 
 
 def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
@@ -166,11 +167,13 @@ def trained_by_plain_keras(
     return model
 
 
-def judged(model: Any, train: Any, test: Any) -> float:
-    """Return the distance of a GAN's samples from the test rows; print the judge's confidence in them."""
-    judge = Judge(*train)
-    print(f"mean confidence {judge.confidence(model):.3f}", end=", ")
-    return judge.distance(model, test[0])
+def reached_on_test(job: Job, model: Any, train: Any, test: Any) -> float:
+    """Return the job's metric of the test rows. For a GAN, print the confidence of its judge, too."""
+    if job.metric != "distance":
+        return measured(model, test, job.metric)
+    distance, confidence = Judge(*train).figures(model, test[0])
+    print(f"mean confidence {confidence:.3f}", end=", ")
+    return distance
 
 
 def measured(model: Any, rows: Any, metric: str) -> float:

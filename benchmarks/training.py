@@ -13,20 +13,22 @@ Needs data/mnist_full: ``scripts/prepare_data mnist_full``.
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
 from typing import Any
 
 import numpy as np
 from prepared import prepared
 
 DATA = "mnist_full/train"
+LOOPBACK = "127.0.0.1"
+DEADLINE_S = 3600.0
 PARAMS = {"architecture": "lenet", "input_shape": [28, 28, 1], "num_classes": 10}
 
 
@@ -35,16 +37,13 @@ def main() -> None:
     prepared(DATA)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if options.plain or options.by_hand is not None:
+    if options.plain or options.by_hand:
         print(json.dumps(fit_seconds(options)))
         return
-    before = [*in_processes(["--plain"]), *by_hand()]
+    plain_before, hand_before = in_processes(["--plain"]), by_hand()
     ours = our_seconds(options)
-    after = [*in_processes(["--plain"]), *by_hand()]
-    plain, hand = (
-        [statistics.mean(pair) for pair in zip(*both, strict=True)]
-        for both in zip(before, after, strict=True)
-    )
+    plain = [statistics.mean(pair) for pair in zip(plain_before, in_processes(["--plain"]), strict=True)]
+    hand = [statistics.mean(pair) for pair in zip(hand_before, by_hand(), strict=True)]
     print(f"{options.rows} rows of MNIST, {options.epochs} epochs, global batch {options.batch_size}, lenet")
     print(f"{'':<26}{'first epoch':>12}{'later, median':>15}")
     rows = (("plain Keras, 1 process", plain), ("by hand, 2 processes", hand), ("tfspark, 2 workers", ours))
@@ -66,47 +65,47 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--by-hand", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--by-hand", type=int, nargs=3, help=argparse.SUPPRESS)  # Rank and two ports.
     return parser.parse_args()
 
 
-def by_hand() -> list[list[float]]:
+def by_hand() -> list[float]:
     """Return the seconds of each epoch of two processes that train together."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        hosts = [f"127.0.0.1:{end.getsockname()[1]}" for end in (one, two)]
-    configs = [
-        {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        for index in range(len(hosts))
-    ]
-    return in_processes(*(["--by-hand", str(index)] for index in range(2)), configs=configs)[:1]
+    with socket.create_server((LOOPBACK, 0)) as one, socket.create_server((LOOPBACK, 0)) as two:
+        ports = [str(end.getsockname()[1]) for end in (one, two)]
+    return in_processes(["--by-hand", "0", *ports], ["--by-hand", "1", *ports])
 
 
-def in_processes(*orders: list[str], configs: Sequence[Any] = ()) -> list[list[float]]:
-    """Run this program in a process for each order; return what each printed."""
+def in_processes(*orders: list[str]) -> list[float]:
+    """Run this program in a process for each order, all at the same time; return what the first one printed."""
     processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *order, *sys.argv[1:]],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **({"TF_CONFIG": json.dumps(config)} if config else {})},
-        )
-        for order, config in itertools.zip_longest(orders, configs)
+        subprocess.Popen([sys.executable, __file__, *sys.argv[1:], *order], stdout=subprocess.PIPE, text=True)
+        for order in orders
     ]
-    said = [process.communicate()[0] for process in processes]
+    until = time.monotonic() + DEADLINE_S
+    try:
+        said = [process.communicate(timeout=max(until - time.monotonic(), 0))[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
     if any(process.returncode for process in processes):
         sys.exit(f"expected Keras to train with {orders}, it failed: see above")
-    return [json.loads(text.splitlines()[-1]) for text in said]
+    seconds: list[float] = json.loads(said[0].splitlines()[-1])
+    return seconds
 
 
 def fit_seconds(options: argparse.Namespace) -> list[float]:
-    import contextlib
-    import time
+    rank, *ports = options.by_hand or [0]
+    if ports:
+        cluster = {"worker": [f"{LOOPBACK}:{port}" for port in ports]}
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": rank}})
 
     import keras
     import pyarrow as pa
     import tensorflow as tf
 
-    strategy = None if options.plain else tf.distribute.MultiWorkerMirroredStrategy()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy() if ports else None
 
     from tfspark.feed.arrays import column_to_numpy
     from tfspark.feed.columns import Column
@@ -130,7 +129,7 @@ def fit_seconds(options: argparse.Namespace) -> list[float]:
         model = build()
     rows: Any = {"x": x, "y": y, "batch_size": options.batch_size}
     if strategy is not None:
-        own = tf.data.Dataset.from_tensor_slices((x[options.by_hand :: 2], y[options.by_hand :: 2]))
+        own = tf.data.Dataset.from_tensor_slices((x[rank::2], y[rank::2]))
         own = own.shuffle(1024).batch(options.batch_size // 2, drop_remainder=True).prefetch(2)
         rows = {
             "x": strategy.distribute_datasets_from_function(lambda context: own.repeat()),

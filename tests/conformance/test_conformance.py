@@ -70,8 +70,7 @@ def trained(wanted: Wanted) -> dict[str, list[Results]]:
             for order, log in zip(orders[kind], logs[kind], strict=True)
         ]
         try:
-            # Workers wait for one that has failed. What is missing is told below.
-            poll_until(lambda: all_ended(processes) or any(p.poll() for p in processes), DEADLINE_S)
+            poll_until(lambda: are_over([process.poll() for process in processes]), DEADLINE_S)
         finally:
             for process in processes:
                 process.kill()
@@ -79,8 +78,9 @@ def trained(wanted: Wanted) -> dict[str, list[Results]]:
         return {kind: [results_in(log, names) for log in logs[kind]] for kind, names in wanted.items()}
 
 
-def all_ended(processes: Sequence[subprocess.Popen[str]]) -> bool:
-    return all(process.poll() is not None for process in processes)
+def are_over(exit_codes: Sequence[int | None]) -> bool:
+    """Return whether all processes have ended, or one has failed: the others would wait for it until the deadline."""
+    return None not in exit_codes or any(exit_codes)
 
 
 @functools.cache

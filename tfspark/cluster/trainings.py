@@ -583,14 +583,7 @@ class Trainings:
             for name in earlier:
                 self._supervisor.feeder.drop(name)
             earlier = ()
-
-        def close(state: DriverState) -> list[str]:
-            names = state.directory.stream_names
-            for name in names:
-                state.directory.close_stream(name)
-            return names
-
-        names = control.update(close)
+        names = control.update(lambda state: state.directory.close_all())
         job = control.post_job("begin_anew", params=params, settings=settings.to_json())
         another = Trainings(
             self._spark, options, self._observe, self._supervisor, self._recovery, settings.generation

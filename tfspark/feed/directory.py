@@ -258,6 +258,12 @@ class FeedDirectory:
         """Record that no more passes will follow; readers and sources that still run are told to stop."""
         self._streams[stream].closed = True
 
+    def close_all(self) -> list[str]:
+        """Close every stream; return their names."""
+        for stream in self._streams:
+            self.close_stream(stream)
+        return self.stream_names
+
     def break_off(self, why: str, stream: str | None = None) -> None:
         """Close all streams because the driver feeds no more; readers that are in step end at the same step.
 

@@ -44,8 +44,7 @@ class DriverState:
         """Record that no more rows will be fed."""
         self.feeding_over = True
         self.registry.may_replace_workers = False
-        for stream in self.directory.stream_names:
-            self.directory.close_stream(stream)
+        self.directory.close_all()
 
     def drop_reader(self, rank: int) -> None:
         """Record that a reader takes no more rows, of any stream."""
