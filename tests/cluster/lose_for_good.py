@@ -83,6 +83,7 @@ def train_and_lose(
     return {
         "cell": cell,
         "cuts": [cuts(spark, rows, cores[0]), cuts(spark, rows, cores[0] - 1)],
+        "came_back": max(cores[cores.index(min(cores)) :]) > min(cores),
         "workers": [event["workers"] for event in observer.of("sized")],
         "resumed": observer.of("resumed"),
         "differ": observer.of("rows_differ"),
