@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.errors import PythonException
+from pyspark.sql import Row
 from support.rows import df_with_partitions, features_of, partition_sizes
 
 from tfspark import Column, Columns, predict
@@ -26,6 +30,16 @@ from tfspark.tfrecord import register
 def scorer(seed: int = 0, units: int = 1, activation: str | None = None) -> keras.Model:
     keras.utils.set_random_seed(seed)
     return keras.Sequential([keras.Input((4,), name="features"), keras.layers.Dense(units, activation)])
+
+
+def assert_same_rows(made: list[Row], expected: list[Row]) -> None:
+    """Compare rows in their order; predictions to float tolerance: kernels differ by the rows of a batch."""
+    assert [{**row.asDict(), "prediction": None} for row in made] == [
+        {**row.asDict(), "prediction": None} for row in expected
+    ]
+    # The prediction of a null is null.
+    of_both = [[row["prediction"] or [np.nan] * 3 for row in rows] for rows in (made, expected)]
+    np.testing.assert_allclose(*of_both, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +81,23 @@ def test_worker_that_describes_a_model_reads_its_rows_so_that_spark_uses_it_agai
     (told,) = DescribeTask(read_model(folder / "described.keras"))(rows)
     assert [tensor["name"] for tensor in json.loads(told.column(0)[0].as_py())["inputs"]] == ["features"]
     assert next(rows, None) is None
+
+
+def test_predict_leaves_the_environment_of_its_python_workers_for_what_runs_there_next(
+    spark: Any, folder: Path
+) -> None:
+    def of_worker(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for _ in batches:
+            yield pa.record_batch([["tensorflow" in sys.modules], [sorted(os.environ)]], ["used", "names"])
+
+    scorer().save(folder / "guest.keras")
+    df = df_with_partitions(spark, [5, 5])
+    predict(df, folder / "guest.keras").collect()
+    seen = df.mapInArrow(of_worker, "used boolean, names array<string>").where("used").collect()
+    assert seen
+    assert [set(row["names"]) & {"KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL"} for row in seen] == [set()] * len(
+        seen
+    )
 
 
 def test_predict_with_several_inputs_and_outputs_takes_them_by_name(spark: Any, folder: Path) -> None:
@@ -157,11 +188,13 @@ def test_predict_decodes_tfrecords_where_it_predicts_with_the_same_result_as_thr
     assert "BatchScan" in through_spark._jdf.queryExecution().toString()
     assert made.schema == through_spark.schema
     assert partition_sizes(made.select("id")) == partition_sizes(through_spark.select("id"))
-    assert made.collect() == through_spark.collect()
-    assert made.coalesce(1).collect() == made.collect()
-    assert made.where("id = 500").select("prediction", "text").collect() == [
-        (row["prediction"], "row 500") for row in through_spark.collect() if row["id"] == 500
-    ]
+    rows = through_spark.collect()
+    assert_same_rows(made.collect(), rows)
+    assert_same_rows(made.coalesce(1).collect(), rows)
+    assert_same_rows(
+        made.where("id = 500").select("prediction", "text").collect(),
+        [Row(prediction=row["prediction"], text="row 500") for row in rows if row["id"] == 500],
+    )
 
 
 def test_predict_when_a_tfrecord_file_has_changed_names_it(spark: Any, folder: Path, tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_saliency_when_only_one_pixel_matters_finds_it_however_sure_the_model_is
 
 
 def test_saliency_when_network_has_auxiliary_heads_looks_at_the_first() -> None:
-    params = {"architecture": "inception", "input_shape": [65, 65, 1], "filters": 2}
+    keras.utils.set_random_seed(0)  # With fewer filters than four, some seeds give a network that is dead.
+    params = {"architecture": "inception", "input_shape": [65, 65, 1], "filters": 4}
     maps = cnn.saliency(cnn.build_model(params), np.random.default_rng(0).random((1, 65, 65, 1), np.float32))
     assert maps.max() == 1
 

@@ -242,13 +242,14 @@ def test_program_that_sets_a_variable_before_it_uses_tensorflow_is_begun_again_c
 ) -> None:
     parent = warm_parent(spark)
     events = Events()
-    seen = run(spark, sets_a_variable, observer=events)
-    assert [told[0] for told in seen.values()] == [False, False]
+    ((of_this_cpu, _),) = run(spark, uses_onednn, nodes=1).values()
+    seen = run(spark, sets_a_variable, "0" if of_this_cpu else "1", observer=events)
+    assert [told[0] for told in seen.values()] == [not of_this_cpu] * 2
     assert parent.pid not in [told[1] for told in seen.values()]
     assert "the program sets TF_ENABLE_ONEDNN_OPTS, which is read when TensorFlow is imported" in log_of(
         events
     )
-    assert list(run(spark, uses_onednn, nodes=1).values()) == [[True, parent.pid]]
+    assert list(run(spark, uses_onednn, nodes=1).values()) == [[of_this_cpu, parent.pid]]
     assert list(run(spark, sets_a_variable_late, nodes=1).values()) == [parent.pid]
 
 
@@ -295,8 +296,10 @@ def test_applications_of_one_user_have_warm_parents_of_their_own_with_the_variab
     tmp_path: Path,
 ) -> None:
     (tmp_path / "go on").touch()
-    confs = [{"spark.executorEnv.TF_OF_THE_TEST": name} for name in ("one", "two")]
-    confs[1]["spark.executorEnv.TF_ENABLE_ONEDNN_OPTS"] = "0"
+    confs = [
+        {"spark.executorEnv.TF_OF_THE_TEST": name, "spark.executorEnv.TF_ENABLE_ONEDNN_OPTS": onednn}
+        for name, onednn in (("one", "1"), ("two", "0"))
+    ]
     with ThreadPoolExecutor(2) as beside:
         # Nothing is left five seconds after the end of an application.
         started = [

@@ -42,14 +42,17 @@ def look_and_wait(args: Any, ctx: Any) -> dict[str, Any]:
     return seen
 
 
-def sets_a_variable(args: Any, ctx: Any) -> list[Any]:
+def sets_a_variable(args: str, ctx: Any) -> list[Any]:
     """Set a variable first, as many programs do, then import TensorFlow, which reads it during the import."""
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = args
     return uses_onednn(args, ctx)
 
 
 def uses_onednn(args: Any, ctx: Any) -> list[Any]:
-    """Return whether TensorFlow computes with oneDNN, which is decided during the import."""
+    """Return whether TensorFlow computes with oneDNN, which is decided during the import.
+
+    Where nothing is set, it depends on the CPU.
+    """
     from tensorflow.python.util import _pywrap_util_port
 
     return [_pywrap_util_port.IsMklEnabled(), os.getppid()]

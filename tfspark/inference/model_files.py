@@ -8,7 +8,8 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,25 @@ def load(model: ModelFiles, compiled: bool = False) -> Any:
     Raises:
         ConfigError: a SavedModel has no such signature.
     """
-    os.environ["KERAS_BACKEND"] = (
-        "tensorflow"  # As in trainers; the user's other work may use another backend.
-    )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with without_greetings():  # TensorFlow prints some with the first variable.
+    with _variables_of_import(), without_greetings():  # TensorFlow prints some with the first variable.
         for name, source in model.modules:
             run_module(name, source)
         return _loaded(model, compiled)
+
+
+@contextmanager
+def _variables_of_import() -> Iterator[None]:
+    """Set what Keras and TensorFlow read during their import. Spark uses this process again, also for a node."""
+    names = ("KERAS_BACKEND", "TF_CPP_MIN_LOG_LEVEL")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # As in trainers; other work of the user may use another.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _loaded(model: ModelFiles, compiled: bool) -> Any:
