@@ -156,6 +156,17 @@ def counting(params: dict[str, Any]) -> Any:
     return model
 
 
+def stepping(params: dict[str, Any]) -> Any:
+    """As `counting`, but entry ``i`` grows by the number of its step within the epoch, times 100 ** epoch."""
+    import keras
+
+    model = counting(params)
+    rates = [step * 100.0**epoch for epoch in range(3) for step in range(1, params["steps"] + 1)]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(list(range(len(rates) - 1)), rates)
+    model.compile(keras.optimizers.SGD(schedule), model.loss)
+    return model
+
+
 def squares_and_kill_once(marker: str, ctx: Any) -> None:
     """Return the square of each (row, pid); kill the process that asks when the first rows arrive."""
 

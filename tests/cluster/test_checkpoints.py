@@ -93,6 +93,35 @@ def test_ledger_of_a_pass_that_was_resumed_holds_what_was_used_before(tmp_path: 
     assert (later.used, later.rows) == ({0: [[4, 8]]}, (4, 0))
 
 
+@pytest.mark.parametrize(
+    ("rows_of_first", "rows_of_second", "batch_rows", "used"),
+    [
+        pytest.param(64, 64, 64, [[0, 6]], id="replayed: its steps note all rows again"),
+        pytest.param(
+            64, 48, 0, [[0, 4], [5, 6]], id="steps of other sizes go on with the rows that are left"
+        ),
+        pytest.param(0, 0, 0, [[0, 4], [5, 6]], id="rows as they come"),
+    ],
+)
+def test_checkpoint_says_whether_steps_by_position_make_it_again(
+    tmp_path: Path, rows_of_first: int, rows_of_second: int, batch_rows: int, used: Any
+) -> None:
+    store = new_store(tmp_path)
+    store.batch_rows = rows_of_first
+    first = save(store, 1, 4, {"0": [[0, 4]]}, {})
+    assert first is not None
+    assert first.batch_rows == rows_of_first
+    store.begin_at(first)
+    store.batch_rows = rows_of_second
+    is_replayed = first.can_be_replayed(rows_of_second)
+    assert is_replayed == bool(batch_rows)
+    second = save(store, 1, 6, {"0": [[0, 6] if is_replayed else [5, 6]]}, {})
+    assert second is not None
+    assert (second.batch_rows, second.used[0], second.rows[0]) == (batch_rows, used, 6 if is_replayed else 5)
+    store.begin_at(second)
+    assert second.can_be_replayed(64) == is_replayed
+
+
 def test_partitions_that_were_trained_on_whole_are_known_over_runs_and_not_in_the_next_pass(
     tmp_path: Path,
 ) -> None:
@@ -214,7 +243,7 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     kept = save(new_store(tmp_path), 1, 2, {"0": [[0, 1]]}, {})
     assert kept is not None
     manifest = json.loads((kept.path / "manifest.json").read_text())
-    assert manifest["format"] == 5
+    assert manifest["format"] == 6
     assert manifest["run"] == {"seed": 3}
     assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
 

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 import pytest
 from cluster.lives import Events
-from cluster.programs import counting, dense
+from cluster.programs import counting, dense, stepping
 from cluster.strikes import Strike, kill
 from hypothesis import given
 from hypothesis import strategies as st
 from pyspark.sql import SparkSession
+from support.driver import run_driver
 from support.errors import raises
 from support.rows import df_with_partitions
 
@@ -47,14 +48,8 @@ def test_dealt_keeps_the_sum_and_what_the_nodes_that_stay_had(rows: list[int], n
     assert list(found[1 : len(rows)]) == rows[1:num_nodes]
 
 
-@pytest.mark.parametrize(
-    "ordered",
-    [pytest.param(False, id="as they come"), pytest.param(True, id="in order", marks=pytest.mark.slow)],
-)
-def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_once_per_epoch(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
-) -> None:
-    slots = Slots(monkeypatch, 3)
+def loses_one_worker_for_an_epoch(slots: Slots) -> Strike:
+    """Return an observer that takes a worker away after three steps, and gives it back too late for this epoch."""
 
     def lose() -> None:
         slots.change_to(2)
@@ -64,9 +59,15 @@ def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_
         def __call__(self, event: str, fields: Any) -> None:
             super().__call__(event, fields)
             if event == "sized" and fields["workers"] == 1:
-                slots.change_to(3)  # Too late for this epoch.
+                slots.change_to(3)
 
-    observer = Story(lose, "state", epoch=1, step=3)
+    return Story(lose, "state", epoch=1, step=3)
+
+
+def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_once_per_epoch(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = loses_one_worker_for_an_epoch(Slots(monkeypatch, 3))
     rows = df_with_partitions(spark, ROWS).select("id")
     with TFCluster.run(
         spark,
@@ -79,8 +80,7 @@ def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_
         checkpoint_every_steps=3,
         checkpoint_every_epochs=1,
     ) as cluster:
-        feeding = Feeding(ordered=ordered)
-        cluster.train(rows, 3, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
+        cluster.train(rows, 3, features=["id"], label=None, batch_size=BATCH)
         nodes = cluster.shutdown(export=["keras"])
     assert [event["workers"] for event in observer.of("sized")] == [2, 1, 2]
     assert len(observer.of("restarting")) == 1
@@ -93,6 +93,80 @@ def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_
     assert [sum(node["rows"][epoch] for node in nodes.values()) for epoch in range(3)] == [sum(ROWS)] * 3
     # As rows come, the workers may have had unequal numbers of them, and steps that were not full.
     assert nodes["worker 0"]["iterations"] >= 3 * sum(ROWS) // BATCH
+
+
+STEPS = sum(ROWS) // BATCH
+
+
+def steps_of_rows(path: Path) -> list[list[int]]:
+    """Return, from a model of `stepping`, for each row the step in which it was used, in each of three epochs."""
+    (weights,) = keras.models.load_model(path, compile=False).get_weights()
+    numbers = np.round(weights[:, 0]).astype(int)
+    return (numbers[:, None] // [1, 100, 10_000] % 100 - 1).tolist()
+
+
+def test_batches_of_an_ordered_training_are_the_same_for_any_number_of_workers(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = df_with_partitions(spark, ROWS).select("id")
+
+    def train(name: str, workers: int, shuffle_rows: int, **options: Any) -> list[list[int]]:
+        params = {"rows": sum(ROWS), "steps": STEPS}
+        with TFCluster.run(
+            spark,
+            stepping,
+            params,
+            workers,
+            log_dir=str(tmp_path / name),
+            checkpoint_every_steps=3,
+            **options,
+        ) as cluster:
+            feeding = Feeding(ordered=True, shuffle_rows=shuffle_rows)
+            cluster.train(rows, 3, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
+            cluster.shutdown(export=["keras"])
+        return steps_of_rows(tmp_path / name / "export/model.keras")
+
+    alone, shuffled = (train(f"one-{window}", 1, window) for window in (0, 3 * BATCH))
+    assert alone == [[row // BATCH] * 3 for row in range(sum(ROWS))]
+    for epoch in range(3):
+        steps = [row[epoch] for row in shuffled]
+        assert np.bincount(steps).tolist() == [BATCH] * STEPS
+        assert steps != [row[0] for row in alone]
+    assert [len({row[epoch] for epoch in range(3)}) for row in shuffled] != [1] * len(shuffled)
+    assert train("two", 2, 3 * BATCH) == shuffled
+    for window, expected in ((0, alone), (3 * BATCH, shuffled)):
+        observer = loses_one_worker_for_an_epoch(Slots(monkeypatch, 3))
+        made = train(f"lost-{window}", 2, window, min_executors=1, observer=observer)
+        assert [event["workers"] for event in observer.of("sized")] == [2, 1, 2]
+        first, second = observer.of("resumed")
+        assert (first["epoch"], first["step"] in (3, 6), second["epoch"]) == (1, True, 2)
+        assert made == expected
+
+
+@pytest.mark.slow
+def test_batches_of_four_workers_are_those_of_one() -> None:
+    program = """
+        import tempfile
+        from pathlib import Path
+        from pyspark.sql import SparkSession
+        from cluster.programs import stepping
+        from cluster.test_elastic import BATCH, STEPS, steps_of_rows
+        from tfspark import FeedOptions, TFCluster
+
+        spark = SparkSession.builder.getOrCreate()
+        made = []
+        for workers in (1, 4):
+            with tempfile.TemporaryDirectory() as place:
+                with TFCluster.run(spark, stepping, {"rows": 640, "steps": STEPS}, workers, log_dir=place) as cluster:
+                    cluster.train(
+                        spark.range(0, 640, 1, 5), 3, features=["id"], label=None, batch_size=BATCH,
+                        feeding=FeedOptions(ordered=True, shuffle_rows=4 * BATCH),
+                    )
+                    cluster.shutdown(export=["keras"])
+                made.append(steps_of_rows(Path(place, "export/model.keras")))
+        print(made[0] == made[1], len({tuple(steps) for steps in made[0]}) > STEPS)
+    """
+    assert run_driver("local[5]", program, timeout_s=400).check().stdout.splitlines()[-1] == "True True"
 
 
 def test_cluster_without_room_for_all_starts_with_fewer_and_keeps_what_it_is_told_to(

@@ -280,6 +280,17 @@ def test_set_when_wrong_names_the_option(write: Write, option: str, expected: st
     assert "pydantic" not in message
 
 
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        ("{executors: 3, ps: 1}", "data.ordered: expected false with cluster.ps=1"),
+        ("{input_mode: tensorflow}", "data.ordered: expected false under input_mode tensorflow"),
+    ],
+)
+def test_ordered_rows_are_refused_where_steps_have_none(write: Write, cluster: str, expected: str) -> None:
+    assert expected in problems(write(f"{MINIMAL}cluster: {cluster}\n"), "data.ordered=true")
+
+
 def test_load_config_when_much_is_wrong_lists_everything_in_the_order_of_the_file(write: Write) -> None:
     text = MINIMAL.replace("digits", "two words") + "cluster: {executors: 3, ps: 3}\ntrain: {epochs: 0}\n"
     lines = problems(write(text), "seed=-1").splitlines()

@@ -266,8 +266,8 @@ def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> P
     Path("earlier/config.yaml").write_text(yaml.safe_dump(experiment(epochs=9), sort_keys=False))
     run = {"workers": 1, "parameter servers": 0, "seed": seed, "rows per worker and step": BATCH}
     manifest = {
-        "format": 5, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
-        "layout": {}, "sizes": {},
+        "format": 6, "passes": passes, "steps": 0, "call": 0, "finished": finished, "rows": [0], "used": {},
+        "layout": {}, "sizes": {}, "batch_rows": 0,
         "run": run, "model": [], "files": {},
     }  # fmt: skip
     (state / "manifest.json").write_text(json.dumps(manifest))

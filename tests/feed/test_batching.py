@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tfspark.feed.batching import (
     Batcher,
+    LaneBatcher,
     Rows,
     concatenate,
     num_rows,
@@ -137,3 +138,49 @@ def test_rows_kept_without_their_zeros_come_back_as_they_were(dtype: str, shape:
     np.testing.assert_array_equal(back["v"], values[[4, 0, 3]])
     assert back["v"].dtype == dtype
     assert back["id"].tolist() == [4, 0, 3]
+
+
+def global_batches(
+    total: int, num_readers: int, batch_size: int, window: int, cuts: Sequence[int] = ()
+) -> list[list[int]]:
+    """Deal rows by position to readers that shuffle them; return the rows of each global batch, sorted."""
+    batches: list[list[int]] = []
+    for rank in range(num_readers):
+        own = [row for row in range(total) if row // batch_size % num_readers == rank]
+        batcher, made = LaneBatcher(batch_size, num_readers, rank, window, (3, 1)), list[Rows]()
+        for part in np.split(np.array(own, np.int64), sorted(cut % (len(own) + 1) for cut in cuts)):
+            batcher.add({"id": part})
+            made += batcher.full_batches()
+        made += batcher.rest()
+        assert batcher.num_rows == 0
+        assert all(num_rows(batch) == batch_size for batch in made[:-1])
+        batches += [[] for _ in range(len(made) - len(batches))]
+        for step, batch in enumerate(made):
+            batches[step] += batch["id"].tolist()
+    return [sorted(batch) for batch in batches]
+
+
+@given(
+    total=st.integers(0, 200),
+    lanes=st.sampled_from([1, 2, 4, 8]),
+    batch_size=st.integers(1, 3),
+    window=st.integers(0, 100),
+    cuts=st.lists(st.integers(0, 200), max_size=4),
+)
+def test_shuffled_rows_of_an_ordered_stream_are_in_the_same_global_batches_for_any_number_of_readers(
+    total: int, lanes: int, batch_size: int, window: int, cuts: list[int]
+) -> None:
+    global_rows = lanes * batch_size
+    expected = global_batches(total, 1, global_rows, window)
+    for num_readers in (n for n in (2, 4, 8) if lanes % n == 0):
+        assert global_batches(total, num_readers, global_rows // num_readers, window, cuts) == expected
+    assert sorted(chain(*expected)) == list(range(total))
+    assert [len(batch) for batch in expected[:-1]] == [global_rows] * (len(expected) - 1)
+
+
+def test_shuffled_rows_of_an_ordered_stream_come_in_another_order_from_the_whole_window() -> None:
+    batches = global_batches(400, 4, 5, 100)
+    assert batches != [list(range(first, first + 20)) for first in range(0, 400, 20)]
+    assert max(batches[0]) >= 80
+    assert max(batches[0]) < 100
+    assert [max(batch) - min(batch) >= 60 for batch in batches] == [True] * len(batches)

@@ -38,10 +38,12 @@ class FeedOptions:
     """How rows are sent to the workers; the defaults suit most cases.
 
     Attributes:
-        ordered: give rows to workers by their position in the DataFrame, so that every run with the same data, seed
-            and number of workers trains on the same batches. False: a free worker takes any row that is available.
-        shuffle_rows: number of rows in each worker's shuffle window; 0: do not shuffle. A window that is no larger than
-            a worker's batch could not mix anything, so it is enlarged to two batches.
+        ordered: give rows to workers by their position in the DataFrame, so that every run with the same data and seed
+            trains on the same global batches, for any number of workers. False: a free worker takes any row that is
+            available.
+        shuffle_rows: number of rows in each worker's shuffle window, or, if `ordered`, in the windows of all workers
+            together; 0: do not shuffle. A window that is no larger than a batch could not mix anything, so it is
+            enlarged to two batches.
         chunk_bytes: size of one pull.
         buffer_bytes: maximum size of the rows that wait in a feed task.
         cache: ``none``: Spark computes the DataFrame again for every epoch. ``node``: each worker stores its rows of

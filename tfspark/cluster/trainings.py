@@ -679,7 +679,11 @@ class Trainings:
         """Let the trainers restore the checkpoint as soon as they know the first row that is fed."""
         self._went_back = True
         self._leave_out_other_rows()
-        point = None if self._recovery is None else self._recovery.begin_with(self._num_parts)
+        recovery = self._recovery
+        if recovery is None:
+            return
+        recovery.store.batch_rows = self._batch_rows
+        point = recovery.begin_with(self._num_parts)
         if point is not None:
             self._observe("resumed", {"epoch": point.passes + 1, "step": point.steps})
             self._supervisor.control.post_job(
@@ -688,7 +692,7 @@ class Trainings:
                 passes=point.passes,
                 steps=point.steps,
                 rows=point.rows,
-                replays=self._replays,
+                replays=point.can_be_replayed(self._batch_rows),
             )
 
     def _check_resumed(self, spec: StreamSpec) -> None:
@@ -704,6 +708,7 @@ class Trainings:
             "columns": spec.columns.to_json(),
         }
         self._recovery.store.run = json.loads(json.dumps(run))
+        self._recovery.store.batch_rows = self._batch_rows
         if self._recovery.point is not None and not self._went_back:
             may_differ = RESIZED if self._size.is_elastic else ()
             check_same_run(self._recovery.point, self._recovery.store.run, may_differ)
@@ -721,16 +726,21 @@ class Trainings:
         if point.call > call.start:
             return None, None
         begin = call.stop if point.finished else point.passes
-        is_within = bool(point.steps and point.used) and not self._replays
+        is_within = bool(point.steps and point.used) and not point.can_be_replayed(self._batch_rows)
         return range(min(begin, call.stop), call.stop), point if is_within else None
 
     @property
-    def _replays(self) -> bool:
-        """Whether an interrupted epoch is fed again from its beginning, and its finished steps are skipped.
+    def _batch_rows(self) -> int:
+        """Rows of a step over all workers of this incarnation, if a step uses the rows at its positions; otherwise 0.
 
-        This requires the same number of workers. If there may be fewer, the ledger says which rows are left.
+        An interrupted epoch is then fed again from its beginning, and its finished steps are skipped: they are the same
+        steps, even if there are fewer workers now. Otherwise, the ledger says which rows are left.
         """
-        return self._feeding.ordered and not self._size.is_elastic
+        spec = self._opened.get(self._train)
+        if spec is None or not self._feeding.ordered:
+            return 0
+        now = self._size.for_workers(spec, len(self._supervisor.workers))
+        return now.num_readers * now.batch_size
 
     @property
     def _num_parts(self) -> int:

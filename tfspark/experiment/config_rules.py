@@ -331,6 +331,20 @@ def precision_of_parameter_servers(train: Train, cluster: Cluster) -> Iterator[B
         )
 
 
+def workers_in_step(data: Data, cluster: Cluster) -> Iterator[Broken]:
+    """Only Spark's rows have positions, and only steps that all workers take together have an order."""
+    if data.ordered and cluster.ps:
+        yield (
+            ("data", "ordered"),
+            f"expected false with cluster.ps={cluster.ps}, because asynchronous steps have no order; got true",
+        )
+    elif data.ordered and cluster.input_mode == "tensorflow":
+        yield (
+            ("data", "ordered"),
+            "expected false under input_mode tensorflow, where each worker reads its own files; got true",
+        )
+
+
 RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     sources,
     fractions,
@@ -352,6 +366,7 @@ RULES: tuple[Callable[..., Iterator[Broken]], ...] = (
     one_learning_rate,
     resampled_classes,
     precision_of_parameter_servers,
+    workers_in_step,
 )
 
 

@@ -291,6 +291,9 @@ class Data(Source):
     each has about as many rows as the smallest. Validation and test rows do not change."""
     shuffle: Annotated[bool, _TRUTH] = True
     """Shuffle the rows once, with `seed`, before they are divided."""
+    ordered: Annotated[bool, _TRUTH] = False
+    """Give rows to workers by their position, so that every step trains on the same rows in every run, for any number
+    of workers. `false`: a free worker takes any rows that are available, which is faster."""
     cache: Annotated[Literal["none", "node"], Words("none or node")] = "none"
     """`node`: each worker writes the rows that it received in the first epoch to its node's disk, and reads them from
     there in later epochs. `none`: Spark serves the rows of every epoch."""

@@ -425,7 +425,9 @@ def model_params(
 
 def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, list[float]]:
     data, train = experiment.data, experiment.train
-    window = SHUFFLE_BATCHES * local_batch_size(data.batch_size, experiment.cluster.num_workers)
+    # The window of an ordered training is that of all workers together.
+    workers = 1 if data.ordered else experiment.cluster.num_workers
+    window = SHUFFLE_BATCHES * local_batch_size(data.batch_size, workers)
     if experiment.cluster.input_mode == "tensorflow":
         files = TFRecordFiles(str(data.path), rows.columns, window if data.shuffle else 0)
         return cluster.train(
@@ -438,6 +440,7 @@ def _fit(cluster: TFCluster, experiment: Experiment, rows: Rows) -> dict[str, li
         batch_size=data.batch_size,
         validation=rows.validation,
         feeding=FeedOptions(
+            ordered=data.ordered,
             shuffle_rows=window if data.shuffle else 0,
             cache=data.cache,
             cache_bytes=data.cache_bytes,

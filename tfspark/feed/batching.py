@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,12 +151,16 @@ class Batcher:
 
     def _swapped(self, rows: Rows) -> Rows:
         """Draw a batch from the pool and put `rows` in its place."""
-        assert self._rng is not None
-        slots = self._rng.choice(self._window, self._batch_size, replace=False, shuffle=False)
+        slots = self._slots()[: num_rows(rows)]
         drawn = take(self._pool, slots)
         for name, values in rows.items():
             self._pool[name][slots] = values
         return drawn
+
+    def _slots(self) -> npt.NDArray[np.int64]:
+        """Draw the places in the pool of a batch."""
+        assert self._rng is not None
+        return self._rng.choice(self._window, self._batch_size, replace=False, shuffle=False)
 
     def _drained(self) -> Rows:
         """Remove and return all rows, mixed if there is a window."""
@@ -170,6 +174,65 @@ class Batcher:
         if not self._window or self._rng is None:
             return rows
         return take(rows, self._rng.permutation(num_rows(rows)))
+
+
+class LaneBatcher(Batcher):
+    """Return shuffled batches of an ordered stream; which rows are in a global batch does not depend on the readers.
+
+    The rows of a stream are dealt by position: row ``p`` comes in *lane* ``p % global_rows``, and each reader has
+    `batch_size` consecutive lanes. Each lane is shuffled on its own: every step draws one row from the lane's window
+    and puts the lane's next row there, by random numbers that are drawn for all lanes. So a global batch has one row of
+    each lane, and it is the same row whether one reader has all lanes or many readers have a few.
+
+    Args:
+        batch_size: rows of this reader's batch.
+        num_readers: readers that share the lanes.
+        rank: number of this reader.
+        window: rows in the windows of all lanes; a lane has at least two.
+        seed: seed of the random numbers, the same in all readers.
+    """
+
+    def __init__(self, batch_size: int, num_readers: int, rank: int, window: int, seed: Sequence[int]):
+        self._global_rows = batch_size * num_readers
+        self._lanes = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._depth = max(2, window // self._global_rows)
+        self._last_rng = np.random.default_rng([*seed, 1])
+        super().__init__(batch_size, self._depth * batch_size, np.random.default_rng([*seed, 0]))
+
+    def _slots(self) -> npt.NDArray[np.int64]:
+        assert self._rng is not None
+        drawn = self._rng.integers(self._depth, size=self._global_rows)[self._lanes]
+        return drawn * self._batch_size + np.arange(self._batch_size)
+
+    def rest(self) -> Iterator[Rows]:
+        """Yield everything that is left, a row of each lane that has one at a time."""
+        # Lanes with one more row than others are one step ahead in the end, too.
+        ahead = [self._swapped(self._next(self._num_waiting))] if self._num_waiting else []
+        pool = take(self._pool, slice(self._num_pooled))
+        num_pooled, self._num_pooled = self._num_pooled, 0
+        if not num_pooled:
+            return
+        kept = concatenate([pool, *ahead])
+        num_ahead = num_rows(kept) - num_pooled
+        order = self._last_order(num_pooled)
+        none = np.full((1, self._batch_size), -1)
+        shifted = np.concatenate([num_pooled + np.arange(self._batch_size)[None], order])
+        has_more = np.arange(self._batch_size) < num_ahead
+        for step in np.where(has_more, shifted, np.concatenate([order, none])):
+            rows = step[step >= 0]
+            if len(rows):
+                yield take(kept, rows)
+
+    def _last_order(self, num_pooled: int) -> npt.NDArray[np.int64]:
+        """Return the places in the pool in the order in which each lane's rows leave: (steps, lanes), -1 if none."""
+        places = np.arange(-(-num_pooled // self._batch_size) * self._batch_size).reshape(
+            -1, self._batch_size
+        )
+        # One row after the other is drawn, so that fewer rows get the same numbers as the first of more rows.
+        keys = self._last_rng.random((len(places), self._global_rows))[:, self._lanes]
+        keys[places >= num_pooled] = np.inf
+        order = np.take_along_axis(places, np.argsort(keys, axis=0, kind="stable"), axis=0)
+        return np.where(order < num_pooled, order, -1)
 
 
 def _pop_rows(pieces: deque[Rows], count: int) -> list[Rows]:

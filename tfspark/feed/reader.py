@@ -21,7 +21,17 @@ import pyarrow.flight as flight
 
 from tfspark.errors import BrokenOffError, DataError, DeadlineError, TfsparkError
 from tfspark.feed.arrays import row_weights, rows_at_once, to_numpy
-from tfspark.feed.batching import Batcher, Rows, num_rows, pad, row_shape, take, to_sparse, with_dense_rows
+from tfspark.feed.batching import (
+    Batcher,
+    LaneBatcher,
+    Rows,
+    num_rows,
+    pad,
+    row_shape,
+    take,
+    to_sparse,
+    with_dense_rows,
+)
 from tfspark.feed.cache import NodeCache, Place
 from tfspark.feed.ledger import Ledger, Used
 from tfspark.feed.ranges import Ranges
@@ -126,7 +136,7 @@ class PassReader:
         self._keeps = False
         self._kept_in = -1
         self._rng = np.random.default_rng([spec.seed, index, rank])
-        self._batcher = Batcher(spec.batch_size, spec.shuffle_rows, self._rng)
+        self._batcher = self._new_batcher()
         self._place = shared_place()
         self._leases: list[Lease] = []
         self._num_leases = 0
@@ -146,6 +156,13 @@ class PassReader:
             target=self._run, name=f"tfspark-reader-{spec.name}-{index}", daemon=True
         )
         self._thread.start()
+
+    def _new_batcher(self) -> Batcher:
+        spec = self._spec
+        if not (spec.ordered and spec.shuffle_rows):
+            return Batcher(spec.batch_size, spec.shuffle_rows, self._rng)
+        seed = spec.seed, self._index
+        return LaneBatcher(spec.batch_size, spec.num_readers, self._rank, spec.shuffle_rows, seed)
 
     # --- methods for the training thread ----------------------------------------------------------------
 
@@ -378,7 +395,8 @@ class PassReader:
                     self._cache.add(place, batch)
                 yield place, batch
         if self._cache is not None and self._cache.holds(self._kept_in):
-            yield from self._cache.read(self._rng if self._spec.shuffle_rows else None)
+            is_mixed = self._spec.shuffle_rows and not self._spec.ordered
+            yield from self._cache.read(self._rng if is_mixed else None)
 
     def _converted(self, place: Place, batch: pa.RecordBatch) -> Rows:
         try:

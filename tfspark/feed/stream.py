@@ -25,7 +25,7 @@ class StreamSpec:
         num_readers: number of readers that share the stream.
         synchronous: all readers return the same number of batches of equal size (padded with weight 0).
         ordered: rows are assigned to readers by position, so that a pass is the same in every run.
-        shuffle_rows: rows of each reader's shuffle window; 0: no shuffling.
+        shuffle_rows: rows of each reader's shuffle window, or of all readers' windows if `ordered`; 0: no shuffling.
         seed: seed of the shuffle.
         chunk_bytes: size of one pull.
         timeout_s: seconds without a row before a DeadlineError.

@@ -26,7 +26,7 @@ from tfspark.protocol.values import Json
 
 logger = logging.getLogger("tfspark")
 
-FORMAT = 5
+FORMAT = 6
 KEPT = 2
 """Number of checkpoints kept; if the newest is damaged, the one before is used. In addition, the newest checkpoint
 between two epochs is kept: when Spark computes the rows of a started epoch again, they may be in other places."""
@@ -49,6 +49,8 @@ class Checkpoint:
         used: those rows: partition -> intervals.
         sizes: partition -> number of rows, for the partitions of that pass that Spark had computed completely.
         layout: how Spark had divided the rows of that pass into partitions, see `Layout`.
+        batch_rows: rows of a step over all workers, if each step of that pass used the rows at its own positions in the
+            pass; otherwise 0.
         run: values that a run must have in common with the interrupted one.
         model: path, shape and type of every weight.
         files: file name of each node's part -> its SHA-256.
@@ -63,6 +65,7 @@ class Checkpoint:
     used: Mapping[int, Intervals]
     sizes: Mapping[int, int]
     layout: Json
+    batch_rows: int
     run: Json
     model: Sequence[Json]
     files: Mapping[str, str]
@@ -97,6 +100,10 @@ class Checkpoint:
     def redistributed(self, num_nodes: int) -> Checkpoint:
         """Return the same checkpoint for another number of nodes."""
         return replace(self, rows=redistribute(self.rows, num_nodes))
+
+    def can_be_replayed(self, batch_rows: int) -> bool:
+        """Whether steps of so many rows by position, from the beginning of the pass, are those of this checkpoint."""
+        return self.batch_rows == batch_rows != 0
 
     @property
     def fully_trained(self) -> dict[int, int]:
@@ -136,6 +143,8 @@ class CheckpointStore:
         self.directory = directory
         self.run: Json = {}
         """Values that a resuming run must have in common with this one."""
+        self.batch_rows = 0
+        """As in a checkpoint, for the workers of the current incarnation."""
         self._kept = [] if resumed is None else [*_between_epochs(resumed), resumed]
         self._base = resumed
         self._drafts: dict[tuple[int, int, bool], _Draft] = {}
@@ -251,7 +260,8 @@ class CheckpointStore:
         chief, base = draft.headers[0], self._base
         passes, steps = chief["passes"], chief["steps"]
         goes_on = base is not None and base.steps and base.passes == passes and steps
-        before = base if goes_on else None
+        # Steps that are replayed note their rows again.
+        before = base if base and goes_on and not base.can_be_replayed(self.batch_rows) else None
         ranks = range(draft.of)
         found = Checkpoint(
             path=draft.path.with_name(draft.path.name.removeprefix(".")),
@@ -266,6 +276,7 @@ class CheckpointStore:
             used=merged([before.used if before else {}, *(draft.headers[rank]["used"] for rank in ranks)]),
             sizes={**(before.sizes if before else {}), **(sizes if steps else {})},
             layout=layout if steps else {},
+            batch_rows=0 if before else self.batch_rows,
             run=self.run,
             model=chief["facts"]["model"],
             files=draft.files,
