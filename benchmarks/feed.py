@@ -2,6 +2,7 @@
 
     python benchmarks/feed.py                  four kinds of rows: limits, feed, node cache, CPU per row
     python benchmarks/feed.py --files tfrecord --kinds float,digit      the same from TFRecord files
+    python benchmarks/feed.py --ordered        rows in order of arrival, by position, and shuffled by position
     python benchmarks/feed.py --growth         time per row by partitions, rows and workers; draws feed_growth.png
     python benchmarks/feed.py --training       two workers that train, fed and from memory
 
@@ -70,6 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--files", default="parquet", choices=("parquet", "tfrecord"))
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--tls", action="store_true", help="encrypt the feed")
+    parser.add_argument("--ordered", action="store_true")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--training", action="store_true")
     return parser.parse_args()
@@ -202,7 +204,7 @@ def drain(args: dict[str, int], ctx: Any) -> int:
 
 
 def fed(
-    spark: Any, df: Any, columns: Any, cache: bool, tls: bool, scan: str
+    spark: Any, df: Any, columns: Any, cache: bool, tls: bool, **feeding: Any
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Return seconds of each pass of the feed, seconds of limit A between them, and CPU seconds by process."""
     from tfspark import FeedOptions, TFCluster
@@ -221,14 +223,15 @@ def fed(
         if cache:
             # Draining trainers may get unequal parts of the first pass, which the cache keeps; trainers that train
             # keep step. In order, the parts are equal.
-            feeding = FeedOptions(cache="node", ordered=True)
-            cluster.train(df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=feeding)
+            options = FeedOptions(cache="node", ordered=True)
+            cluster.train(df, PASSES, columns=columns, batch_size=2 * BATCH_ROWS, feeding=options)
             return list(np.diff(ends)), [], cpu
         for number in range(PASSES):
             limit.append(limit_a(df))
             before = cpu_by_process()
             began = time.monotonic()
-            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=FeedOptions(scan=scan))
+            options = FeedOptions(**feeding)
+            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=options)
             ours.append(time.monotonic() - began)
             after = cpu_by_process()
             if number == PASSES // 2:  # Not the last, after which the trainers end.
@@ -256,11 +259,15 @@ def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> No
     print(
         f"{options.rows} rows in {options.partitions} partitions, two trainers, batches of {BATCH_ROWS}; rows/s"
     )
-    print(
-        "| rows | limit A | limit B | through Spark | / A | CPU us per row: JVM, feed tasks, trainers "
-        "| direct | / A | / B | CPU us per row | cache | / A |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    if options.ordered:
+        print("| rows | scan | as they come | shuffled | in order | ratio | in order, shuffled | ratio |")
+        print("|---|---|---|---|---|---|---|---|")
+    else:
+        print(
+            "| rows | limit A | limit B | through Spark | / A | CPU us per row: JVM, feed tasks, trainers "
+            "| direct | / A | / B | CPU us per row | cache | / A |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for kind in options.kinds.split(","):
         table = rows_of(kind, options.rows, np.random.default_rng(0))
         place, columns = directory / kind / options.files, columns_of(kind, table)
@@ -273,21 +280,25 @@ def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> No
             # One file for each partition, as with Parquet.
             df = spark.read.format("tfrecord").option("splitBytes", "0").load(str(place))
             dataset = rows_of_tfrecords(place, kind)
-        print(line_of(spark, kind, df, table.num_rows, columns, options.tls, dataset), flush=True)
+        if options.ordered:
+            for scan in ("direct", "spark"):
+                print(
+                    f"| {kind} | {scan} | {in_order(spark, df, table.num_rows, columns, scan)} |", flush=True
+                )
+        else:
+            print(line_of(spark, kind, df, table.num_rows, columns, options.tls, dataset), flush=True)
 
 
-def line_of(spark: Any, kind: str, df: Any, rows: int, columns: Any, tls: bool, dataset: Any) -> str:
-    ours, limit, cpu = fed(spark, df, columns, cache=False, tls=tls, scan="spark")
-    direct, limit_again, direct_cpu = fed(spark, df, columns, cache=False, tls=tls, scan="direct")
-    bound = limit_b(dataset)
-    cached, _, _ = fed(spark, df, columns, cache=True, tls=tls, scan="auto")
-    median = statistics.median
-    return (
-        f"| {kind} | {rows / median([*limit, *limit_again]):,.0f} | {rows / bound:,.0f} "
-        f"| {rows / median(ours):,.0f} | {_ratio(limit, ours)} | {_per_row(cpu, rows)} "
-        f"| {rows / median(direct):,.0f} | {_ratio(limit_again, direct)} | {bound / median(direct):.2f} "
-        f"| {_per_row(direct_cpu, rows)} | {rows / median(cached):,.0f} | {median(limit) / median(cached):.2f} |"
-    )
+def in_order(spark: Any, df: Any, rows: int, columns: Any, scan: str) -> str:
+    """Measure four ways to feed the same rows; a ratio is to the rows in order of arrival."""
+
+    def rate(ordered: bool, window: int) -> float:
+        options = {"scan": scan, "ordered": ordered, "shuffle_rows": window}
+        return rows / statistics.median(fed(spark, df, columns, cache=False, tls=False, **options)[0])
+
+    window = 16 * BATCH_ROWS  # Of one worker; in order, that of both.
+    free, mixed, ordered, both = rate(False, 0), rate(False, window), rate(True, 0), rate(True, 2 * window)
+    return f"{free:,.0f} | {mixed:,.0f} | {ordered:,.0f} | {free / ordered:.2f} | {both:,.0f} | {mixed / both:.2f}"
 
 
 def _ratio(limit: list[float], ours: list[float]) -> str:

@@ -121,6 +121,48 @@ def direct_records(execution: Any) -> DirectRows | None:
     return _tfrecords(query) if _is_python_scan(query) else None
 
 
+@dataclass(frozen=True)
+class PlacedColumns:
+    """Columns that a Python worker reads itself, for rows of which it knows the file and the number within the file.
+
+    Attributes:
+        selection: the columns.
+        files: the files by the path that Spark's ``_metadata.file_path`` gives.
+    """
+
+    selection: Selection
+    files: Mapping[str, FileVersion]
+
+
+def placed_columns(spark: SparkSession, execution: Any) -> PlacedColumns:
+    """Return how the columns of a planned query can be read by file and row number.
+
+    Its filters do not matter, since Spark evaluates them.
+
+    Args:
+        spark: the session.
+        execution: Spark's `QueryExecution` of these columns alone.
+
+    Raises:
+        NotDirectError: the rows are not those of one scan of Parquet files, or pyarrow reads the columns differently.
+        DataError: a file was changed or removed since Spark listed it.
+        Py4JError: Spark's plan has a form that this code does not know.
+    """
+    query = _Query(execution.executedPlan())
+    if _simple(query.scan) != "FileSourceScanExec":
+        raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet files")
+    query.conditions = []
+    selection, listed, in_paths = _parquet_files(spark, query, anywhere=False)
+    for name in {name for name, _ in in_paths} & set(selection.columns.names):
+        raise NotDirectError(f"column {name!r} is part of the files' paths")
+    files = {file for part in listed for file, *_ in part}
+    return PlacedColumns(selection, {_in_metadata(file.path): file for file in files})
+
+
+def _in_metadata(path: str) -> str:
+    return path.replace("file:///", "file:/", 1)
+
+
 def _is_python_scan(query: _Query) -> bool:
     return _simple(query.scan) == "BatchScanExec" and _simple(query.scan.scan()) == "PythonScan"
 
@@ -230,7 +272,27 @@ def _arrow(name: str, spark_type: str) -> pa.DataType:
 # --- Parquet ---------------------------------------------------------------------------------------
 
 
+Listed = tuple[FileVersion, int, int, dict[str, Any]]
+"""A file of a split: the file, first byte, number of bytes, values of the partition columns."""
+
+
 def _parquet(spark: SparkSession, query: _Query, anywhere: bool) -> DirectRows:
+    selection, listed, in_paths = _parquet_files(spark, query, anywhere)
+    kept = {name for name, _ in in_paths} & set(selection.columns.names)
+    splits = tuple(
+        tuple(
+            row_groups(file, start, length, {n: v for n, v in values.items() if n in kept})
+            for file, start, length, values in part
+        )
+        for part in listed
+    )
+    return DirectRows(ParquetScan(selection), splits, "Parquet")
+
+
+def _parquet_files(
+    spark: SparkSession, query: _Query, anywhere: bool
+) -> tuple[Selection, list[list[Listed]], list[tuple[str, Any]]]:
+    """Return what is read of which files, by split, and the partition columns with their types."""
     scan, relation = query.scan, query.scan.relation()
     name = relation.fileFormat().getClass().getName()
     if name != _PARQUET:
@@ -259,21 +321,11 @@ def _parquet(spark: SparkSession, query: _Query, anywhere: bool) -> DirectRows:
         )
     wanted = {n: selection.columns.field(n).type for n in selection.columns.names if n in in_files}
     _check_footers({file for part in listed for file, *_ in part}, wanted)
-    kept = {name for name, _ in in_paths} & set(selection.columns.names)
-    splits = tuple(
-        tuple(
-            row_groups(file, start, length, {n: v for n, v in values.items() if n in kept})
-            for file, start, length, values in part
-        )
-        for part in listed
-    )
-    return DirectRows(ParquetScan(selection), splits, "Parquet")
+    return selection, listed, in_paths
 
 
-def _listed(
-    part: Any, in_paths: list[tuple[str, Any]]
-) -> Iterator[tuple[FileVersion, int, int, dict[str, Any]]]:
-    """Yield each file of a split: the file, first byte, number of bytes, values of the partition columns."""
+def _listed(part: Any, in_paths: list[tuple[str, Any]]) -> Iterator[Listed]:
+    """Yield each file of a split."""
     for file in part.files():
         path = file.urlEncodedPath()
         if not path.startswith("file:"):

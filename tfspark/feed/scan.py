@@ -155,7 +155,7 @@ class ParquetScan:
         constants = dict(groups.constants)
         names = [name for name in self.selection.columns.names if name not in constants]
         rows = 0
-        with _open_unchanged(groups.file) as stream:
+        with open_unchanged(groups.file) as stream:
             try:
                 for batch in self._batches(stream, groups, names):
                     rows += batch.num_rows
@@ -270,8 +270,13 @@ def _check_unchanged(file: FileVersion) -> tuple[Any, str]:
     return system, inner
 
 
-def _open_unchanged(file: FileVersion) -> Any:
-    """Open a file for reading; see `check_unchanged`."""
+def open_unchanged(file: FileVersion) -> Any:
+    """Open a file for reading.
+
+    Raises:
+        ConfigError: pyarrow does not support the file system.
+        DataError: the file was changed or removed since Spark listed it.
+    """
     system, inner = _check_unchanged(file)
     return system.open_input_file(inner)
 
@@ -286,7 +291,7 @@ def footer_of(file: FileVersion) -> Footer:
         OSError: the file cannot be read.
         pyarrow.ArrowException: the file is not Parquet, or is encrypted.
     """
-    with _open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
+    with open_unchanged(file) as stream, pq.ParquetFile(stream) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return Footer(

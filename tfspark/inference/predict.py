@@ -26,6 +26,7 @@ from tfspark.feed.described import (
 )
 from tfspark.inference.model_files import KERAS, ModelFiles, load, of_keras, read_model
 from tfspark.inference.outputs import Output
+from tfspark.inference.placed import FILE, ROW, PredictPlacesTask, with_places
 from tfspark.inference.predictor import BATCH_ROWS, Predictor
 from tfspark.inference.records import predicted_records
 from tfspark.inference.values import spark_type
@@ -122,13 +123,19 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
     records = predicted_records(df, predictor, _schema(df, predictor))
     if records is not None:
         return records
+    placed = with_places(df, predictor)
     # By position: names may be expressions, or differ only in case.
-    by_place = df.toDF(*(f"column_{place}" for place in range(len(fields))))
-    columns = [by_place[f"column_{place}"] for place in range(len(fields))]
+    names = [f"column_{place}" for place in range(len(fields))]
+    by_place = df.toDF(*names) if placed is None else placed[0].toDF(*names, FILE, ROW)
+    columns = [by_place[name] for name in names]
     read = [dict(zip(df.columns, columns, strict=True))[name] for name in predictor.read]
+    function = _function(predictor, PredictTask(predictor).over(len(read)))
+    if placed is not None:
+        function = _function(predictor, PredictPlacesTask(predictor, placed[1]).of_places)
+        read = [by_place[FILE], by_place[ROW]]
     if predictor.handle_invalid == "skip":
         by_place = by_place.where(functools.reduce(operator.and_, [part.isNotNull() for part in read]))
-    predicted = by_place.withColumn(PREDICTED, _function(predictor)(*read))
+    predicted = by_place.withColumn(PREDICTED, function(*read))
     made = [
         predicted[PREDICTED].getField(f"_{place}").alias(output.column)
         for place, output in enumerate(predictor.outputs)
@@ -149,8 +156,8 @@ def _schema(df: DataFrame, predictor: Predictor) -> StructType:
     return StructType([*kept, *(StructField(out.column, _data_type(out.type)) for out in predictor.outputs)])
 
 
-def _function(predictor: Predictor) -> Any:
-    """Return a Spark function from the columns that the model reads to a struct of predictions.
+def _function(predictor: Predictor, predicted: Any) -> Any:
+    """Return a Spark function to a struct of predictions, from the columns that `predicted` takes.
 
     The other columns do not leave the JVM. The function is marked as not deterministic: Spark would otherwise move it,
     or call it twice where a filter uses its result.
@@ -161,8 +168,7 @@ def _function(predictor: Predictor) -> Any:
     kind = StructType(
         [StructField(f"_{place}", _data_type(output.type)) for place, output in enumerate(predictor.outputs)]
     )
-    task = PredictTask(predictor)
-    return arrow_udf(task.of_one if len(predictor.read) == 1 else task.of_several, kind).asNondeterministic()
+    return arrow_udf(predicted, kind).asNondeterministic()
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,10 @@ class PredictTask:
     """
 
     predictor: Predictor
+
+    def over(self, num_columns: int) -> Any:
+        """Return the method that predicts from so many columns."""
+        return self.of_one if num_columns == 1 else self.of_several
 
     def of_one(self, batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
         """Yield a struct for each row of one column."""

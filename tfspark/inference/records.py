@@ -2,8 +2,7 @@
 
 Spark would decode records in one Python worker, make rows of them in the JVM and convert these to Arrow for another
 Python worker, which takes longer than many models. Where a DataFrame is only a scan of TFRecord files, one worker
-decodes and predicts. Partitions, rows, their order and the columns are the same. For Parquet files there is nothing to
-gain: returning all columns to the JVM takes as long as reading them there.
+decodes and predicts. Partitions, rows, their order and the columns are the same.
 """
 
 from __future__ import annotations
