@@ -289,6 +289,20 @@ def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> No
             print(line_of(spark, kind, df, table.num_rows, columns, options.tls, dataset), flush=True)
 
 
+def line_of(spark: Any, kind: str, df: Any, rows: int, columns: Any, tls: bool, dataset: Any) -> str:
+    ours, limit, cpu = fed(spark, df, columns, cache=False, tls=tls, scan="spark")
+    direct, limit_again, direct_cpu = fed(spark, df, columns, cache=False, tls=tls, scan="direct")
+    bound = limit_b(dataset)
+    cached, _, _ = fed(spark, df, columns, cache=True, tls=tls, scan="auto")
+    median = statistics.median
+    return (
+        f"| {kind} | {rows / median([*limit, *limit_again]):,.0f} | {rows / bound:,.0f} "
+        f"| {rows / median(ours):,.0f} | {_ratio(limit, ours)} | {_per_row(cpu, rows)} "
+        f"| {rows / median(direct):,.0f} | {_ratio(limit_again, direct)} | {bound / median(direct):.2f} "
+        f"| {_per_row(direct_cpu, rows)} | {rows / median(cached):,.0f} | {median(limit) / median(cached):.2f} |"
+    )
+
+
 def in_order(spark: Any, df: Any, rows: int, columns: Any, scan: str) -> str:
     """Measure four ways to feed the same rows; a ratio is to the rows in order of arrival."""
 
