@@ -232,3 +232,17 @@ def test_loaded_models_when_full_drop_the_one_not_used_longest(folder: Path) -> 
         models.get(files[which], lambda model, which=which: made.append(str(which)) or model)
     assert made == ["0", "1", "2", "1"]
     assert of_keras(files[0].keras_file).digest == files[0].digest != files[1].digest
+
+
+def test_predict_asks_spark_only_once_what_a_model_reads_and_returns(spark: Any, folder: Path) -> None:
+    scorer(seed=7).save(folder / "asked.keras")
+    df = df_with_partitions(spark, [3]).select("features")
+
+    def jobs() -> list[int]:
+        return sorted(spark.sparkContext.statusTracker().getJobIdsForGroup())
+
+    before = jobs()
+    predict(df, folder / "asked.keras")
+    described = jobs()
+    predict(df, folder / "asked.keras")
+    assert (len(described), jobs()) == (len(before) + 1, described)

@@ -121,6 +121,20 @@ def direct_records(execution: Any) -> DirectRows | None:
     return _tfrecords(query) if _is_python_scan(query) else None
 
 
+FILES, DATA_SOURCE = "LogicalRelation", "DataSourceV2Relation"
+"""Sources that a query may have: files that Spark reads by itself, and data sources, also those written in Python."""
+
+
+def only_source(execution: Any) -> str:
+    """Return the kind of a query's source before it is planned, which is slower; empty if there are several sources.
+
+    Args:
+        execution: Spark's `QueryExecution`.
+    """
+    sources = execution.analyzed().collectLeaves()
+    return _simple(sources.apply(0)) if sources.size() == 1 else ""
+
+
 @dataclass(frozen=True)
 class PlacedColumns:
     """Columns that a Python worker reads itself, for rows of which it knows the file and the number within the file.

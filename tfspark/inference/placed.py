@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException
 
-from tfspark.cluster.direct import NotDirectError, PlacedColumns, placed_columns
+from tfspark.cluster.direct import FILES, NotDirectError, PlacedColumns, only_source, placed_columns
 from tfspark.errors import DataError
 from tfspark.feed.scan import READ_BYTES, FileVersion, Selection, open_unchanged
 from tfspark.inference.predictor import Predictor
@@ -174,6 +174,8 @@ def with_places(df: DataFrame, predictor: Predictor) -> tuple[DataFrame, PlacedC
         return None
     if predictor.handle_invalid == "skip" or "_metadata" in (name.lower() for name in df.columns):
         return None  # Spark drops rows without features, so it reads them.
+    if only_source(df._jdf.queryExecution()) != FILES:
+        return None
     from pyspark.sql.functions import col
 
     try:

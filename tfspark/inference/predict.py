@@ -248,14 +248,21 @@ def _of_run(run: Path) -> TrainedModel:
     return TrainedModel(of_keras(file.read_bytes(), modules), read_signature(export), described)
 
 
+_signatures: dict[tuple[str, str], Signature] = {}
+"""Signatures of models that were described before: it takes a Spark job, and programs predict in loops."""
+
+
 def describe(df: DataFrame, model: ModelFiles) -> Signature:
     """Let a Python worker of Spark read a model's inputs and outputs; the driver has no TensorFlow.
 
     Raises:
         ConfigError: the model does not declare them.
     """
-    found = df.sparkSession.range(0, 1, 1, 1).mapInArrow(DescribeTask(model), "signature string").collect()
-    signature = Signature.from_json(json.loads(found[0][0]))
+    key = model.digest, model.signature
+    if key not in _signatures:
+        rows = df.sparkSession.range(0, 1, 1, 1).mapInArrow(DescribeTask(model), "signature string").collect()
+        _signatures[key] = Signature.from_json(json.loads(rows[0][0]))
+    signature = _signatures[key]
     if not signature.outputs:
         raise ConfigError(
             "expected a model that knows its inputs and outputs, got a subclass of keras.Model without them; export "

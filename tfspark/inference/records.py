@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from py4j.protocol import Py4JError
 
-from tfspark.cluster.direct import NotDirectError, direct_records
+from tfspark.cluster.direct import DATA_SOURCE, NotDirectError, direct_records, only_source
 from tfspark.feed.scan import Scan
 from tfspark.inference.predictor import Predictor
 
@@ -60,6 +60,8 @@ def predicted_records(df: DataFrame, predictor: Predictor, schema: StructType) -
     """
     has_plan = hasattr(df, "_jdf")  # Not on Spark Connect.
     if not has_plan or df.isStreaming or len({name.lower() for name in df.columns}) < len(df.columns):
+        return None
+    if only_source(df._jdf.queryExecution()) != DATA_SOURCE:
         return None
     try:
         direct = direct_records(df.select("*")._jdf.queryExecution())
