@@ -381,7 +381,7 @@ def main() -> None:
 
 
 # The parameters that `main` trains with, as in configs/gan_digits.yaml: for few and small images.
-SMALL_IMAGES: dict[str, Any] = {"dropout": 0, "gradient_penalty": 0.03, "discriminator_learning_rate": 0.001}
+SMALL_IMAGES: dict[str, Any] = {"dropout": 0, "gradient_penalty": 0.3, "discriminator_learning_rate": 0.002}
 
 
 def train_classifier(images: np.ndarray, labels: np.ndarray) -> keras.Model:

@@ -293,8 +293,8 @@ class Data(Source):
     """Shuffle the rows once, with `seed`, before they are divided."""
     ordered: Annotated[bool, _TRUTH] = False
     """Give rows to workers by their position, so that every step trains on the same rows in every run, for any number
-    of workers. On clusters with other numbers of cores, set `spark.sql.leafNodeDefaultParallelism` in `cluster.spark` to
-    the same number. `false`: a free worker takes any rows that are available, which is faster."""
+    of workers. For clusters with other numbers of cores, set `spark.sql.leafNodeDefaultParallelism` in `cluster.spark`.
+    `false`: a free worker takes any rows that are available, which is faster."""
     cache: Annotated[Literal["none", "node"], Words("none or node")] = "none"
     """`node`: each worker writes the rows that it received in the first epoch to its node's disk, and reads them from
     there in later epochs. `none`: Spark serves the rows of every epoch."""
