@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from conformance import examples
+
 BATCH, ROWS = 8, 28
 """The last batch is short by half, so that the second of two workers has nothing of it."""
 
 EQUAL = "equal"
+EXAMPLES_OF_KERAS = "shapes of Keras's examples"
 RNG_SEED = 3
 
 
@@ -80,6 +83,7 @@ class Feature:
             "weights",
             "models",
             "inputs",
+            EXAMPLES_OF_KERAS,
         )
 
 
@@ -1959,6 +1963,33 @@ CHANGED = [
         main_fun="equal",
     ),
 ]
+
+
+def of_example(name: str, build: Callable[[], Any], data: Callable[[int], Any], **more: Any) -> Feature:
+    return Feature(EXAMPLES_OF_KERAS, name, build, lambda: data(ROWS), **{"slow": True, **more})
+
+
+EXAMPLES = [
+    of_example("images: Conv2D, MaxPooling2D", examples.convnet, examples.classes_of_images),
+    of_example("images: SeparableConv2D with shortcuts", examples.xception, examples.classes_of_images),
+    of_example("images: vision Transformer", examples.vision_transformer, examples.classes_of_images),
+    of_example("images: autoencoder that removes noise", examples.denoiser, examples.noisy_images),
+    of_example("films: ConvLSTM2D", examples.next_frame, examples.films),
+    of_example("text: Bidirectional LSTM", examples.bidirectional, examples.reviews),
+    of_example("text: Transformer", examples.transformer, examples.reviews, slow=False),
+    of_example("text: MLP-Mixer", examples.mixer, examples.reviews),
+    of_example("text: sequence to sequence, GRU and attention", examples.translation, examples.sentences),
+    of_example("series: causal Conv1D, GRU, LSTM", examples.forecast, examples.series),
+    of_example("pairs: siamese network, contrastive loss", examples.siamese, examples.pairs),
+    of_example("ratings: product of embeddings", examples.recommender, examples.ratings),
+    of_example("tables: wide and deep, IntegerLookup", examples.wide_and_deep, examples.customers),
+    of_example(
+        "distillation: a teacher in compute_loss",
+        examples.distiller,
+        lambda rows: table_rows("classes"),
+        slow=False,
+    ),
+]
 ALL = [
     *CLIPPING,
     *TOGETHER,
@@ -1972,6 +2003,7 @@ ALL = [
     *INPUTS,
     *MODELS,
     *CHANGED,
+    *EXAMPLES,
     *CALLBACKS,
 ]
 SLOW = (

@@ -98,6 +98,29 @@ def text(cell: Any, vocabulary: int = 50) -> keras.Model:
     return model
 
 
+def places() -> keras.Model:
+    """A layer without `build` of its own: Keras calls it to build the large table and the small one in it."""
+
+    class Places(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = keras.layers.Embedding(VOCABULARY, 16), keras.layers.Embedding(4, 16)
+
+        def call(self, x: Any) -> Any:
+            return self.words(x) + self.places(keras.ops.arange(4))
+
+    layers = [
+        keras.Input((4,)),
+        keras.layers.Lambda(lambda x: keras.ops.cast(keras.ops.abs(x) * VOCABULARY / 4, "int32")),
+        Places(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(3, "softmax"),
+    ]
+    model = keras.Sequential(layers)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
 def words() -> keras.Model:
     """A model that splits strings into words and looks them up in a table, as TextVectorization does."""
     vocabulary = [str(number) for number in range(-9, 10)]
@@ -173,6 +196,7 @@ MODELS = {
     "lstm": lambda: text(keras.layers.LSTM(8)),
     "gru": lambda: text(keras.layers.Bidirectional(keras.layers.GRU(6, dropout=0.2))),
     "large": lambda: text(keras.layers.LSTM(8), VOCABULARY),
+    "places": places,
     "gan": gan,
     "words": words,
 }

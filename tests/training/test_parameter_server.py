@@ -17,7 +17,7 @@ from tfspark.training.ps.session import refuse_unsupported
 TRIAL = Path(__file__).with_name("ps_trial.py")
 TRIAL_S = 300.0
 ROWS, STEPS, EPOCHS = 200, 13, 3
-EXACT = ("sgd", "momentum", "adam", "adamw", "unbuilt", "conv", "lstm", "large", "words")
+EXACT = ("sgd", "momentum", "adam", "adamw", "unbuilt", "conv", "lstm", "large", "places", "words")
 
 
 def trial(num_workers: int, num_ps: int, *models: str) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def _build_in_parts(original: Any, partitioner: Any) -> Any:
             original(self, input_shape)
             return
         # Create the values of the whole table and then divide them, so that they are the same as in one process.
-        table = np.asarray(self.embeddings_initializer(shape, dtype=dtype.name))
+        with tf.init_scope():  # Keras may build this layer while it traces another.
+            table = np.asarray(self.embeddings_initializer(shape, dtype=dtype.name))
         self._embeddings = [
             self.add_weight(
                 shape=part.shape,
@@ -72,6 +73,11 @@ def _call_with_lookup(original: Any) -> Any:
             return original(self, inputs)
         parts = self._embeddings if isinstance(self._embeddings, list) else [self._embeddings]
         indices = tf.cast(inputs, tf.int64)
+        if any(part._value is None for part in parts):
+            # Keras calls a layer that has no `build` to learn its shapes. Only afterwards there are variables.
+            return tf.zeros_like(indices, self.compute_dtype)[..., None] * tf.zeros(
+                self.output_dim, self.compute_dtype
+            )
         # With several tables, TensorFlow expects consecutive rows in one, and one row more in the first tables, as
         # above.
         rows = tf.nn.embedding_lookup([part._value for part in parts], indices)
