@@ -105,12 +105,19 @@ def steps_of_rows(path: Path) -> list[list[int]]:
     return (numbers[:, None] // [1, 100, 10_000] % 100 - 1).tolist()
 
 
+@pytest.mark.parametrize(
+    "window",
+    [
+        pytest.param(3 * BATCH, id="shuffled"),
+        pytest.param(0, id="in the order of the rows", marks=pytest.mark.slow),
+    ],
+)
 def test_batches_of_an_ordered_training_are_the_same_for_any_number_of_workers(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     rows = df_with_partitions(spark, ROWS).select("id")
 
-    def train(name: str, workers: int, shuffle_rows: int, **options: Any) -> list[list[int]]:
+    def train(name: str, workers: int, **options: Any) -> list[list[int]]:
         params = {"rows": sum(ROWS), "steps": STEPS}
         with TFCluster.run(
             spark,
@@ -121,26 +128,27 @@ def test_batches_of_an_ordered_training_are_the_same_for_any_number_of_workers(
             checkpoint_every_steps=3,
             **options,
         ) as cluster:
-            feeding = Feeding(ordered=True, shuffle_rows=shuffle_rows)
+            feeding = Feeding(ordered=True, shuffle_rows=window)
             cluster.train(rows, 3, features=["id"], label=None, batch_size=BATCH, feeding=feeding)
             cluster.shutdown(export=["keras"])
         return steps_of_rows(tmp_path / name / "export/model.keras")
 
-    alone, shuffled = (train(f"one-{window}", 1, window) for window in (0, 3 * BATCH))
-    assert alone == [[row // BATCH] * 3 for row in range(sum(ROWS))]
-    for epoch in range(3):
-        steps = [row[epoch] for row in shuffled]
-        assert np.bincount(steps).tolist() == [BATCH] * STEPS
-        assert steps != [row[0] for row in alone]
-    assert [len({row[epoch] for epoch in range(3)}) for row in shuffled] != [1] * len(shuffled)
-    assert train("two", 2, 3 * BATCH) == shuffled
-    for window, expected in ((0, alone), (3 * BATCH, shuffled)):
-        observer = loses_one_worker_for_an_epoch(Slots(monkeypatch, 3))
-        made = train(f"lost-{window}", 2, window, min_executors=1, observer=observer)
-        assert [event["workers"] for event in observer.of("sized")] == [2, 1, 2]
-        first, second = observer.of("resumed")
-        assert (first["epoch"], first["step"] in (3, 6), second["epoch"]) == (1, True, 2)
-        assert made == expected
+    alone = train("alone", 1)
+    in_order = [[row // BATCH] * 3 for row in range(sum(ROWS))]
+    if window:
+        for epoch in range(3):
+            assert np.bincount([row[epoch] for row in alone]).tolist() == [BATCH] * STEPS
+            assert [row[epoch] for row in alone] != [row[0] for row in in_order]
+        assert [len(set(row)) for row in alone] != [1] * len(alone)
+    else:
+        assert alone == in_order
+    assert train("two", 2) == alone
+    observer = loses_one_worker_for_an_epoch(Slots(monkeypatch, 3))
+    made = train("lost", 2, min_executors=1, observer=observer)
+    assert [event["workers"] for event in observer.of("sized")] == [2, 1, 2]
+    first, second = observer.of("resumed")
+    assert (first["epoch"], first["step"] in (3, 6), second["epoch"]) == (1, True, 2)
+    assert made == alone
 
 
 @pytest.mark.slow

@@ -82,6 +82,10 @@ LOCAL = {"spark.master": "local[2]"}
             LOCAL, 3, 0, 2, ["expected 3 task slots", "Spark has 2", "local[3]"], id="nothing to feed",
         ),
         pytest.param(
+            {**LOCAL, "spark.task.cpus": "2"}, 2, 1, 1, ["expected 3 task slots", "local[6]", "spark.task.cpus=2"],
+            id="local: a slot takes several cores",
+        ),
+        pytest.param(
             STANDALONE, 2, 1, 2, ["expected 3 task slots", "Spark has 2", "spark.executor.cores"],
             id="a cluster: its settings",
         ),
