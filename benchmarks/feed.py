@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,12 @@ def main() -> None:
             elif options.training:
                 training_from_feed.report(spark, options.rows)
             else:
-                report_kinds(spark, Path(directory), options)
+                print(
+                    f"{options.rows} rows in {options.partitions} partitions, two trainers, batches of {BATCH_ROWS}; "
+                    "rows/s"
+                )
+                report = report_ordered if options.ordered else report_kinds
+                report(spark, Path(directory), options)
         finally:
             spark.stop()
 
@@ -255,19 +261,10 @@ def cpu_by_process() -> dict[str, float]:
     return used
 
 
-def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> None:
-    print(
-        f"{options.rows} rows in {options.partitions} partitions, two trainers, batches of {BATCH_ROWS}; rows/s"
-    )
-    if options.ordered:
-        print("| rows | scan | as they come | shuffled | in order | ratio | in order, shuffled | ratio |")
-        print("|---|---|---|---|---|---|---|---|")
-    else:
-        print(
-            "| rows | limit A | limit B | through Spark | / A | CPU us per row: JVM, feed tasks, trainers "
-            "| direct | / A | / B | CPU us per row | cache | / A |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+def kinds(
+    spark: Any, directory: Path, options: argparse.Namespace
+) -> Iterator[tuple[str, Any, int, Any, Any]]:
+    """Write the rows of each kind; yield kind, DataFrame, number of rows, columns, and the rows of limit B."""
     for kind in options.kinds.split(","):
         table = rows_of(kind, options.rows, np.random.default_rng(0))
         place, columns = directory / kind / options.files, columns_of(kind, table)
@@ -280,13 +277,25 @@ def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> No
             # One file for each partition, as with Parquet.
             df = spark.read.format("tfrecord").option("splitBytes", "0").load(str(place))
             dataset = rows_of_tfrecords(place, kind)
-        if options.ordered:
-            for scan in ("direct", "spark"):
-                print(
-                    f"| {kind} | {scan} | {in_order(spark, df, table.num_rows, columns, scan)} |", flush=True
-                )
-        else:
-            print(line_of(spark, kind, df, table.num_rows, columns, options.tls, dataset), flush=True)
+        yield kind, df, table.num_rows, columns, dataset
+
+
+def report_kinds(spark: Any, directory: Path, options: argparse.Namespace) -> None:
+    print(
+        "| rows | limit A | limit B | through Spark | / A | CPU us per row: JVM, feed tasks, trainers "
+        "| direct | / A | / B | CPU us per row | cache | / A |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for kind, df, rows, columns, dataset in kinds(spark, directory, options):
+        print(line_of(spark, kind, df, rows, columns, options.tls, dataset), flush=True)
+
+
+def report_ordered(spark: Any, directory: Path, options: argparse.Namespace) -> None:
+    print("| rows | scan | as they come | shuffled | in order | ratio | in order, shuffled | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kind, df, rows, columns, _ in kinds(spark, directory, options):
+        for scan in ("direct", "spark"):
+            print(f"| {kind} | {scan} | {in_order(spark, df, rows, columns, scan)} |", flush=True)
 
 
 def line_of(spark: Any, kind: str, df: Any, rows: int, columns: Any, tls: bool, dataset: Any) -> str:

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.errors import PythonException
-from pyspark.sql import DataFrame, Row
+from pyspark.sql import DataFrame
+from support.rows import assert_same_predictions
 
 from tfspark import predict
 from tfspark.errors import DataError
@@ -67,10 +68,6 @@ def plan_of(df: DataFrame) -> str:
     return df._jdf.queryExecution().executedPlan().toString()  # type: ignore[no-any-return]
 
 
-def without_prediction(rows: list[Row]) -> list[dict[str, Any]]:
-    return [{**row.asDict(), "prediction": row["prediction"] is None} for row in rows]
-
-
 @pytest.mark.parametrize(
     "chosen",
     [
@@ -99,9 +96,7 @@ def test_predictions_of_features_read_by_place_are_those_of_features_that_spark_
     assert made.schema == through_spark.schema
     rows, expected = made.collect(), through_spark.collect()
     assert len(rows) > 500
-    assert without_prediction(rows) == without_prediction(expected)
-    of_both = [[row["prediction"] or [np.nan] * 2 for row in side] for side in (rows, expected)]
-    np.testing.assert_allclose(*of_both, rtol=1e-5, atol=1e-6)
+    assert_same_predictions(rows, expected)
     alone = made.select("prediction")
     assert "marks `é`" not in plan_of(alone).partition("ReadSchema")[2]
     assert [row[0] is None for row in alone.collect()] == [row["prediction"] is None for row in rows]

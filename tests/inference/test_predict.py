@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from pyspark.errors import PythonException
 from pyspark.sql import Row
-from support.rows import df_with_partitions, features_of, partition_sizes
+from support.rows import assert_same_predictions, df_with_partitions, features_of, partition_sizes
 
 from tfspark import Column, Columns, predict
 from tfspark.errors import ConfigError
@@ -30,16 +30,6 @@ from tfspark.tfrecord import register
 def scorer(seed: int = 0, units: int = 1, activation: str | None = None) -> keras.Model:
     keras.utils.set_random_seed(seed)
     return keras.Sequential([keras.Input((4,), name="features"), keras.layers.Dense(units, activation)])
-
-
-def assert_same_rows(made: list[Row], expected: list[Row]) -> None:
-    """Compare rows in their order; predictions to float tolerance: kernels differ by the rows of a batch."""
-    assert [{**row.asDict(), "prediction": None} for row in made] == [
-        {**row.asDict(), "prediction": None} for row in expected
-    ]
-    # The prediction of a null is null.
-    of_both = [[row["prediction"] or [np.nan] * 3 for row in rows] for rows in (made, expected)]
-    np.testing.assert_allclose(*of_both, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +179,9 @@ def test_predict_decodes_tfrecords_where_it_predicts_with_the_same_result_as_thr
     assert made.schema == through_spark.schema
     assert partition_sizes(made.select("id")) == partition_sizes(through_spark.select("id"))
     rows = through_spark.collect()
-    assert_same_rows(made.collect(), rows)
-    assert_same_rows(made.coalesce(1).collect(), rows)
-    assert_same_rows(
+    assert_same_predictions(made.collect(), rows)
+    assert_same_predictions(made.coalesce(1).collect(), rows)
+    assert_same_predictions(
         made.where("id = 500").select("prediction", "text").collect(),
         [Row(prediction=row["prediction"], text="row 500") for row in rows if row["id"] == 500],
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 SCHEMA = "id bigint, features array<float>, label bigint"
 _BATCH_ROWS = 1000
@@ -84,3 +84,14 @@ def _batch(ids: np.ndarray, num_features: int, num_classes: int) -> pa.RecordBat
     return pa.RecordBatch.from_arrays(
         [pa.array(ids), features, pa.array(label_of(ids, num_classes))], names=["id", "features", "label"]
     )
+
+
+def assert_same_predictions(made: Sequence[Row], expected: Sequence[Row]) -> None:
+    """Compare rows in their order; predictions to float tolerance: kernels differ by the rows of a batch."""
+    for rows in zip(made, expected, strict=True):
+        one, other = ({**row.asDict(), "prediction": row["prediction"] is None} for row in rows)
+        assert one == other
+    of_both = [
+        [row["prediction"] for row in rows if row["prediction"] is not None] for rows in (made, expected)
+    ]
+    np.testing.assert_allclose(*of_both, rtol=1e-5, atol=1e-6)

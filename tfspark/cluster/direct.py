@@ -29,10 +29,11 @@ from tfspark.feed.scan import (
     footer_of,
     row_groups,
 )
+from tfspark.feed.spark_names import are_alike
 from tfspark.tfrecord.damage import FAILFAST
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 _PARQUET = "org.apache.spark.sql.execution.datasources.parquet.ParquetFileFormat"
 """The exact class is compared: table formats that delete rows or rename columns extend it."""
@@ -125,19 +126,20 @@ FILES, DATA_SOURCE = "LogicalRelation", "DataSourceV2Relation"
 """Sources that a query may have: files that Spark reads by itself, and data sources, also those written in Python."""
 
 
-def only_source(execution: Any) -> str:
-    """Return the kind of a query's source before it is planned, which is slower; empty if there are several sources.
+def only_source(df: DataFrame) -> str:
+    """Return the kind of a DataFrame's source, without planning the query, which is slower.
 
-    Args:
-        execution: Spark's `QueryExecution`.
+    Empty if there are several sources, for a stream, on Spark Connect, and if columns differ only in case.
     """
-    sources = execution.analyzed().collectLeaves()
+    if not hasattr(df, "_jdf") or df.isStreaming or are_alike(df.columns):
+        return ""
+    sources = df._jdf.queryExecution().analyzed().collectLeaves()
     return _simple(sources.apply(0)) if sources.size() == 1 else ""
 
 
 @dataclass(frozen=True)
 class PlacedColumns:
-    """Columns that a Python worker reads itself, for rows of which it knows the file and the number within the file.
+    """Columns that a Python worker reads itself. It knows the file of each row, and the row's number in that file.
 
     Attributes:
         selection: the columns.
@@ -167,8 +169,8 @@ def placed_columns(spark: SparkSession, execution: Any) -> PlacedColumns:
         raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet files")
     query.conditions = []
     selection, listed, in_paths = _parquet_files(spark, query, anywhere=False)
-    for name in {name for name, _ in in_paths} & set(selection.columns.names):
-        raise NotDirectError(f"column {name!r} is part of the files' paths")
+    if of_paths := sorted({name for name, _ in in_paths} & set(selection.columns.names)):
+        raise NotDirectError(f"column {of_paths[0]!r} is part of the files' paths")
     files = {file for part in listed for file, *_ in part}
     return PlacedColumns(selection, {_in_metadata(file.path): file for file in files})
 
@@ -306,7 +308,7 @@ def _parquet(spark: SparkSession, query: _Query, anywhere: bool) -> DirectRows:
 def _parquet_files(
     spark: SparkSession, query: _Query, anywhere: bool
 ) -> tuple[Selection, list[list[Listed]], list[tuple[str, Any]]]:
-    """Return what is read of which files, by split, and the partition columns with their types."""
+    """Return the columns to read, the files of each split, and the names and types of the partition columns."""
     scan, relation = query.scan, query.scan.relation()
     name = relation.fileFormat().getClass().getName()
     if name != _PARQUET:
@@ -364,7 +366,7 @@ def _check_footers(files: set[FileVersion], wanted: Mapping[str, pa.DataType]) -
             types = footer_of(file).types
         except (pa.ArrowException, OSError, ConfigError) as error:
             raise NotDirectError(f"pyarrow cannot open {file.path}: {str(error).splitlines()[0]}") from error
-        if len({name.lower() for name in types}) < len(types):
+        if are_alike(types):
             raise NotDirectError(f"{file.path} has columns whose names differ in case only")
         for name, dtype in wanted.items():
             if name not in types or "." in name:

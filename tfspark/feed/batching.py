@@ -189,7 +189,7 @@ class LaneBatcher(Batcher):
         num_readers: readers that share the lanes.
         rank: number of this reader.
         window: rows in the windows of all lanes; a lane has at least two.
-        seed: seed of the random numbers, the same in all readers.
+        seed: of the random numbers; all readers have the same.
     """
 
     def __init__(self, batch_size: int, num_readers: int, rank: int, window: int, seed: Sequence[int]):

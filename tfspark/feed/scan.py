@@ -179,9 +179,7 @@ class ParquetScan:
             rows = pa.RecordBatch.from_pydict({"": pa.nulls(groups.num_rows)})
             yield from (rows.slice(i, MAX_BATCH_ROWS) for i in range(0, groups.num_rows, MAX_BATCH_ROWS))
             return
-        file = pq.ParquetFile(
-            stream, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True
-        )
+        file = parquet_file(stream)
         row_bytes = max(1, groups.num_bytes // max(1, groups.num_rows))
         yield from file.iter_batches(
             batch_size=max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // row_bytes)),
@@ -279,6 +277,11 @@ def open_unchanged(file: FileVersion) -> Any:
     """
     system, inner = _check_unchanged(file)
     return system.open_input_file(inner)
+
+
+def parquet_file(stream: Any) -> pq.ParquetFile:
+    """Return a Parquet file to read in pieces, with its checksums compared."""
+    return pq.ParquetFile(stream, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 @functools.lru_cache(maxsize=MAX_FILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,14 +27,14 @@ def map_in_arrow(df: DataFrame, function: ArrowFunction, schema: str | StructTyp
     PySpark 4 looks up the columns there by an unquoted ``df[name]``, which fails if a name is an expression or a star.
     """
     names = df.columns
-    if all(re.fullmatch(r"\w+", name) for name in names) and not _alike(names):
+    if all(re.fullmatch(r"\w+", name) for name in names) and not are_alike(names):
         return df.mapInArrow(function, schema)
     return df.toDF(*_positions(names)).mapInArrow(Renamed(tuple(names), function), schema)
 
 
 def select_by_name(df: DataFrame, names: list[str]) -> DataFrame:
     """Return the DataFrame with only these columns, by exact name; each must occur once."""
-    if not _alike(df.columns):
+    if not are_alike(df.columns):
         return df.select(*[df[quoted(name)] for name in names])
     # Spark treats `a` and `A` as one name unless spark.sql.caseSensitive is set; positions are unique.
     positions = _positions(df.columns)
@@ -42,7 +42,8 @@ def select_by_name(df: DataFrame, names: list[str]) -> DataFrame:
     return by_position.select(*[by_position[positions[df.columns.index(name)]].alias(name) for name in names])
 
 
-def _alike(names: list[str]) -> bool:
+def are_alike(names: Collection[str]) -> bool:
+    """Return whether some names differ only in case, or not at all."""
     return len({name.lower() for name in names}) < len(names)
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from py4j.protocol import Py4JError
 from pyspark.errors import AnalysisException
 
 from tfspark.cluster.direct import FILES, NotDirectError, PlacedColumns, only_source, placed_columns
 from tfspark.errors import DataError
-from tfspark.feed.scan import READ_BYTES, FileVersion, Selection, open_unchanged
+from tfspark.feed.scan import FileVersion, Selection, open_unchanged, parquet_file
+from tfspark.feed.spark_names import select_by_name
 from tfspark.inference.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -89,11 +89,8 @@ class RowReader:
         self.path = path
         self._file = file
         self._selection = selection
-        self._batch_rows = batch_rows
         self._stream = open_unchanged(file)
-        self._parquet = pq.ParquetFile(
-            self._stream, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True
-        )
+        self._parquet = parquet_file(self._stream)
         metadata = self._parquet.metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self._ends = np.cumsum([group.num_rows for group in groups])
@@ -169,24 +166,17 @@ def with_places(df: DataFrame, predictor: Predictor) -> tuple[DataFrame, PlacedC
         df: the rows.
         predictor: the model and the columns it reads.
     """
-    has_plan = hasattr(df, "_jdf")  # Not on Spark Connect.
-    if not has_plan or df.isStreaming or len({name.lower() for name in df.columns}) < len(df.columns):
-        return None
-    if predictor.handle_invalid == "skip" or "_metadata" in (name.lower() for name in df.columns):
+    if predictor.handle_invalid == "skip":
         return None  # Spark drops rows without features, so it reads them.
-    if only_source(df._jdf.queryExecution()) != FILES:
+    if only_source(df) != FILES or "_metadata" in (name.lower() for name in df.columns):
         return None
     from pyspark.sql.functions import col
 
     try:
-        read = df.select(*(df[_quoted(name)] for name in predictor.read))
+        read = select_by_name(df, list(predictor.read))
         placed = placed_columns(df.sparkSession, read._jdf.queryExecution())
         places = col("_metadata.file_path").alias(FILE), col("_metadata.row_index").alias(ROW)
         return df.select("*", *places), placed
     except (NotDirectError, AnalysisException, Py4JError) as error:
         logger.debug("Spark reads the features to predict: %s", str(error).splitlines()[0])
         return None
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"

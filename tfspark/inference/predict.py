@@ -128,11 +128,13 @@ def apply(df: DataFrame, predictor: Predictor) -> DataFrame:
     names = [f"column_{place}" for place in range(len(fields))]
     by_place = df.toDF(*names) if placed is None else placed[0].toDF(*names, FILE, ROW)
     columns = [by_place[name] for name in names]
-    read = [dict(zip(df.columns, columns, strict=True))[name] for name in predictor.read]
-    function = _function(predictor, PredictTask(predictor).over(len(read)))
-    if placed is not None:
-        function = _function(predictor, PredictPlacesTask(predictor, placed[1]).of_places)
+    if placed is None:
+        read = [dict(zip(df.columns, columns, strict=True))[name] for name in predictor.read]
+        task = PredictTask(predictor)
+        function = _function(predictor, task.of_one if len(read) == 1 else task.of_several)
+    else:
         read = [by_place[FILE], by_place[ROW]]
+        function = _function(predictor, PredictPlacesTask(predictor, placed[1]).of_places)
     if predictor.handle_invalid == "skip":
         by_place = by_place.where(functools.reduce(operator.and_, [part.isNotNull() for part in read]))
     predicted = by_place.withColumn(PREDICTED, function(*read))
@@ -180,10 +182,6 @@ class PredictTask:
     """
 
     predictor: Predictor
-
-    def over(self, num_columns: int) -> Any:
-        """Return the method that predicts from so many columns."""
-        return self.of_one if num_columns == 1 else self.of_several
 
     def of_one(self, batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
         """Yield a struct for each row of one column."""

@@ -58,10 +58,7 @@ def predicted_records(df: DataFrame, predictor: Predictor, schema: StructType) -
         predictor: the model, the columns it reads and the columns it computes.
         schema: of the result: the columns of `df` that are kept, then those that are computed.
     """
-    has_plan = hasattr(df, "_jdf")  # Not on Spark Connect.
-    if not has_plan or df.isStreaming or len({name.lower() for name in df.columns}) < len(df.columns):
-        return None
-    if only_source(df._jdf.queryExecution()) != DATA_SOURCE:
+    if only_source(df) != DATA_SOURCE:
         return None
     try:
         direct = direct_records(df.select("*")._jdf.queryExecution())
