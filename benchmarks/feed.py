@@ -3,6 +3,7 @@
     python benchmarks/feed.py                  four kinds of rows: limits, feed, node cache, CPU per row
     python benchmarks/feed.py --files tfrecord --kinds float,digit      the same from TFRecord files
     python benchmarks/feed.py --ordered        rows in order of arrival, by position, and shuffled by position
+    python benchmarks/feed.py --again          rows of a later training: read anew, and from what the first has stored
     python benchmarks/feed.py --growth         time per row by partitions, rows and workers; draws feed_growth.png
     python benchmarks/feed.py --training       two workers that train, fed and from memory
 
@@ -61,7 +62,9 @@ def main() -> None:
                     f"{options.rows} rows in {options.partitions} partitions, two trainers, batches of {BATCH_ROWS}; "
                     "rows/s"
                 )
-                report = report_ordered if options.ordered else report_kinds
+                report = (
+                    report_ordered if options.ordered else report_again if options.again else report_kinds
+                )
                 report(spark, Path(directory), options)
         finally:
             spark.stop()
@@ -78,6 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--tls", action="store_true", help="encrypt the feed")
     parser.add_argument("--ordered", action="store_true")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--training", action="store_true")
     return parser.parse_args()
@@ -322,6 +326,37 @@ def in_order(spark: Any, df: Any, rows: int, columns: Any, scan: str) -> str:
     window = 16 * BATCH_ROWS  # Of one worker; in order, that of both.
     free, mixed, ordered, both = rate(False, 0), rate(False, window), rate(True, 0), rate(True, 2 * window)
     return f"{free:,.0f} | {mixed:,.0f} | {ordered:,.0f} | {free / ordered:.2f} | {both:,.0f} | {mixed / both:.2f}"
+
+
+def report_again(spark: Any, directory: Path, options: argparse.Namespace) -> None:
+    """Measure one-epoch trainings in a cluster that comes after the one that has stored the rows."""
+    from tfspark import FeedOptions
+
+    print("| rows | computed by | read anew | from stored rows | ratio |")
+    print("|---|---|---|---|---|")
+    stored = FeedOptions(cache="node")
+    for kind, df, rows, columns, _ in kinds(spark, directory, options):
+        name = columns.features[0].name
+        computed = df.withColumn(name, (df[name] + 1) if kind == "mixed" else df[name]).filter("rand(1) >= 0")
+        for by, what in (("feed tasks", df), ("Spark", computed)):
+            trainings(spark, what, columns, stored)
+            later = trainings(spark, what, columns, stored)
+            anew = trainings(spark, what, columns, FeedOptions())
+            rates = f"{rows / statistics.median(anew):,.0f} | {rows / statistics.median(later):,.0f}"
+            print(f"| {kind} | {by} | {rates} | {_ratio(anew, later)} |", flush=True)
+
+
+def trainings(spark: Any, df: Any, columns: Any, feeding: Any) -> list[float]:
+    """Return the seconds of several trainings of one epoch, but the first, in one cluster."""
+    from tfspark import TFCluster
+
+    seconds = []
+    with TFCluster.run(spark, drain, {"passes": PASSES}, num_executors=2) as cluster:
+        for _ in range(PASSES):
+            began = time.monotonic()
+            cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=feeding)
+            seconds.append(time.monotonic() - began)
+    return seconds[1:]
 
 
 def _ratio(limit: list[float], ours: list[float]) -> str:

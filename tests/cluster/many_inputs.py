@@ -63,7 +63,8 @@ def features(batch: dict[str, Any]) -> dict[str, Any]:
     """Convert words to numbers and days to years since 2020; do not change the other columns."""
     import tensorflow as tf
 
-    words = tf.strings.to_hash_bucket_fast(batch.pop("words"), WORDS).to_tensor()
+    # Of one width: the mean over padding would be another in a batch without a long row.
+    words = tf.strings.to_hash_bucket_fast(batch.pop("words"), WORDS).to_tensor(shape=(None, 3))
     years = tf.cast(batch.pop("day"), tf.float32) / 365.25 - 50
     return {**batch, "words": words, "years": years[:, None]}
 

@@ -27,6 +27,7 @@ from support.trainers import node_task_of, trainers
 from tfspark import Feeding, InputMode, TFCluster, TFRecordFiles
 from tfspark.cluster.state.checkpoint_store import CheckpointStore, newest_in
 from tfspark.errors import ConfigError, NodeFailedError
+from tfspark.feed.cache import FOLDER
 from tfspark.tfrecord import register
 
 __all__ = ["uninterrupted"]
@@ -609,3 +610,48 @@ def test_training_when_an_executor_is_killed_goes_on_with_another(tmp_path: Path
     assert [event["epoch"] for event in told["resumed"]] in ([1], [2])
     assert told["rows"] == [640, 640]
     assert told["iterations"] == 20
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["files are there", "files are gone"])
+def test_stored_rows_are_read_again_after_a_restart(
+    spark: SparkSession, tmp_path: Path, is_lost: bool
+) -> None:
+    """A trainer is killed in an epoch that is read from stored rows; each row is used once in each epoch."""
+    total, log = sum(ROWS), tmp_path / "computed"
+
+    def noting(batches: Any) -> Any:
+        from pyspark import TaskContext
+
+        with log.open("a") as out:
+            out.write(f"{TaskContext.get().partitionId()}\n")
+        yield from batches
+
+    def strike() -> None:
+        if is_lost:
+            max(Path(directory, FOLDER).glob("*-1.arrow"), key=lambda path: path.stat().st_mtime_ns).unlink()
+        trainers()["worker 1"].kill()
+
+    directory = spark.sparkContext.range(1).map(lambda _: os.environ["SPARK_LOCAL_DIRS"]).first()
+    rows = df_with_partitions(spark, ROWS)
+    rows = rows.mapInArrow(noting, rows.schema).select("id")
+    observer = Strike(strike, "state", epoch=2, step=3)
+    with TFCluster.run(
+        spark,
+        counting,
+        {"rows": total},
+        2,
+        observer=observer,
+        log_dir=str(tmp_path),
+        checkpoint_every_steps=3,
+    ) as cluster:
+        cluster.train(rows, 4, features=["id"], label=None, batch_size=BATCH, feeding=Feeding(cache="node"))
+        cluster.shutdown(export=["keras"])
+    assert observer.struck_at
+    (resumed,) = observer.of("resumed")
+    assert (resumed["epoch"], resumed["step"] > 0) == (2, True), "places of stored rows are those of Spark's"
+    (counts,) = keras.models.load_model(tmp_path / "export/model.keras", compile=False).get_weights()
+    assert np.round(counts[:, 0], 3).tolist() == [4] * total
+    assert [event["found"] for event in observer.of("cache")] == [False, not is_lost]
+    computed = log.read_text().split().count("0")
+    # The first epoch, the rest of the second, and the third if the nodes cannot read what they had stored.
+    assert computed <= 2 + is_lost

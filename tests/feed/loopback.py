@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +18,7 @@ from tfspark.feed.arrays import to_numpy
 from tfspark.feed.batching import Rows
 from tfspark.feed.cache import NodeCache
 from tfspark.feed.columns import Column, Columns
+from tfspark.feed.directory import Keep
 from tfspark.feed.reader import WEIGHT, PassReader
 from tfspark.feed.source import FeedTask
 from tfspark.feed.stream import StreamSpec
@@ -123,9 +124,16 @@ class Loopback:
         )
         return replace(task, **changes)
 
-    def open_pass(self, keep: bool = False, kept_in: int = -1) -> int:
+    def open_pass(
+        self,
+        keep: Keep | None = None,
+        given: Mapping[int, str] | None = None,
+        offer: Mapping[int, str] | None = None,
+    ) -> int:
         """Begin the next pass."""
-        return self.control.update(lambda state: state.directory.open_pass(self.spec.name, keep, kept_in))
+        return self.control.update(
+            lambda state: state.directory.open_pass(self.spec.name, keep, given=given, offer=offer)
+        )
 
     def feed(self, index: int, partitions: Sequence[Iterable[pa.RecordBatch]], slots: int) -> int:
         """Run one task per partition, `slots` in parallel, as Spark does; return the number of served rows."""
@@ -225,25 +233,35 @@ def run_pass(
     partitions: Sequence[Iterable[pa.RecordBatch]],
     slots: int = 2,
     pauses: dict[int, Callable[[int], float]] | None = None,
-    keep: bool = False,
+    keep: Keep | None = None,
+    offer: Mapping[int, str] | None = None,
 ) -> list[Taken]:
-    """Feed one pass and read it with all trainers; return the batches of each."""
-    index = loop.open_pass(keep)
+    """Feed one pass and read it with all trainers; return the batches of each.
+
+    If the trainers can read the offered files, nothing is fed.
+    """
+    index = loop.open_pass(keep, offer=offer)
     readers = loop.spec.num_readers
     steps = list(in_step(readers if loop.spec.synchronous else 1, pauses or {}, readers))
     with ThreadPoolExecutor(readers) as pool:
         taken: list[Future[Taken]] = [
             pool.submit(loop.take, rank, index, step) for rank, step in enumerate(steps)
         ]
-        served = loop.feed(index, partitions, slots)
+        takes_offer = False
+        if offer is not None:
+            loop.control.wait(lambda state: state.directory.has_looked(loop.spec.name, index), PATIENCE_S, "")
+            takes_offer = loop.control.update(
+                lambda state: state.directory.takes_offer(loop.spec.name, index)
+            )
+        served = 0 if takes_offer else loop.feed(index, partitions, slots)
         found = [future.result() for future in taken]
-    assert served == sum(one.rows for one in found)
+    assert takes_offer or served == sum(one.rows for one in found)
     return found
 
 
-def read_kept(loop: Loopback, kept_in: int) -> list[Taken]:
-    """Let all trainers read the rows again that they cached in a pass, without Spark."""
-    index = loop.open_pass(kept_in=kept_in)
+def read_stored(loop: Loopback, given: Mapping[int, str]) -> list[Taken]:
+    """Let all trainers read the rows that they have stored, without Spark."""
+    index = loop.open_pass(given=given)
     with ThreadPoolExecutor(loop.spec.num_readers) as pool:
         taken = [pool.submit(loop.take, rank, index, lambda _: None) for rank in range(loop.spec.num_readers)]
         return [future.result() for future in taken]

@@ -1,8 +1,11 @@
-"""The node cache: what a worker kept comes back, every row once, or Spark serves it again."""
+"""The node cache: what a worker stored comes back, every row once, or Spark serves it again."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +15,24 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import SPEC, Loopback, Taken, partitions_of, read_kept, rows_from, run_pass
-from pyspark.sql import SparkSession
+from loopback import SPEC, Loopback, Taken, partitions_of, read_stored, rows_from, run_pass
+from pyspark.sql import DataFrame, SparkSession
 from support.rows import df_with_partitions
 
-from tfspark import Feeding, TFCluster
+from tfspark import Feeding, FeedOptions, TFCluster
 from tfspark.errors import ConfigError
-from tfspark.feed.cache import NodeCache, Place
+from tfspark.feed.cache import FOLDER, NodeCache, Place
+from tfspark.feed.directory import Keep, matched
 
 PLENTY = 1 << 30
 
 
-def filled(path: Path, sizes: list[int], limit_bytes: int = PLENTY) -> tuple[NodeCache, bool]:
-    """Return a cache that was given batches of these sizes, ids counting on, and whether it kept them."""
-    cache = NodeCache(str(path), limit_bytes)
-    cache.begin(0)
+def filled(
+    folder: Path, sizes: list[int], limit_bytes: int = PLENTY, key: str = "a", lasting: bool = False
+) -> tuple[NodeCache, str]:
+    """Return a cache that was given batches of these sizes, ids counting on, and the file that has them."""
+    cache = NodeCache(str(folder), str(folder / FOLDER), limit_bytes)
+    cache.begin(key, 0, lasting)
     first = 0
     for number, size in enumerate(sizes):
         cache.add(Place(number, first), rows_from(first, size))
@@ -38,17 +44,27 @@ def ids_of(batch: pa.RecordBatch) -> list[int]:
     return [int(i) for i in batch.column("id").to_pylist()]
 
 
+def all_in(cache: NodeCache, path: str) -> list[int]:
+    return [i for _, batch in cache.read(path, None) for i in ids_of(batch)]
+
+
 @settings(max_examples=40)
-@given(sizes=st.lists(st.integers(1, 40), max_size=12), seed=st.none() | st.integers(0, 9))
-def test_cache_whatever_was_kept_gives_it_back_with_its_place(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int | None
+@given(
+    sizes=st.lists(st.integers(1, 40), max_size=12), seed=st.none() | st.integers(0, 9), lasting=st.booleans()
+)
+def test_cache_whatever_was_stored_comes_back_with_its_place(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int | None, lasting: bool
 ) -> None:
-    path = tmp_path_factory.mktemp("cache") / "rows.arrow"
-    cache, kept = filled(path, sizes)
-    assert kept
-    assert cache.holds(0)
+    folder = tmp_path_factory.mktemp("cache")
+    cache, path = filled(folder, sizes, lasting=lasting)
+    assert path
+    assert cache.complete() == path
+    reader = cache
+    if lasting:
+        reader = NodeCache(str(folder), str(folder / FOLDER), PLENTY)
+        assert reader.found({5: path}) == [5]
     rng = None if seed is None else np.random.default_rng(seed)
-    read = list(cache.read(rng))
+    read = list(reader.read(path, rng))
     for place, batch in read:
         assert ids_of(batch) == list(range(place.first_row, place.first_row + sizes[place.partition]))
     found = [place.partition for place, _ in read]
@@ -56,27 +72,29 @@ def test_cache_whatever_was_kept_gives_it_back_with_its_place(
     if seed is None:
         assert found == sorted(found)
     cache.drop()
-    assert not path.exists()
+    assert Path(path).exists() == lasting
 
 
 def test_cache_read_twice_with_another_seed_comes_in_another_order(tmp_path: Path) -> None:
-    cache, _ = filled(tmp_path / "rows.arrow", [3] * 20)
-    orders = [[place.partition for place, _ in cache.read(np.random.default_rng(seed))] for seed in (1, 2, 1)]
+    cache, path = filled(tmp_path, [3] * 20)
+    orders = [
+        [place.partition for place, _ in cache.read(path, np.random.default_rng(seed))] for seed in (1, 2, 1)
+    ]
     assert orders[0] == orders[2]
     assert orders[0] != orders[1]
 
 
 def test_cache_beyond_its_limit_is_given_up_and_leaves_no_file(tmp_path: Path) -> None:
-    cache, kept = filled(tmp_path / "rows.arrow", [1000] * 5, limit_bytes=50_000)
-    assert not kept
-    assert not cache.holds(0)
+    cache, path = filled(tmp_path, [1000] * 5, limit_bytes=50_000)
+    assert not path
+    assert not cache.complete()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_on_a_full_disk_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "rows.arrow"
-    cache = NodeCache(str(path), PLENTY)
-    cache.begin(0)
+    cache = NodeCache(str(tmp_path), "", PLENTY)
+    cache.begin("a", 0)
+    path = tmp_path / "a-0.arrow"
     path.symlink_to("/dev/full")
     cache.add(Place(0, 0), rows_from(0, 5000))
     assert not cache.complete()
@@ -84,16 +102,76 @@ def test_cache_on_a_full_disk_is_given_up(tmp_path: Path, caplog: pytest.LogCapt
     assert not path.is_symlink()
 
 
-def test_cache_begun_again_holds_the_later_pass_only(tmp_path: Path) -> None:
-    cache, _ = filled(tmp_path / "rows.arrow", [7, 8])
-    cache.begin(3)
+def test_cache_begun_again_has_the_later_pass_only(tmp_path: Path) -> None:
+    cache, path = filled(tmp_path, [7, 8])
+    cache.begin("b", 0)
     cache.add(Place(0, 0), rows_from(100, 5))
-    assert cache.complete()
-    assert not cache.holds(0)
-    assert [ids_of(batch) for _, batch in cache.read(None)] == [list(range(100, 105))]
+    assert all_in(cache, cache.complete()) == list(range(100, 105))
+    assert not Path(path).exists()
+
+
+def test_cache_of_several_data_sets_drops_the_one_used_longest_ago(tmp_path: Path) -> None:
+    """Each file has 1,000 rows, some 30 KB; there is room for two, and other workers' files do not count."""
+    limit = 80_000
+    other = NodeCache(str(tmp_path), str(tmp_path / FOLDER), limit)
+    other.begin("other", 1, lasting=True)
+    other.add(Place(0, 0), rows_from(0, 1000))
+    paths = {"other": other.complete()}
+    for key in "ab":
+        cache, paths[key] = filled(tmp_path, [1000], limit, key, lasting=True)
+    os.utime(paths["a"], ns=(1, 1))
+    os.utime(paths["b"], ns=(2, 2))
+    assert NodeCache(str(tmp_path), "", PLENTY).found({0: paths["a"]}) == [0], "a was used after b"
+    _, paths["c"] = filled(tmp_path, [1000], limit, "c", lasting=True)
+    assert {key for key, path in paths.items() if Path(path).exists()} == {"other", "a", "c"}
+    assert all_in(cache, paths["b"]) == list(range(1000)), "who has a file open can read it"
+
+
+def test_cache_files_that_no_training_reads_any_more_are_removed(tmp_path: Path) -> None:
+    _, path = filled(tmp_path, [5], lasting=True)
+    outside = tmp_path / "a-0.arrow"
+    outside.touch()
+    cache = NodeCache(str(tmp_path), str(tmp_path / FOLDER), PLENTY)
+    cache.begin("b", 0, lasting=True, stale=[path, str(outside), str(tmp_path / FOLDER / "gone")])
+    assert not Path(path).exists()
+    assert outside.exists(), "only a file of a node cache is removed"
+
+
+@pytest.mark.parametrize("fault", ["is gone", "was cut", "has the content of another", "is text"])
+def test_cache_file_that_is_not_as_it_was_stored_is_not_found(tmp_path: Path, fault: str) -> None:
+    _, path = filled(tmp_path, [500], lasting=True)
+    _, other = filled(tmp_path, [500], key="b", lasting=True)
+    if fault == "is gone":
+        os.unlink(path)
+    elif fault == "was cut":
+        os.truncate(path, os.path.getsize(path) - 10)
+    elif fault == "has the content of another":
+        os.replace(other, path)
+    else:
+        Path(path).write_text("rows")
+    assert NodeCache(str(tmp_path), "", PLENTY).found({0: path}) == []
+
+
+@settings(max_examples=200)
+@given(found=st.dictionaries(st.integers(0, 4), st.lists(st.integers(0, 4), max_size=4), max_size=5))
+def test_matching_gives_as_many_readers_as_possible_a_file_that_they_can_read(
+    found: dict[int, list[int]],
+) -> None:
+    taken = matched(found)
+    assert all(file in found[reader] for reader, file in taken.items())
+    assert len(set(taken.values())) == len(taken)
+    most = max(
+        sum(file in found[reader] for reader, file in zip(found, files, strict=False))
+        for files in itertools.permutations(range(5))
+    )
+    assert len(taken) == most
 
 
 # --- a whole feed on loopback ----------------------------------------------------------------------
+
+
+def caches_in(folder: Path, *limits: int) -> list[NodeCache]:
+    return [NodeCache(str(folder), str(folder / FOLDER), limit) for limit in limits]
 
 
 def all_ids(taken: list[Taken]) -> list[int]:
@@ -106,12 +184,12 @@ def test_later_passes_from_the_cache_give_each_row_once_in_equally_many_batches(
     tmp_path: Path, sizes: list[int], shuffle_rows: int
 ) -> None:
     spec = replace(SPEC, cache_bytes=PLENTY, shuffle_rows=shuffle_rows)
-    caches = [NodeCache(str(tmp_path / str(rank)), PLENTY) for rank in range(spec.num_readers)]
-    with Loopback(spec, caches) as loop:
-        first = run_pass(loop, partitions_of(sizes), keep=True)
-        assert loop.directory.all_kept("train", 0)
+    with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
+        first = run_pass(loop, partitions_of(sizes), keep=Keep("a"))
+        stored = loop.directory.stored("train", 0)
+        assert set(stored) == {0, 1}
         for _ in range(2):
-            again = read_kept(loop, 0)
+            again = read_stored(loop, stored)
             assert all_ids(again) == all_ids(first) == list(range(sum(sizes)))
             assert len({len(one.batches) for one in again}) == 1
             for before, now in zip(first, again, strict=True):
@@ -120,13 +198,65 @@ def test_later_passes_from_the_cache_give_each_row_once_in_equally_many_batches(
                     assert now.ids() == before.ids()
 
 
-def test_pass_that_one_worker_cannot_keep_is_not_kept(tmp_path: Path) -> None:
+def test_pass_that_one_worker_cannot_store_is_not_stored(tmp_path: Path) -> None:
     spec = replace(SPEC, cache_bytes=PLENTY)
-    caches = [NodeCache(str(tmp_path / "0"), PLENTY), NodeCache(str(tmp_path / "1"), 1)]
-    with Loopback(spec, caches) as loop:
-        taken = run_pass(loop, partitions_of([60, 60]), keep=True)
+    with Loopback(spec, caches_in(tmp_path, PLENTY, 1)) as loop:
+        taken = run_pass(loop, partitions_of([60, 60]), keep=Keep("a"))
         assert all_ids(taken) == list(range(120))
-        assert not loop.directory.all_kept("train", 0)
+        assert loop.directory.stored("train", 0) == {}
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_next_cluster_reads_the_files_of_the_one_before(tmp_path: Path, ordered: bool) -> None:
+    spec = replace(SPEC, cache_bytes=PLENTY, ordered=ordered)
+    partitions = partitions_of([60, 60])
+    with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
+        first = run_pass(loop, partitions, keep=Keep("a", lasting=True))
+        stored = loop.directory.stored("train", 0)
+    with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
+        again = run_pass(loop, partitions, keep=Keep("b", lasting=True), offer=stored)
+        assert [one.ids() for one in again] == [one.ids() for one in first]
+        assert loop.directory.stored("train", 0) == stored, "its later passes read them, too"
+        assert read_stored(loop, stored)[1].ids() == first[1].ids()
+
+
+def test_workers_in_other_places_take_the_files_that_each_can_read(tmp_path: Path) -> None:
+    spec = replace(SPEC, cache_bytes=PLENTY)
+    partitions = partitions_of([60, 60])
+    with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
+        first = run_pass(loop, partitions, keep=Keep("a", lasting=True))
+        stored = loop.directory.stored("train", 0)
+
+    class Elsewhere(NodeCache):
+        """On another host, where only the file of worker 0 can be read."""
+
+        def found(self, files: Mapping[int, str]) -> list[int]:
+            return super().found({0: files[0]})
+
+    here, elsewhere = caches_in(tmp_path, PLENTY)[0], Elsewhere(str(tmp_path), "", PLENTY)
+    with Loopback(spec, [here, elsewhere]) as loop:
+        again = run_pass(loop, partitions, offer=stored)
+        assert [one.ids() for one in again] == [first[1].ids(), first[0].ids()]
+    with Loopback(replace(spec, ordered=True), [here, elsewhere]) as loop:
+        again = run_pass(loop, partitions, offer=stored)
+        assert all_ids(again) == list(range(120)), "in order, each worker needs its own file: Spark serves"
+        assert loop.directory.stored("train", 0) == {}
+
+
+def test_files_of_which_one_is_gone_are_not_read(tmp_path: Path) -> None:
+    spec = replace(SPEC, cache_bytes=PLENTY)
+    partitions = partitions_of([60, 60])
+    with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
+        run_pass(loop, partitions, keep=Keep("a", lasting=True))
+        stored = loop.directory.stored("train", 0)
+    os.unlink(stored[1])
+    with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
+        again = run_pass(loop, partitions, keep=Keep("b", lasting=True), offer=stored)
+        assert all_ids(again) == list(range(120))
+        assert {Path(path).name for path in loop.directory.stored("train", 0).values()} == {
+            "b-0.arrow",
+            "b-1.arrow",
+        }
 
 
 # --- on Spark --------------------------------------------------------------------------------------
@@ -188,6 +318,138 @@ def test_train_with_a_node_cache_reads_from_spark_as_often_as_it_must(
     assert seen == [list(range(833))] * 3 + [list(range(41))] * 2
     assert [fields["kept"] for event, fields in events if event == "cache"] == [kept, kept]
     assert log.read_text().split().count("0") == computed
+
+
+class Runs:
+    """Trains clusters of two workers on rows that Spark counts when it computes them."""
+
+    def __init__(self, spark: SparkSession, folder: Path):
+        self.spark = spark
+        self.log = folder / "computed"
+        self.log.touch()
+        self.found: list[bool] = []
+
+    def counted(self, rows: DataFrame) -> DataFrame:
+        """Return the same rows; each time that Spark computes the first partition, it is counted."""
+        return rows.mapInArrow(counting(str(self.log)), rows.schema)
+
+    @property
+    def computed(self) -> int:
+        return self.log.read_text().split().count("0")
+
+    def train(
+        self, *calls: DataFrame, epochs: int = 1, num_workers: int = 2, **feeding: Any
+    ) -> list[list[int]]:
+        """Train on each DataFrame in one cluster; return the ids of each pass."""
+        feed = FeedOptions(**{"cache": "node", **feeding})
+
+        def observe(event: str, fields: dict[str, Any]) -> None:
+            if event == "cache":
+                self.found.append(fields["found"])
+
+        with TFCluster.run(
+            self.spark, reading_ids(), {"passes": epochs * len(calls)}, num_workers, observer=observe
+        ) as cluster:
+            for rows in calls:
+                cluster.train(rows, epochs, features=["id"], batch_size=16, feeding=feed)
+            results = cluster.shutdown()
+        passes = zip(*(results[f"worker {rank}"] for rank in range(num_workers)), strict=True)
+        return [sorted(itertools.chain(*parts)) for parts in passes]
+
+
+@pytest.fixture
+def runs(spark: SparkSession, tmp_path: Path) -> Runs:
+    return Runs(spark, tmp_path)
+
+
+def test_later_trainings_of_the_same_rows_read_the_files_of_the_first(runs: Runs) -> None:
+    """In one cluster, in the next one, and after other rows; each row once in each pass."""
+    some = runs.counted(df_with_partitions(runs.spark, [500, 0, 333]))
+    other = runs.counted(df_with_partitions(runs.spark, [41]))
+    assert runs.train(some, some) == [list(range(833))] * 2
+    assert (runs.computed, runs.found) == (1, [True])
+    assert runs.train(other, some, epochs=2) == [list(range(41))] * 2 + [list(range(833))] * 2
+    assert (runs.computed, runs.found) == (2, [True, False, True])
+    assert runs.train(some.select("*"), shuffle_rows=64) == [list(range(833))]
+    assert (runs.computed, runs.found) == (2, [True, False, True, True])
+
+
+def numbered(spark: SparkSession, first: int) -> DataFrame:
+    """Return 100 rows with ids from `first` on."""
+    return spark.range(first, first + 100, 1, 2).selectExpr("id", "id % 2 AS label")
+
+
+@pytest.mark.parametrize(
+    ("format", "scan"),
+    [
+        ("parquet", "spark"),
+        ("tfrecord", "direct"),
+        pytest.param("parquet", "direct", marks=pytest.mark.slow),
+        pytest.param("tfrecord", "spark", marks=pytest.mark.slow),
+    ],
+)
+def test_rows_of_files_are_read_anew_when_a_file_was_changed(
+    runs: Runs, tmp_path: Path, format: str, scan: str
+) -> None:
+    path = str(tmp_path / "rows")
+
+    def write(first: int, mode: str) -> None:
+        numbered(runs.spark, first).write.format(format).mode(mode).save(path)
+
+    def read() -> DataFrame:
+        return runs.spark.read.format(format).schema("id long, label long").load(path)
+
+    write(0, "overwrite")
+    rows = read()
+    assert runs.train(rows, rows, scan=scan) == [list(range(100))] * 2
+    assert runs.found == [True]
+    write(100, "append")
+    assert runs.train(read(), scan=scan) == [list(range(200))]
+    write(7, "overwrite")
+    assert runs.train(read(), scan=scan) == [list(range(7, 107))]
+    assert runs.found == [True], "no file was read in the place of rows that had changed"
+    assert runs.train(read(), scan=scan) == [list(range(7, 107))]
+    assert runs.found == ([True] if (format, scan) == ("tfrecord", "spark") else [True, True]), (
+        "Spark has a plan of its own for each load of a data source that is written in Python"
+    )
+
+
+def test_rows_whose_files_changed_behind_a_dataframe_are_not_taken_from_the_cache(
+    runs: Runs, tmp_path: Path
+) -> None:
+    """The DataFrame still has the old list of files: Spark fails, as it does without a cache."""
+    path = str(tmp_path / "rows")
+    numbered(runs.spark, 0).write.parquet(path)
+    rows = runs.spark.read.parquet(path)
+    assert runs.train(rows) == [list(range(100))]
+    numbered(runs.spark, 100).write.mode("overwrite").parquet(path)
+    with pytest.raises(Exception, match=r"make the DataFrame anew|FILE_NOT_EXIST|does not exist"):
+        runs.train(rows)
+    assert not runs.found
+
+
+def test_rows_are_read_anew_if_they_are_dealt_to_other_workers(runs: Runs) -> None:
+    rows = runs.counted(df_with_partitions(runs.spark, [100, 50]))
+    for computed, options in enumerate([{"ordered": True}, {}, {"num_workers": 1}], 1):
+        assert runs.train(rows, rows, **options) == [list(range(150))] * 2
+        assert runs.computed == computed
+    runs.train(rows, rows, ordered=True, shuffle_rows=8)
+    assert runs.computed == 5, "in each pass another order of the partitions"
+
+
+def test_functions_with_the_same_name_do_not_have_the_same_rows(runs: Runs) -> None:
+    base = df_with_partitions(runs.spark, [30])
+
+    def adding(number: int) -> DataFrame:
+        def add(batches: Any) -> Any:
+            import pyarrow.compute as pc
+
+            for batch in batches:
+                yield batch.set_column(0, "id", pc.add(batch["id"], number))
+
+        return base.mapInArrow(add, base.schema)
+
+    assert runs.train(adding(0), adding(1), adding(2)) == [list(range(n, n + 30)) for n in range(3)]
 
 
 @pytest.mark.parametrize(

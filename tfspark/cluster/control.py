@@ -553,7 +553,14 @@ class ControlPlane(ActionServer):
     def on_lease(self, request: Json) -> Json:
         """See `FeedDirectory.lease`; a reader that already holds leases gets its answer without waiting."""
         wait_s = 0.0 if request["held"] else LONG_POLL_S
-        return self._poll(lambda state: state.directory.lease(**request), wait_s)
+
+        def lease(state: DriverState) -> Json:
+            reply = state.directory.lease(**request)
+            if request["found"] is not None:
+                self._changed.notify_all()  # The driver waits for what readers have found.
+            return reply
+
+        return self._poll(lease, wait_s)
 
     def on_release(self, request: Json) -> Json:
         """See `FeedDirectory.release`."""

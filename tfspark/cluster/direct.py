@@ -397,15 +397,7 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 
 def _tfrecords(query: _Query) -> DirectRows:
-    name = query.scan.nodeName().strip()
-    if not name.endswith((" tfrecord", " tfrecords")):
-        raise NotDirectError(f"the rows come from {name}, not from Parquet or TFRecord files")
-    try:
-        splits = [pickle.loads(bytes(part.pickedPartition())) for part in _each(query.scan.inputPartitions())]
-    except (ImportError, AttributeError, pickle.UnpicklingError) as error:
-        raise NotDirectError(f"the splits of {name} are not tfspark's: {error}") from error
-    if not all(type(split).__module__ == "tfspark.tfrecord.datasource" for split in splits):
-        raise NotDirectError(f"the splits of {name} are not tfspark's")
+    splits = _tfrecord_splits(query.scan)
     columns = {a.exprId().id(): a.name() for a in _each(query.scan.output())}
     selection = query.selection(columns)
     if any(split.mode != FAILFAST for split in splits):
@@ -413,6 +405,39 @@ def _tfrecords(query: _Query) -> DirectRows:
         raise NotDirectError("records that do not fit are dropped, which needs all of their columns")
     is_raw = any(split.raw for split in splits)
     return DirectRows(TFRecordScan(selection, is_raw), tuple(split.slices for split in splits), "TFRecord")
+
+
+def _tfrecord_splits(scan: Any) -> list[Any]:
+    """Return the splits of a data source that is written in Python if it is tfspark's own."""
+    name = scan.nodeName().strip()
+    if not name.endswith((" tfrecord", " tfrecords")):
+        raise NotDirectError(f"the rows come from {name}, not from Parquet or TFRecord files")
+    try:
+        splits = [pickle.loads(bytes(part.pickedPartition())) for part in _each(scan.inputPartitions())]
+    except (ImportError, AttributeError, pickle.UnpicklingError) as error:
+        raise NotDirectError(f"the splits of {name} are not tfspark's: {error}") from error
+    if not all(type(split).__module__ == "tfspark.tfrecord.datasource" for split in splits):
+        raise NotDirectError(f"the splits of {name} are not tfspark's")
+    return splits
+
+
+def tfrecord_files(execution: Any) -> list[list[str]]:
+    """Return the paths of the TFRecord files that each scan of a planned query reads.
+
+    Args:
+        execution: Spark's `QueryExecution`.
+
+    Raises:
+        NotDirectError: another data source written in Python is read.
+        Py4JError: Spark's plan has a form that this code does not know.
+    """
+    scans = [
+        leaf
+        for leaf in _each(execution.sparkPlan().collectLeaves())
+        if _simple(leaf) == "BatchScanExec" and _simple(leaf.scan()) == "PythonScan"
+    ]
+    splits = [_tfrecord_splits(scan) for scan in scans]
+    return [sorted({piece.file.path for split in of_scan for piece in split.slices}) for of_scan in splits]
 
 
 def _each(scala: Any) -> Iterator[Any]:

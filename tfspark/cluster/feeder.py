@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +15,10 @@ from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, 
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.state.checkpoint_store import Checkpoint
 from tfspark.cluster.state.driver_state import DriverState
-from tfspark.errors import DataError, TfsparkError
+from tfspark.cluster.stored_rows import StoredRows, StoredRowsOfApplication, origin_of
+from tfspark.errors import DataError, DeadlineError, TfsparkError
 from tfspark.feed.columns import Columns
+from tfspark.feed.directory import Keep
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.scan import ScanTask
 from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
@@ -78,7 +82,9 @@ class Feeder:
         self._specs: dict[str, StreamSpec] = {}
         self._buffer_bytes: dict[str, int] = {}
         self._layouts: dict[str, Mapping[str, object]] = {}
-        self._last_from_spark: dict[str, int] = {}
+        self._last_stored: dict[str, int] = {}
+        self._of_earlier_trainings: set[str] = set()
+        self._stored = StoredRowsOfApplication(spark)
 
     def open(
         self,
@@ -154,14 +160,15 @@ class Feeder:
     ) -> int | None:
         """Feed every row once, and check that all of them arrived.
 
-        One Spark job serves the rows. If the nodes have cached them, the nodes read their cache instead. If a worker is
-        lost and replaced, another job serves the rows that it had received.
+        One Spark job serves the rows. If the nodes have stored them, in an earlier pass or in an earlier training of
+        the same rows, the nodes read their files instead. If a worker is lost and replaced, another job serves the rows
+        that it had received.
 
         Args:
             stream: an open stream.
             rows: a DataFrame with the stream's columns, or an RDD of items.
             job: the job for which the nodes need the rows; if they end it early, the rest is not fed.
-            keep: let the nodes cache these rows, if the stream has a node cache.
+            keep: let the nodes store these rows, if the stream has a node cache.
             again: these are the same rows as in the previous pass.
             begun: a checkpoint in the middle of this pass. Rows it was trained on are not fed, and partitions that were
                 trained on completely are not computed.
@@ -173,12 +180,44 @@ class Feeder:
             DataError: there are no rows.
             Exception: the error that Spark raised while it computed the rows.
         """
+        spec = self._specs[stream]
         if again and self.is_kept(stream):
-            return self._feed_kept(stream, job)
-        keep = keep and self._specs[stream].cache_bytes > 0
+            return self._feed_stored(stream, job)
+        origin = None
+        if spec.cache_bytes and not again and begun is None and isinstance(rows, PlannedRows):
+            origin = origin_of(
+                rows, self._control.read(lambda state: state.directory.num_passes(stream)), spec
+            )
+        found = None if origin is None else self._stored.find(origin)
+        stale = () if origin is None or found is not None else self._stored.outdated(origin)
+        is_kept = bool(spec.cache_bytes) and (keep or origin is not None)
+        how = Keep(uuid.uuid4().hex, origin is not None, stale) if is_kept else None
         used = None if begun is None else begun.used
-        index = self._control.update(lambda state: state.directory.open_pass(stream, keep, used=used))
-        self._last_from_spark[stream] = index
+        offer = None if found is None else found.files
+        if found is not None and self._sample(stream) is None:
+            self._offer_sample(stream, found.sample)
+        index = self._control.update(
+            lambda state: state.directory.open_pass(stream, how, used=used, offer=offer)
+        )
+        self._last_stored[stream] = index
+        self._of_earlier_trainings.discard(stream)
+        if found is not None and isinstance(rows, PlannedRows) and self._take_stored(stream, index, job):
+            self._of_earlier_trainings.add(stream)
+            self._note_layout(stream, index, self._layout_of_stored(stream, rows.of_pass(index)[1].to_json()))
+            return found.rows if self._all_arrived(stream, index, found.rows, float("inf"), job) else None
+        served = self._feed_from_spark(stream, index, rows, job, begun)
+        if served is not None and origin is not None and self.is_kept(stream):
+            files, sample = self._control.read(
+                lambda state: (state.directory.stored(stream, index), state.directory.sample(stream))
+            )
+            self._stored.outdated(origin)
+            self._stored.add(origin, StoredRows(served, sample or "", files))
+        return served
+
+    def _feed_from_spark(
+        self, stream: str, index: int, rows: PlannedRows | RDD[Any], job: int, begun: Checkpoint | None
+    ) -> int | None:
+        """Let Spark serve an open pass; see `feed`."""
         timeout_s = self._specs[stream].timeout_s + (REPLACEMENT_S if self._control.has_chief else 0.0)
         whole = {} if begun is None else begun.fully_trained
         if whole and self._sample(stream) is None:
@@ -259,18 +298,47 @@ class Feeder:
         return self._control.update(lambda state: state.directory.reopen(stream, index))
 
     def is_kept(self, stream: str) -> bool:
-        """Whether the nodes have cached all rows of the last pass that Spark served."""
-        last = self._last_from_spark.get(stream)
-        return last is not None and self._control.read(lambda state: state.directory.all_kept(stream, last))
+        """Whether the nodes have stored all rows of the last pass that was not read from their files."""
+        last = self._last_stored.get(stream)
+        return last is not None and bool(
+            self._control.read(lambda state: state.directory.stored(stream, last))
+        )
 
-    def _feed_kept(self, stream: str, job: int) -> int | None:
-        """Let the nodes read the rows that they have cached."""
-        kept_in = self._last_from_spark[stream]
-        expected = sum(self._rows_received(stream, kept_in).values())
-        index = self._control.update(lambda state: state.directory.open_pass(stream, kept_in=kept_in))
+    def is_of_earlier_training(self, stream: str) -> bool:
+        """Whether the stored rows are those of an earlier training."""
+        return stream in self._of_earlier_trainings
+
+    def _take_stored(self, stream: str, index: int, job: int) -> bool:
+        """Return whether the nodes read the files that an open pass offers them; otherwise the offer is withdrawn."""
+        with contextlib.suppress(DeadlineError):  # A node is busy; Spark serves the rows.
+            self._control.wait(
+                lambda state: (
+                    state.directory.has_looked(stream, index) or self._unwanted(state, stream, index, job)
+                ),
+                self._specs[stream].timeout_s,
+                "the workers to look for stored rows",
+            )
+        return self._control.update(lambda state: state.directory.takes_offer(stream, index))
+
+    def _feed_stored(self, stream: str, job: int) -> int | None:
+        """Let the nodes read the files in which they have stored the rows of an earlier pass."""
+        last = self._last_stored[stream]
+        expected = sum(self._rows_received(stream, last).values())
+
+        def open_pass(state: DriverState) -> int:
+            given = state.directory.stored(stream, last)
+            layout = self._layout_of_stored(stream, state.directory.layout(stream, last))
+            return state.directory.open_pass(stream, given=given, layout=layout)
+
+        index = self._control.update(open_pass)
         # The deadlines are in the nodes: this wait lasts as long as the epoch.
         arrived = self._all_arrived(stream, index, expected, float("inf"), job)
         return expected if arrived else None
+
+    def _layout_of_stored(self, stream: str, layout: Json) -> Json:
+        """Return how Spark had divided stored rows. In a shuffled order, it would serve this pass in another order."""
+        spec = self._specs[stream]
+        return {} if spec.ordered and spec.shuffle_rows else layout
 
     def _unread(self, stream: str, index: int) -> bool:
         return self._control.read(lambda state: state.directory.unread(stream, index))
@@ -290,7 +358,7 @@ class Feeder:
         """Forget a stream whose readers have ended what they did with it."""
         for known in (self._whole, self._specs, self._readers, self._buffer_bytes, self._layouts):
             known.pop(stream, None)
-        self._last_from_spark.pop(stream, None)
+        self._last_stored.pop(stream, None)
         self._control.update(lambda state: state.directory.drop_stream(stream))
 
     def break_off(self, why: str) -> None:

@@ -47,9 +47,10 @@ class FeedOptions:
         chunk_bytes: size of one pull.
         buffer_bytes: maximum size of the rows that wait in a feed task.
         cache: ``none``: Spark computes the DataFrame again for every epoch. ``node``: each worker stores its rows of
-            the first epoch on its node's disk, and reads them from there in the later epochs of the same `train`.
-        cache_bytes: maximum disk space per worker for the cache; if the rows need more, Spark computes them every
-            epoch.
+            the first epoch on its node's disk, and reads them from there in later epochs, and in later trainings of
+            the same rows in the same Spark application.
+        cache_bytes: maximum disk space per worker for the cache. Older rows are removed to make room; if the rows of
+            one epoch need more, Spark computes them every epoch.
         scan: who reads files. ``auto``: feed tasks read Parquet and TFRecord files themselves, without Spark's JVM, if
             the DataFrame is only a scan of them with plain columns and simple filters; Spark reads everything else.
             ``spark``: Spark reads. ``direct``: as ``auto``, but raise an error if feed tasks cannot read the rows.

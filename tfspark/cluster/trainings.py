@@ -302,8 +302,9 @@ class Trainings:
             begun = None
             if self._all_left(stream):
                 break
-            if first_of_several and self._feeding.cache == "node":
-                self._observe("cache", {"kept": self._supervisor.feeder.is_kept(stream)})
+            is_found = self._supervisor.feeder.is_of_earlier_training(stream)
+            if index == first_whole and self._feeding.cache == "node" and (first_of_several or is_found):
+                self._observe("cache", {"kept": self._supervisor.feeder.is_kept(stream), "found": is_found})
             if checked is not None and self._options.runs_main_fun:
                 self._validate_if_asked(stream, checked, job)
             elif checked is not None and self._sidecar is None and not self._supervisor.have_trained(job):

@@ -297,9 +297,11 @@ class Data(Source):
     `false`: a free worker takes any rows that are available, which is faster."""
     cache: Annotated[Literal["none", "node"], Words("none or node")] = "none"
     """`node`: each worker writes the rows that it received in the first epoch to its node's disk, and reads them from
-    there in later epochs. `none`: Spark serves the rows of every epoch."""
+    there in later epochs, and in later trainings of the same rows in the same Spark application. `none`: Spark serves
+    the rows of every epoch."""
     cache_bytes: Annotated[AtLeast1, _COUNT] = 16 << 30
-    """Disk space that one worker may use for its cache; if the rows need more, every epoch comes from Spark."""
+    """Disk space that one worker may use for its cache. Older rows are removed to make room; if the rows of one epoch
+    need more, every epoch comes from Spark."""
     scan: Annotated[Literal["auto", "spark", "direct"], Words("auto, spark or direct")] = "auto"
     """Who reads files. `auto`: the tasks that feed read Parquet and TFRecord files themselves if the rows are only
     columns of these files; Spark reads all other rows, for example those that are shuffled or divided. `spark`: Spark

@@ -140,6 +140,8 @@ class _Watch:
 
     def _on_cache(self, fields: Mapping[str, Any]) -> None:
         kept = "later epochs are read from the nodes' disks"
+        if fields["found"]:
+            kept = "rows of an earlier training are read from the nodes' disks"
         lost = "not all workers could cache their rows (see their logs); later epochs are read from Spark"
         self.console.line(f"{'node cache':<24}           {kept if fields['kept'] else lost}")
 

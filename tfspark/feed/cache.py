@@ -9,13 +9,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 logger = logging.getLogger("tfspark")
+
+FOLDER = "tfspark-rows"
+"""Folder of the files that outlive their trainer, below a directory that Spark removes with the application."""
+SUFFIX = ".arrow"
+NAME = b"tfspark.rows"
+"""Key in a file's schema: the name under which the file was written."""
+PLACE = b"tfspark.place"
+"""Key in a batch's metadata: partition and number of the first row."""
 
 
 @dataclass(frozen=True)
@@ -27,77 +36,147 @@ class Place:
 
 
 class NodeCache:
-    """The rows one worker received in one pass of a stream.
+    """Files with the rows that one worker received in passes of a stream.
 
     Args:
-        path: the file; `drop` removes it, and so does the end of the trainer, with its scratch directory.
-        limit_bytes: if the file would exceed this, it is dropped, and the rows are read from Spark again.
+        scratch_dir: directory for files that end with the trainer, and for the file that is being written.
+        lasting_dir: directory for complete files that outlive the trainer; empty: there is none.
+        limit_bytes: maximum size of this worker's files. Older files are removed to make room. If the rows of one pass
+            exceed it, they are not stored.
     """
 
-    def __init__(self, path: str, limit_bytes: int):
-        self._path = path
+    def __init__(self, scratch_dir: str, lasting_dir: str, limit_bytes: int):
+        self._scratch_dir = scratch_dir
+        self._lasting_dir = lasting_dir
         self._limit_bytes = limit_bytes
-        self._places: list[Place] = []
+        self._name = ""
+        self._is_lasting = False
+        self._path = ""
+        self._older: list[tuple[Path, int]] = []
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._sink: pa.OSFile | None = None
-        self._index = -1
-        self._complete = False
+        self._opened: dict[str, pa.NativeFile] = {}
 
-    def begin(self, index: int) -> None:
-        """Start to store the rows of pass `index`; rows stored before are dropped."""
+    def begin(self, key: str, rank: int, lasting: bool = False, stale: Sequence[str] = ()) -> None:
+        """Start to store the rows of a pass.
+
+        Args:
+            key: identifies the rows; the file is named after it.
+            rank: the worker's number, also part of the name.
+            lasting: whether later trainings may read the file.
+            stale: files that no training will read any more.
+        """
         self.drop()
-        self._index = index
+        for path in map(Path, stale):
+            if path.parent.name == FOLDER:
+                path.unlink(missing_ok=True)
+        self._name = f"{key}-{rank}{SUFFIX}"
+        self._is_lasting = lasting and bool(self._lasting_dir)
+        self._path = os.path.join(self._scratch_dir, self._name)
+        self._older = self._files_of(rank) if self._is_lasting else []
 
     def add(self, place: Place, batch: pa.RecordBatch) -> None:
         """Store rows; no effect if the cache was given up."""
-        if self._index < 0:
+        if not self._name:
             return
         try:
-            if self._writer is None:
+            if self._writer is None or self._sink is None:
                 self._sink = pa.OSFile(self._path, "wb")
-                self._writer = pa.ipc.new_file(self._sink, batch.schema)
-            self._writer.write_batch(batch)
-            self._places.append(place)
-            if self._sink is not None and self._sink.tell() > self._limit_bytes:
-                self._give_up(f"its rows exceed the limit of {self._limit_bytes} bytes on this node")
+                schema = batch.schema.with_metadata({**(batch.schema.metadata or {}), NAME: self._name})
+                self._writer = pa.ipc.new_file(self._sink, schema)
+            where = f"{place.partition} {place.first_row}".encode()
+            self._writer.write_batch(batch, custom_metadata={PLACE: where})
+            self._make_room(self._sink.tell())
         except OSError as error:
             self._give_up(str(error))
 
-    def complete(self) -> bool:
-        """Record that the pass is over; return whether all its rows are stored. May be called again."""
-        if self._index < 0:
-            return False
+    def complete(self) -> str:
+        """Record that the pass is over; return the file with all its rows, empty if there is none.
+
+        May be called again.
+        """
+        if not self._name or self._path in self._opened:
+            return self._path if self._name else ""
         try:
+            if self._writer is None:  # A reader without rows: an empty file says that it has all of them.
+                Path(self._path).touch()
             self._close()
-        except OSError as error:
+            if self._is_lasting:
+                os.makedirs(self._lasting_dir, mode=0o700, exist_ok=True)
+                kept = os.path.join(self._lasting_dir, self._name)
+                os.rename(self._path, kept)
+                self._path = kept
+            self._open(self._path)
+        except (OSError, pa.ArrowException) as error:
             self._give_up(str(error))
-        self._complete = self._index >= 0
-        return self._complete
+        return self._path
 
-    def holds(self, index: int) -> bool:
-        """Return whether all rows of pass `index` are stored."""
-        return self._complete and self._index == index
+    def found(self, files: Mapping[int, str]) -> list[int]:
+        """Return the numbers of those files that can be read here. They stay open, even if they are removed."""
+        return [number for number, path in files.items() if self._is_readable(path)]
 
-    def read(self, rng: np.random.Generator | None) -> Iterator[tuple[Place, pa.RecordBatch]]:
-        """Yield the stored rows as views of the mapped file.
+    def read(self, path: str, rng: np.random.Generator | None) -> Iterator[tuple[Place, pa.RecordBatch]]:
+        """Yield the rows of a complete or found file, as views of the mapped file.
 
         Args:
+            path: the file.
             rng: shuffles the batches; None: they come in the stored order.
         """
-        if not self._places:
+        file = self._opened[path]
+        if not file.size():
             return
-        order = np.arange(len(self._places)) if rng is None else rng.permutation(len(self._places))
-        with pa.memory_map(self._path) as file, pa.ipc.open_file(file) as reader:
-            for number in order.tolist():
-                yield self._places[number], reader.get_batch(number)
+        with pa.ipc.open_file(file) as reader:
+            count = reader.num_record_batches
+            for number in range(count) if rng is None else rng.permutation(count).tolist():
+                batch, metadata = reader.get_batch_with_custom_metadata(number)
+                partition, first_row = map(int, metadata[PLACE].split())
+                yield Place(partition, first_row), batch
 
     def drop(self) -> None:
-        """Remove the file if it exists."""
+        """Close all files and remove the one being written; those that outlive the trainer stay."""
         with contextlib.suppress(OSError):
             self._close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._places, self._index, self._complete = [], -1, False
+        for file in self._opened.values():
+            file.close()
+        if self._path and not (self._is_lasting and self._path in self._opened):
+            Path(self._path).unlink(missing_ok=True)
+        self._opened = {}
+        self._name = self._path = ""
+
+    def _open(self, path: str) -> None:
+        self._opened[path] = pa.memory_map(path) if os.path.getsize(path) else pa.BufferReader(b"")
+
+    def _is_readable(self, path: str) -> bool:
+        """Return whether a file of an earlier training is here, and is the one that its name says."""
+        try:
+            self._open(path)
+            file = self._opened[path]
+            if file.size():
+                with pa.ipc.open_file(file) as reader:
+                    if (reader.schema.metadata or {}).get(NAME, b"").decode() != os.path.basename(path):
+                        raise OSError("it was not written under this name")
+            os.utime(path)
+        except (OSError, pa.ArrowException) as error:
+            self._opened.pop(path, None)
+            logger.debug("cannot read %s: %s", path, error)
+            return False
+        return True
+
+    def _files_of(self, rank: int) -> list[tuple[Path, int]]:
+        """Return this worker's lasting files and their sizes, the one used last at the end."""
+        found = []
+        with contextlib.suppress(OSError):
+            for path in Path(self._lasting_dir).glob(f"*-{rank}{SUFFIX}"):
+                status = path.stat()
+                found.append((status.st_mtime_ns, path, status.st_size))
+        return [(path, size) for _, path, size in sorted(found)]
+
+    def _make_room(self, size: int) -> None:
+        """Remove older files if all together exceed the limit; give up if this one alone does."""
+        while self._older and size + sum(of for _, of in self._older) > self._limit_bytes:
+            self._older.pop(0)[0].unlink(missing_ok=True)
+        if size > self._limit_bytes:
+            self._give_up(f"its rows exceed the limit of {self._limit_bytes} bytes on this node")
 
     def _close(self) -> None:
         writer, sink = self._writer, self._sink

@@ -15,7 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 
 from tfspark.feed.ledger import union
@@ -63,14 +63,31 @@ class PassState(Enum):
     OVER = "over"
 
 
+@dataclass(frozen=True)
+class Keep:
+    """How readers store the rows they receive.
+
+    Attributes:
+        key: a part of the files' names.
+        lasting: whether later trainings may read the files.
+        stale: files that no training will read any more.
+    """
+
+    key: str
+    lasting: bool = False
+    stale: tuple[str, ...] = ()
+
+
 @dataclass
 class FeedPass:
     """One run over a stream.
 
     Attributes:
-        keep: whether the readers store the received rows on their nodes.
-        kept_in: the pass whose stored rows the readers read again; -1: Spark serves this pass.
-        kept: readers that have stored all rows they received.
+        keep: under which name the readers store the received rows on their nodes; None: they do not.
+        offer: files with the rows of an earlier training that readers may read instead, one per reader.
+        found: reader -> numbers of the offered files that it can read.
+        given: reader -> the file that it reads instead of Spark's rows.
+        stored: reader -> the file in which it has stored all rows it received.
         layout: how Spark has divided its rows, for checkpoints.
         used: rows that need not be served because an earlier incarnation has trained on them: the partition's own
             number -> intervals.
@@ -82,9 +99,11 @@ class FeedPass:
 
     layout: Json = field(default_factory=dict)
     used: Mapping[int, list[list[int]]] = field(default_factory=dict)
-    keep: bool = False
-    kept_in: int = -1
-    kept: set[int] = field(default_factory=set)
+    keep: Keep | None = None
+    offer: Mapping[int, str] = field(default_factory=dict)
+    found: dict[int, list[int]] = field(default_factory=dict)
+    given: Mapping[int, str] = field(default_factory=dict)
+    stored: dict[int, str] = field(default_factory=dict)
     sources: dict[int, Source] = field(default_factory=dict)
     all_sources: list[str] = field(default_factory=list)
     counted: dict[int, int] = field(default_factory=dict)
@@ -173,20 +192,34 @@ class FeedDirectory:
     def open_pass(
         self,
         stream: str,
-        keep: bool = False,
-        kept_in: int = -1,
+        keep: Keep | None = None,
         used: Mapping[int, list[list[int]]] | None = None,
+        offer: Mapping[int, str] | None = None,
+        given: Mapping[int, str] | None = None,
+        layout: Json | None = None,
     ) -> int:
         """Start the next pass and return its number.
 
         Args:
             stream: name of the stream.
             keep: let the readers store the rows they receive.
-            kept_in: a pass whose stored rows the readers read again, without Spark.
             used: rows not to serve; see `FeedPass`.
+            offer: files that readers may be able to read instead; see `takes_offer`.
+            given: files that the readers read instead, as they have stored them.
+            layout: how Spark had divided the rows of these files.
         """
         book = self._streams[stream]
-        book.passes.append(FeedPass(used=used or {}, keep=keep, kept_in=kept_in))
+        given = given or {}
+        book.passes.append(
+            FeedPass(
+                layout=layout or {},
+                used=used or {},
+                keep=keep,
+                offer=offer or {},
+                given=given,
+                stored=dict(given),
+            )
+        )
         self._forget_old(book)
         return len(book.passes) - 1
 
@@ -197,9 +230,13 @@ class FeedDirectory:
             book.totals.update(old.ended)
             for source in old.all_sources:
                 self._by_id.pop(source, None)
-            kept = FeedPass(keep=True, ended=old.ended, kept=old.kept, state=PassState.OVER)
-            book.passes[book.num_forgotten] = kept if old.keep else _FORGOTTEN
+            kept = FeedPass(old.layout, ended=old.ended, stored=old.stored, state=PassState.OVER)
+            book.passes[book.num_forgotten] = kept if old.stored else _FORGOTTEN
             book.num_forgotten += 1
+
+    def num_passes(self, stream: str) -> int:
+        """Return how many passes were started, which is the number of the next one."""
+        return len(self._streams[stream].passes)
 
     def sizes(self, stream: str, index: int) -> dict[int, int]:
         """Return the partition's own number -> number of rows, for partitions that Spark has computed completely."""
@@ -308,10 +345,33 @@ class FeedDirectory:
         book = self._streams.get(stream)
         return book is not None and len(book.left) == book.num_readers
 
-    def all_kept(self, stream: str, index: int) -> bool:
-        """Return whether every reader has stored the rows that it received in a pass."""
+    def stored(self, stream: str, index: int) -> dict[int, str]:
+        """Return reader -> file with all rows that it received in a pass; empty unless every reader has stored them."""
         book = self._streams[stream]
-        return len(book.passes[index].kept) == book.num_readers
+        stored = book.passes[index].stored
+        return dict(stored) if len(stored) == book.num_readers else {}
+
+    def has_looked(self, stream: str, index: int) -> bool:
+        """Return whether every reader has said which of the offered files it can read."""
+        book = self._streams[stream]
+        return len(book.passes[index].found) == book.num_readers
+
+    def takes_offer(self, stream: str, index: int) -> bool:
+        """Give each reader an offered file if all of them can be read; otherwise withdraw the offer.
+
+        In an ordered stream each reader needs the file with its own number.
+        """
+        book = self._streams[stream]
+        feed_pass = book.passes[index]
+        found = feed_pass.found if self.has_looked(stream, index) else {}
+        own_first = {rank: sorted(numbers, key=rank.__ne__) for rank, numbers in found.items()}
+        if book.ordered:
+            own_first = {rank: [rank] if rank in numbers else [] for rank, numbers in found.items()}
+        given = {rank: feed_pass.offer[number] for rank, number in matched(own_first).items()}
+        feed_pass.given = given if len(given) == book.num_readers else {}
+        feed_pass.stored = dict(feed_pass.given)
+        feed_pass.offer = {}
+        return bool(feed_pass.given)
 
     def sample(self, stream: str) -> str | None:
         """Return the first row of the stream, as passed to `offer_sample`."""
@@ -437,10 +497,20 @@ class FeedDirectory:
             return {"status": "broken_off", "why": book.broken_off}
         return {"status": "ok", "description": book.description, "sample": book.sample}
 
-    def lease(self, stream: str, index: int, rank: int, host: str, held: list[str], after: int) -> Json:
-        """Lease a source to a reader. Other replies: ``wait``, ``kept``, or ``end`` when the pass has no more rows.
+    def lease(
+        self,
+        stream: str,
+        index: int,
+        rank: int,
+        host: str,
+        held: list[str],
+        after: int,
+        found: list[int] | None = None,
+    ) -> Json:
+        """Lease a source to a reader. Other replies: ``wait``, ``stored``, or ``end`` when the pass has no more rows.
 
-        The reply also says whether to ``keep`` the rows; with ``kept``, in which pass they were stored (``kept_in``).
+        The reply also says how to ``keep`` the rows. With ``look`` it has the files to look for (``offer``), with
+        ``stored`` the file to read (``given``).
 
         Args:
             stream: name of the stream.
@@ -449,6 +519,7 @@ class FeedDirectory:
             host: the reader's host. Sources on the same host come first, then those with the fewest readers.
             held: sources that the reader has already leased.
             after: for an ordered stream, the last partition the reader has finished; -1 at the start.
+            found: numbers of the offered files that the reader can read; None if it has not looked.
         """
         if stream not in self._streams:
             return {"status": "closed", "passes": index + 1}
@@ -459,8 +530,16 @@ class FeedDirectory:
         if book.closed or rank in self._lost:
             return self._closed(book)
         feed_pass = book.passes[index]
-        if feed_pass.kept_in >= 0:
-            return {"status": "kept", "kept_in": feed_pass.kept_in}
+        if feed_pass.given:
+            return {"status": "stored", "given": feed_pass.given[rank]}
+        if feed_pass.offer:
+            if found is not None:
+                feed_pass.found[rank] = found
+            if rank not in feed_pass.found:
+                offer = {str(number): path for number, path in feed_pass.offer.items()}
+                return {"status": "look", "offer": offer}
+            return {"status": "wait"}
+        keep = None if feed_pass.keep is None else asdict(feed_pass.keep)
         # A lease that the reader does not hold was in a reply that it never received.
         for unknown in feed_pass.sources.values():
             if unknown.id not in held:
@@ -479,10 +558,10 @@ class FeedDirectory:
                 "partition": source.partition,
                 "name": source.name,
                 "rows_before": self._rows_before(feed_pass, source.partition) if book.ordered else 0,
-                "keep": feed_pass.keep,
+                "keep": keep,
             }
         is_served = feed_pass.state in (PassState.SERVED, PassState.OVER)
-        return {"status": "end" if is_served else "wait", "keep": feed_pass.keep}
+        return {"status": "end" if is_served else "wait", "keep": keep}
 
     @classmethod
     def _closed(cls, book: Stream) -> Json:
@@ -507,7 +586,7 @@ class FeedDirectory:
         return {}
 
     def agree(
-        self, stream: str, index: int, rank: int, steps: int, ended: bool, rows: int, kept: bool = False
+        self, stream: str, index: int, rank: int, steps: int, ended: bool, rows: int, stored: str = ""
     ) -> Json:
         """Announce the number of steps of which a reader is sure; return the number of steps the pass will have.
 
@@ -521,8 +600,8 @@ class FeedDirectory:
         feed_pass.announced[rank] = max(steps, feed_pass.announced.get(rank, 0))
         if ended:
             feed_pass.ended[rank] = max(rows, feed_pass.ended.get(rank, 0))
-        if kept:
-            feed_pass.kept.add(rank)
+        if stored:
+            feed_pass.stored[rank] = stored
         book = self._streams[stream]
         return {
             "steps": max(feed_pass.announced.values()),
@@ -673,3 +752,27 @@ class FeedDirectory:
             partition += 1
         source = feed_pass.sources.get(partition)
         return None if source is None or source.lost else source
+
+
+def matched(found: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """Return reader -> file, for as many readers as possible, no file twice.
+
+    Augmenting paths, for example in Ahuja, Magnanti and Orlin, Network Flows, 1993, section 12.3.
+
+    Args:
+        found: reader -> the files that it can read.
+    """
+    readers: dict[int, int] = {}
+
+    def take(reader: int, tried: set[int]) -> bool:
+        for file in found[reader]:
+            if file not in tried:
+                tried.add(file)
+                if file not in readers or take(readers[file], tried):
+                    readers[file] = reader
+                    return True
+        return False
+
+    for reader in found:
+        take(reader, set())
+    return {reader: file for file, reader in readers.items()}

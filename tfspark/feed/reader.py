@@ -134,7 +134,8 @@ class PassReader:
         self._filler = filler
         self._cache = cache
         self._keeps = False
-        self._kept_in = -1
+        self._given = ""
+        self._found: list[int] | None = None
         self._rng = np.random.default_rng([spec.seed, index, rank])
         self._batcher = self._new_batcher()
         self._place = shared_place()
@@ -329,12 +330,12 @@ class PassReader:
             steps=steps,
             ended=ended,
             rows=self._rows,
-            kept=ended and self._has_kept(),
+            stored=self._stored() if ended else "",
         )
 
-    def _has_kept(self) -> bool:
-        """Return whether all rows of this pass are in the node cache now."""
-        return self._cache is not None and self._keeps and self._cache.complete()
+    def _stored(self) -> str:
+        """Return the file with all rows of this pass; empty if they are not in the node cache."""
+        return self._cache.complete() if self._cache is not None and self._keeps else ""
 
     def _put(self, batch: Rows) -> None:
         """Queue a batch. If the queue is full, first settle, so that nobody waits for what this reader holds."""
@@ -386,7 +387,7 @@ class PassReader:
                 yield Place(place.partition, place.first_row + start), batch.slice(start, size)
 
     def _pieces(self) -> Iterator[tuple[Place, pa.RecordBatch]]:
-        """Yield this reader's rows of the pass, from Spark or from the node cache."""
+        """Yield this reader's rows of the pass, from Spark or from a file of the node cache."""
         for chunk, lease in self._chunks():
             first_rows = [first for first, _ in json.loads(chunk.schema.metadata[CHUNK])["ranges"]]
             for batch, first_row in zip(chunk.to_batches(), first_rows, strict=False):
@@ -394,9 +395,9 @@ class PassReader:
                 if self._cache is not None and self._keeps:
                     self._cache.add(place, batch)
                 yield place, batch
-        if self._cache is not None and self._cache.holds(self._kept_in):
+        if self._cache is not None and self._given:
             is_mixed = self._spec.shuffle_rows and not self._spec.ordered
-            yield from self._cache.read(self._rng if is_mixed else None)
+            yield from self._cache.read(self._given, self._rng if is_mixed else None)
 
     def _converted(self, place: Place, batch: pa.RecordBatch) -> Rows:
         try:
@@ -443,7 +444,7 @@ class PassReader:
 
     @property
     def _over(self) -> bool:
-        return self._end_status in ("end", "closed", "kept")
+        return self._end_status in ("end", "closed", "stored")
 
     _end_status = ""
     _is_open = False
@@ -457,6 +458,7 @@ class PassReader:
             host=self._host,
             held=[lease.source for lease in self._leases],
             after=self._last_partition,
+            found=self._found,
         )
         self._end_status = reply["status"]
         self._is_open = self._index < reply.get("passes", self._index + 1)
@@ -480,11 +482,13 @@ class PassReader:
         return True
 
     def _note_cache(self, reply: Json) -> None:
-        """Take from a reply whether to store this pass's rows, or to read those stored before."""
+        """Take from a reply whether to store this pass's rows, or which stored rows to look for or to read."""
+        self._given = reply.get("given", "")
         if reply.get("keep") and self._cache is not None and not self._keeps:
             self._keeps = True
-            self._cache.begin(self._index)
-        self._kept_in = reply.get("kept_in", -1)
+            self._cache.begin(rank=self._rank, **reply["keep"])
+        offer = {int(number): path for number, path in reply.get("offer", {}).items()}
+        self._found = (self._cache.found(offer) if self._cache is not None else []) if offer else None
 
     def _client(self, location: str) -> ActionClient:
         if location not in self._clients:

@@ -25,6 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.flight as flight
 
+from tfspark.feed.cache import FOLDER
 from tfspark.node import warm
 from tfspark.node.environment import trainer_environment
 from tfspark.node.launch import Orders, Trainer
@@ -216,6 +217,7 @@ class _Node:
             "host": self._host,
             "settings": self._task.settings.to_json(),
             "scratch_dir": scratch,
+            "lasting_dir": os.path.join(_spark_directory(), FOLDER) if _spark_directory() else "",
         }
         frames = (json.dumps(header).encode(), self._task.code)
         return Orders(self._spec.name, self._environment(config, scratch), port, frames)
@@ -350,12 +352,15 @@ def _scratch_directory() -> tempfile.TemporaryDirectory[str]:
 
     So no files are left even if this process and the trainer are both killed.
     """
-    parent = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
     return tempfile.TemporaryDirectory(
-        prefix="tfspark-trainer-",
-        dir=parent if os.path.isdir(parent) else None,
-        ignore_cleanup_errors=True,
+        prefix="tfspark-trainer-", dir=_spark_directory() or None, ignore_cleanup_errors=True
     )
+
+
+def _spark_directory() -> str:
+    """Return the executor's directory for temporary files; empty if there is none."""
+    directory = os.environ.get("SPARK_LOCAL_DIRS", "").split(",")[0]
+    return directory if os.path.isdir(directory) else ""
 
 
 def _assigned_gpus() -> str | None:

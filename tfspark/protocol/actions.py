@@ -172,15 +172,24 @@ ACTIONS = (
     Action(
         "lease",
         "trainer",
-        {"stream": "", "index": "", "rank": "", "host": "", "held": "", "after": ""},
-        "`status` source with `source`, `location`, `partition`, `name`, `rows_before`, `keep`; wait; kept with "
-        "`kept_in`; end; or closed with `passes` and `broken_off` (why)",
+        {
+            "stream": "",
+            "index": "",
+            "rank": "",
+            "host": "",
+            "held": "",
+            "after": "",
+            "found": "numbers of the offered files that it can read",
+        },
+        "`status` source with `source`, `location`, `partition`, `name`, `rows_before`, `keep`; wait; look with "
+        "`offer` (files of an earlier training); stored with `given` (the file to read); end; or closed with `passes` "
+        "and `broken_off` (why)",
     ),
     Action("release", "trainer", {"source": "", "rank": "", "delivered": "row intervals", "gone": ""}),
     Action(
         "agree",
         "trainer",
-        {"stream": "", "index": "", "rank": "", "steps": "", "ended": "", "rows": "", "kept": ""},
+        {"stream": "", "index": "", "rank": "", "steps": "", "ended": "", "rows": "", "stored": "file"},
         "`steps`, `final`, `closed`, `broken_off` (why)",
     ),
     Action(

@@ -30,6 +30,8 @@ class NodeContext:
         hooks: functions of the model module.
         activity: reports to the driver what this trainer does.
         scratch_dir: directory for temporary files; removed when the trainer has ended.
+        lasting_dir: directory for stored rows, on the same file system; removed by Spark with the application. Empty:
+            there is none.
         text_columns: columns that are fed as text, for messages.
         attempt: 1, or higher for a trainer that replaces a lost one.
     """
@@ -44,6 +46,7 @@ class NodeContext:
         settings: TrainerSettings,
         port_fd: int | None,
         scratch_dir: str,
+        lasting_dir: str = "",
         attempt: int = 1,
     ):
         self.node = node
@@ -58,6 +61,7 @@ class NodeContext:
         self.text_columns: list[str] = []
         self._began = time.monotonic()
         self.scratch_dir = scratch_dir
+        self.lasting_dir = lasting_dir
         self.attempt = attempt
 
     @classmethod
@@ -72,6 +76,7 @@ class NodeContext:
             TrainerSettings.from_json(header["settings"]),
             header["port_fd"],
             header["scratch_dir"],
+            header["lasting_dir"],
             header["attempt"],
         )
 

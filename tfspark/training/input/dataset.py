@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -48,7 +46,11 @@ class Feed:
         self._opened: queue.SimpleQueue[PassReader | None] = queue.SimpleQueue()
         self._last: PassReader | None = None
         self._iterator: Any = None
-        self._cache = NodeCache(_cache_file(context), spec.cache_bytes) if spec.cache_bytes else None
+        self._cache = (
+            NodeCache(context.scratch_dir, context.lasting_dir, spec.cache_bytes)
+            if spec.cache_bytes
+            else None
+        )
         self.make_iterator: Callable[[], Any] = lambda: None
 
     @property
@@ -167,12 +169,6 @@ class Feed:
             yield from reading
         finally:
             reading.close()
-
-
-def _cache_file(context: NodeContext) -> str:
-    handle, path = tempfile.mkstemp(".arrow", "rows-", context.scratch_dir)
-    os.close(handle)
-    return path
 
 
 def open_feed(context: NodeContext, stream: str) -> Feed:
