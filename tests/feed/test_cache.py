@@ -31,7 +31,7 @@ def filled(
     folder: Path, sizes: list[int], limit_bytes: int = PLENTY, key: str = "a", lasting: bool = False
 ) -> tuple[NodeCache, str]:
     """Return a cache that was given batches of these sizes, ids counting on, and the file that has them."""
-    cache = NodeCache(str(folder), str(folder / FOLDER), limit_bytes)
+    cache = NodeCache(str(folder), str(folder), limit_bytes)
     cache.begin(key, 0, lasting)
     first = 0
     for number, size in enumerate(sizes):
@@ -61,7 +61,7 @@ def test_cache_whatever_was_stored_comes_back_with_its_place(
     assert cache.complete() == path
     reader = cache
     if lasting:
-        reader = NodeCache(str(folder), str(folder / FOLDER), PLENTY)
+        reader = NodeCache(str(folder), str(folder), PLENTY)
         assert reader.found({5: path}) == [5]
     rng = None if seed is None else np.random.default_rng(seed)
     read = list(reader.read(path, rng))
@@ -113,7 +113,7 @@ def test_cache_begun_again_has_the_later_pass_only(tmp_path: Path) -> None:
 def test_cache_of_several_data_sets_drops_the_one_used_longest_ago(tmp_path: Path) -> None:
     """Each file has 1,000 rows, some 30 KB; there is room for two, and other workers' files do not count."""
     limit = 80_000
-    other = NodeCache(str(tmp_path), str(tmp_path / FOLDER), limit)
+    other = NodeCache(str(tmp_path), str(tmp_path), limit)
     other.begin("other", 1, lasting=True)
     other.add(Place(0, 0), rows_from(0, 1000))
     paths = {"other": other.complete()}
@@ -131,7 +131,7 @@ def test_cache_files_that_no_training_reads_any_more_are_removed(tmp_path: Path)
     _, path = filled(tmp_path, [5], lasting=True)
     outside = tmp_path / "a-0.arrow"
     outside.touch()
-    cache = NodeCache(str(tmp_path), str(tmp_path / FOLDER), PLENTY)
+    cache = NodeCache(str(tmp_path), str(tmp_path), PLENTY)
     cache.begin("b", 0, lasting=True, stale=[path, str(outside), str(tmp_path / FOLDER / "gone")])
     assert not Path(path).exists()
     assert outside.exists(), "only a file of a node cache is removed"
@@ -171,7 +171,7 @@ def test_matching_gives_as_many_readers_as_possible_a_file_that_they_can_read(
 
 
 def caches_in(folder: Path, *limits: int) -> list[NodeCache]:
-    return [NodeCache(str(folder), str(folder / FOLDER), limit) for limit in limits]
+    return [NodeCache(str(folder), str(folder), limit) for limit in limits]
 
 
 def all_ids(taken: list[Taken]) -> list[int]:

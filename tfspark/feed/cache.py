@@ -19,7 +19,7 @@ import pyarrow as pa
 logger = logging.getLogger("tfspark")
 
 FOLDER = "tfspark-rows"
-"""Folder of the files that outlive their trainer, below a directory that Spark removes with the application."""
+"""Folder of the files that outlive their trainer, in a directory that Spark removes with the application."""
 SUFFIX = ".arrow"
 NAME = b"tfspark.rows"
 """Key in a file's schema: the name under which the file was written."""
@@ -40,14 +40,14 @@ class NodeCache:
 
     Args:
         scratch_dir: directory for files that end with the trainer, and for the file that is being written.
-        lasting_dir: directory for complete files that outlive the trainer; empty: there is none.
+        lasting_dir: directory in whose folder `FOLDER` complete files outlive the trainer; empty: there is none.
         limit_bytes: maximum size of this worker's files. Older files are removed to make room. If the rows of one pass
             exceed it, they are not stored.
     """
 
     def __init__(self, scratch_dir: str, lasting_dir: str, limit_bytes: int):
         self._scratch_dir = scratch_dir
-        self._lasting_dir = lasting_dir
+        self._lasting_dir = os.path.join(lasting_dir, FOLDER) if lasting_dir else ""
         self._limit_bytes = limit_bytes
         self._name = ""
         self._is_lasting = False

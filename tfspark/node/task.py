@@ -25,7 +25,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.flight as flight
 
-from tfspark.feed.cache import FOLDER
 from tfspark.node import warm
 from tfspark.node.environment import trainer_environment
 from tfspark.node.launch import Orders, Trainer
@@ -217,7 +216,7 @@ class _Node:
             "host": self._host,
             "settings": self._task.settings.to_json(),
             "scratch_dir": scratch,
-            "lasting_dir": os.path.join(_spark_directory(), FOLDER) if _spark_directory() else "",
+            "lasting_dir": _spark_directory(),
         }
         frames = (json.dumps(header).encode(), self._task.code)
         return Orders(self._spec.name, self._environment(config, scratch), port, frames)

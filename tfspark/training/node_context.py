@@ -30,8 +30,8 @@ class NodeContext:
         hooks: functions of the model module.
         activity: reports to the driver what this trainer does.
         scratch_dir: directory for temporary files; removed when the trainer has ended.
-        lasting_dir: directory for stored rows, on the same file system; removed by Spark with the application. Empty:
-            there is none.
+        lasting_dir: directory for files that outlive the trainer, on the same file system; Spark removes it with the
+            application. Empty: there is none.
         text_columns: columns that are fed as text, for messages.
         attempt: 1, or higher for a trainer that replaces a lost one.
     """
