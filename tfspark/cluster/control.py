@@ -556,7 +556,7 @@ class ControlPlane(ActionServer):
 
         def lease(state: DriverState) -> Json:
             reply = state.directory.lease(**request)
-            if request["found"] is not None:
+            if request.get("found") is not None:
                 self._changed.notify_all()  # The driver waits for what readers have found.
             return reply
 

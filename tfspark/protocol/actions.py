@@ -179,7 +179,7 @@ ACTIONS = (
             "host": "",
             "held": "",
             "after": "",
-            "found": "numbers of the offered files that it can read",
+            "found?": "numbers of the offered files that it can read",
         },
         "`status` source with `source`, `location`, `partition`, `name`, `rows_before`, `keep`; wait; look with "
         "`offer` (files of an earlier training); stored with `given` (the file to read); end; or closed with `passes` "
