@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -46,7 +45,7 @@ def written_by_chief(
     ]
 
 
-def is_chief_of(strategy: Any) -> bool:
+def is_chief_of(strategy: tf.distribute.Strategy) -> bool:
     """Return whether this process is the chief of a strategy; True if there is only one worker."""
     if not keras_trainer._collective_all_reduce_multi_worker(strategy):
         return True
@@ -82,7 +81,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         self._backup.set_model(model)
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, object] | None = None) -> None:
         """Restore the chief's backup on all workers.
 
         Raises:
@@ -99,17 +98,17 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
             self._backup.on_train_begin(logs)
         self._share()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, object] | None = None) -> None:
         """Save if it is time."""
         if self._is_chief:
             self._backup.on_train_batch_end(batch, logs)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Save if it is time."""
         if self._is_chief:
             self._backup.on_epoch_end(epoch, logs)
 
-    def on_train_end(self, logs: Any = None) -> None:
+    def on_train_end(self, logs: Mapping[str, object] | None = None) -> None:
         """Remove the backup."""
         if self._is_chief:
             self._backup.on_train_end(logs)
@@ -150,7 +149,7 @@ class _Backup(keras.callbacks.Callback):  # type: ignore[misc]
         variables = [variable.value for variable in [*model.weights, *optimizer]]
         epoch = float((model._initial_epoch or 0) if self._is_chief else 0)
 
-        def of_chief() -> Any:
+        def of_chief() -> list[tf.Tensor]:
             context = tf.distribute.get_replica_context()
             has_it = tf.logical_and(tf.equal(context.replica_id_in_sync_group, 0), self._is_chief)
             own = [*(tf.identity(variable) for variable in variables), tf.constant(epoch)]

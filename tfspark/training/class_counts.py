@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+
+if TYPE_CHECKING:
+    from tfspark.training.input.elements import Structure
 
 BINS = 400
 LARGEST_LOGIT = 14.0
@@ -48,7 +53,9 @@ def num_counts(num_classes: int, kind: Kind = "index") -> int:
     return table + (2 * BINS * num_classes if num_classes <= MOST_CURVES else 0)
 
 
-def count_classes(model: keras.Model, element: Any, num_classes: int, kind: Kind = "index") -> tf.Tensor:
+def count_classes(
+    model: keras.Model, element: Sequence[Structure], num_classes: int, kind: Kind = "index"
+) -> tf.Tensor:
     """Count the rows of a batch by true and predicted class, then by the score of each class.
 
     Args:
@@ -82,8 +89,8 @@ def count_classes(model: keras.Model, element: Any, num_classes: int, kind: Kind
 
 
 def matrix_and_curves(
-    counts: np.ndarray[Any, Any], num_classes: int, kind: Kind = "index"
-) -> tuple[list[Any], list[list[list[float]]] | None]:
+    counts: npt.NDArray[np.float64], num_classes: int, kind: Kind = "index"
+) -> tuple[list[list[int]] | list[list[list[int]]], list[list[list[float]]] | None]:
     """Return the confusion matrix, and the ROC of each class against all others; for two classes, only of class 1.
 
     A curve is a list of (false positive rate, true positive rate) by falling threshold. It is empty for a class of
@@ -120,7 +127,7 @@ def _histograms(truth: tf.Tensor, scores: tf.Tensor, num_classes: int) -> tf.Ten
     return tf.math.bincount(tf.reshape(cells, [-1]), minlength=size, maxlength=size)
 
 
-def _curve(others: np.ndarray[Any, Any], own: np.ndarray[Any, Any]) -> list[list[float]]:
+def _curve(others: npt.NDArray[np.float64], own: npt.NDArray[np.float64]) -> list[list[float]]:
     if not (others.sum() and own.sum()):
         return []
     used = np.flatnonzero(others + own)[::-1]

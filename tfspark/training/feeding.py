@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 FEED_ATTRIBUTE = "_tfspark_feed"
 """Attribute of a distributed dataset that holds its feed. Before each step, Keras's corrected epoch iterator asks the
@@ -53,7 +56,7 @@ class TrainingFeed(Protocol):
     def open_pass(self) -> ReadPass:
         """Start to read the next pass."""
 
-    def iterator(self) -> Any:
+    def iterator(self) -> tf.distribute.DistributedIterator:
         """Return the distributed iterator over all passes, created once."""
 
     def abandon_pass(self) -> None:
@@ -63,7 +66,7 @@ class TrainingFeed(Protocol):
         """Record that no more passes will be opened."""
 
 
-def feed_of_dataset(dataset: Any) -> TrainingFeed | None:
+def feed_of_dataset(dataset: object) -> TrainingFeed | None:
     """Return the feed of a distributed dataset; None if the dataset is not tfspark's."""
     feed: TrainingFeed | None = getattr(dataset, FEED_ATTRIBUTE, None)
     return feed

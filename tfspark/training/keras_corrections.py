@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -38,6 +38,18 @@ from tfspark.training.feeding import ReadPass, TrainingFeed, feed_of_dataset
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.several_steps import Block, run_blocks
 from tfspark.training.summed_gradients import sum_gradients_first
+
+if TYPE_CHECKING:
+    from tfspark.training.input.elements import Structure
+
+Replicated: TypeAlias = "tf.Tensor | tf.distribute.DistributedValues"
+"""A value of a step: a tensor, or one for each of several replicas."""
+Given: TypeAlias = "tf.distribute.DistributedIterator | Block"
+"""What Keras's functions take their batches from."""
+Callbacks: TypeAlias = (
+    "keras.callbacks.CallbackList | Sequence[keras.callbacks.Callback] | keras.callbacks.Callback"
+)
+"""What ``fit`` accepts as its callbacks."""
 
 
 def present_faults() -> set[str]:
@@ -79,9 +91,9 @@ def apply_corrections(leave_out: Collection[str] = ()) -> None:
         sum_gradients_first()
 
 
-def _reduce_scalars_without_axis(original: Any) -> Any:
+def _reduce_scalars_without_axis(original: Callable[..., Structure]) -> Callable[..., Structure]:
     @functools.wraps(original)
-    def reduce_per_replica(values: Any, strategy: Any, reduction: str) -> Any:
+    def reduce_per_replica(values: Structure, strategy: tf.distribute.Strategy, reduction: str) -> Structure:
         if reduction in ("auto", "mean") and keras_trainer._collective_all_reduce_multi_worker(strategy):
             return tree.pack_sequence_as(values, _means_of_replicas(strategy, tree.flatten(values)))
         return original(values, strategy, reduction)
@@ -89,7 +101,7 @@ def _reduce_scalars_without_axis(original: Any) -> Any:
     return reduce_per_replica
 
 
-def _means_of_replicas(strategy: Any, values: list[Any]) -> list[Any]:
+def _means_of_replicas(strategy: tf.distribute.Strategy, values: list[Replicated]) -> list[tf.Tensor]:
     """Average the logs of a step over the replicas, in one exchange if possible: each one waits for the network."""
     # The result of a metric may be its state variable.
     values = [value.value if isinstance(value, keras.Variable) else value for value in values]
@@ -106,16 +118,20 @@ def _means_of_replicas(strategy: Any, values: list[Any]) -> list[Any]:
     return [tf.reshape(part, value.shape) for part, value in zip(parts, values, strict=True)]
 
 
-def _mean_of_replicas(strategy: Any, value: Any) -> Any:
+def _mean_of_replicas(strategy: tf.distribute.Strategy, value: Replicated) -> tf.Tensor:
     if tf.is_tensor(value) and not isinstance(value, tf.distribute.DistributedValues):
         with tf.device(strategy.extended.worker_devices[0]):  # A tensor without a device cannot be sent.
             value = tf.identity(value)
     return strategy.reduce("MEAN", value, axis=None)
 
 
-def _build_from_element_spec(original: Any) -> Any:
+def _build_from_element_spec(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> Any:
+    def _maybe_symbolic_build(
+        self: keras.Model,
+        iterator: EpochIterator | None = None,
+        data_batch: Structure | None = None,
+    ) -> None:
         dataset = getattr(iterator, "_distributed_dataset", None)
         strategy = self._distribute_strategy
         is_fed = feed_of_dataset(dataset) is not None  # Also with only one worker.
@@ -128,26 +144,26 @@ def _build_from_element_spec(original: Any) -> Any:
     return _maybe_symbolic_build
 
 
-def build_for(model: keras.Model, dataset: Any) -> None:
+def build_for(model: keras.Model, dataset: tf.distribute.DistributedDataset) -> None:
     """Create all variables of a model, its optimizers and its metrics, for a distributed dataset."""
     batch = tree.map_structure(_local_spec, dataset.element_spec)
     with model.distribute_strategy.scope(), noting_what_was_given(batch):
         model._symbolic_build(data_batch=batch)
 
 
-def _local_spec(spec: Any) -> Any:
+def _local_spec(spec: tf.TypeSpec) -> tf.TypeSpec:
     """Return the shape and type of one replica's batch, which is all that Keras needs here."""
     return spec._value_specs[0] if hasattr(spec, "_value_specs") else spec
 
 
-def _feed_epoch_iterator(base: Any) -> Any:
+def _feed_epoch_iterator(base: Any) -> type[EpochIterator]:
     class FeedEpochIterator(base):  # type: ignore[misc]
         """Keras's epoch iterator, which asks the feed before each step whether there is one."""
 
         _reading: ReadPass | None = None
         _taken = 0
 
-        def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
+        def _enumerate_iterator(self) -> Iterator[tuple[int, int, Given]]:
             feed = feed_of_dataset(self._distributed_dataset)
             if feed is None:
                 yield from super()._enumerate_iterator()
@@ -167,7 +183,7 @@ def _feed_epoch_iterator(base: Any) -> Any:
                 if not complete:
                     feed.abandon_pass()
 
-        def _steps_over_passes(self, feed: TrainingFeed) -> Iterator[tuple[int, int, Any]]:
+        def _steps_over_passes(self, feed: TrainingFeed) -> Iterator[tuple[int, int, Given]]:
             """Take the steps of an epoch and continue the previous iterator, as Keras does for a repeated dataset."""
             for step in range(self.steps_per_epoch):
                 while self._reading is None or not self._reading.has_step(self._taken):
@@ -182,15 +198,19 @@ def _feed_epoch_iterator(base: Any) -> Any:
             ):  # A pass that is read to its end is closed at once.
                 self._reading = None
 
-        def _block(self, iterator: Any, steps: int) -> Any:
+        def _block(self, iterator: tf.distribute.DistributedIterator, steps: int) -> Given:
             return iterator if self.steps_per_execution == 1 else Block(iterator, steps)
 
     return FeedEpochIterator
 
 
-def _fit_with_callbacks(original: Any, averages: bool) -> Any:
+def _fit_with_callbacks(
+    original: Callable[..., keras.callbacks.History], averages: bool
+) -> Callable[..., keras.callbacks.History]:
     @functools.wraps(original)
-    def fit(self: Any, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+    def fit(
+        self: keras.Model, *args: object, callbacks: Callbacks | None = None, **kwargs: object
+    ) -> keras.callbacks.History:
         feed = feed_of_dataset(kwargs["x"] if "x" in kwargs else next(iter(args), None))
         if feed is not None:
             check_synchronous(self)
@@ -208,9 +228,9 @@ def _fit_with_callbacks(original: Any, averages: bool) -> Any:
     return fit
 
 
-def _evaluate_real_rows(original: Any) -> Any:
+def _evaluate_real_rows(original: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(original)
-    def evaluate(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self: keras.Model, x: object = None, *args: object, **kwargs: object) -> object:
         feed = feed_of_dataset(x)
         if feed is not None:
             count_real_rows_alone(self, feed.weighs_rows)
@@ -222,11 +242,11 @@ def _evaluate_real_rows(original: Any) -> Any:
 class SynchroniseState(keras.callbacks.Callback):  # type: ignore[misc]
     """Average the moving statistics of all replicas at the end of each epoch, before evaluation."""
 
-    def on_test_begin(self, logs: Any = None) -> None:
+    def on_test_begin(self, logs: Mapping[str, object] | None = None) -> None:
         """Average the statistics before ``fit`` evaluates."""
         synchronise_state(self.model)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Average the statistics before other callbacks use the model."""
         synchronise_state(self.model)
 
@@ -265,7 +285,9 @@ def synchronise_state(model: keras.Model) -> None:
         _averaging(strategy, model, variables)()
 
 
-def _averaging(strategy: Any, model: keras.Model, variables: list[Any]) -> Any:
+def _averaging(
+    strategy: tf.distribute.Strategy, model: keras.Model, variables: list[tf.Variable]
+) -> tf.types.experimental.PolymorphicFunction:
     """Return the compiled average of a model's state; it is created at first use and stored on the model."""
     known = getattr(model, "_tfspark_average_state", None)
     if known is not None:

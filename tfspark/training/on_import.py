@@ -26,20 +26,20 @@ def correct_keras_when_imported() -> None:
         sys.meta_path.insert(0, _KerasFinder())
 
 
-def _correct(keras: Any) -> None:
+def _correct(keras: ModuleType) -> None:
     from tfspark.training.keras_corrections import apply_corrections
 
     apply_corrections()
     take_broken_steps(keras)
 
 
-def take_broken_steps(keras: Any) -> None:
+def take_broken_steps(keras: ModuleType) -> None:
     """Let ``fit`` accept fractional numbers of steps and round them up, as in Keras 2."""
     trainer = keras.Model
     original = trainer.fit
 
     @functools.wraps(original)
-    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def fit(self: object, *args: object, **kwargs: Any) -> object:
         whole = {name: math.ceil(kwargs[name]) for name in STEPS if isinstance(kwargs.get(name), float)}
         return original(self, *args, **{**kwargs, **whole})
 

@@ -16,16 +16,21 @@ A sum over rows does not become a sum over all rows: each replica has its own su
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import keras
 import tensorflow as tf
 from keras.src import backend, tree
 
+if TYPE_CHECKING:
+    from tfspark.training.input.elements import Structure
+
 MIRRORED = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.MirroredStrategy)
 """Strategies whose replicas take each step together; also used with a single worker."""
+
+Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices"
 
 _shares: list[tf.Tensor] = []
 """This replica's share of the rows of all replicas, while a model's own code runs."""
@@ -55,7 +60,9 @@ def as_in_one_process(of_rows: tf.Tensor) -> Iterator[None]:
         _shares.pop()
 
 
-def watch_steps(model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], is_real: Any) -> None:
+def watch_steps(
+    model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], is_real: Callable[[tf.Tensor], tf.Tensor]
+) -> None:
     """Let a model's own steps see only real rows; harmless if called before.
 
     Args:
@@ -67,7 +74,7 @@ def watch_steps(model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], 
         step = getattr(model, name)
         if is_own(model, name) and not hasattr(step, "_tfspark_watched"):
             watched = _on_real_rows(model, step, share_of, is_real)
-            watched._tfspark_watched = True
+            watched._tfspark_watched = True  # type: ignore[attr-defined]
             setattr(model, name, watched)
             _let_results_be_those_of_all(model)
     tf.nn.compute_average_loss = _of_these_rows(tf.nn.compute_average_loss)
@@ -79,11 +86,11 @@ def _let_results_be_those_of_all(model: keras.Model) -> None:
     Keras's guide returns nested logs. For these, Keras uses the last step's logs, which are means of the replicas'
     results.
     """
-    original = model._get_metrics_result_or_logs
+    original: Callable[[dict[str, object]], dict[str, object]] = model._get_metrics_result_or_logs
     if hasattr(original, "_tfspark_watched"):
         return
 
-    def results(logs: Any) -> Any:
+    def results(logs: dict[str, object]) -> dict[str, object]:
         nested = [value for value in logs.values() if isinstance(value, dict)] if logs else []
         if not nested:
             return original(logs)
@@ -97,9 +104,14 @@ def _let_results_be_those_of_all(model: keras.Model) -> None:
     model._get_metrics_result_or_logs = results
 
 
-def _on_real_rows(model: keras.Model, step: Any, share_of: Any, is_real: Any) -> Any:
+def _on_real_rows(
+    model: keras.Model,
+    step: Callable[[Structure], Structure],
+    share_of: Callable[[tf.Tensor], tf.Tensor],
+    is_real: Callable[[tf.Tensor], tf.Tensor],
+) -> Callable[[Structure], Structure]:
     @functools.wraps(step)
-    def own_step(data: Any) -> Any:
+    def own_step(data: Structure) -> Structure:
         strategy = tf.distribute.get_strategy()
         x, y, weights = keras.utils.unpack_x_y_sample_weight(data)
         if not isinstance(strategy, MIRRORED) or not (tf.is_tensor(weights) and weights.shape.rank == 1):
@@ -115,7 +127,7 @@ def _on_real_rows(model: keras.Model, step: Any, share_of: Any, is_real: Any) ->
     return own_step
 
 
-def real_parts(model: keras.Model, parts: Any, real: tf.Tensor) -> Any:
+def real_parts(model: keras.Model, parts: Structure, real: tf.Tensor) -> Structure:
     """Return the real rows of all parts; if no row is real, the first row with a weight that says so.
 
     A model that accepts only one batch size gets all rows; so does a model with sparse rows.
@@ -128,7 +140,7 @@ def real_parts(model: keras.Model, parts: Any, real: tf.Tensor) -> Any:
     kept = tf.cond(tf.size(kept) > 0, lambda: kept, lambda: tf.zeros([1], tf.int32))
     kept.set_shape([None])
 
-    def chosen(part: Any) -> Any:
+    def chosen(part: tf.Tensor | None) -> tf.Tensor | None:
         if part is None:
             return None
         rows = tf.gather(part, kept)
@@ -147,14 +159,14 @@ def fixed_batch_size(model: keras.Model) -> int | None:
     return next(iter(sizes)) if len(sizes) == 1 else None
 
 
-def _count_by_share(metric: Any) -> None:
+def _count_by_share(metric: keras.metrics.Metric) -> None:
     """Let a metric ignore replicas without rows, and weight a number by the replica's share of the batch."""
     if hasattr(metric, "_tfspark_step") or hasattr(metric, "_tfspark_by_share"):
         return  # Metrics that Keras compiles are handled in `padding`.
     metric._tfspark_by_share = True
     original = metric.update_state
 
-    def update_state(*args: Any, **kwargs: Any) -> Any:
+    def update_state(*args: object, **kwargs: object) -> object:
         of_rows = share()
         if of_rows is None:
             return original(*args, **kwargs)
@@ -173,15 +185,17 @@ def _count_by_share(metric: Any) -> None:
     metric.update_state = update_state
 
 
-def _of_these_rows(original: Any) -> Any:
+def _of_these_rows(original: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """Return a `compute_average_loss` that takes the mean over this replica's rows within a model's own code."""
     if hasattr(original, "_tfspark_original"):
         return original
 
     @functools.wraps(original)
     def compute_average_loss(
-        per_example_loss: Any, sample_weight: Any = None, global_batch_size: Any = None
-    ) -> Any:
+        per_example_loss: tf.Tensor,
+        sample_weight: tf.Tensor | None = None,
+        global_batch_size: int | tf.Tensor | None = None,
+    ) -> tf.Tensor:
         loss = original(per_example_loss, sample_weight, global_batch_size)
         of_rows = share()
         if of_rows is None:
@@ -194,13 +208,13 @@ def _of_these_rows(original: Any) -> Any:
     return compute_average_loss
 
 
-def by_share(gradients: Any) -> Any:
+def by_share(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
     """Multiply gradients by this replica's share of the rows if they come from a model's own code."""
     of_rows = share()
     if of_rows is None:
         return gradients
 
-    def scaled(gradient: Any) -> Any:
+    def scaled(gradient: Gradient | None) -> Gradient | None:
         if gradient is None:
             return None
         if isinstance(gradient, tf.IndexedSlices):

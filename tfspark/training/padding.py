@@ -13,8 +13,9 @@ with one value per row, divides by the count of one replica, and passes every ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -29,6 +30,11 @@ from tfspark.training.own_code import (
     share,
     watch_steps,
 )
+
+if TYPE_CHECKING:
+    from keras.src.trainers.compile_utils import CompileLoss, CompileMetrics
+
+    from tfspark.training.input.elements import Structure
 
 MEANS = ("sum_over_batch_size", "mean")
 _keras_reduction = loss_module.reduce_weighted_values
@@ -76,7 +82,7 @@ class _Rows:
     real: tf.Tensor
     weights: tf.Tensor
     weights_given: bool
-    tracked: Any = None
+    tracked: tf.Tensor | None = None
     is_whole: bool = False
     reductions: int = 0
     _in_step: tf.Tensor | None = None
@@ -93,7 +99,7 @@ class _Rows:
 
 _current: list[_Rows] = []
 """The current batch; empty outside of a step, where Keras's own reduction is used."""
-_whole: list[Any] = []
+_whole: list[_LossOfRows] = []
 """The loss that is being computed on all replicas' rows; each replica has its share of all rows in one place."""
 
 
@@ -101,12 +107,12 @@ _whole: list[Any] = []
 
 
 def _reduced(
-    values: Any,
-    sample_weight: Any = None,
-    mask: Any = None,
+    values: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
     reduction: str | None = "sum_over_batch_size",
-    dtype: Any = None,
-) -> Any:
+    dtype: str | None = None,
+) -> tf.Tensor:
     """Reduce the values of a loss as Keras does, but over all replicas' rows."""
     if not _current:
         return _keras_reduction(values, sample_weight, mask, reduction, dtype)
@@ -137,7 +143,7 @@ def _reduced(
     return total
 
 
-def _scaled(value: Any) -> Any:
+def _scaled(value: tf.Tensor) -> tf.Tensor:
     """Divide by the number of replicas as Keras does, except for values over all rows and in a model's own code."""
     return value if _whole or share() is not None else _keras_scaling(value)
 
@@ -157,7 +163,7 @@ def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(weights, tf.shape(values))
 
 
-def _replicas() -> Any:
+def _replicas() -> tf.distribute.ReplicaContext | None:
     """Return the context of this replica if several replicas take each step together; otherwise None."""
     context = tf.distribute.get_replica_context()
     if context is None or not isinstance(context.strategy, MIRRORED):
@@ -185,19 +191,17 @@ def _joined(tensor: tf.Tensor) -> tf.Tensor:
 
 
 class _LossOfRows:
-    """Wrap a loss of a compiled model, and record what it adds to the mean over rows.
+    """Wrap a loss of a compiled model, and record what it adds to the mean over rows."""
 
-    Args:
-        loss: a `keras.losses.Loss`.
-    """
-
-    def __init__(self, loss: Any):
+    def __init__(self, loss: keras.losses.Loss):
         self._loss = loss
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loss, name)
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def __call__(
+        self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None
+    ) -> tf.Tensor:
         if not _current:
             return self._loss(y_true, y_pred, sample_weight)
         rows = _current[-1]
@@ -215,7 +219,7 @@ class _LossOfRows:
             value = value / _num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
         return value
 
-    def _of_whole_batch(self, rows: _Rows, y_true: Any, y_pred: Any) -> Any:
+    def _of_whole_batch(self, rows: _Rows, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Return this replica's share of the loss of all replicas' real rows."""
         real = tf.cast(_joined(tf.cast(rows.real, tf.int32)), tf.bool)
         truth, guess, weights = (
@@ -234,7 +238,7 @@ class _LossOfRows:
         return tf.reduce_sum(value) / _num_replicas()
 
 
-def _compares_rows(loss: Any) -> bool:
+def _compares_rows(loss: keras.losses.Loss) -> bool:
     """Return whether a row's value depends on other rows of its batch."""
     axis = getattr(loss, "axis", None)
     is_over_rows = isinstance(loss, keras.losses.Dice | keras.losses.Tversky) and 0 in tree.flatten(axis)
@@ -248,8 +252,8 @@ class _Step:
         self._model = model
         self._weights_given = weights_given
         self._rows: _Rows | None = None
-        self._data_loss: Any = None
-        self._tracked: Any = None
+        self._data_loss: tf.Tensor | float | None = None
+        self._tracked: tf.Tensor | float | None = None
 
     # --- losses ------------------------------------------------------------------------------------
 
@@ -261,8 +265,12 @@ class _Step:
         tracker.update_state = self._counting(tracker, None)
 
         def computed(
-            x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-        ) -> Any:
+            x: Structure | None = None,
+            y: Structure | None = None,
+            y_pred: Structure | None = None,
+            sample_weight: tf.Tensor | None = None,
+            training: bool = True,
+        ) -> tf.Tensor:
             if not _is_row_weight(sample_weight):
                 self._rows = None
                 return compute_loss(x, y, y_pred, sample_weight, training)
@@ -282,18 +290,18 @@ class _Step:
 
         model._compute_loss = computed
 
-    def watch_losses(self, losses: Any) -> None:
+    def watch_losses(self, losses: CompileLoss) -> None:
         """Wrap a model's compiled losses."""
         losses._tfspark_step = self
         call, build = losses.call, losses.build
 
-        def built(y_true: Any, y_pred: Any) -> None:
+        def built(y_true: Structure, y_pred: Structure) -> None:
             build(y_true, y_pred)
             losses._flat_losses = [each._replace(loss=self._watched(each)) for each in losses._flat_losses]
             for metric in losses.metrics:
                 metric.update_state = self._counting(metric, lambda: self._last)
 
-        def called(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        def called(y_true: Structure, y_pred: Structure, sample_weight: Structure | None = None) -> tf.Tensor:
             if not _is_row_weight(sample_weight):
                 self._rows = None  # They belong to another trace, and no metric used them.
                 return call(y_true, y_pred, sample_weight)
@@ -312,12 +320,12 @@ class _Step:
             for metric in losses.metrics:
                 metric.update_state = self._counting(metric, lambda: self._last)
 
-    _last: Any = 0.0
+    _last: tf.Tensor | float = 0.0
 
-    def _watched(self, entry: Any) -> Any:
+    def _watched(self, entry: CompileLoss.Loss) -> Callable[..., tf.Tensor]:
         loss, factor = _LossOfRows(entry.loss), entry.loss_weights
 
-        def call(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        def call(y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> tf.Tensor:
             value = loss(y_true, y_pred, sample_weight)
             if _current:
                 self._last = tf.cast(_current[-1].tracked, tf.float32)
@@ -326,11 +334,13 @@ class _Step:
 
         return call
 
-    def _counting(self, metric: Any, tracked: Any) -> Any:
+    def _counting(
+        self, metric: keras.metrics.Mean, tracked: Callable[[], tf.Tensor | float] | None
+    ) -> Callable[..., None]:
         """Return an ``update_state`` for a mean of losses that counts real rows."""
         original = metric.update_state
 
-        def update_state(value: Any, sample_weight: Any = None) -> None:
+        def update_state(value: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
             if self._rows is None:
                 of_rows = share() if sample_weight is None else None
                 original(value, sample_weight=sample_weight if of_rows is None else of_rows)
@@ -348,7 +358,7 @@ class _Step:
 
         return update_state
 
-    def _total(self, value: Any, rows: tf.Tensor) -> tf.Tensor:
+    def _total(self, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Return the number that a step's loss adds: its sum over rows, with the regularisation once for each row."""
         assert self._rows is not None
         loss = tf.reduce_mean(tf.cast(value, tf.float32))
@@ -367,12 +377,12 @@ class _Step:
 
     # --- metrics -----------------------------------------------------------------------------------
 
-    def watch_metrics(self, metrics: Any) -> None:
+    def watch_metrics(self, metrics: CompileMetrics) -> None:
         """Wrap a model's compiled metrics."""
         metrics._tfspark_step = self
         update_state = metrics.update_state
 
-        def updated(y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        def updated(y_true: Structure, y_pred: Structure, sample_weight: Structure | None = None) -> None:
             is_of_rows = _is_row_weight(sample_weight)
             of_rows = None if is_of_rows else share()
             if not is_of_rows and of_rows is None:
@@ -404,7 +414,7 @@ class _Step:
         metrics.update_state = updated
 
 
-def _of_own_rows(loss: Any) -> Any:
+def _of_own_rows(loss: tf.Tensor) -> tf.Tensor:
     """Convert a share of all replicas' loss to a mean over this replica's rows, in a model's own code."""
     of_rows = share()
     return loss if of_rows is None else tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
@@ -414,7 +424,7 @@ def _is_row_weight(weight: Any) -> bool:
     return bool(tf.is_tensor(weight) and weight.shape.rank == 1)
 
 
-def _chosen(part: Any, real: tf.Tensor) -> Any:
+def _chosen(part: tf.Tensor | tf.RaggedTensor | None, real: tf.Tensor) -> tf.Tensor | tf.RaggedTensor | None:
     """Return the real rows of labels or predictions, with their mask."""
     if part is None:
         return None
@@ -427,14 +437,14 @@ def _chosen(part: Any, real: tf.Tensor) -> Any:
     return rows
 
 
-def _stretch_weights_of(metric: Any) -> None:
+def _stretch_weights_of(metric: keras.metrics.Metric) -> None:
     """Let a weighted metric that compares single values accept one weight per row, as Keras's means do."""
     if isinstance(metric, keras.metrics.Mean | keras.metrics.Sum) or hasattr(metric, "_tfspark_stretched"):
         return
     metric._tfspark_stretched = True
     update_state = metric.update_state
 
-    def stretched(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def stretched(y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> object:
         if _is_row_weight(sample_weight) and y_pred.shape.rank > 2:
             is_sparse = isinstance(metric, keras.metrics.IoU) and metric.sparse_y_true
             like = y_true if is_sparse else y_pred[..., 0]

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -19,7 +20,9 @@ from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from tensorflow.python.distribute import distribute_lib, distribute_utils
 
-from tfspark.training.own_code import MIRRORED, by_share
+from tfspark.training.own_code import MIRRORED, Gradient, by_share
+
+Pairs: TypeAlias = "Iterable[tuple[Gradient | None, keras.Variable]]"
 
 ALONE = (
     "_apply_weight_decay",
@@ -47,34 +50,43 @@ def _is_alone() -> bool:
     return tf.distribute.in_cross_replica_context() and distribute_lib.get_update_replica_id() is not None
 
 
-def _plain_if_alone(distributed: Any, plain: Any) -> Any:
+def _plain_if_alone(distributed: Callable[..., None], plain: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(distributed)
-    def method(self: Any, *args: Any) -> Any:
+    def method(self: TFOptimizer, *args: object) -> None:
         return (plain if _is_alone() else distributed)(self, *args)
 
     return method
 
 
-def _update_step(self: Any, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+def _update_step(
+    self: TFOptimizer,
+    grads: Sequence[Gradient],
+    trainable_variables: Sequence[keras.Variable],
+    learning_rate: tf.Tensor,
+) -> None:
     for gradient, variable in zip(grads, trainable_variables, strict=True):
         value = getattr(variable, "value", variable)
         own = value._get() if isinstance(value, tf.distribute.DistributedValues) else value
         self.update_step(gradient, own, learning_rate)
 
 
-def _unless_summed(original: Any) -> Any:
+def _unless_summed(original: Callable[..., Pairs]) -> Callable[..., Pairs]:
     @functools.wraps(original)
-    def _all_reduce_sum_gradients(self: Any, grads_and_vars: Any) -> Any:
+    def _all_reduce_sum_gradients(self: TFOptimizer, grads_and_vars: Pairs) -> Pairs:
         return grads_and_vars if getattr(_summed, "is_on", False) else original(self, grads_and_vars)
 
     return _all_reduce_sum_gradients
 
 
-def _of_sums(original: Any) -> Any:
+def _of_sums(original: Callable[..., None]) -> Callable[..., None]:
     """Let ``apply`` first add up the replicas' gradients."""
 
     @functools.wraps(original)
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+    def apply(
+        self: BaseOptimizer,
+        grads: Sequence[Gradient | None],
+        trainable_variables: Sequence[keras.Variable] | None = None,
+    ) -> None:
         context = tf.distribute.get_replica_context()
         is_shared = context is not None and isinstance(context.strategy, MIRRORED)
         if not is_shared or getattr(_summed, "is_on", False) or not len(grads):
@@ -90,7 +102,9 @@ def _of_sums(original: Any) -> Any:
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             return _applied_in_place(original, self, summed, variables)
 
-        def on_each_device(strategy: Any, gradients: Any) -> None:
+        def on_each_device(
+            strategy: tf.distribute.Strategy, gradients: Sequence[tf.distribute.DistributedValues]
+        ) -> None:
             for index, device in enumerate(strategy.extended.worker_devices):
                 own = distribute_utils.select_replica(index, gradients)
                 with tf.device(device), distribute_lib.UpdateContext(index):
@@ -102,7 +116,12 @@ def _of_sums(original: Any) -> Any:
     return apply
 
 
-def _applied_in_place(original: Any, optimizer: Any, grads: Any, variables: Any) -> Any:
+def _applied_in_place(
+    original: Callable[..., None],
+    optimizer: BaseOptimizer,
+    grads: Sequence[Gradient],
+    variables: Sequence[keras.Variable],
+) -> None:
     """Apply the sums where replicas need no ``merge_call``: on GPUs, compiled by XLA."""
     _summed.is_on = True
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfspark.errors import ConfigError, DataError, DeadlineError
@@ -19,7 +20,7 @@ from tfspark.feed.reader import WEIGHT, PassReader, broken_off
 from tfspark.feed.stream import Start, StreamSpec, decode_sample
 from tfspark.protocol.values import Json
 from tfspark.training.input.distribute import distribute_from_function
-from tfspark.training.input.elements import flattened, joined, signature, to_element
+from tfspark.training.input.elements import Element, flattened, joined, signature, to_element
 from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples
 
 if TYPE_CHECKING:
@@ -45,13 +46,13 @@ class Feed:
         self._context = context
         self._opened: queue.SimpleQueue[PassReader | None] = queue.SimpleQueue()
         self._last: PassReader | None = None
-        self._iterator: Any = None
+        self._iterator: tf.distribute.DistributedIterator | None = None
         self._cache = (
             NodeCache(context.scratch_dir, context.lasting_dir, spec.cache_bytes)
             if spec.cache_bytes
             else None
         )
-        self.make_iterator: Callable[[], Any] = lambda: None
+        self.make_iterator: Callable[[], tf.distribute.DistributedIterator] = lambda: None
 
     @property
     def _reading(self) -> PassReader:
@@ -133,7 +134,7 @@ class Feed:
         while (reading := opened.get()) is not None:
             yield from self._batches_of(reading)
 
-    def iterator(self) -> Any:
+    def iterator(self) -> tf.distribute.DistributedIterator:
         """Return the distributed iterator over `all_batches`, created once.
 
         A new iterator for each epoch would cost seconds, because the first steps after its creation stall in
@@ -197,7 +198,7 @@ def feed_of(context: NodeContext, stream: str, described: Json) -> Feed:
     return Feed(context, spec, {**rows, WEIGHT: weights})
 
 
-def _is_of_bytes(values: Any) -> bool:
+def _is_of_bytes(values: npt.NDArray[Any]) -> bool:
     """Return whether a column's array holds text or bytes, also as objects."""
     while values.dtype == object and len(values) and isinstance(values.flat[0], np.ndarray):
         values = values.flat[0]
@@ -246,8 +247,10 @@ def distribute(strategy: tf.distribute.Strategy, feed: Feed) -> tf.distribute.Di
     off for this dataset.
     """
 
-    def of_worker(batches: Callable[[], Iterator[Rows]]) -> Callable[[Any], tf.data.Dataset]:
-        def make(input_context: Any) -> tf.data.Dataset:
+    def of_worker(
+        batches: Callable[[], Iterator[Rows]],
+    ) -> Callable[[tf.distribute.InputContext], tf.data.Dataset]:
+        def make(input_context: tf.distribute.InputContext) -> tf.data.Dataset:
             local_replicas = input_context.num_replicas_in_sync // input_context.num_input_pipelines
             return local_dataset(feed, batches, local_replicas)
 
@@ -278,7 +281,7 @@ def local_dataset(
     return dataset.map(element_of(feed), num_parallel_calls=in_parallel).prefetch(2)
 
 
-def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
+def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], Element]:
     """Return a function that converts a batch of the feed to an element; see `to_element`."""
     columns, hook = feed.spec.columns, feed.features_hook
     examples = columns.examples
@@ -286,7 +289,7 @@ def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], tuple[Any, ...]]:
         return lambda batch: to_element(joined(batch, columns), columns, hook)
     features = features_of_record(feed.sample[examples][0], columns)
 
-    def parsed(batch: dict[str, tf.Tensor]) -> tuple[Any, ...]:
+    def parsed(batch: dict[str, tf.Tensor]) -> Element:
         rows = parse_examples(batch[examples], features, columns)
         weights = weights_of_examples(batch[WEIGHT], rows, columns)
         return to_element({**rows, WEIGHT: weights}, columns, hook)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfspark.training.feeding import FEED_ATTRIBUTE
+from tfspark.training.feeding import FEED_ATTRIBUTE, TrainingFeed
 
 
-def distribute_from_function(strategy: tf.distribute.Strategy, of_worker: Any, feed: Any) -> Any:
+def distribute_from_function(
+    strategy: tf.distribute.Strategy,
+    of_worker: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+    feed: TrainingFeed,
+) -> tf.distribute.DistributedDataset:
     """Distribute per-worker datasets that have the same number of batches on every worker."""
     extended = strategy.extended
     before = getattr(extended, "experimental_enable_get_next_as_optional", None)

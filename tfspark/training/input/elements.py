@@ -6,10 +6,11 @@ rows' lengths, and becomes one tensor again there. Images are decoded and Exampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfspark.feed.arrays import pad_value
@@ -21,7 +22,14 @@ from tfspark.training.input.graph_errors import image_scope
 LENGTHS = "/lengths"
 """Suffix of the component that holds the row lengths of a column."""
 
-Tensors = dict[str, Any]
+Tensors = dict[str, tf.Tensor | tf.RaggedTensor]
+"""Column -> values of a batch."""
+Structure: TypeAlias = 'tf.Tensor | tf.RaggedTensor | Sequence["Structure"] | Mapping[str, "Structure"]'
+"""Features or labels as Keras takes them: a tensor, or tensors in tuples, lists and dictionaries."""
+Element = tuple[Structure, Structure, tf.Tensor]
+"""What a step of Keras takes: features, label, and the weight of each row, ``(B,)``."""
+FeaturesHook = Callable[[Tensors], Structure]
+"""The ``features(batch)`` of a model module."""
 
 
 def flattened(batch: Rows, columns: Columns) -> Rows:
@@ -54,7 +62,7 @@ def signature(sample: Rows, columns: Columns, batch_size: int | None) -> dict[st
     return specs
 
 
-def _tensor_dtype(values: np.ndarray[Any, Any]) -> tf.DType:
+def _tensor_dtype(values: npt.NDArray[Any]) -> tf.DType:
     return tf.string if values.dtype == object else tf.as_dtype(values.dtype)
 
 
@@ -69,7 +77,7 @@ def joined(batch: Tensors, columns: Columns) -> Tensors:
     return whole
 
 
-def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> Any:
+def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> tf.Tensor | tf.RaggedTensor:
     """Return a ragged tensor unchanged, or padded to the longest row or to ``pad_to``."""
     if column.ragged != "pad":
         return rows
@@ -83,9 +91,7 @@ def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> Any:
         return tf.identity(rows.to_tensor(fill, shape=[None, column.pad_to]))
 
 
-def to_element(
-    batch: Tensors, columns: Columns, features_hook: Callable[[Any], Any] | None = None
-) -> tuple[Any, ...]:
+def to_element(batch: Tensors, columns: Columns, features_hook: FeaturesHook | None = None) -> Element:
     """Convert a batch by column name to ``(features, label, weight)`` for Keras."""
     features = {column.name: _finished(batch[column.name], column) for column in columns.features}
     labels = {column.name: _finished(batch[column.name], column) for column in columns.labels}
@@ -93,18 +99,18 @@ def to_element(
     return x, _alone_or_dict(labels) if labels else x, batch[WEIGHT]
 
 
-def as_tuples(structure: Any) -> Any:
+def as_tuples(structure: Structure) -> Structure:
     """Return a structure of tensors with tuples instead of lists: tf.data would make one tensor of a list."""
     if isinstance(structure, Mapping):
         return {name: as_tuples(value) for name, value in structure.items()}
     return tuple(map(as_tuples, structure)) if isinstance(structure, list | tuple) else structure
 
 
-def _alone_or_dict(tensors: Tensors) -> Any:
+def _alone_or_dict(tensors: Tensors) -> Structure:
     return tensors if len(tensors) > 1 else next(iter(tensors.values()))
 
 
-def _finished(values: Any, column: Column) -> Any:
+def _finished(values: tf.Tensor, column: Column) -> tf.Tensor:
     if column.decode is not None:
         values = _decoded(values, column)
     return values if column.scale is None else tf.cast(values, tf.float32) / column.scale

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +16,7 @@ import tensorflow as tf
 from tfspark.errors import DataError
 from tfspark.feed.arrays import pad_value
 from tfspark.feed.columns import Column, Columns
-from tfspark.training.input.elements import as_declared_ragged
+from tfspark.training.input.elements import Tensors, as_declared_ragged
 from tfspark.training.input.graph_errors import bytes_scope
 
 KINDS = {"int64": tf.int64, "float": tf.float32, "bytes": tf.string}
@@ -74,7 +73,7 @@ def _check_is_class(label: Column, feature: Feature, num_classes: int) -> None:
         )
 
 
-def _feature(column: Column, found: Mapping[str, Any]) -> Feature:
+def _feature(column: Column, found: Mapping[str, tf.train.Feature]) -> Feature:
     kind = found[column.name].WhichOneof("kind") if column.name in found else None
     if column.ragged is not None:
         return _ragged_feature(column, kind)
@@ -106,7 +105,7 @@ def _ragged_feature(column: Column, kind: str | None) -> Feature:
     return Feature(kind, ())
 
 
-def parse_examples(records: tf.Tensor, features: Mapping[str, Feature], columns: Columns) -> dict[str, Any]:
+def parse_examples(records: tf.Tensor, features: Mapping[str, Feature], columns: Columns) -> Tensors:
     """Parse records into tensors by column name.
 
     Shapes:
@@ -125,7 +124,7 @@ def parse_examples(records: tf.Tensor, features: Mapping[str, Feature], columns:
     return rows
 
 
-def _parsing(column: Column, feature: Feature) -> Any:
+def _parsing(column: Column, feature: Feature) -> tf.io.FixedLenFeature | tf.io.RaggedFeature:
     dtype = KINDS[feature.kind]
     if column.ragged is not None:
         return tf.io.RaggedFeature(dtype, row_splits_dtype=tf.int64)
@@ -133,7 +132,9 @@ def _parsing(column: Column, feature: Feature) -> Any:
     return tf.io.FixedLenFeature([] if is_raw or column.decode else feature.shape, dtype)
 
 
-def _as_declared(values: Any, column: Column, feature: Feature) -> Any:
+def _as_declared(
+    values: tf.Tensor | tf.RaggedTensor, column: Column, feature: Feature
+) -> tf.Tensor | tf.RaggedTensor:
     if column.ragged is not None:
         return as_declared_ragged(values.with_flat_values(_cast(values.flat_values, column)), column)
     if column.dtype is None:
@@ -170,7 +171,7 @@ def _checked_classes(labels: tf.Tensor, name: str, num_classes: int) -> tf.Tenso
         return tf.identity(labels)
 
 
-def weights_of_examples(weights: tf.Tensor, rows: Mapping[str, Any], columns: Columns) -> tf.Tensor:
+def weights_of_examples(weights: tf.Tensor, rows: Tensors, columns: Columns) -> tf.Tensor:
     """Return each row's weight in the loss: its own times that of its class; padding keeps its weight.
 
     Shapes:
@@ -193,7 +194,7 @@ def _own_weights(values: tf.Tensor, name: str) -> tf.Tensor:
         return own + 0.0
 
 
-def _class_weights(rows: Mapping[str, Any], columns: Columns) -> Any:
+def _class_weights(rows: Tensors, columns: Columns) -> tf.Tensor | float:
     label = columns.class_label
     if label is None or not columns.class_weights:
         return 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -13,6 +13,7 @@ from tfspark.feed.columns import Columns
 from tfspark.protocol.values import Json
 
 if TYPE_CHECKING:
+    from tfspark.training.input.elements import Element, FeaturesHook
     from tfspark.training.node_context import NodeContext
 
 from tfspark.feed.files import Slice
@@ -28,15 +29,15 @@ class FilesFeed:
     weighs_rows: bool = False
     next_index: int = 0
     steps_at_once: int = 1
-    make_iterator: Callable[[], Any] = lambda: None
-    _iterator: Any = None
+    make_iterator: Callable[[], tf.distribute.DistributedIterator] = lambda: None
+    _iterator: tf.distribute.DistributedIterator | None = None
 
     def open_pass(self) -> FilesFeed:
         """Start the next epoch."""
         self.next_index += 1
         return self
 
-    def iterator(self) -> Any:
+    def iterator(self) -> tf.distribute.DistributedIterator:
         """Return the distributed iterator over all epochs, created once."""
         if self._iterator is None:
             self._iterator = self.make_iterator()
@@ -86,7 +87,7 @@ def files_dataset(
     feed = FilesFeed(plan["steps"], rows, plan["batch_size"] * plan["num_readers"], weighs)
     hook = context.hooks.features
 
-    def epoch(told: Any) -> tf.data.Dataset:
+    def epoch(told: tf.distribute.InputContext) -> tf.data.Dataset:
         replicas = told.num_replicas_in_sync // told.num_input_pipelines
         return _share_dataset(plan, context.node.task_index, hook, replicas)
 
@@ -97,7 +98,7 @@ def files_dataset(
 
 
 def _share_dataset(
-    plan: Json, rank: int, features_hook: Any = None, local_replicas: int = 1
+    plan: Json, rank: int, features_hook: FeaturesHook | None = None, local_replicas: int = 1
 ) -> tf.data.Dataset:
     """Read one worker's share in batches of equal size; the last is padded, and all workers have the same number.
 
@@ -131,7 +132,9 @@ def records_of_share(plan: Json, rank: int) -> tf.data.Dataset:
     return records.batch(plan["batch_size"]).prefetch(2)
 
 
-def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, Any], Any]:
+def element_of_records(
+    plan: Json, features_hook: FeaturesHook | None = None
+) -> Callable[[tf.Tensor, tf.Tensor], Element]:
     """Return a function that converts records and their weights to a Keras element."""
     from tfspark.feed.reader import WEIGHT
     from tfspark.training.input.elements import to_element
@@ -141,7 +144,7 @@ def element_of_records(plan: Json, features_hook: Any = None) -> Callable[[Any, 
     kinds = {spec["name"]: spec["kind"] for spec in plan["features"]}
     features = {name: Feature(kind, tuple(plan["shapes"][name])) for name, kind in kinds.items()}
 
-    def parse(records: tf.Tensor, weights: tf.Tensor) -> Any:
+    def parse(records: tf.Tensor, weights: tf.Tensor) -> Element:
         rows = parse_examples(records, features, columns)
         weights = weights_of_examples(weights, rows, columns)
         return to_element({**rows, WEIGHT: weights}, columns, features_hook)
