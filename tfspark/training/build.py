@@ -8,10 +8,10 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras.src.backend.common import global_state
 
 from tfspark.errors import ConfigError
@@ -21,7 +21,7 @@ from tfspark.protocol.values import Json
 BuildModel = Callable[..., keras.Model]
 
 
-def call_build_model(build_model: BuildModel, params: Any) -> keras.Model:
+def call_build_model(build_model: BuildModel, params: object) -> keras.Model:
     """Call the user's function and check what it returns.
 
     Raises:
@@ -151,7 +151,7 @@ def set_precision(settings: TrainerSettings) -> None:
 def copy_optimizer(
     target: keras.Model,
     source: keras.Model,
-    values_of: Callable[[Sequence[keras.Variable]], list[Any]] | None = None,
+    values_of: Callable[[Sequence[keras.Variable]], list[npt.NDArray[np.generic]]] | None = None,
 ) -> None:
     """Copy the state of `source`'s optimizers to `target`, so that a saved model can be trained further.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -21,7 +21,7 @@ from tfspark.feed.ledger import Used, num_rows
 from tfspark.feed.stream import Start
 from tfspark.protocol.values import Json
 from tfspark.training import state
-from tfspark.training.evaluation import plain_logs
+from tfspark.training.evaluation import Figure, plain_logs
 
 if TYPE_CHECKING:
     from tfspark.training.input.dataset import Feed
@@ -46,7 +46,7 @@ class Progress:
         finished: whether that training has ended.
     """
 
-    epochs: list[dict[str, Any]] = field(default_factory=list)
+    epochs: list[dict[str, Figure]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     call: int = 0
     epochs_before: int = 0
@@ -58,13 +58,13 @@ class Progress:
             del self.epochs[:-KEPT_EPOCHS], self.rows[:-KEPT_EPOCHS]
             self.call, self.epochs_before, self.finished = call, len(self.epochs), False
 
-    def add(self, logs: Mapping[str, Any], rows: int) -> None:
+    def add(self, logs: Mapping[str, object], rows: int) -> None:
         """Add an epoch."""
         self.epochs.append(plain_logs(logs))
         self.rows.append(rows)
 
     @property
-    def history(self) -> dict[str, list[Any]]:
+    def history(self) -> dict[str, list[Figure]]:
         """Return metric -> its value in each epoch that has it."""
         return _by_metric(self.epochs)
 
@@ -75,8 +75,8 @@ class Progress:
         return {"history": _by_metric(self.epochs[first:]), "rows": self.rows[first:]}
 
 
-def _by_metric(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    history: dict[str, list[Any]] = {}
+def _by_metric(epochs: Sequence[Mapping[str, Figure]]) -> dict[str, list[Figure]]:
+    history: dict[str, list[Figure]] = {}
     for epoch in epochs:
         for name, value in epoch.items():
             history.setdefault(name, []).append(value)
@@ -107,22 +107,22 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch = self._steps = self._meetings = self._begun = 0
         self._next_meeting = 1
 
-    def on_train_begin(self, logs: Any = None) -> None:
+    def on_train_begin(self, logs: Mapping[str, object] | None = None) -> None:
         """Restore the counts of the other callbacks."""
         self._session.callback_settings = state.settings_of(self._others)
         resumed = self._session.resumed
         if resumed is not None:
             state.restore_callbacks(self._others, resumed.callbacks, resumed.shared)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Record the epoch."""
         self._epoch = epoch
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, object] | None = None) -> None:
         """Record the first of the steps that run in one call."""
         self._begun = batch
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, object] | None = None) -> None:
         """Save if it is time, after the last of the steps that run in one call."""
         if self._feed is None or not self._meets:
             return
@@ -147,7 +147,7 @@ class StateCheckpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._next_meeting += int(decision["steps"])
         return bool(decision["save"])
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Record the epoch and save."""
         if logs:
             self._session.progress.add(logs, self._session.rows_of_pass)
@@ -166,7 +166,7 @@ class ResumeEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         self._session = session
         self._logs: Json = {}
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Restore the metrics."""
         resumed, self._session.resumed = self._session.resumed, None
         if resumed is None or not resumed.steps:
@@ -175,7 +175,7 @@ class ResumeEpoch(keras.callbacks.Callback):  # type: ignore[misc]
         if resumed.own:
             state.restore_metrics(self.model, resumed.own)
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, object] | None = None) -> None:
         """Give the epoch its logs if no step was left to train: ``fit`` has none then."""
         saved, self._logs = self._logs, {}
         if saved and logs is not None and not logs:

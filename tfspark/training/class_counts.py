@@ -25,6 +25,8 @@ MOST_CURVES = 20
 
 Kind = Literal["index", "one_hot", "several"]
 """How a label encodes the class of a row: as a number, as a one-hot row, or as a yes or no for each class."""
+Matrix = list[list[int]] | list[list[list[int]]]
+"""Counts of rows by true and predicted class, or, where a row may be of several classes, one such matrix per class."""
 
 
 def kind_of_label(model: keras.Model, outputs: Any, label: Any, num_classes: int) -> Kind | None:
@@ -90,7 +92,7 @@ def count_classes(
 
 def matrix_and_curves(
     counts: npt.NDArray[np.float64], num_classes: int, kind: Kind = "index"
-) -> tuple[list[list[int]] | list[list[list[int]]], list[list[list[float]]] | None]:
+) -> tuple[Matrix, list[list[list[float]]] | None]:
     """Return the confusion matrix, and the ROC of each class against all others; for two classes, only of class 1.
 
     A curve is a list of (false positive rate, true positive rate) by falling threshold. It is empty for a class of

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfspark.errors import DeadlineError
 from tfspark.feed.reader import PADDING, broken_off
-from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves, num_counts
+from tfspark.training.class_counts import (
+    Kind,
+    Matrix,
+    count_classes,
+    kind_of_label,
+    matrix_and_curves,
+    num_counts,
+)
 from tfspark.training.input.dataset import Feed, local_dataset
 from tfspark.training.own_code import fixed_batch_size
 from tfspark.training.padding import count_real_rows_alone
 
 if TYPE_CHECKING:
+    from tfspark.training.input.elements import Element, Structure
     from tfspark.training.node_context import NodeContext
 
-
+Figure: TypeAlias = "float | list[Figure]"
+"""A result of a metric: a number, or a list if the metric has several."""
 SHOWN_ROWS = 1000
 """Number of rows of an evaluation that are kept for pictures."""
 
@@ -44,11 +54,11 @@ class LocalEvaluator:
         self._step = tf.function(self._test_step)
         self._count = tf.function(functools.partial(count_classes, model), reduce_retracing=True)
         self._is_built = False
-        self.confusion_matrix: list[Any] | None = None
+        self.confusion_matrix: Matrix | None = None
         self.roc: list[list[list[float]]] | None = None
-        self.first_rows: tuple[Any, Any] | None = None
+        self.first_rows: tuple[object, object] | None = None
 
-    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, Any]:
+    def evaluate(self, feed: Feed, key: str, num_classes: int | None = None) -> dict[str, Figure]:
         """Return the metrics over all ranks' rows.
 
         Args:
@@ -63,7 +73,7 @@ class LocalEvaluator:
         model.reset_metrics()
         kind = self._kind(num_classes, feed) if num_classes else None
         counts = np.zeros(num_counts(num_classes, kind) if num_classes and kind else 0)
-        first: list[Any] = []
+        first: list[Element] = []
         dataset = local_dataset(feed)
         # Use the dataset's shapes, not those of the batches, so that the shorter last batch needs no graph of its own.
         step = self._step.get_concrete_function(dataset.element_spec)
@@ -102,10 +112,10 @@ class LocalEvaluator:
             self._test_step(element)
         self._is_built = True
 
-    def _test_step(self, element: Any) -> Any:
+    def _test_step(self, element: Element) -> Structure:
         return self._model.test_step(self._filled_up(element))
 
-    def _filled_up(self, element: Any) -> Any:
+    def _filled_up(self, element: Element) -> Element:
         """Pad a batch to the batch size for which the model was built; stateful layers need it."""
         size = fixed_batch_size(self._model)
         if size is None:
@@ -131,15 +141,15 @@ class LocalEvaluator:
         return kind_of_label(self._model, self._model(element[0], training=False), element[1], num_classes)
 
 
-def plain_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
+def plain_logs(logs: Mapping[str, object]) -> dict[str, Figure]:
     """Return metric results as plain JSON; the entries of a metric that returns a dict get their own names."""
-    found: dict[str, Any] = {}
+    found: dict[str, Figure] = {}
     for name, value in logs.items():
         found |= plain_logs(value) if isinstance(value, Mapping) else {name: plain(value)}
     return found
 
 
-def plain(value: Any) -> float | list[Any]:
+def plain(value: object) -> Figure:
     """Return a metric result as plain JSON: a number, or a list if the metric has several."""
     array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
     return float(array) if array.ndim == 0 else list(array.tolist())
@@ -161,12 +171,12 @@ def roc_of(model: keras.Model) -> list[list[list[float]]] | None:
     return None
 
 
-def is_dense(parts: Any) -> bool:
+def is_dense(parts: object) -> bool:
     """Return whether all parts of a structure are plain tensors, whose rows can be concatenated."""
     return all(isinstance(part, tf.Tensor) for part in tf.nest.flatten(parts))
 
 
-def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
+def _joined(elements: Sequence[tuple[Structure, Structure]]) -> tuple[object, object] | None:
     """Concatenate features and labels of some batches, at most `SHOWN_ROWS` rows; None if they are not dense."""
     if not elements or not is_dense(elements):
         return None
@@ -175,12 +185,12 @@ def _joined(elements: list[Any]) -> tuple[Any, Any] | None:
 
 
 def _sum_over_ranks(
-    context: NodeContext, key: str, values: list[np.ndarray[Any, Any]], num_ranks: int
+    context: NodeContext, key: str, values: list[npt.NDArray[np.float64]], num_ranks: int
 ) -> list[Any]:
     """Add up arrays of all ranks through the driver."""
     timeout_s = context.settings.feed_timeout_s
     until = time.monotonic() + timeout_s
-    parts: list[Any] | None = [value.tolist() for value in values]
+    parts: list[Figure] | None = [value.tolist() for value in values]
     while time.monotonic() < until:
         reply = context.control.call("sum", key=key, rank=context.node.task_index, of=num_ranks, values=parts)
         if reply["status"] == "ok":

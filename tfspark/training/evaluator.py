@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
 from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel, call_build_model, set_precision
-from tfspark.training.evaluation import LocalEvaluator
+from tfspark.training.evaluation import Figure, LocalEvaluator
 from tfspark.training.input.dataset import open_feed
 from tfspark.training.jobs import job_done, posted_jobs, unless_broken_off
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tfspark.training.context import TrainingContext
 
 
-def run_evaluator(build_model: BuildModel, params: Any, context: TrainingContext) -> Json:
+def run_evaluator(build_model: BuildModel, params: object, context: TrainingContext) -> Json:
     """Evaluate as the driver's jobs say, until the job ``close``.
 
     After every epoch the chief sends its weights to the driver, the driver feeds the validation rows to this node only,
@@ -32,7 +32,7 @@ def run_evaluator(build_model: BuildModel, params: Any, context: TrainingContext
     model = call_build_model(build_model, params)
     evaluator = LocalEvaluator(model, context, num_ranks=1)
     epochs: list[int] = []
-    history: dict[str, list[float]] = {}
+    history: dict[str, list[Figure]] = {}
     context.report("tensorflow", seconds=context.age_s)
     for job in posted_jobs(context):
         if job["kind"] == "side_car":
@@ -48,7 +48,7 @@ def run_evaluator(build_model: BuildModel, params: Any, context: TrainingContext
 
 def _evaluate(
     model: keras.Model, evaluator: LocalEvaluator, context: TrainingContext, job: Json
-) -> dict[str, float]:
+) -> dict[str, Figure]:
     file = Path(context.scratch_dir, "weights.weights.h5")
     context.download(job["weights"], file)
     model.load_weights(file)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tfspark.errors import ConfigError, DataError
 from tfspark.protocol.failures import FailureKind
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Specs: TypeAlias = "tf.TypeSpec | list[Specs] | tuple[Specs, ...] | Mapping[str, Specs]"
+"""Types and shapes of features or labels."""
 
 REMOVAL_S = 2.0
 """Time that Spark has to remove a directory after it has removed a file in it."""
@@ -80,7 +86,7 @@ def _kind(error: BaseException) -> FailureKind:
 
 
 @contextmanager
-def noting_what_was_given(element: Any) -> Iterator[None]:
+def noting_what_was_given(element: Sequence[Specs]) -> Iterator[None]:
     """Add to an error of a model what the model was given: its features and label, with types and shapes.
 
     Args:
@@ -100,7 +106,7 @@ def noting_what_was_given(element: Any) -> Iterator[None]:
         raise
 
 
-def _words(specs: Any) -> str:
+def _words(specs: Specs) -> str:
     """Write specs as ``float32 (batch, 28, 28)``."""
     if isinstance(specs, Mapping):
         return "{" + ", ".join(f"{name!r}: {_words(spec)}" for name, spec in specs.items()) + "}"

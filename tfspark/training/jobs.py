@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.errors import BrokenOffError
 from tfspark.protocol.values import Json
@@ -28,7 +28,7 @@ def posted_jobs(context: NodeContext) -> Iterator[Json]:
         done = job["job"]
 
 
-def job_done(context: NodeContext, job: Json, result: Any) -> None:
+def job_done(context: NodeContext, job: Json, result: object) -> None:
     """Report this node's result of a job to the driver."""
     context.control.call("job_done", job=job["job"], node=context.node.index, result=result)
 

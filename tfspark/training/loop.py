@@ -6,7 +6,7 @@ Every worker does the same jobs in the same order, as synchronous training requi
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.protocol.values import Json
 from tfspark.training.build import BuildModel
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tfspark.training.context import TrainingContext
 
 
-def run_jobs(build_model: BuildModel, params: Any, context: TrainingContext) -> Json:
+def run_jobs(build_model: BuildModel, params: object, context: TrainingContext) -> Json:
     """Do the driver's jobs until ``close``; return this node's summary."""
     if context.role == "evaluator":
         return run_evaluator(build_model, params, context)

@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from tfspark.protocol.activity import Activity
 from tfspark.protocol.roles import NodeSpec, reader_number, stream_name, task_of
@@ -138,7 +138,7 @@ class NodeContext:
             os.makedirs(directory, exist_ok=True)
         return directory
 
-    def report(self, event: str, /, **fields: Any) -> None:
+    def report(self, event: str, /, **fields: object) -> None:
         """Report an event to the driver's observer, for example ``ctx.report("step", loss=0.3)``."""
         self.control.call("report", node=self.node.index, event=event, fields=fields)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import keras
 
 from tfspark.training.evaluation import plain_logs
 
 if TYPE_CHECKING:
+    from tfspark.protocol.values import Json
     from tfspark.training.input.dataset import Feed
     from tfspark.training.node_context import NodeContext
 
@@ -35,11 +37,11 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch = 0
         self._steps = 0
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Start the epoch's timer."""
         self._began, self._epoch, self._steps = time.monotonic(), epoch, 0
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, object] | None = None) -> None:
         """Report the progress within the epoch."""
         self._steps += 1
         self._context.activity.step_done()
@@ -48,12 +50,12 @@ class ReportProgress(keras.callbacks.Callback):  # type: ignore[misc]
             self._reported = now
             self._context.report("step", **self._progress(logs), epoch=self._epoch + 1)
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Report the epoch's metrics."""
         if self._context.is_chief:
             self._context.report("epoch", **self._progress(logs), epoch=epoch + 1)
 
-    def _progress(self, logs: Any) -> dict[str, Any]:
+    def _progress(self, logs: Mapping[str, object] | None) -> Json:
         """Return the progress within the epoch; its timer started at `rows_before`, 0 unless it was resumed."""
         before = self._feed.first_step_of_pass if self._feed is not None else 0
         return {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 import pyarrow as pa
@@ -38,7 +38,7 @@ class Checkpoints(keras.callbacks.Callback):  # type: ignore[misc]
         self._to_save = to_save
         self._every = context.settings.checkpoint_every_epochs
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Save if it is time."""
         if self._context.is_chief and self._every and (epoch + 1) % self._every == 0:
             name = f"epoch-{epoch + 1:04d}.keras"
@@ -62,7 +62,7 @@ class ShareWeights(keras.callbacks.Callback):  # type: ignore[misc]
         self._context = context
         self._to_save = to_save
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Send the weights, and report it."""
         if self._context.is_chief:
             name = f"side-car/epoch-{epoch + 1:04d}.weights.h5"

@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -42,7 +42,7 @@ from tfspark.training.checkpointing import (
     start_of,
 )
 from tfspark.training.chief_callbacks import written_by_chief
-from tfspark.training.evaluation import LocalEvaluator, plain_logs
+from tfspark.training.evaluation import Figure, LocalEvaluator, plain_logs
 from tfspark.training.feeding import TrainingFeed, feed_of_dataset
 from tfspark.training.input.dataset import Feed, describe_stream, distributed_dataset, open_feed
 from tfspark.training.keras_corrections import SynchroniseState, build_for, synchronise_state
@@ -51,6 +51,9 @@ from tfspark.training.reporting import ReportProgress
 from tfspark.training.saving import Checkpoints, ShareWeights, upload_model, upload_pictures
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfspark.training.class_counts import Matrix
     from tfspark.training.context import TrainingContext
 
 
@@ -63,7 +66,7 @@ class TrainingSession:
         context: the node.
     """
 
-    def __init__(self, build_model: BuildModel, params: Any, context: TrainingContext):
+    def __init__(self, build_model: BuildModel, params: object, context: TrainingContext):
         self.context = context
         self.params = params
         self._build_model = build_model
@@ -81,7 +84,7 @@ class TrainingSession:
         self._start: tuple[int, Start] = (0, Start())
         self._sender = self.make_sender()
         self.checkpoints = Checkpoints(context, self.to_save)
-        self._dataset: Any = None
+        self._dataset: tf.distribute.DistributedDataset | None = None
         self._described: Json = {}
         self._validations = 0
         self.prepare()
@@ -144,7 +147,7 @@ class TrainingSession:
         steps: int,
         callbacks: list[keras.callbacks.Callback],
         used: Used,
-        logs: Mapping[str, Any] | None = None,
+        logs: Mapping[str, object] | None = None,
     ) -> None:
         """Save the current state, after `passes` complete passes and `steps` steps of the next one.
 
@@ -226,7 +229,7 @@ class TrainingSession:
         ours.append(self.checkpoints)
         return [*ours, StateCheckpoints(self, ours, feed)]
 
-    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
+    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Figure]:
         """Evaluate all rows of one pass of a stream, together with the other workers."""
         self.copy_weights()
         feed = open_feed(self.context, stream)
@@ -247,7 +250,7 @@ class TrainingSession:
         return results
 
     @property
-    def confusion_matrix(self) -> list[Any] | None:
+    def confusion_matrix(self) -> Matrix | None:
         """Counts of (true, predicted) class of the last evaluation, if it counted them."""
         return self._evaluator.confusion_matrix
 
@@ -257,11 +260,11 @@ class TrainingSession:
         return self._evaluator.roc
 
     @property
-    def first_rows(self) -> tuple[Any, Any] | None:
+    def first_rows(self) -> tuple[object, object] | None:
         """Some features and labels of the last evaluation, on the worker that had most of its rows."""
         return self._evaluator.first_rows
 
-    def validate(self) -> dict[str, Any]:
+    def validate(self) -> dict[str, Figure]:
         """Evaluate the next pass of the stream ``validation``."""
         self._validations += 1
         return self.evaluate(self.context.stream("validation"), self._validations - 1)
@@ -318,7 +321,7 @@ class DrawEpochs(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._session = session
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, object] | None = None) -> None:
         """Draw, and send the pictures."""
         session, draw = self._session, self._session.context.hooks.draw_epoch
         if draw is not None:
@@ -340,7 +343,7 @@ class Validation(keras.callbacks.Callback):  # type: ignore[misc]
         self._session = session
         self._callbacks = callbacks
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, object] | None = None) -> None:
         """Evaluate; the callbacks after this one see the results."""
         if self.model.stop_training:
             return  # It stopped within the epoch, so the driver feeds no validation rows.

@@ -80,7 +80,9 @@ def _optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
     return dict(sorted(found.items()))
 
 
-def _rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+def _rate_of(
+    optimizer: keras.optimizers.Optimizer,
+) -> keras.Variable | keras.optimizers.schedules.LearningRateSchedule:
     """Return the variable or schedule of the learning rate; a loss-scaling optimizer wraps the one that has it."""
     return getattr(optimizer, "inner_optimizer", optimizer)._learning_rate
 
@@ -102,27 +104,27 @@ def describe(model: keras.Model) -> list[Json]:
     return [{"path": v.path, "shape": list(v.shape), "dtype": str(v.dtype)} for v in model.weights]
 
 
-def _own(model: keras.Model) -> dict[str, list[Any]]:
+def _own(model: keras.Model) -> dict[str, list[keras.Variable]]:
     metrics = list(model.metrics_variables)
     known = set(map(id, metrics))
     kept = [variable for variable in model.non_trainable_variables if id(variable) not in known]
     return {"own/state": kept, "own/metrics": metrics}
 
 
-def _shared(model: keras.Model) -> dict[str, list[Any]]:
+def _shared(model: keras.Model) -> dict[str, list[keras.Variable]]:
     optimizers = {
         f"shared/optimizer {name}": list(value.variables) for name, value in _optimizers(model).items()
     }
     return {"shared/weights": list(model.trainable_variables), **optimizers}
 
 
-def _local(variable: Any) -> Any:
+def _local(variable: keras.Variable) -> tf.Variable:
     """Return this node's component of a variable."""
     value = variable.value
     return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
 
 
-def _assign(group: str, variables: list[Any], arrays: Arrays) -> None:
+def _assign(group: str, variables: list[keras.Variable], arrays: Arrays) -> None:
     values = [arrays[name] for name in sorted(arrays) if name.rpartition("/")[0] == group]
     shapes, found = [tuple(v.shape) for v in variables], [value.shape for value in values]
     if shapes != found:
@@ -182,7 +184,7 @@ def restore_callbacks(callbacks: list[keras.callbacks.Callback], plain: Json, ar
             continue
         for name, value in kept.items():
             setattr(callback, name, value)
-        lists: dict[str, list[Any]] = {}
+        lists: dict[str, list[npt.NDArray[np.generic]]] = {}
         for array in sorted(array for array in arrays if array.startswith(f"callback/{key}/")):
             lists.setdefault(array.split("/")[2], []).append(arrays[array])
         for name, value in lists.items():
@@ -203,11 +205,11 @@ def _plain_of(callback: keras.callbacks.Callback) -> Json:
     return {name: _plain(value) for name, value in kept.items() if _is_plain(value)}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str | np.number)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return value.item() if isinstance(value, np.number) else value
 
 

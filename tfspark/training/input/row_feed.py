@@ -74,7 +74,7 @@ class RowsOfPartition:
         self._ended = False
         self.unanswered = 0
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[list[object]]:
         """Yield pieces in order until the partition's end, or until its task is gone."""
         sequence = 0
         while not self._ended:
@@ -97,7 +97,7 @@ class RowsOfPartition:
         """Whether all rows were taken and every row has its result."""
         return self._ended and not self.unanswered
 
-    def send(self, results: Sequence[Any]) -> None:
+    def send(self, results: Sequence[object]) -> None:
         """Send results for the next rows; results that a lost partition's task does not accept are dropped."""
         self.unanswered -= len(results)
         with contextlib.suppress(flight.FlightError):
@@ -127,13 +127,13 @@ class RowFeed:
         self._stream = stream
         self._index = 0
         self._part: RowsOfPass | RowsOfPartition | None = None
-        self._pieces: Iterator[list[Any]] = iter(())
-        self._rows: deque[Any] = deque()
+        self._pieces: Iterator[list[object]] = iter(())
+        self._rows: deque[object] = deque()
         self._owed: deque[RowsOfPartition] = deque()
         self._taking = threading.Lock()
         self._beginning = threading.Lock()
         self._left = False
-        self._recent: deque[Any] = deque(maxlen=NUM_COPIED)
+        self._recent: deque[object] = deque(maxlen=NUM_COPIED)
         self._num_fed = 0
         self._over = False
 
@@ -155,7 +155,7 @@ class RowFeed:
                     break
         return taken
 
-    def _take_row(self) -> Any:
+    def _take_row(self) -> object:
         row = self._rows.popleft()
         if isinstance(self._part, RowsOfPartition):
             self._part.unanswered += 1
@@ -164,7 +164,7 @@ class RowFeed:
             self._recent.append(row)
         return row
 
-    def answer(self, results: Sequence[Any]) -> None:
+    def answer(self, results: Sequence[object]) -> None:
         """Send results of an inference: one for each row taken, in the same order.
 
         Raises:

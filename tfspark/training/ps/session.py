@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
@@ -24,15 +24,16 @@ from tfspark.feed.reader import broken_off
 from tfspark.protocol.values import Json
 from tfspark.training.build import copy_optimizer
 from tfspark.training.checkpointing import PartSender, fetch
-from tfspark.training.class_counts import Kind, count_classes, kind_of_label, matrix_and_curves
-from tfspark.training.evaluation import SHOWN_ROWS, is_dense, plain_logs
+from tfspark.training.class_counts import Kind, Matrix, count_classes, kind_of_label, matrix_and_curves
+from tfspark.training.evaluation import SHOWN_ROWS, Figure, is_dense, plain_logs
 from tfspark.training.failing import noting_what_was_given
+from tfspark.training.input.elements import Element, Structure
 from tfspark.training.own_code import is_own
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.ps.servers import CHIEF_DONE, barrier
 from tfspark.training.ps.sharding import whole_values
 from tfspark.training.ps.worker_feed import WorkerStream, open_stream
-from tfspark.training.ps.worker_steps import StepResult, WorkerStep
+from tfspark.training.ps.worker_steps import Fetched, Step, StepResult, WorkerStep
 from tfspark.training.session import TrainingSession
 from tfspark.training.state import keep_rates_that_were_changed, restore
 
@@ -61,9 +62,9 @@ class ParameterServerSession(TrainingSession):
         self._steps: dict[str, WorkerStep] = {}
         self._is_built = False
         self._number = 0
-        self._confusion: list[Any] | None = None
+        self._confusion: Matrix | None = None
         self._curves: list[list[list[float]]] | None = None
-        self._first_rows: tuple[Any, Any] | None = None
+        self._first_rows: tuple[object, object] | None = None
         self._num_shown = 0
 
     def train(self, job: Json) -> Json:
@@ -125,7 +126,7 @@ class ParameterServerSession(TrainingSession):
             model.optimizer.finalize_variable_values(model.trainable_weights)
         callbacks.on_train_end(logs)
 
-    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Any]:
+    def evaluate(self, stream: str, index: int = 0, num_classes: int | None = None) -> dict[str, Figure]:
         """Evaluate all rows of one pass of a stream on the workers."""
         opened = open_stream(self.context, stream)
         self._build(opened)
@@ -137,7 +138,7 @@ class ParameterServerSession(TrainingSession):
         flat = tf.nest.flatten(shown) if self._num_shown and is_dense(shown) else []
         step = self._step(f"test {num_classes} {bool(flat)}", opened, self.model.test_step, count, flat)
         total = Total()
-        parts: list[list[np.ndarray[Any, Any]]] = []
+        parts: list[list[npt.NDArray[np.generic]]] = []
         for result in self._results(step, opened.name, index, lambda: True, total):
             self.context.activity.step_done()
             parts.append(result.shown)
@@ -150,7 +151,7 @@ class ParameterServerSession(TrainingSession):
             self._confusion, self._curves = matrix_and_curves(total.sums[-1], num_classes, kind)
         return self._metrics(total)
 
-    def _kind(self, num_classes: int, features: Any, label: Any) -> Kind | None:
+    def _kind(self, num_classes: int, features: Structure, label: Structure) -> Kind | None:
         """Return how to read labels; None if the model does not predict these classes."""
         if self.model.loss is None:  # Such a model may not be callable, either.
             return None
@@ -165,7 +166,7 @@ class ParameterServerSession(TrainingSession):
         return super().test(job)
 
     @property
-    def confusion_matrix(self) -> list[Any] | None:
+    def confusion_matrix(self) -> Matrix | None:
         """Counts of (true, predicted) class of the last evaluation, if it counted them."""
         return self._confusion
 
@@ -175,7 +176,7 @@ class ParameterServerSession(TrainingSession):
         return self._curves
 
     @property
-    def first_rows(self) -> tuple[Any, Any] | None:
+    def first_rows(self) -> tuple[object, object] | None:
         """Some features and labels of the last evaluation, which the workers returned for `draw`."""
         return self._first_rows
 
@@ -205,8 +206,8 @@ class ParameterServerSession(TrainingSession):
         self,
         name: str,
         stream: WorkerStream,
-        step: Callable[[Any], Any],
-        count: Callable[[Any], tf.Tensor] | None = None,
+        step: Step,
+        count: Callable[[Element], tf.Tensor] | None = None,
         shown: Sequence[tf.Tensor] = (),
     ) -> WorkerStep:
         """Return the graph of a step, created once."""
@@ -274,7 +275,7 @@ class ParameterServerSession(TrainingSession):
             total.parts.pop(reader, None)
         return set(reply["lost"])
 
-    def _schedule(self, step: WorkerStep, stream: str, index: int) -> Any:
+    def _schedule(self, step: WorkerStep, stream: str, index: int) -> tf.distribute.coordinator.RemoteValue:
         self._number += 1
         args = (
             tf.constant(stream),
@@ -284,7 +285,7 @@ class ParameterServerSession(TrainingSession):
         )
         return self._coordinator.schedule(step.run, args=args)
 
-    def _fetched(self, future: Future[Any]) -> Any | None:
+    def _fetched(self, future: Future[Fetched]) -> Fetched | None:
         """Return the step's result, or None if its worker was lost first; another worker then repeats the step.
 
         Raises:
@@ -298,13 +299,13 @@ class ParameterServerSession(TrainingSession):
             self._coordinator.done()
             return None
 
-    def _metrics(self, total: Total) -> dict[str, Any]:
+    def _metrics(self, total: Total) -> dict[str, Figure]:
         """Return the metrics over all steps; for logs that are not metrics, the mean over steps."""
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, total.sums, strict=False):
             variable.assign(value.astype(variable.dtype))
         results = plain_logs(self.model.get_metrics_result())
-        means = {name: value / total.steps for name, value in total.logs.items()}
+        means: dict[str, Figure] = {name: value / total.steps for name, value in total.logs.items()}
         return results if set(means) <= set(results) else means
 
     def _build(self, stream: WorkerStream) -> None:
@@ -319,16 +320,18 @@ class ParameterServerSession(TrainingSession):
         _build_variables(self.local_model, specs)
         self._is_built = True
 
-    def _specs(self, stream: WorkerStream) -> Any:
+    def _specs(self, stream: WorkerStream) -> Element:
         """Return an element of a stream as symbolic tensors."""
         element = tf.function(stream.to_element, autograph=False)
-        return element.get_concrete_function(stream.signature).structured_outputs
+        specs: Element = element.get_concrete_function(stream.signature).structured_outputs
+        return specs
 
 
-def _fetch_again(value: Any) -> Any:
+def _fetch_again(value: tf.distribute.coordinator.RemoteValue) -> Fetched:
     """Fetch a step's result later, after another worker has repeated the step."""
     threading.Event().wait(FETCH_AGAIN_S)
-    return value.fetch()
+    fetched: Fetched = value.fetch()
+    return fetched
 
 
 class Total:
@@ -360,7 +363,7 @@ class Total:
         return dict(sums)
 
     @property
-    def sums(self) -> list[np.ndarray[Any, Any]]:
+    def sums(self) -> list[npt.NDArray[np.float64]]:
         """Metric states and counts."""
         return [np.sum(values, axis=0) for values in zip(*(p.sums for p in self.parts.values()), strict=True)]
 
@@ -379,7 +382,7 @@ class Part:
     steps: int = 0
     rows: int = 0
     logs: dict[str, float] = field(default_factory=dict)
-    sums: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    sums: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
     def add(self, result: StepResult) -> None:
         """Add one step."""
@@ -392,7 +395,7 @@ class Part:
             self.logs[name] = self.logs.get(name, 0.0) + value
 
 
-def _build_variables(model: keras.Model, specs: Any) -> None:
+def _build_variables(model: keras.Model, specs: Element) -> None:
     """Create all variables of a model, also those of the optimizers of its own training step.
 
     This is done as in ``fit``, or by tracing a `train_step` that the model overrides or that does not call the model.
@@ -405,14 +408,14 @@ def _build_variables(model: keras.Model, specs: Any) -> None:
         _build_traced(model, specs)
 
 
-def _build_traced(model: keras.Model, specs: Any) -> None:
+def _build_traced(model: keras.Model, specs: Element) -> None:
     if type(model).call is not keras.Model.call:
         batch = tf.nest.map_structure(lambda s: keras.KerasTensor(tuple(s.shape), s.dtype.name), specs)
         model._symbolic_build(data_batch=batch)
         if not is_own(model, "train_step"):
             return
 
-    def step(*element: Any) -> Any:
+    def step(*element: Structure) -> Structure:
         return tf.distribute.get_strategy().run(model.train_step, args=(element,))
 
     tf.function(step, autograph=False).get_concrete_function(*specs)
@@ -427,7 +430,7 @@ def _refuse_calls_of_callbacks(model: keras.Model) -> None:
     """Let methods that work in this process only raise an error when a callback calls them."""
 
     def refusing(name: str) -> Callable[..., None]:
-        def refused(*args: Any, **kwargs: Any) -> None:
+        def refused(*args: object, **kwargs: object) -> None:
             raise ConfigError(
                 f"expected callbacks that do not call model.{name}() under parameter servers: its variables are in "
                 "other processes; call the model itself, model(x, training=False), or train synchronously (num_ps=0)"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, MutableMapping, Sequence
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
 MIN_PART_BYTES = 256 << 10
@@ -37,9 +37,11 @@ def _is_plain(layer: keras.layers.Embedding) -> bool:
     return not (layer.quantization_mode or layer.lora_rank or layer.lora_enabled)
 
 
-def _build_in_parts(original: Any, partitioner: Any) -> Any:
+def _build_in_parts(
+    original: Callable[..., None], partitioner: tf.distribute.experimental.partitioners.Partitioner
+) -> Callable[..., None]:
     @functools.wraps(original)
-    def build(self: keras.layers.Embedding, input_shape: Any = None) -> None:
+    def build(self: keras.layers.Embedding, input_shape: Sequence[int | None] | None = None) -> None:
         shape = (self.input_dim, self.output_dim)
         dtype = tf.as_dtype(self.variable_dtype)
         is_remote = isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy)
@@ -66,9 +68,9 @@ def _build_in_parts(original: Any, partitioner: Any) -> Any:
     return build
 
 
-def _call_with_lookup(original: Any) -> Any:
+def _call_with_lookup(original: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     @functools.wraps(original)
-    def call(self: keras.layers.Embedding, inputs: Any) -> Any:
+    def call(self: keras.layers.Embedding, inputs: tf.Tensor) -> tf.Tensor:
         if not getattr(self, "_is_on_servers", False):
             return original(self, inputs)
         parts = self._embeddings if isinstance(self._embeddings, list) else [self._embeddings]
@@ -86,9 +88,11 @@ def _call_with_lookup(original: Any) -> Any:
     return call
 
 
-def _save_whole(original: Any) -> Any:
+def _save_whole(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
-    def save_own_variables(self: keras.layers.Embedding, store: Any) -> None:
+    def save_own_variables(
+        self: keras.layers.Embedding, store: MutableMapping[str, npt.NDArray[np.generic]]
+    ) -> None:
         if isinstance(self._embeddings, list):
             store["0"] = whole_values(self._embeddings)[0]
         else:
@@ -97,9 +101,9 @@ def _save_whole(original: Any) -> Any:
     return save_own_variables
 
 
-def whole_values(variables: Sequence[keras.Variable]) -> list[np.ndarray[Any, Any]]:
+def whole_values(variables: Sequence[keras.Variable]) -> list[npt.NDArray[np.generic]]:
     """Return the variables' values, with the parts of a table joined, in the order of an undivided model."""
-    groups: dict[str, list[np.ndarray[Any, Any]]] = {}
+    groups: dict[str, list[npt.NDArray[np.generic]]] = {}
     for number, variable in enumerate(variables):
         is_part = _PART.search(variable.path) is not None
         key = _PART.sub("", variable.path) if is_part else f"{number}"

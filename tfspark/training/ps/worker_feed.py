@@ -11,9 +11,10 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from tensorflow.python.ops import script_ops
 
@@ -21,7 +22,7 @@ from tfspark.feed.batching import Rows
 from tfspark.feed.columns import Columns
 from tfspark.feed.reader import WEIGHT
 from tfspark.training.input.dataset import Feed, describe_stream, element_of, feed_of
-from tfspark.training.input.elements import flattened, signature
+from tfspark.training.input.elements import Element, flattened, signature
 from tfspark.training.input.files import element_of_records, records_of_share
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class WorkerStream:
     name: str
     signature: Signature
     batch_size: int
-    to_element: Callable[[dict[str, tf.Tensor]], Any]
+    to_element: Callable[[dict[str, tf.Tensor]], Element]
     look: str
     weighs_rows: bool = False
 
@@ -142,7 +143,7 @@ class WorkerFeed:
             for reading in self._readings.values():
                 reading.close()
 
-    def _next_batch(self, stream: bytes, index: int) -> list[Any]:
+    def _next_batch(self, stream: bytes, index: int) -> list[np.generic | npt.NDArray[np.generic]]:
         with self._lock:
             try:
                 reading = self._reading(stream.decode())
@@ -217,7 +218,7 @@ class _Reading:
             yield {RECORDS: records, WEIGHT: np.ones(len(records), np.float32)}
 
 
-def _as_array(values: Any, spec: tf.TensorSpec) -> Any:
+def _as_array(values: npt.NDArray[np.generic] | None, spec: tf.TensorSpec) -> npt.NDArray[np.generic]:
     """Return values for TensorFlow: strings as arrays of objects; an array without rows for None."""
     is_text = spec.dtype == tf.string
     if values is None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.backend.tensorflow import core as keras_core
@@ -22,11 +22,14 @@ from tensorflow.python.framework import ops
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from tfspark.feed.reader import WEIGHT
+from tfspark.training.input.elements import Element, Structure
 from tfspark.training.ps.worker_feed import WorkerStream, pull
 
 Variables = Sequence[keras.Variable]
-Step = Callable[[Any], dict[str, Any]]
+Step = Callable[[Element], Mapping[str, Structure]]
 """Takes an element, ``(features, label, weight)``; returns logs: ``model.train_step`` or ``model.test_step``."""
+Fetched = tuple[npt.NDArray[np.float64], list[npt.NDArray[np.generic]]]
+"""What a step returns to the chief: its vector, and some of its rows."""
 
 
 class LocalState(keras.StatelessScope):  # type: ignore[misc]
@@ -39,7 +42,7 @@ class LocalState(keras.StatelessScope):  # type: ignore[misc]
     def __init__(self, values: Sequence[tuple[keras.Variable, tf.Tensor]]):
         super().__init__(values, collect_losses=True, initialize_variables=False)
 
-    def get_current_value(self, variable: keras.Variable) -> Any:
+    def get_current_value(self, variable: keras.Variable) -> tf.Tensor | tf.Variable:
         """Return the step's own value, or that of the variable."""
         return self.state_mapping.get(id(variable), variable._value)
 
@@ -61,14 +64,14 @@ def make_additions_atomic() -> None:
 
     original = keras_core.Variable.assign_add
 
-    def assign_add(self: Any, value: Any) -> Any:
+    def assign_add(self: keras.Variable, value: tf.Tensor) -> tf.Tensor | tf.Variable:
         scope = get_stateless_scope()
         is_shared = isinstance(scope, LocalState) and id(self) not in scope.state_mapping
         if scope is None or is_shared:
             return self._value.assign_add(tf.cast(value, self._value.dtype))
         return original(self, value)
 
-    def assign_sub(self: Any, value: Any) -> Any:
+    def assign_sub(self: keras.Variable, value: tf.Tensor) -> tf.Tensor | tf.Variable:
         return self.assign_add(-tf.convert_to_tensor(value))
 
     keras_core.Variable.assign_add = assign_add
@@ -83,7 +86,7 @@ def find_tables_from_branches() -> None:
     """
     own_handle = DistributedTable.resource_handle.fget
 
-    def resource_handle(self: Any) -> Any:
+    def resource_handle(self: DistributedTable) -> tf.Tensor:
         graph = ops.get_default_graph()
         while isinstance(getattr(graph, "outer_graph", None), FuncGraph):
             graph = graph.outer_graph
@@ -110,8 +113,8 @@ class StepResult:
     reader: int
     rows: int
     logs: dict[str, float]
-    sums: list[np.ndarray[Any, Any]]
-    shown: list[np.ndarray[Any, Any]]
+    sums: list[npt.NDArray[np.float64]]
+    shown: list[npt.NDArray[np.generic]]
 
 
 class WorkerStep:
@@ -134,7 +137,7 @@ class WorkerStep:
         step: Step,
         state: Variables,
         seeds: Variables,
-        count: Callable[[Any], tf.Tensor] | None = None,
+        count: Callable[[Element], tf.Tensor] | None = None,
         shown: Sequence[tf.Tensor] = (),
     ):
         self._strategy = strategy
@@ -148,7 +151,7 @@ class WorkerStep:
         self._shapes: list[tuple[int, ...]] = []
         self.run = tf.function(self._run, autograph=False)
 
-    def unpack(self, results: tuple[np.ndarray[Any, Any], list[np.ndarray[Any, Any]]]) -> StepResult:
+    def unpack(self, results: Fetched) -> StepResult:
         """Unpack the result of `run`."""
         result, shown = results
         if len(result) == 1:
@@ -205,13 +208,13 @@ def _seed_of_step(variable: keras.Variable, number: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.stack([first, 0]), variable.dtype)
 
 
-def _flat(logs: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(logs: Mapping[str, Structure]) -> dict[str, Structure]:
     """Return flat logs: the entries of a metric that returns a dict are put among the others, as in Keras."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, Structure] = {}
     for name, value in logs.items():
         flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
     return flat
 
 
-def _scalar(value: Any) -> tf.Tensor:
+def _scalar(value: Structure) -> tf.Tensor:
     return tf.reduce_mean(tf.cast(tf.convert_to_tensor(value), tf.float64))
