@@ -405,7 +405,13 @@ class ControlPlane(ActionServer):
             decision = self._changed.wait_for(arrive, LONG_POLL_S)
         return {"status": "ok", **decision} if decision else {"status": "wait"}
 
-    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+    def do_put(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+    ) -> None:
         """Receive an upload as (path, bytes) rows: a part of a checkpoint, or files for the run directory."""
         del context, writer
         header = json.loads(descriptor.command)
@@ -434,7 +440,7 @@ class ControlPlane(ActionServer):
                 remove(path)
                 path.parent.rmdir()
 
-    def _take_part(self, header: Json, reader: Any) -> None:
+    def _take_part(self, header: Json, reader: flight.MetadataRecordBatchReader) -> None:
         """Store a part of a checkpoint; if the disk cannot hold it, report that and let training continue."""
         store = self._store
         if store is None:
@@ -482,7 +488,7 @@ class ControlPlane(ActionServer):
         )
         self.update(lambda state: state.registry.fail_cluster(failure))
 
-    def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
+    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.RecordBatchStream:
         """Send a file that was uploaded before."""
         del context
         file = self._uploaded(json.loads(ticket.ticket))

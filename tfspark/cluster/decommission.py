@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.preflight import is_on, jvm_context
 
 if TYPE_CHECKING:
+    from py4j.java_gateway import JavaObject
     from pyspark.sql import SparkSession
 
 POLL_S = 2.0
@@ -48,7 +49,7 @@ class DecommissionWatch:
         if self._thread is not None:
             self._thread.join(JOIN_TIMEOUT_S)
 
-    def _watch(self, scheduler: Any) -> None:
+    def _watch(self, scheduler: JavaObject) -> None:
         while not self._over.wait(POLL_S):
             executors = self._control.read(lambda state: state.registry.executors())
             for node, executor in executors.items():

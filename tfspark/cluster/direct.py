@@ -8,7 +8,7 @@ reason is given in words.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,11 @@ from tfspark.feed.spark_names import are_alike
 from tfspark.tfrecord.damage import FAILFAST
 
 if TYPE_CHECKING:
+    from py4j.java_gateway import JavaObject
     from pyspark.sql import DataFrame, SparkSession
+
+    from tfspark.feed.scan import RowGroups
+    from tfspark.tfrecord.splits import Slice
 
 _PARQUET = "org.apache.spark.sql.execution.datasources.parquet.ParquetFileFormat"
 """The exact class is compared: table formats that delete rows or rename columns extend it."""
@@ -81,11 +85,11 @@ class DirectRows:
     """
 
     scan: Scan
-    splits: tuple[Any, ...]
+    splits: tuple[tuple[RowGroups, ...] | tuple[Slice, ...], ...]
     kind: str
 
 
-def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRows:
+def direct_rows(spark: SparkSession, execution: JavaObject, anywhere: bool) -> DirectRows:
     """Return how feed tasks can read the rows of a planned query.
 
     Args:
@@ -108,7 +112,7 @@ def direct_rows(spark: SparkSession, execution: Any, anywhere: bool) -> DirectRo
     raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet or TFRecord files")
 
 
-def direct_records(execution: Any) -> DirectRows | None:
+def direct_records(execution: JavaObject) -> DirectRows | None:
     """Return how Python workers can read the rows of a query without Spark if they are those of TFRecord files.
 
     Args:
@@ -150,7 +154,7 @@ class PlacedColumns:
     files: Mapping[str, FileVersion]
 
 
-def placed_columns(spark: SparkSession, execution: Any) -> PlacedColumns:
+def placed_columns(spark: SparkSession, execution: JavaObject) -> PlacedColumns:
     """Return how the columns of a planned query can be read by file and row number.
 
     Its filters do not matter, since Spark evaluates them.
@@ -194,10 +198,10 @@ class _Query:
         conditions: the filters, as Catalyst expressions.
     """
 
-    root: Any
-    scan: Any = field(init=False)
+    root: JavaObject
+    scan: JavaObject = field(init=False)
     given: list[tuple[str, int]] = field(init=False)
-    conditions: list[Any] = field(init=False, default_factory=list)
+    conditions: list[JavaObject] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self._of: dict[int, int] = {}
@@ -219,7 +223,7 @@ class _Query:
             raise NotDirectError(f"the rows come from several sources ({node.nodeName()})")
         self.scan = node
 
-    def _note(self, column: Any) -> None:
+    def _note(self, column: JavaObject) -> None:
         inner = column.child() if _simple(column) == "Alias" else column
         if _simple(inner) != "AttributeReference":
             raise NotDirectError(f"a column is computed: {column.sql()}")
@@ -257,7 +261,7 @@ class _Query:
         return Selection(pa.schema([(name, found[name]) for name in names]), given, condition)
 
 
-def _condition(expression: Any, read: Any) -> Condition:
+def _condition(expression: JavaObject, read: Callable[[int], str]) -> Condition:
     kind = _simple(expression)
     below = list(_each(expression.children()))
     if kind in _LOGIC:
@@ -288,7 +292,7 @@ def _arrow(name: str, spark_type: str) -> pa.DataType:
 # --- Parquet ---------------------------------------------------------------------------------------
 
 
-Listed = tuple[FileVersion, int, int, dict[str, Any]]
+Listed = tuple[FileVersion, int, int, dict[str, object]]
 """A file of a split: the file, first byte, number of bytes, values of the partition columns."""
 
 
@@ -307,7 +311,7 @@ def _parquet(spark: SparkSession, query: _Query, anywhere: bool) -> DirectRows:
 
 def _parquet_files(
     spark: SparkSession, query: _Query, anywhere: bool
-) -> tuple[Selection, list[list[Listed]], list[tuple[str, Any]]]:
+) -> tuple[Selection, list[list[Listed]], list[tuple[str, JavaObject]]]:
     """Return the columns to read, the files of each split, and the names and types of the partition columns."""
     scan, relation = query.scan, query.scan.relation()
     name = relation.fileFormat().getClass().getName()
@@ -340,7 +344,7 @@ def _parquet_files(
     return selection, listed, in_paths
 
 
-def _listed(part: Any, in_paths: list[tuple[str, Any]]) -> Iterator[Listed]:
+def _listed(part: JavaObject, in_paths: list[tuple[str, JavaObject]]) -> Iterator[Listed]:
     """Yield each file of a split."""
     for file in part.files():
         path = file.urlEncodedPath()
@@ -407,7 +411,7 @@ def _tfrecords(query: _Query) -> DirectRows:
     return DirectRows(TFRecordScan(selection, is_raw), tuple(split.slices for split in splits), "TFRecord")
 
 
-def _tfrecord_splits(scan: Any) -> list[Any]:
+def _tfrecord_splits(scan: JavaObject) -> list[Any]:
     """Return the splits of a data source that is written in Python if it is tfspark's own."""
     name = scan.nodeName().strip()
     if not name.endswith((" tfrecord", " tfrecords")):
@@ -421,7 +425,7 @@ def _tfrecord_splits(scan: Any) -> list[Any]:
     return splits
 
 
-def tfrecord_files(execution: Any) -> list[list[str]]:
+def tfrecord_files(execution: JavaObject) -> list[list[str]]:
     """Return the paths of the TFRecord files that each scan of a planned query reads.
 
     Args:
@@ -440,13 +444,13 @@ def tfrecord_files(execution: Any) -> list[list[str]]:
     return [sorted({piece.file.path for split in of_scan for piece in split.slices}) for of_scan in splits]
 
 
-def _each(scala: Any) -> Iterator[Any]:
+def _each(scala: JavaObject | JavaArray) -> Iterator[JavaObject]:
     """Yield the items of a Scala sequence or a Java array."""
     if isinstance(scala, JavaArray):
         return iter(scala)
     return (scala.apply(i) for i in range(scala.size()))
 
 
-def _simple(java: Any) -> str:
+def _simple(java: JavaObject) -> str:
     name: str = java.getClass().getSimpleName()
     return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pyspark.errors import PySparkException
@@ -19,7 +19,7 @@ from tfspark.feed.spark_names import select_by_name
 from tfspark.feed.values import text_problem
 
 if TYPE_CHECKING:
-    from pyspark import RDD
+    from pyspark import RDD, SparkContext
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import DataType
 
@@ -81,7 +81,7 @@ Feeding = FeedOptions
 """The name of `FeedOptions` in earlier versions."""
 
 
-def session_of(spark: Any) -> SparkSession:
+def session_of(spark: SparkSession | SparkContext) -> SparkSession:
     """Return the session, or the session of a SparkContext; its Python workers can import tfspark."""
     from pyspark.sql import SparkSession
 
@@ -92,7 +92,7 @@ def session_of(spark: Any) -> SparkSession:
     return session
 
 
-def as_dataframe(spark: SparkSession, data: Any) -> DataFrame:
+def as_dataframe(spark: SparkSession, data: object) -> DataFrame:
     """Return the DataFrame, or make one from an RDD of Rows or tuples.
 
     Raises:
@@ -126,9 +126,9 @@ class TrainingRows:
             ``no_dataset``, the reason why ``ctx.dataset()`` cannot return the rows, if it cannot.
     """
 
-    rows: DataFrame | RDD[Any]
+    rows: DataFrame | RDD[object]
     columns: Columns
-    layout: Mapping[str, Any] = field(default_factory=dict)
+    layout: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def is_streaming(self) -> bool:
@@ -152,7 +152,7 @@ def _all_columns_to_feed(df: DataFrame) -> TrainingRows:
     )
 
 
-def elements_to_feed(rdd: RDD[Any]) -> TrainingRows:
+def elements_to_feed(rdd: RDD[object]) -> TrainingRows:
     """Feed the items of an RDD unchanged."""
     return TrainingRows(rdd, Columns((Column("value"),)), {"no_dataset": _no_dataset("an RDD")})
 
@@ -164,19 +164,19 @@ def _no_dataset(what: str) -> str:
     )
 
 
-def _has_field(rdd: RDD[Any], name: str) -> bool:
+def _has_field(rdd: RDD[object], name: str) -> bool:
     """Return whether the first item of an RDD is a Row or a dict with this field; runs a small Spark job."""
     for first in rdd.take(1):
         return name in (first if isinstance(first, dict) else getattr(first, "__fields__", ()))
     return False
 
 
-def is_rdd(data: Any) -> bool:
+def is_rdd(data: object) -> bool:
     """Return whether this is an RDD, without importing pyspark."""
     return hasattr(data, "mapPartitionsWithIndex") and not hasattr(data, "mapInArrow")
 
 
-def is_dstream(data: Any) -> bool:
+def is_dstream(data: object) -> bool:
     """Return whether this is a DStream."""
     return hasattr(data, "foreachRDD")
 
@@ -244,7 +244,7 @@ def select_columns(df: DataFrame, columns: Columns) -> DataFrame:
     return selected
 
 
-def validation_rows(spark: SparkSession, data: Any, columns: Columns) -> DataFrame:
+def validation_rows(spark: SparkSession, data: object, columns: Columns) -> DataFrame:
     """Return what is evaluated after each epoch with just the columns that are fed.
 
     It is looked for a first row: workers that wait for one in the middle of a training could not do anything else.
@@ -259,7 +259,7 @@ def validation_rows(spark: SparkSession, data: Any, columns: Columns) -> DataFra
     return rows
 
 
-def check_alike(trained: Any, other: DataFrame) -> None:
+def check_alike(trained: object, other: DataFrame) -> None:
     """Reject rows whose columns are text where those trained on are numbers, or the other way round.
 
     A model that was built for numbers fails on text in the middle of a graph, after an epoch.
@@ -379,7 +379,7 @@ class Selection:
         )
 
 
-def what_to_feed(spark: SparkSession, data: Any, chosen: Selection, to_main_fun: bool) -> TrainingRows:
+def what_to_feed(spark: SparkSession, data: object, chosen: Selection, to_main_fun: bool) -> TrainingRows:
     """Convert the data that was passed to `train` to the rows that are fed.
 
     A `main_fun` may read its rows with ``ctx.dataset()``, which must know the label, or it may take them apart itself.

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from py4j.protocol import Py4JError
 
@@ -37,7 +37,7 @@ def spare_our_jobs() -> None:
         return
     if str(getattr(signal.getsignal(signal.SIGINT), "__module__", "")).startswith("pyspark."):
         signal.signal(signal.SIGINT, _interrupt)
-    gateway: Any = SparkContext._gateway
+    gateway = SparkContext._gateway
     client = None if gateway is None else gateway._gateway_client
     if client is not None and "send_command" not in vars(client):
         client.send_command = _Uninterrupted(client.send_command)
@@ -49,10 +49,10 @@ class _Uninterrupted:
     A second interrupt is not held back, and the first no longer than `HOLD_S`.
     """
 
-    def __init__(self, send: Any):
+    def __init__(self, send: Callable[..., object]):
         self._send = send
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         if threading.current_thread() is not threading.main_thread():
             return self._send(*args, **kwargs)
         before = signal.getsignal(signal.SIGINT)
@@ -78,7 +78,7 @@ class _Uninterrupted:
                 before(signal.SIGINT, held[0])
 
 
-def _beside(work: Callable[..., None], *args: Any) -> threading.Thread:
+def _beside(work: Callable[..., None], *args: object) -> threading.Thread:
     """Start work in a thread of its own: it has a connection of its own, and a JVM may be silent."""
     thread = threading.Thread(target=work, args=args, name="tfspark-interrupt", daemon=True)
     thread.start()
@@ -108,7 +108,7 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _cancel_other_jobs() -> None:
     from pyspark import SparkContext
 
-    context: Any = SparkContext._active_spark_context
+    context = SparkContext._active_spark_context
     with contextlib.suppress(Py4JError, AttributeError, OSError):  # Spark is gone, or there is none.
         spark = context._jsc.sc()
         tracker = spark.statusTracker()

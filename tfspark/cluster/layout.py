@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from py4j.protocol import Py4JError
 
@@ -26,8 +26,11 @@ from tfspark.cluster.direct import DirectRows, NotDirectError, direct_rows
 from tfspark.errors import ConfigError
 
 if TYPE_CHECKING:
+    from py4j.java_gateway import JavaObject, JVMView
     from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
+
+    from tfspark.protocol.values import Json
 
 logger = logging.getLogger("tfspark")
 
@@ -71,11 +74,11 @@ class Layout:
     parallelism: Mapping[str, str] | None = None
     plan: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return the values that a checkpoint stores."""
         return asdict(self)
 
-    def differs_from(self, kept: Mapping[str, Any]) -> str:
+    def differs_from(self, kept: Mapping[str, object]) -> str:
         """Return why these partitions may differ from those of a checkpoint; empty if they are the same."""
         if not kept:
             return "the checkpoint does not say how Spark had cut the rows"
@@ -164,7 +167,7 @@ class PlannedRows:
         rows: DataFrame,
         parallelism: Parallelism,
         scan: str = "auto",
-        observe: Callable[[str, dict[str, Any]], None] = lambda event, fields: None,
+        observe: Callable[[str, Json], None] = lambda event, fields: None,
     ):
         self.rows = rows
         self._parallelism = parallelism
@@ -217,7 +220,7 @@ class PlannedRows:
         self._why_not = why_not
         return direct
 
-    def differ_from(self, index: int, kept: Mapping[str, Any]) -> str:
+    def differ_from(self, index: int, kept: Mapping[str, object]) -> str:
         """Return why the rows of a pass cannot be found by their places in a checkpoint; empty if they can."""
         if not hasattr(self.rows, "_jdf"):
             return "Spark Connect does not say how it cuts them"
@@ -239,12 +242,12 @@ def refuse_direct(scan: str, why: str) -> None:
         )
 
 
-def is_determinate(rdd: RDD[Any]) -> bool:
+def is_determinate(rdd: RDD[object]) -> bool:
     """Return whether Spark, computing an RDD's partitions again, puts their items in the same places."""
     return _is_determinate(rdd._jrdd.rdd())
 
 
-def _is_determinate(jvm_rdd: Any) -> bool:
+def _is_determinate(jvm_rdd: JavaObject) -> bool:
     return str(jvm_rdd.outputDeterministicLevel()) == "DETERMINATE"
 
 
@@ -268,7 +271,7 @@ def _planned(df: DataFrame, parallelism: Mapping[str, str]) -> tuple[DataFrame, 
     return DataFrame(fixed, spark), layout, is_unchanged
 
 
-def _is_anything(scan: Any) -> bool:
+def _is_anything(scan: JavaObject) -> bool:
     """Return whether a data source written in Python is read that is not tfspark's own, so its rows may be any."""
     is_python = scan.scan().getClass().getSimpleName() == "PythonScan"
     return is_python and str(scan.table().name()) not in REPEATABLE_SOURCES
@@ -277,15 +280,15 @@ def _is_anything(scan: Any) -> bool:
 class _Plan:
     """What a physical plan says about its partitions."""
 
-    def __init__(self, spark: SparkSession, root: Any):
-        self._jvm: Any = spark.sparkContext._jvm
-        self._scans: list[Any] = []
+    def __init__(self, spark: SparkSession, root: JavaObject):
+        self._jvm: JVMView = spark.sparkContext._jvm
+        self._scans: list[JavaObject] = []
         self._drawn: list[str] = []
         self.is_comparable = True
         self.has_shuffle = False
         self.is_repeatable = self._look_at(root, True)
 
-    def _look_at(self, node: Any, keeps_order: bool) -> bool:
+    def _look_at(self, node: JavaObject, keeps_order: bool) -> bool:
         """Inspect a node and those below it; return whether its rows come in the same order each time."""
         name = node.getClass().getSimpleName()
         if name in ("FileSourceScanExec", "BatchScanExec"):
@@ -313,7 +316,7 @@ class _Plan:
             return True
         return name not in ("CollectLimitExec", "CollectTailExec") and all(are_repeatable)
 
-    def _note_seeds(self, node: Any, name: str) -> None:
+    def _note_seeds(self, node: JavaObject, name: str) -> None:
         """Record the random seeds of a node: with another seed, it has other rows."""
         if name == "SampleExec":
             self._drawn.append(str(node.seed()))
@@ -321,7 +324,7 @@ class _Plan:
             drawn = [str(each) for each in self._list(node.expressions()) if not each.deterministic()]
             self._drawn.extend(_NUMBER_OF_EXPRESSION.sub("", each) for each in drawn)
 
-    def _below(self, node: Any, name: str) -> list[Any]:
+    def _below(self, node: JavaObject, name: str) -> list[JavaObject]:
         if name == "AdaptiveSparkPlanExec":
             return [node.executedPlan()]
         if name == "InMemoryTableScanExec":
@@ -330,7 +333,7 @@ class _Plan:
             return [node.child()]
         return [node.plan()] if name.endswith("QueryStageExec") else self._list(node.children())
 
-    def digest(self, rdd: Any) -> str:
+    def digest(self, rdd: JavaObject) -> str:
         """Return a digest of all splits from which the partitions are computed."""
         found = hashlib.sha256(str(rdd.getNumPartitions()).encode())
         found.update("\n".join(self._drawn).encode())
@@ -348,7 +351,7 @@ class _Plan:
                     found.update(f"{split} {self._file_of(split, files)} ".encode())
         return found.hexdigest()
 
-    def _file_of(self, split: Any, known: dict[str, str]) -> str:
+    def _file_of(self, split: JavaObject, known: dict[str, str]) -> str:
         """Return size and modification time of a split's file, which the split itself does not have."""
         path = split.getPath()  # A split of something else has none: then the layout is unknown.
         name = str(path)
@@ -358,7 +361,7 @@ class _Plan:
             known[name] = f"{status.getLen()} {status.getModificationTime()}"
         return known[name]
 
-    def _leaves(self, above: list[Any]) -> Iterator[Any]:
+    def _leaves(self, above: list[JavaObject]) -> Iterator[JavaObject]:
         seen = set()
         while above:
             rdd = above.pop(0)
@@ -370,7 +373,7 @@ class _Plan:
             if not on:
                 yield rdd
 
-    def _serialized(self, partitions: Any) -> bytes:
+    def _serialized(self, partitions: JavaObject) -> bytes:
         """Return a digest of the partitions, serialized as Spark sends them to executors; the bytes stay in the JVM."""
         digest = self._jvm.java.security.MessageDigest.getInstance("SHA-256")
         nowhere = self._jvm.java.io.OutputStream.nullOutputStream()
@@ -381,5 +384,5 @@ class _Plan:
         out.flush()
         return bytes(digest.digest())
 
-    def _list(self, scala: Any) -> list[Any]:
+    def _list(self, scala: JavaObject) -> list[JavaObject]:
         return list(self._jvm.scala.jdk.javaapi.CollectionConverters.asJava(scala))

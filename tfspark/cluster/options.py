@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.cluster.inputs import InputMode, default_fs
 from tfspark.cluster.state.recovery import MAX_RESTARTS, RESTART_WINDOW_S, Recovery
@@ -53,11 +53,11 @@ class ClusterOptions:
     seed: int = 0
     feed_timeout: float = 600.0
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S
-    optimizer: Mapping[str, Any] | None = None
+    optimizer: Mapping[str, object] | None = None
     learning_rate: float | None = None
-    schedule: Mapping[str, Any] | None = None
+    schedule: Mapping[str, object] | None = None
     mixed_precision: Precision | None = None
-    callbacks: Mapping[str, Any] | None = None
+    callbacks: Mapping[str, object] | None = None
     checkpoint_dir: str | None = None
     checkpoint_every_epochs: int = 0
     checkpoint_every_steps: int = 0

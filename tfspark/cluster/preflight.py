@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.cluster.state.size import Size
 from tfspark.errors import ConfigError, ReservationError
 
 if TYPE_CHECKING:
+    from py4j.java_gateway import JavaObject
     from pyspark.sql import SparkSession
 
 SLOTS_WAIT_S = 30.0
@@ -79,7 +80,7 @@ def check_encryption(spark: SparkSession, allow_plaintext: bool) -> None:
         )
 
 
-def jvm_context(spark: SparkSession) -> Any | None:
+def jvm_context(spark: SparkSession) -> JavaObject | None:
     """Return Spark's own context in the driver's JVM; None on Spark Connect, which has none."""
     try:
         return spark.sparkContext._jsc.sc()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from pyspark import cloudpickle
 
@@ -13,7 +12,7 @@ from tfspark.errors import ConfigError
 from tfspark.protocol.settings import Hooks
 
 
-def is_main_fun(main_fun: Callable[..., Any]) -> bool:
+def is_main_fun(main_fun: Callable[..., object]) -> bool:
     """Return True for ``main_fun(args, ctx)``, False for ``build_model(args)`` and ``build_model()``.
 
     Raises:
@@ -34,7 +33,7 @@ def is_main_fun(main_fun: Callable[..., Any]) -> bool:
     return len(required) == 2
 
 
-def registered_beside(main_fun: Callable[..., Any]) -> dict[str, Any]:
+def registered_beside(main_fun: Callable[..., object]) -> dict[str, object]:
     """Return the objects that the function's module has registered with Keras, by registered name.
 
     A module that is pickled by value does not run again where it is unpickled, so nothing would be registered there.
@@ -47,7 +46,7 @@ def registered_beside(main_fun: Callable[..., Any]) -> dict[str, Any]:
     return {name: value for name, value in known.items() if getattr(value, "__module__", None) == module}
 
 
-def pickled(main_fun: Callable[..., Any], args: Any, hooks: Hooks) -> bytes:
+def pickled(main_fun: Callable[..., object], args: object, hooks: Hooks) -> bytes:
     """Pickle the user's function for the trainers.
 
     Raises:

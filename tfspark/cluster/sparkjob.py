@@ -8,12 +8,12 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.cluster.interrupts import OUR_JOBS
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 CANCEL_TIMEOUT_S = 10.0
 CANCEL_AGAIN_S = 0.5
@@ -46,7 +46,7 @@ class SparkJob:
         self._on_end = on_end
         self._over = False
         self._cancelled = False
-        self._rows: list[Any] = []
+        self._rows: list[Row] = []
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=description.replace(" ", "-"), daemon=True)
         self._thread.start()
@@ -95,7 +95,7 @@ class SparkJob:
         """Whether the job is over, for any reason."""
         return self._over
 
-    def result(self) -> list[Any]:
+    def result(self) -> list[Row]:
         """Return the rows of a job that has ended, or raise the error from Spark."""
         if self._error is not None:
             raise self._error

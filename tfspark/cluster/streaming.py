@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tfspark.errors import DeadlineError, TfsparkError
 
@@ -49,7 +49,7 @@ class MicroBatches:
         self,
         df: DataFrame,
         train: Callable[[DataFrame], None],
-        trigger: Mapping[str, Any],
+        trigger: Mapping[str, object],
         checkpoint_location: str | None,
     ):
         self._df = df

@@ -54,6 +54,7 @@ from tfspark.protocol.values import Json
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.streaming import DStream, StreamingContext
 
     from tfspark.feed.files import TFRecordFiles
 
@@ -83,7 +84,7 @@ class TFCluster:
         num_nodes: int,
         code: bytes,
         observer: Observer | None,
-        map_fun: Callable[..., Any],
+        map_fun: Callable[..., object],
     ):
         self._spark = spark
         self._settings = settings
@@ -105,8 +106,8 @@ class TFCluster:
     def run(
         cls,
         sc: SparkSession | SparkContext,
-        map_fun: Callable[..., Any],
-        tf_args: Any = None,
+        map_fun: Callable[..., object],
+        tf_args: object = None,
         num_executors: int = 1,
         num_ps: int = 0,
         tensorboard: bool = False,
@@ -122,11 +123,11 @@ class TFCluster:
         seed: int = 0,
         feed_timeout: float = 600.0,
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT_S,
-        optimizer: Mapping[str, Any] | None = None,
+        optimizer: Mapping[str, object] | None = None,
         learning_rate: float | None = None,
-        schedule: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, object] | None = None,
         mixed_precision: Precision | None = None,
-        callbacks: Mapping[str, Any] | None = None,
+        callbacks: Mapping[str, object] | None = None,
         checkpoint_dir: str | None = None,
         checkpoint_every_epochs: int = 0,
         checkpoint_every_steps: int = 0,
@@ -249,7 +250,12 @@ class TFCluster:
 
     @classmethod
     def run_independently(
-        cls, spark: SparkSession, map_fun: Callable[..., Any], tf_args: Any, num_nodes: int, all_at_once: bool
+        cls,
+        spark: SparkSession,
+        map_fun: Callable[..., object],
+        tf_args: object,
+        num_nodes: int,
+        all_at_once: bool,
     ) -> TFCluster:
         """Start nodes that do not know each other; see `TFParallel.run`."""
         options = ClusterOptions.for_independent(num_nodes, all_at_once)
@@ -260,8 +266,8 @@ class TFCluster:
         cls,
         spark: SparkSession,
         options: ClusterOptions,
-        map_fun: Callable[..., Any],
-        tf_args: Any,
+        map_fun: Callable[..., object],
+        tf_args: object,
         observer: Observer | None,
     ) -> TFCluster:
         """Check what only Spark knows, and launch the cluster."""
@@ -294,7 +300,7 @@ class TFCluster:
 
     def shutdown(
         self,
-        ssc: Any = None,
+        ssc: StreamingContext | None = None,
         grace_secs: float = 0,
         timeout: float = SHUTDOWN_TIMEOUT_S,
         *,
@@ -332,7 +338,7 @@ class TFCluster:
         finally:
             self.stop()
 
-    def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, Any]:
+    def _closed(self, grace_s: float, timeout_s: float, export: Sequence[str]) -> dict[str, object]:
         """Let the trainers finish; return the values they returned."""
         if export:
             self._trainings.check_exportable()
@@ -352,10 +358,10 @@ class TFCluster:
             logger.warning("not all nodes ended within %g s, they are ended now", STOP_TIMEOUT_S)
         return self._results()
 
-    def _results(self) -> dict[str, Any]:
+    def _results(self) -> dict[str, object]:
         return self._supervisor.control.read(lambda state: state.registry.results())
 
-    def _await_streaming(self, ssc: Any) -> None:
+    def _await_streaming(self, ssc: StreamingContext) -> None:
         """Wait for the end of a StreamingContext; end it when a node fails or no worker reads any more."""
         control = self._supervisor.control
 
@@ -387,13 +393,13 @@ class TFCluster:
 
     def begin_anew(
         self,
-        tf_args: Any = None,
+        tf_args: object = None,
         *,
         seed: int = 0,
-        optimizer: Mapping[str, Any] | None = None,
+        optimizer: Mapping[str, object] | None = None,
         learning_rate: float | None = None,
-        schedule: Mapping[str, Any] | None = None,
-        callbacks: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, object] | None = None,
+        callbacks: Mapping[str, object] | None = None,
     ) -> None:
         """Train another model on the same nodes: the one that `build_model` returns for other arguments.
 
@@ -490,7 +496,7 @@ class TFCluster:
 
     def train(
         self,
-        data: DataFrame | RDD[Any] | TFRecordFiles | Any,
+        data: DataFrame | RDD[Any] | DStream[Any] | TFRecordFiles,
         num_epochs: int | None = None,
         feed_timeout: float | None = None,
         qname: str = "input",
@@ -503,7 +509,7 @@ class TFCluster:
         batch_size: int | None = None,
         validation: DataFrame | None = None,
         feeding: FeedOptions | None = None,
-        trigger: Mapping[str, Any] | None = None,
+        trigger: Mapping[str, object] | None = None,
         checkpoint_location: str | None = None,
         weight: str | Column | None = None,
         verbose: Verbose = "auto",
@@ -578,7 +584,7 @@ class TFCluster:
 
     def _trained(
         self,
-        data: Any,
+        data: object,
         num_epochs: int,
         feed_timeout: float | None,
         qname: str,
@@ -586,7 +592,7 @@ class TFCluster:
         batch_size: int | None,
         validation: DataFrame | None,
         feeding: FeedOptions | None,
-        trigger: Mapping[str, Any] | None,
+        trigger: Mapping[str, object] | None,
         checkpoint_location: str | None,
     ) -> dict[str, list[float]]:
         if self._trainings.use_for("train", data, qname) is InputMode.TENSORFLOW:
@@ -709,7 +715,7 @@ class TFCluster:
         """Return the address of TensorBoard; None without ``tensorboard=True``."""
         return self._tensorboard_url
 
-    def _passes(self, num_epochs: int | None, data: Any) -> int:
+    def _passes(self, num_epochs: int | None, data: object) -> int:
         """Return the number of passes to feed."""
         as_elements = self._options.runs_main_fun and is_rdd(data)
         passes = (0 if as_elements else 1) if num_epochs is None else num_epochs
@@ -761,7 +767,7 @@ class TFCluster:
             self._lacks_logs = True
 
 
-def _check_identical_weights(results: Mapping[str, Any]) -> None:
+def _check_identical_weights(results: Mapping[str, object]) -> None:
     """Check that all workers have the same weights, as they must after synchronous training.
 
     Args:

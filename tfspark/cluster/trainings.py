@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tfspark.cluster.feeder import for_evaluation
 from tfspark.cluster.incarnation import Incarnation
@@ -46,6 +46,7 @@ from tfspark.protocol.values import Json
 if TYPE_CHECKING:
     from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.streaming import DStream
 
     from tfspark.feed.files import TFRecordFiles
 
@@ -154,7 +155,7 @@ class Trainings:
         if self._sidecar is not None:
             self._sidecar.weights_arrived(epoch, name)
 
-    def use_for(self, purpose: str, data: Any, qname: str) -> InputMode:
+    def use_for(self, purpose: str, data: object, qname: str) -> InputMode:
         """Check that this call is possible after the earlier calls; return who reads the data."""
         from tfspark.feed.files import TFRecordFiles
 
@@ -233,7 +234,7 @@ class Trainings:
             )
 
     def train_on_rows(
-        self, stream: str, rows: DataFrame | RDD[Any], num_epochs: int, checked: DataFrame | None
+        self, stream: str, rows: DataFrame | RDD[object], num_epochs: int, checked: DataFrame | None
     ) -> dict[str, list[float]]:
         """Feed rows `num_epochs` times, and `checked` after each epoch; return metric -> value per epoch."""
         first = self._call = self._num_passes
@@ -273,7 +274,7 @@ class Trainings:
                 self._abandon_sidecar()
             raise
 
-    def _plan(self, rows: DataFrame | RDD[Any]) -> PlannedRows | None:
+    def _plan(self, rows: DataFrame | RDD[object]) -> PlannedRows | None:
         """Fix the partitions of rows for all incarnations; items of an RDD are fed in one incarnation only."""
         if is_rdd(rows):
             refuse_direct(self._feeding.scan, "they are the items of an RDD")
@@ -281,7 +282,7 @@ class Trainings:
         return PlannedRows(rows, self._parallelism, self._feeding.scan, self._observe)
 
     def _train_passes(
-        self, stream: str, rows: PlannedRows | RDD[Any], call: range, checked: DataFrame | None
+        self, stream: str, rows: PlannedRows | RDD[object], call: range, checked: DataFrame | None
     ) -> dict[str, list[float]]:
         """Feed the rest of a training, which may be all of it."""
         self._go_back_further()
@@ -367,10 +368,10 @@ class Trainings:
     def train_on_stream(
         self,
         stream: str,
-        rows: Any,
+        rows: DataFrame,
         num_epochs: int,
         checked: DataFrame | None,
-        trigger: Mapping[str, Any],
+        trigger: Mapping[str, object],
         checkpoint_location: str | None,
     ) -> dict[str, list[float]]:
         """Feed each micro-batch `num_epochs` times, until the query ends or `stop_stream` is called."""
@@ -395,7 +396,7 @@ class Trainings:
             self._stream.stop()
 
     def train_on_dstream(
-        self, data: Any, stream: str, batch_size: int | None, timeout_s: float
+        self, data: DStream[object], stream: str, batch_size: int | None, timeout_s: float
     ) -> dict[str, list[float]]:
         """Feed each RDD of a DStream once, when it arrives; return at once."""
         if not self._options.runs_main_fun:
@@ -403,7 +404,7 @@ class Trainings:
                 "expected a main_fun(args, ctx) to feed a DStream to; pass a DataFrame to build_model"
             )
 
-        def feed(rdd: RDD[Any]) -> None:
+        def feed(rdd: RDD[object]) -> None:
             if not rdd.isEmpty() and not self._all_left(stream):
                 fed = elements_to_feed(rdd)
                 self.open(stream, fed, batch_size, FeedOptions(), timeout_s, False, open_ended=True)
@@ -420,11 +421,11 @@ class Trainings:
 
     def train_on_files(
         self,
-        data: Any,
+        data: object,
         num_epochs: int,
         batch_size: int | None,
         validation: DataFrame | None,
-        given: Mapping[str, Any],
+        given: Mapping[str, object],
     ) -> dict[str, list[float]]:
         """Let the workers read files `num_epochs` times; `given` are arguments that must be None."""
         from tfspark.feed.files import TFRecordFiles
@@ -510,7 +511,7 @@ class Trainings:
 
     # --- evaluation ----------------------------------------------------------------------------------
 
-    def evaluate(self, df: DataFrame, num_classes: int | None) -> dict[str, Any]:
+    def evaluate(self, df: DataFrame, num_classes: int | None) -> Json:
         """Evaluate rows; see `TFCluster.evaluate`."""
         spec = self._opened[self._train]
         if self._input_mode is InputMode.TENSORFLOW:
@@ -520,7 +521,7 @@ class Trainings:
             check_alike(self._planned.rows, rows)
         return self._done_whole(lambda: self._evaluated(spec, rows, num_classes), begins_again=True)
 
-    def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> dict[str, Any]:
+    def _evaluated(self, spec: StreamSpec, rows: DataFrame, num_classes: int | None) -> Json:
         name = self.named(f"evaluate-{next(self._evaluations)}")
         self._supervisor.feeder.open(
             for_evaluation(spec, name), self._supervisor.workers, self._feeding.buffer_bytes
@@ -573,7 +574,7 @@ class Trainings:
         )
         self._supervisor.control.remove_artifact(weights)
 
-    def renewed(self, options: ClusterOptions, settings: TrainerSettings, params: Any) -> Trainings:
+    def renewed(self, options: ClusterOptions, settings: TrainerSettings, params: object) -> Trainings:
         """Let the trainers build another model; return the `Trainings` of that model.
 
         The streams of the current model are closed.
@@ -613,11 +614,11 @@ class Trainings:
             "a call was broken off by %s: the weights are exported as they were then", self._broken_off
         )
 
-    def export(self, formats: Sequence[str]) -> dict[str, Any]:
+    def export(self, formats: Sequence[str]) -> Json:
         """Let the chief send the model; return each worker's summary of it."""
         return self._done_whole(lambda: self._exported(formats))
 
-    def _exported(self, formats: Sequence[str]) -> dict[str, Any]:
+    def _exported(self, formats: Sequence[str]) -> Json:
         job = self._supervisor.control.post_job("export", formats=list(formats))
         self._supervisor.control.wait(
             lambda _: self._supervisor.have_trained(job), self.feed_timeout_s, "the chief to send the model"
@@ -789,7 +790,7 @@ class Trainings:
     def _feed(
         self,
         stream: str,
-        data: PlannedRows | DataFrame | RDD[Any],
+        data: PlannedRows | DataFrame | RDD[object],
         job: int,
         keep: bool = False,
         again: bool = False,

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from tfspark.cluster.state.policy import Means, Replace, decide
 from tfspark.cluster.state.restarts import RestartBudget
@@ -146,7 +145,7 @@ class Node:
     activity: str = IDLE
     progressed_at: float = 0.0
     has_returned: bool = False
-    result: Any = None
+    result: object = None
     failure: Failure | None = None
 
     def move(self, state: NodeState) -> bool:
@@ -301,7 +300,7 @@ class Registry:
             node.progressed_at = node.trainer_heard_at
         node.steps, node.activity = steps, activity
 
-    def trainer_ended(self, index: int, result: Any) -> None:
+    def trainer_ended(self, index: int, result: object) -> None:
         """Record that the node's trainer returned."""
         node = self.nodes[index]
         if node.move(NodeState.RETURNED):
@@ -432,7 +431,7 @@ class Registry:
         """Whether every trainer of a role returned without an error."""
         return all(node.has_returned for node in self.nodes.values() if node.spec.role == role)
 
-    def results(self) -> dict[str, Any]:
+    def results(self) -> dict[str, object]:
         """Return name of a node -> the value that its trainer returned."""
         return {node.spec.name: node.result for node in self.nodes.values()}
 
