@@ -250,7 +250,7 @@ def _row_in(offsets: Array) -> RowOf:
     return lambda position: int(np.searchsorted(offsets, position, "right")) - 1
 
 
-def pad_value(column: Column, dtype: np.dtype[Any]) -> Any:
+def pad_value(column: Column, dtype: np.dtype[np.generic]) -> Any:
     """Return the value that pads a column, as text or as a number of its type.
 
     Raises:
@@ -268,7 +268,7 @@ def pad_value(column: Column, dtype: np.dtype[Any]) -> Any:
     raise DataError(f"row 0: column {column.name!r}: expected pad_value to be {expected}, got {value!r}")
 
 
-def _padded(values: Array, offsets: Array, column: Column, fill: Any) -> Array:
+def _padded(values: Array, offsets: Array, column: Column, fill: bytes | np.generic) -> Array:
     lengths, size = np.diff(offsets), column.pad_to or 0
     too_long = np.flatnonzero(lengths > size)
     if len(too_long):

@@ -18,14 +18,14 @@ def num_rows(rows: Rows) -> int:
     return len(next(iter(rows.values())))
 
 
-def row_shape(values: npt.NDArray[Any]) -> tuple[int | None, ...]:
+def row_shape(values: npt.NDArray[np.generic]) -> tuple[int | None, ...]:
     """Return the shape of one row; the first size is None if rows have different lengths."""
     if values.dtype == object and values.ndim == 1 and len(values) and isinstance(values[0], np.ndarray):
         return (None, *values[0].shape[1:])
     return values.shape[1:]
 
 
-def take(rows: Rows, index: Any) -> Rows:
+def take(rows: Rows, index: slice | Sequence[int] | npt.NDArray[np.integer]) -> Rows:
     """Select rows by a slice (views) or an index array (copies)."""
     return {name: values[index] for name, values in rows.items()}
 
@@ -58,10 +58,10 @@ class SparseRow:
 
     shape: tuple[int, ...]
     places: npt.NDArray[np.intp]
-    numbers: npt.NDArray[Any]
+    numbers: npt.NDArray[np.generic]
 
 
-def to_sparse(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def to_sparse(values: npt.NDArray[np.generic]) -> npt.NDArray[np.object_]:
     """Return numeric rows ``(n, ...)`` as ``(n,)`` objects of type `SparseRow`, which need less memory."""
     rows = np.empty(len(values), object)
     for number, row in enumerate(values.reshape(len(values), -1)):
@@ -75,11 +75,11 @@ def with_dense_rows(rows: Rows) -> Rows:
     return {name: _to_dense(values) if _is_sparse(values) else values for name, values in rows.items()}
 
 
-def _is_sparse(values: npt.NDArray[Any]) -> bool:
+def _is_sparse(values: npt.NDArray[np.generic]) -> bool:
     return values.dtype == object and len(values) > 0 and isinstance(values[0], SparseRow)
 
 
-def _to_dense(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _to_dense(rows: npt.NDArray[np.object_]) -> npt.NDArray[np.generic]:
     dense = np.zeros((len(rows), *rows[0].shape), rows[0].numbers.dtype)
     flat = dense.reshape(len(rows), -1)
     for number, row in enumerate(rows):

@@ -11,11 +11,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfspark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tfspark.protocol.values import Json
 
 IMAGE_CHANNELS = (1, 3, 4)
 
@@ -61,7 +64,7 @@ class Column:
             self._refuse(problem)
 
     @property
-    def wanted_dtype(self) -> np.dtype[Any] | None:
+    def wanted_dtype(self) -> np.dtype[np.generic] | None:
         """The declared dtype as a NumPy dtype."""
         return None if self.dtype is None else _numpy_dtype(self.name, self.dtype)
 
@@ -199,7 +202,7 @@ class Columns:
         """Whether batches need several threads of the trainer, to decode images or parse Examples."""
         return self.examples is not None or any(column.decode for column in self.all)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return a form that can be written as JSON."""
         return {
             "features": [vars(column) for column in self.features],
@@ -211,7 +214,7 @@ class Columns:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Columns:
+    def from_json(cls, data: Json) -> Columns:
         """Create the columns from the result of `to_json`."""
         labels = tuple(_column_from_json(item) for item in data["labels"])
         return cls(
@@ -261,12 +264,12 @@ def _hint(name: str, available: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
-def _column_from_json(data: Mapping[str, Any]) -> Column:
+def _column_from_json(data: Json) -> Column:
     shape = data["shape"]
     return Column(**{**data, "shape": None if shape is None else tuple(shape)})
 
 
-def _numpy_dtype(name: str, dtype: str) -> np.dtype[Any]:
+def _numpy_dtype(name: str, dtype: str) -> np.dtype[np.generic]:
     try:
         found = np.dtype(dtype)
     except TypeError:

@@ -6,13 +6,19 @@ A run writes ``prediction.json`` on the driver; the trainer that saves the model
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from tfspark.protocol.values import Json
 
 PREDICTION, SIGNATURE, MODULE = "prediction.json", "signature.json", "module.py"
 FORMAT = 1
@@ -56,7 +62,7 @@ class Signature:
         units = (self.outputs[0].shape or (1,))[-1]
         return 2 if units == 1 else None if self.loss.startswith("binary") else units
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Return a form that can be written as JSON."""
         return {
             "format": FORMAT,
@@ -66,7 +72,7 @@ class Signature:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+    def from_json(cls, data: Json) -> Signature:
         """Create the signature from the result of `to_json`."""
         check_format(data, "signature")
         return cls(_tensors(data["inputs"]), _tensors(data["outputs"]), data["loss"])
@@ -83,7 +89,7 @@ class Described:
     """
 
     columns: Columns
-    classes: tuple[Any, ...] = ()
+    classes: tuple[object, ...] = ()
     is_multi_label: bool = False
 
     @property
@@ -111,7 +117,7 @@ class Described:
         return cls(Columns.from_json(data["columns"]), tuple(data["classes"]), data["is_multi_label"])
 
 
-def check_format(data: Mapping[str, Any], what: object, key: str = "format") -> None:
+def check_format(data: Mapping[str, object], what: object, key: str = "format") -> None:
     """Reject a file that a newer tfspark has written.
 
     Raises:
@@ -131,14 +137,14 @@ def read_signature(folder: Path) -> Signature | None:
     return Signature.from_json(json.loads(place.read_text(encoding="utf-8"))) if place.is_file() else None
 
 
-def write_signature(model: Any, folder: Path) -> None:
+def write_signature(model: keras.Model, folder: Path) -> None:
     """Write the signature of a Keras model beside it; runs in the trainer."""
     (folder / SIGNATURE).write_text(
         json.dumps(signature_of_keras(model).to_json(), indent=2) + "\n", encoding="utf-8"
     )
 
 
-def signature_of_keras(model: Any) -> Signature:
+def signature_of_keras(model: keras.Model) -> Signature:
     """Return the inputs and outputs of a Keras model; empty for a subclassed model, which does not declare them."""
     try:
         inputs, outputs = list(model.inputs), list(model.outputs)
@@ -155,7 +161,7 @@ def signature_of_keras(model: Any) -> Signature:
     )
 
 
-def signature_of_function(function: Any) -> Signature:
+def signature_of_function(function: tf.types.experimental.ConcreteFunction) -> Signature:
     """Return the inputs and outputs of a SavedModel's signature."""
     inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     return Signature(
@@ -164,18 +170,18 @@ def signature_of_function(function: Any) -> Signature:
     )
 
 
-def _loss_name(loss: Any) -> str:
+def _loss_name(loss: object) -> str:
     name = loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", ""))
     return str(name or "")
 
 
-def _tensors(items: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+def _tensors(items: Sequence[Json]) -> tuple[Tensor, ...]:
     return tuple(Tensor(item["name"], tuple(item["shape"]), item["dtype"]) for item in items)
 
 
-def _tensor(name: str, tensor: Any) -> Tensor:
+def _tensor(name: str, tensor: keras.KerasTensor) -> Tensor:
     return Tensor(name, _row_shape(tensor.shape), str(tensor.dtype))
 
 
-def _row_shape(shape: Any) -> tuple[int | None, ...]:
+def _row_shape(shape: Iterable[int | None]) -> tuple[int | None, ...]:
     return tuple(None if size is None else int(size) for size in list(shape)[1:])

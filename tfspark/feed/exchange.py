@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -21,6 +21,9 @@ from tfspark.feed.buffer import ChunkBuffer
 from tfspark.feed.rdd_rows import arrow_batches, elements_of
 from tfspark.feed.source import SourceServer, heartbeats
 from tfspark.protocol.wire import ActionClient, Secret, local_address_towards, uploaded
+
+if TYPE_CHECKING:
+    import pyarrow.flight as flight
 
 POLL_S = 0.5
 
@@ -38,7 +41,7 @@ class Results:
             self._arrived += batches
             self._changed.notify_all()
 
-    def take(self, wait_s: float = 0.0) -> list[Any]:
+    def take(self, wait_s: float = 0.0) -> list[object]:
         """Remove and return the results that have arrived; wait for the first at most `wait_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._arrived), wait_s)
@@ -53,7 +56,13 @@ class ExchangeServer(SourceServer):
         self.results = Results()
         super().__init__(host, secret, buffer, schema)
 
-    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+    def do_put(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+    ) -> None:
         """Receive some results."""
         del context, descriptor, writer
         self.results.put(list(uploaded(reader)))
@@ -79,14 +88,16 @@ class InferenceTask:
     buffer_bytes: int
     timeout_s: float
 
-    def __call__(self, partition: int, elements: Iterable[Any]) -> Iterator[Any]:
+    def __call__(self, partition: int, elements: Iterable[object]) -> Iterator[object]:
         """Yield one result for each item, in order."""
         batches = arrow_batches(elements, f"partition {partition}")
         first = next(batches, None)
         if first is not None:
             yield from self._offer(partition, first.schema, chain([first], batches))
 
-    def _offer(self, partition: int, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[Any]:
+    def _offer(
+        self, partition: int, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+    ) -> Iterator[object]:
         buffer = ChunkBuffer(self.buffer_bytes, self.timeout_s, 1, self.chunk_rows)
         with ActionClient(self.location, self.secret) as control:
             server = ExchangeServer(local_address_towards(self.location), self.secret, buffer, schema)
@@ -125,7 +136,7 @@ class InferenceTask:
 
     def _exchange(
         self, buffer: ChunkBuffer, results: Results, batches: Iterator[pa.RecordBatch], partition: int
-    ) -> Iterator[Any]:
+    ) -> Iterator[object]:
         given = returned = 0
         for batch in batches:
             if not buffer.offer(given, batch):

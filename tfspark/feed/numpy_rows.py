@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tfspark.errors import DataError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLED_ROWS, FIRST_ITEMS = 100, 10
 
 
-def rdd_to_dataframe(spark: SparkSession, rdd: RDD[Any]) -> DataFrame:
+def rdd_to_dataframe(spark: SparkSession, rdd: RDD[object]) -> DataFrame:
     """Return an RDD as a DataFrame.
 
     Types are those of the first items, as Spark infers them. But a number may be an integer in some items and a float
@@ -39,7 +40,7 @@ def rdd_to_dataframe(spark: SparkSession, rdd: RDD[Any]) -> DataFrame:
     return spark.createDataFrame(rdd)
 
 
-def schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | str | None]:
+def schema_of_first(elements: Iterable[object]) -> Iterator[StructType | str | None]:
     """Yield a schema for the first items of a partition; nothing if the partition is empty.
 
     None means that Spark infers the schema; a string is the reason why there is no schema.
@@ -50,7 +51,7 @@ def schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | str | None
         yield str(error)
 
 
-def _schema_of_first(elements: Iterable[Any]) -> Iterator[StructType | None]:
+def _schema_of_first(elements: Iterable[object]) -> Iterator[StructType | None]:
     schema: StructType | None = None
     for element in islice(elements, SAMPLED_ROWS):
         if not isinstance(element, dict | tuple | list | np.ndarray | np.generic):
@@ -68,7 +69,7 @@ class Fitted:
 
     schema: StructType
 
-    def __call__(self, element: Any) -> tuple[Any, ...]:
+    def __call__(self, element: object) -> tuple[object, ...]:
         """Return an item as a tuple; an item that is not a tuple becomes its only column.
 
         Raises:
@@ -90,7 +91,7 @@ class Fitted:
         )
 
 
-def _fit(value: Any, dtype: DataType, name: str) -> Any:
+def _fit(value: object, dtype: DataType, name: str) -> object:
     from pyspark.sql import types
 
     is_float = isinstance(dtype, types.DoubleType | types.FloatType)
@@ -174,7 +175,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _schema_of(element: Any) -> StructType:
+def _schema_of(element: object) -> StructType:
     from pyspark.sql.types import StructField, StructType
 
     if isinstance(element, dict):
@@ -188,7 +189,7 @@ def _schema_of(element: Any) -> StructType:
     return StructType([StructField(name, _type_of(value)) for name, value in named.items()])
 
 
-def _type_of(value: Any) -> DataType:
+def _type_of(value: object) -> DataType:
     from pyspark.sql.types import ArrayType, _infer_type
 
     if isinstance(value, np.ndarray | np.generic):
@@ -204,7 +205,7 @@ def _type_of(value: Any) -> DataType:
     return inferred
 
 
-def _element_type(value: Any) -> DataType:
+def _element_type(value: npt.NDArray[np.generic] | np.generic) -> DataType:
     """Return Spark's type for the items; unsigned and half-precision numbers, which Spark lacks, get a larger type."""
     from pyspark.sql import types
 

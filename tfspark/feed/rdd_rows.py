@@ -12,13 +12,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from tfspark.errors import DataError
 from tfspark.feed.source import FeedTask
+
+if TYPE_CHECKING:
+    from pyspark.sql import Row
 
 KIND = b"tfspark.kind"
 """Metadata key of the first field: ``row``, ``tuple``, ``list``, ``dict``, ``value`` or ``long tuple``."""
@@ -42,13 +45,13 @@ class ElementsTask:
 
     task: FeedTask
 
-    def __call__(self, partition: int, elements: Iterable[Any]) -> Iterator[tuple[int, int]]:
+    def __call__(self, partition: int, elements: Iterable[object]) -> Iterator[tuple[int, int]]:
         """Serve a partition; yield its number and its number of items."""
         served = self.task.serve(partition, arrow_batches(elements, f"partition {partition}"))
         yield (served.column(0)[0].as_py(), served.column(1)[0].as_py())
 
 
-def arrow_batches(elements: Iterable[Any], where: str) -> Iterator[pa.RecordBatch]:
+def arrow_batches(elements: Iterable[object], where: str) -> Iterator[pa.RecordBatch]:
     """Encode items: a few in the first batch, then about `BATCH_BYTES` per batch; all batches have one schema.
 
     Args:
@@ -90,14 +93,14 @@ def elements_of(batch: pa.RecordBatch, names: Sequence[str] | None = None) -> li
     return [list(row) for row in rows] if kind == "list" else list(rows)
 
 
-def _as_rows(names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+def _as_rows(names: Sequence[str], rows: Iterable[tuple[object, ...]]) -> list[Row]:
     from pyspark.sql import Row
 
     make = Row(*names)
     return [make(*row) for row in rows]
 
 
-def _encode(rows: list[Any], schema: pa.Schema | None, where: str) -> pa.RecordBatch:
+def _encode(rows: list[object], schema: pa.Schema | None, where: str) -> pa.RecordBatch:
     kind = kind_of(rows[0]) if schema is None else schema.field(0).metadata[KIND].decode()
     names = _names(rows[0], kind) if schema is None else schema.names
     columns = _take_apart(rows, kind, names, where)
@@ -111,7 +114,7 @@ def _encode(rows: list[Any], schema: pa.Schema | None, where: str) -> pa.RecordB
     return pa.RecordBatch.from_arrays(arrays, schema=schema or pa.schema(fields))
 
 
-def kind_of(element: Any) -> str:
+def kind_of(element: object) -> str:
     """Return how an item is divided into columns; see `KIND`."""
     if isinstance(element, tuple) and hasattr(element, "__fields__"):
         return "row"
@@ -133,7 +136,7 @@ def _names(element: Any, kind: str) -> list[str]:
     return [f"_{i + 1}" for i in range(len(element))] if kind in ("tuple", "list") else ["value"]
 
 
-def _take_apart(rows: list[Any], kind: str, names: list[str], where: str) -> list[list[Any]]:
+def _take_apart(rows: list[Any], kind: str, names: list[str], where: str) -> list[list[object]]:
     """Return the values of each column."""
     if kind in ("value", "long tuple"):
         return [rows]
@@ -148,13 +151,13 @@ def _take_apart(rows: list[Any], kind: str, names: list[str], where: str) -> lis
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _fits(row: Any, kind: str, names: list[str]) -> bool:
+def _fits(row: object, kind: str, names: list[str]) -> bool:
     if kind == "dict":
         return isinstance(row, dict) and row.keys() <= set(names)
     return isinstance(row, tuple | list) and len(row) == len(names)
 
 
-def _array(values: list[Any], known: pa.Field | None, where: str) -> tuple[pa.Array, list[int] | None]:
+def _array(values: list[object], known: pa.Field | None, where: str) -> tuple[pa.Array, list[int] | None]:
     """Return the values as an Arrow array, and for NumPy arrays also their common shape."""
     values = [value.toArray() if hasattr(value, "toArray") else value for value in values]  # MLlib's vectors
     try:

@@ -80,7 +80,7 @@ class RowGroups:
     numbers: tuple[int, ...]
     num_rows: int
     num_bytes: int
-    constants: tuple[tuple[str, Any], ...] = ()
+    constants: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,9 @@ class ParquetScan:
                 f"footer says, read {rows}; write the file anew"
             )
 
-    def _batches(self, stream: Any, groups: RowGroups, names: list[str]) -> Iterator[pa.RecordBatch]:
+    def _batches(
+        self, stream: pa.NativeFile, groups: RowGroups, names: list[str]
+    ) -> Iterator[pa.RecordBatch]:
         if not names:  # Only partition columns are selected.
             rows = pa.RecordBatch.from_pydict({"": pa.nulls(groups.num_rows)})
             yield from (rows.slice(i, MAX_BATCH_ROWS) for i in range(0, groups.num_rows, MAX_BATCH_ROWS))
@@ -239,7 +241,7 @@ class ScanTask:
         yield self.task.serve(partition, self.scan.read(split))
 
 
-def _check_unchanged(file: FileVersion) -> tuple[Any, str]:
+def _check_unchanged(file: FileVersion) -> tuple[fs.FileSystem, str]:
     """Return the file system of a file and its path there.
 
     Raises:
@@ -268,7 +270,7 @@ def _check_unchanged(file: FileVersion) -> tuple[Any, str]:
     return system, inner
 
 
-def open_unchanged(file: FileVersion) -> Any:
+def open_unchanged(file: FileVersion) -> pa.NativeFile:
     """Open a file for reading.
 
     Raises:
@@ -279,7 +281,7 @@ def open_unchanged(file: FileVersion) -> Any:
     return system.open_input_file(inner)
 
 
-def parquet_file(stream: Any) -> pq.ParquetFile:
+def parquet_file(stream: pa.NativeFile) -> pq.ParquetFile:
     """Return a Parquet file to read in pieces, with its checksums compared."""
     return pq.ParquetFile(stream, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True)
 
@@ -303,7 +305,7 @@ def footer_of(file: FileVersion) -> Footer:
         )
 
 
-def _middle(group: Any) -> int:
+def _middle(group: pq.RowGroupMetaData) -> int:
     """Return the position of a row group's middle byte: the split that contains it reads the group.
 
     This is the rule of parquet-java's `ParquetMetadataConverter.filterFileMetaDataByMidpoint`, which Spark uses.
@@ -316,7 +318,7 @@ def _middle(group: Any) -> int:
     return int(begins + size // 2)
 
 
-def row_groups(file: FileVersion, start: int, length: int, constants: Mapping[str, Any]) -> RowGroups:
+def row_groups(file: FileVersion, start: int, length: int, constants: Mapping[str, object]) -> RowGroups:
     """Return the row groups of a file that a split ``[start, start + length)`` reads."""
     chosen = [
         (number, rows, num_bytes)

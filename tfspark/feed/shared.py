@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -76,7 +75,7 @@ def open_shared(found: dict[str, int]) -> pa.Table:
         # A descriptor's number is reused for other files. An inode number is not reused while the inode exists.
         if os.fstat(descriptor).st_ino != found["inode"]:
             raise FileNotFoundError("the chunk in shared memory was closed before it was opened")
-        memory: Any = pa.memory_map(f"/proc/self/fd/{descriptor}", "r")
+        memory: pa.MemoryMappedFile = pa.memory_map(f"/proc/self/fd/{descriptor}", "r")
         return pa.ipc.open_stream(memory).read_all()
     finally:
         os.close(descriptor)

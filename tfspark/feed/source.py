@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -53,7 +52,7 @@ class SourceServer(ActionServer):
         self._sharing = threading.Lock()
         super().__init__(host, secret)
 
-    def do_get(self, context: Any, ticket: Any) -> flight.RecordBatchStream:
+    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.RecordBatchStream:
         """Answer one pull."""
         del context
         request = json.loads(ticket.ticket)

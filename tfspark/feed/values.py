@@ -163,7 +163,7 @@ def objects(array: pa.Array) -> Array:
     return np.array(pc.cast(array, pa.large_binary()).to_pylist(), dtype=object)
 
 
-def raw_values(array: pa.Array, name: str, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def raw_values(array: pa.Array, name: str, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
     """View all bytes of a binary column as one array of values; return it and the bounds of each row in it."""
     if is_text(array.type):
         raise DataError(f"row 0: {text_problem(name, dtype.name)}")
