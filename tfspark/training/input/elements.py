@@ -24,7 +24,9 @@ LENGTHS = "/lengths"
 
 Tensors = dict[str, tf.Tensor | tf.RaggedTensor]
 """Column -> values of a batch."""
-Structure: TypeAlias = 'tf.Tensor | tf.RaggedTensor | Sequence["Structure"] | Mapping[str, "Structure"]'
+Structure: TypeAlias = (
+    "tf.Tensor | tf.RaggedTensor | tf.SparseTensor | Sequence[Structure] | Mapping[str, Structure]"
+)
 """Features or labels as Keras takes them: a tensor, or tensors in tuples, lists and dictionaries."""
 Element = tuple[Structure, Structure, tf.Tensor]
 """What a step of Keras takes: features, label, and the weight of each row, ``(B,)``."""
