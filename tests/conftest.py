@@ -45,7 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ[TEST_ID] = uuid.uuid4().hex
     os.environ["PYTHONPATH"] = python_path(os.environ.get("PYTHONPATH", ""))
     os.environ["SPARK_LOCAL_IP"] = LOOPBACK
-    os.environ["SPARK_SUBMIT_OPTS"] = os.environ["SPARK_DAEMON_JAVA_OPTS"] = QUICK_JVM
+    for variable in ("SPARK_SUBMIT_OPTS", "SPARK_DAEMON_JAVA_OPTS", "SPARK_LAUNCHER_OPTS"):
+        os.environ[variable] = QUICK_JVM
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 
 

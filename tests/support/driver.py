@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from support.environment import BASE_CONF, DRIVER_ID, make_spark_home, spark_environment, write_defaults
+from support.environment import BASE_CONF, DRIVER_ID, make_spark_home, spark_environment, write_properties
 from support.processes import Finished, run_to_end
 
 DriverResult = Finished
@@ -52,9 +52,8 @@ def run_driver(
     with tempfile.TemporaryDirectory(prefix="driver-") as directory:
         home = Path(directory)
         confs = {"spark.master": master, **driver_conf(home, driver_id), **(conf or {})}
-        environment = spark_environment(
-            make_spark_home(home / "spark"), write_defaults(home / "conf", confs), home / "local"
-        )
+        environment = spark_environment(make_spark_home(home / "spark"), home / "local")
+        environment["PYSPARK_SUBMIT_ARGS"] = write_properties(home / "spark.conf", confs)
         return run_to_end(
             [sys.executable, str(_script(code_or_script, home)), *args],
             env={**environment, **(env or {})},

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pyspark
 
+from support.class_archive import ARCHIVE
+
 LOOPBACK = "127.0.0.1"
 # Every process of one pytest run has this variable: the leak guard finds re-parented orphans by it.
 TEST_ID = "TFSPARK_TEST_ID"
@@ -31,6 +33,9 @@ TESTS = REPOSITORY / "tests"
 # A test's JVM runs for seconds, so the second compiler and several collector threads would cost more than they save.
 # Measured: half of the CPU of a session with a few small queries.
 QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+if ARCHIVE.exists():
+    # Only errors are logged: a JVM with other jars than those of the archive would say so on its standard output.
+    QUICK_JVM += f" -XX:SharedArchiveFile={ARCHIVE} -Xlog:disable -Xlog:all=error:stderr"
 
 # The base confs of every session and driver of the tests.
 BASE_CONF: Mapping[str, str] = {
@@ -51,18 +56,18 @@ def python_path(inherited: str = "") -> str:
     return os.pathsep.join(wanted + [p for p in inherited.split(os.pathsep) if p and p not in wanted])
 
 
-def spark_environment(spark_home: Path, conf_dir: Path, local_dir: Path) -> dict[str, str]:
+def spark_environment(spark_home: Path, local_dir: Path) -> dict[str, str]:
     """Return the variables for a process that starts a JVM of Spark.
 
     Args:
-        spark_home: a directory from `make_spark_home`.
-        conf_dir: has ``spark-defaults.conf``; the machine's own Spark home is not read.
+        spark_home: a directory from `make_spark_home`; the machine's own Spark home is not read.
         local_dir: for Spark's scratch files.
     """
+    # A directory of settings would be on the JVM's class path, where the archive of classes does not allow it.
+    inherited = {name: value for name, value in os.environ.items() if name != "SPARK_CONF_DIR"}
     return {
-        **os.environ,
+        **inherited,
         "SPARK_HOME": str(spark_home),
-        "SPARK_CONF_DIR": str(conf_dir),
         "SPARK_LOCAL_DIRS": str(local_dir),
         # Without it, executors and daemons bind the machine's external address, independently of the driver.
         "SPARK_LOCAL_IP": LOOPBACK,
@@ -106,9 +111,7 @@ def make_spark_home(directory: Path) -> Path:
     return directory
 
 
-def write_defaults(conf_dir: Path, conf: Mapping[str, str]) -> Path:
-    """Write ``spark-defaults.conf``: the defaults of all Spark programs that are started with this directory."""
-    conf_dir.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key} {value}\n" for key, value in conf.items()]
-    (conf_dir / "spark-defaults.conf").write_text("".join(lines))
-    return conf_dir
+def write_properties(path: Path, conf: Mapping[str, str]) -> str:
+    """Write Spark settings to a file; return the value of PYSPARK_SUBMIT_ARGS that makes them a program's defaults."""
+    path.write_text("".join(f"{key} {value}\n" for key, value in conf.items()))
+    return f"--properties-file {path} pyspark-shell"

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from support.driver import driver_conf, submit_arguments
-from support.environment import DRIVER_ID, LOOPBACK, make_spark_home, spark_environment, write_defaults
+from support.environment import DRIVER_ID, LOOPBACK, make_spark_home, spark_environment
 from support.processes import Finished, describe, kill_all, poll_until, run_to_end, wait_until_ended
 
 START_S = 60.0
@@ -103,7 +103,6 @@ class StandaloneCluster:
 
     def __enter__(self) -> StandaloneCluster:
         make_spark_home(self.spark_home)
-        write_defaults(self.directory / "conf", {})
         try:
             self._start()
         except BaseException:
@@ -158,7 +157,7 @@ class StandaloneCluster:
         return daemon
 
     def _environment(self, host: Host) -> dict[str, str]:
-        environment = spark_environment(self.spark_home, self.directory / "conf", self.directory / "local")
+        environment = spark_environment(self.spark_home, self.directory / "local")
         return {**environment, "SPARK_LOCAL_IP": host.address}
 
     def submit(

@@ -90,7 +90,8 @@ class NodeTask:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Run the node; yield one row: node, outcome."""
-        index = self.first_index + next(iter(batches)).column(0)[0].as_py()
+        (row,) = batches  # To the end: Spark gives its next task to this process only then.
+        index = self.first_index + row.column(0)[0].as_py()
         yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [self.run(index)]}, NODE_RESULT)
 
     def run(self, index: int) -> str:
