@@ -47,6 +47,22 @@ def labels_of_steps(folder: str, devices: int) -> list[list[int]]:
     return steps
 
 
+def with_python_control_flow(batch: dict[str, Any]) -> Any:
+    """Add 1 three times to small values, negate large ones."""
+    import tensorflow as tf
+
+    x = batch["x"]
+    if tf.reduce_max(x) < 10:
+        for _ in tf.range(3):
+            x += 1
+    else:
+        x = -x
+    return x
+
+
+HOOKS = {"with_python_control_flow": with_python_control_flow}
+
+
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
     """Return the elements, or the error that the driver would raise."""
     from tfspark.training.input.graph_errors import as_data_error
@@ -72,7 +88,7 @@ def elements(case: dict[str, Any]) -> list[dict[str, Any]]:
         batches.append({**rows, WEIGHT: row_weights(rows, columns, len(next(iter(rows.values()))))})
     sample = {name: values[:1] for name, values in batches[0].items()}
     spec = SimpleNamespace(columns=columns, batch_size=len(batches[0][WEIGHT]), synchronous=True)
-    feed: Any = SimpleNamespace(spec=spec, sample=sample, features_hook=None)
+    feed: Any = SimpleNamespace(spec=spec, sample=sample, features_hook=HOOKS.get(case["hook"]))
     dataset = local_dataset(feed, lambda: iter(batches), case["replicas"])
     return [told(element) for element in dataset]
 

@@ -49,6 +49,7 @@ class Case:
     weight: list[Any] = field(default_factory=list)
     says: tuple[str, ...] = ()
     replicas: int = 1
+    hook: str = ""
 
 
 FLOATS = {"x": [[1.5, 2.5], [3.5, 4.5]], "y": [1, 0]}
@@ -85,6 +86,14 @@ CASES: dict[str, Case] = {
         x=[("float32", [[], []])],
         y=[("ragged int64", [[1], [2]])],
         weight=[[1, 1]],
+    ),
+    "a user's function with loops and conditions over tensors": Case(
+        Columns((Column("x"),), Column("y")),
+        [batch(x=[1, 2], y=[3, 4]), batch(x=[10, 20], y=[3, 4])],
+        x=[("int64", [4, 5]), ("int64", [-10, -20])],
+        y=[("int64", [3, 4])] * 2,
+        weight=[[1, 1]] * 2,
+        hook="with_python_control_flow",
     ),
     "several labels": Case(
         Columns((Column("x"),), (Column("y"), Column("z", scale=2.0))),
@@ -251,6 +260,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "columns": case.columns.to_json(),
             "batches": [encode_sample(rows) for rows in case.batches],
             "replicas": case.replicas,
+            "hook": case.hook,
         }
         for case in CASES.values()
     ]

@@ -20,7 +20,16 @@ from tfspark.feed.reader import WEIGHT, PassReader, broken_off
 from tfspark.feed.stream import Start, StreamSpec, decode_sample
 from tfspark.protocol.values import Json
 from tfspark.training.input.distribute import distribute_from_function
-from tfspark.training.input.elements import Element, flattened, joined, signature, to_element
+from tfspark.training.input.elements import (
+    Element,
+    Tensors,
+    flattened,
+    joined,
+    signature,
+    to_element,
+    with_autograph,
+    without_autograph,
+)
 from tfspark.training.input.examples import features_of_record, parse_examples, weights_of_examples
 
 if TYPE_CHECKING:
@@ -281,17 +290,20 @@ def local_dataset(
     return dataset.map(element_of(feed), num_parallel_calls=in_parallel).prefetch(2)
 
 
-def element_of(feed: Feed) -> Callable[[dict[str, tf.Tensor]], Element]:
+def element_of(feed: Feed) -> Callable[[Tensors], Element]:
     """Return a function that converts a batch of the feed to an element; see `to_element`."""
-    columns, hook = feed.spec.columns, feed.features_hook
+    columns, hook = feed.spec.columns, with_autograph(feed.features_hook)
     examples = columns.examples
-    if examples is None:
-        return lambda batch: to_element(joined(batch, columns), columns, hook)
-    features = features_of_record(feed.sample[examples][0], columns)
 
-    def parsed(batch: dict[str, tf.Tensor]) -> Element:
+    def of_columns(batch: Tensors) -> Element:
+        return to_element(joined(batch, columns), columns, hook)
+
+    def parsed(batch: Tensors) -> Element:
+        assert examples is not None
         rows = parse_examples(batch[examples], features, columns)
         weights = weights_of_examples(batch[WEIGHT], rows, columns)
         return to_element({**rows, WEIGHT: weights}, columns, hook)
 
-    return parsed
+    if examples is not None:
+        features = features_of_record(feed.sample[examples][0], columns)
+    return without_autograph(of_columns if examples is None else parsed)

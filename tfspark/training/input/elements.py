@@ -7,7 +7,7 @@ rows' lengths, and becomes one tensor again there. Images are decoded and Exampl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from tfspark.feed.columns import Column, Columns
 from tfspark.feed.reader import WEIGHT
 from tfspark.training.input.graph_errors import image_scope
 
+T = TypeVar("T")
 LENGTHS = "/lengths"
 """Suffix of the component that holds the row lengths of a column."""
 
@@ -91,6 +92,24 @@ def as_declared_ragged(rows: tf.RaggedTensor, column: Column) -> tf.Tensor | tf.
     text = f"column {column.name!r} has a row of more values than pad_to={column.pad_to}; raise pad_to; came"
     with tf.control_dependencies([tf.debugging.Assert(longest <= column.pad_to, [text, longest])]):
         return tf.identity(rows.to_tensor(fill, shape=[None, column.pad_to]))
+
+
+def without_autograph(function: Callable[..., T]) -> Callable[..., T]:
+    """Return one of our own functions for tf.data, which has no Python loops or conditions over tensors.
+
+    AutoGraph would rewrite it first, with all that it calls, which takes longer than to build its graph.
+    """
+    unconverted: Callable[..., T] = tf.autograph.experimental.do_not_convert(function)
+    return unconverted
+
+
+def with_autograph(hook: FeaturesHook | None) -> FeaturesHook | None:
+    """Return a user's function for use within one of our own: AutoGraph rewrites it as it does elsewhere."""
+    if hook is None:
+        return None
+    autograph = tf.__internal__.autograph
+    converted: FeaturesHook = autograph.tf_convert(hook, autograph.control_status_ctx())
+    return converted
 
 
 def to_element(batch: Tensors, columns: Columns, features_hook: FeaturesHook | None = None) -> Element:

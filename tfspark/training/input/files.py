@@ -105,6 +105,7 @@ def _share_dataset(
     If a worker has several devices, it takes one batch per device and step.
     """
     from tfspark.feed.reader import PADDING
+    from tfspark.training.input.elements import without_autograph
 
     size, rest = divmod(plan["batch_size"], local_replicas)
     if rest:
@@ -117,9 +118,11 @@ def _share_dataset(
     if plan["shuffle_rows"]:
         real = real.shuffle(plan["shuffle_rows"], seed=plan["seed"], reshuffle_each_iteration=True)
     filler = _records([_slice(plan["filler"])]).repeat()
-    weighted = real.map(lambda record: (record, 1.0)).concatenate(
-        filler.map(lambda record: (record, padding))
-    )
+
+    def weigh(records: tf.data.Dataset, weight: float) -> tf.data.Dataset:
+        return records.map(without_autograph(lambda record: (record, weight)))
+
+    weighted = weigh(real, 1.0).concatenate(weigh(filler, padding))
     batches = weighted.take(plan["steps"] * plan["batch_size"]).batch(size, drop_remainder=True)
     return batches.map(element_of_records(plan, features_hook), num_parallel_calls=2)
 
@@ -137,19 +140,19 @@ def element_of_records(
 ) -> Callable[[tf.Tensor, tf.Tensor], Element]:
     """Return a function that converts records and their weights to a Keras element."""
     from tfspark.feed.reader import WEIGHT
-    from tfspark.training.input.elements import to_element
+    from tfspark.training.input.elements import to_element, with_autograph, without_autograph
     from tfspark.training.input.examples import Feature, parse_examples, weights_of_examples
 
-    columns = Columns.from_json(plan["columns"])
+    columns, hook = Columns.from_json(plan["columns"]), with_autograph(features_hook)
     kinds = {spec["name"]: spec["kind"] for spec in plan["features"]}
     features = {name: Feature(kind, tuple(plan["shapes"][name])) for name, kind in kinds.items()}
 
     def parse(records: tf.Tensor, weights: tf.Tensor) -> Element:
         rows = parse_examples(records, features, columns)
         weights = weights_of_examples(weights, rows, columns)
-        return to_element({**rows, WEIGHT: weights}, columns, features_hook)
+        return to_element({**rows, WEIGHT: weights}, columns, hook)
 
-    return parse
+    return without_autograph(parse)
 
 
 def _slice(piece: Json) -> Slice:
@@ -158,7 +161,7 @@ def _slice(piece: Json) -> Slice:
 
 def _records(slices: Sequence[Slice]) -> tf.data.Dataset:
     """Read slices one after another, in one node of the graph, because there may be many thousands."""
-    import tensorflow as tf
+    from tfspark.training.input.elements import without_autograph
 
     paths = tf.constant([piece.path for piece in slices], tf.string)
     kinds = tf.constant(["GZIP" if piece.compression else "" for piece in slices], tf.string)
@@ -167,4 +170,4 @@ def _records(slices: Sequence[Slice]) -> tf.data.Dataset:
     def read(path: tf.Tensor, kind: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         return tf.data.TFRecordDataset(path, compression_type=kind).skip(count[0]).take(count[1])
 
-    return tf.data.Dataset.from_tensor_slices((paths, kinds, counts)).flat_map(read)
+    return tf.data.Dataset.from_tensor_slices((paths, kinds, counts)).flat_map(without_autograph(read))
