@@ -8,9 +8,12 @@ sum of the gradients would be too large by the number of replicas. So:
 - within the code, Keras losses and `tf.nn.compute_average_loss` are also means over the replica's rows;
 - the results, which are its loss or the gradients it passes to optimizers, are multiplied by the replica's share of all
   rows. Their sum over replicas is then the mean over all rows;
-- a number passed to a `Mean` among the model's metrics is weighted by this share, so that each batch counts once.
+- a number passed to a `Mean` among the model's metrics is weighted by this share, so that each batch counts once;
+- so is a number that a step returns beside metrics;
+- if the loss has a value for each row, its gradient is that of their sum, as in one process: these are added up.
 
-A sum over rows does not become a sum over all rows: each replica has its own sum, and the sums are averaged.
+A number that is a sum over rows does not become a sum over all rows: each replica has its own sum, and the sums are
+averaged. Code that compares rows, or divides by a count of its own, sees the replica's rows alone.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import keras
 import tensorflow as tf
 from keras.src import backend, tree
+
+from tfspark.errors import ConfigError
 
 if TYPE_CHECKING:
     from tfspark.training.input.elements import Structure
@@ -70,35 +75,43 @@ def watch_steps(
         share_of: returns this replica's share of all replicas' real rows, given which rows are real.
         is_real: returns which rows are real, given the rows' weights.
     """
+    results: _Results = {}
     for name in ("train_step", "test_step"):
         step = getattr(model, name)
         if is_own(model, name) and not hasattr(step, "_tfspark_watched"):
-            watched = _on_real_rows(model, step, share_of, is_real)
+            watched = _on_real_rows(model, step, share_of, is_real, results)
             watched._tfspark_watched = True  # type: ignore[attr-defined]
             setattr(model, name, watched)
-            _let_results_be_those_of_all(model)
+            _let_results_be_those_of_all(model, results)
     tf.nn.compute_average_loss = _of_these_rows(tf.nn.compute_average_loss)
+    tf.GradientTape.gradient = _with_values_added_up(tf.GradientTape.gradient)
 
 
-def _let_results_be_those_of_all(model: keras.Model) -> None:
-    """Use the metric results over all replicas as logs of an epoch, also if a step returns nested logs of `compile`.
+_Results = dict[frozenset[str], dict[str, tuple[keras.Metric, str | None]]]
+"""The names that a step returns -> of those that are results of metrics, the metric, and which part of its result."""
 
-    Keras's guide returns nested logs. For these, Keras uses the last step's logs, which are means of the replicas'
-    results.
+
+def _let_results_be_those_of_all(model: keras.Model, of_steps: _Results) -> None:
+    """Use the metric results over all replicas as logs of an epoch, whatever else a step returns.
+
+    Keras does so only if a step returns exactly the model's metrics; else it uses the last step's logs, which are means
+    of the replicas' results. Keras's guide returns nested logs, and other steps return numbers beside metrics.
     """
     original: Callable[[dict[str, object]], dict[str, object]] = model._get_metrics_result_or_logs
     if hasattr(original, "_tfspark_watched"):
         return
 
     def results(logs: dict[str, object]) -> dict[str, object]:
-        nested = [value for value in logs.values() if isinstance(value, dict)] if logs else []
-        if not nested:
+        if not isinstance(logs, dict):
             return original(logs)
         flat = {name: value for name, value in logs.items() if not isinstance(value, dict)}
-        for part in nested:
-            flat.update(part)
-        found = model.get_metrics_result()
-        return found if set(found) == set(flat) else logs
+        for part in logs.values():
+            flat.update(part if isinstance(part, dict) else {})
+        found: dict[str, object] = model.get_metrics_result()
+        if set(found) == set(flat):
+            return found
+        of_metrics = of_steps.get(frozenset(logs), {})
+        return {**logs, **{name: _result_of(*part) for name, part in of_metrics.items()}}
 
     results._tfspark_watched = True  # type: ignore[attr-defined]
     model._get_metrics_result_or_logs = results
@@ -109,6 +122,7 @@ def _on_real_rows(
     step: Callable[[Structure], Structure],
     share_of: Callable[[tf.Tensor], tf.Tensor],
     is_real: Callable[[tf.Tensor], tf.Tensor],
+    of_steps: _Results,
 ) -> Callable[[Structure], Structure]:
     @functools.wraps(step)
     def own_step(data: Structure) -> Structure:
@@ -119,12 +133,68 @@ def _on_real_rows(
         real = is_real(weights)
         if strategy.num_replicas_in_sync == 1:
             return step(real_parts(model, (x, y, weights), real))
-        for metric in model.metrics:
+        metrics = model.metrics
+        for metric in metrics:
             _count_by_share(metric)
-        with as_in_one_process(share_of(real)):
-            return step(real_parts(model, (x, y, weights), real))
+        of_rows = share_of(real)
+        with as_in_one_process(of_rows), _noting_results(metrics) as noted:
+            logs = step(real_parts(model, (x, y, weights), real))
+        if not isinstance(logs, dict):
+            return logs
+        parts = {name: _part_of_results(value, noted) for name, value in logs.items()}
+        of_metrics = {name: part for name, part in parts.items() if part is not None}
+        of_steps[frozenset(logs)] = of_metrics
+        factor = of_rows * strategy.num_replicas_in_sync
+        return {
+            name: value if name in of_metrics else _weighted(value, factor) for name, value in logs.items()
+        }
 
     return own_step
+
+
+@contextmanager
+def _noting_results(metrics: Sequence[keras.Metric]) -> Iterator[list[tuple[keras.Metric, object]]]:
+    """Note which results are asked of which metrics in the block."""
+    noted: list[tuple[keras.Metric, object]] = []
+
+    def noting(metric: keras.Metric, original: Callable[[], object]) -> Callable[[], object]:
+        def result() -> object:
+            noted.append((metric, original()))
+            return noted[-1][1]
+
+        return result
+
+    for metric in metrics:
+        metric.result = noting(metric, metric.result)
+    try:
+        yield noted
+    finally:
+        for metric in metrics:
+            del metric.result
+
+
+def _part_of_results(
+    value: object, noted: list[tuple[keras.Metric, object]]
+) -> tuple[keras.Metric, str | None] | None:
+    """Return of which metric a value is the result, or which part of it; None if it is of none."""
+    for metric, result in noted:
+        if value is result:
+            return metric, None
+        for name, part in result.items() if isinstance(result, dict) else ():
+            if value is part:
+                return metric, name
+    return None
+
+
+def _result_of(metric: keras.Metric, part: str | None) -> object:
+    return metric.result() if part is None else metric.result()[part]
+
+
+def _weighted(value: Structure, factor: tf.Tensor) -> Structure:
+    """Weight a number that is no result of a metric: Keras takes the mean over the replicas."""
+    if not tf.is_tensor(value) or value.shape.rank != 0 or not value.dtype.is_floating:
+        return value
+    return tf.where(factor > 0, value * tf.cast(factor, value.dtype), tf.zeros_like(value))
 
 
 def real_parts(model: keras.Model, parts: Structure, real: tf.Tensor) -> Structure:
@@ -170,9 +240,10 @@ def _count_by_share(metric: keras.metrics.Metric) -> None:
         of_rows = share()
         if of_rows is None:
             return original(*args, **kwargs)
-        is_number = len(args) == 1 and not kwargs and tf.convert_to_tensor(args[0]).shape.rank == 0
+        given = [value for value in (*args, *kwargs.values()) if value is not None]
+        is_number = len(given) == 1 and tf.convert_to_tensor(given[0]).shape.rank == 0
         if type(metric) is keras.metrics.Mean and is_number:
-            return original(*args, sample_weight=of_rows)
+            return original(given[0], sample_weight=of_rows)
         if not metric.variables:  # Create them now: a branch of a graph must not.
             return original(*args, **kwargs)
 
@@ -208,19 +279,67 @@ def _of_these_rows(original: Callable[..., tf.Tensor]) -> Callable[..., tf.Tenso
     return compute_average_loss
 
 
+def _with_values_added_up(original: Callable[..., Structure]) -> Callable[..., Structure]:
+    """Return a `GradientTape.gradient` by which values of rows are added up over all rows, in a model's own code.
+
+    The gradients are multiplied by the share later, so they are divided by it here.
+    """
+    if hasattr(original, "_tfspark_original"):
+        return original
+
+    @functools.wraps(original)
+    def gradient(
+        self: tf.GradientTape, target: Structure, sources: Structure, *args: object, **kwargs: object
+    ) -> Structure:
+        found = original(self, target, sources, *args, **kwargs)
+        of_rows = share()
+        are_weights = all(isinstance(each, tf.Variable | keras.Variable) for each in tf.nest.flatten(sources))
+        if of_rows is None or not are_weights or not _has_values_of_rows(target):
+            return found
+
+        def divided(values: tf.Tensor) -> tf.Tensor:
+            return tf.math.divide_no_nan(values, tf.cast(of_rows, values.dtype))
+
+        return tf.nest.map_structure(lambda each: _changed(each, divided), found)
+
+    gradient._tfspark_original = original  # type: ignore[attr-defined]
+    return gradient
+
+
+def _has_values_of_rows(target: Structure) -> bool:
+    """Return whether a loss has a value for each row, and not one for all: their number is known to no graph.
+
+    Raises:
+        ConfigError: it has several values, of which nobody knows whether they are of rows.
+    """
+    shapes = [part.shape for part in tf.nest.flatten(target)]
+    of_rows = [shape.rank is not None and shape.num_elements() != 1 for shape in shapes]
+    if not any(of_rows):
+        return False
+    if not all(is_of_rows and shape[0] is None for is_of_rows, shape in zip(of_rows, shapes, strict=True)):
+        raise ConfigError(
+            f"expected a loss that is one number in the model's own step, its shape is {', '.join(map(str, shapes))}; "
+            "take its mean, for example tf.reduce_mean(loss)"
+        )
+    return True
+
+
 def by_share(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
     """Multiply gradients by this replica's share of the rows if they come from a model's own code."""
     of_rows = share()
     if of_rows is None:
         return gradients
 
-    def scaled(gradient: Gradient | None) -> Gradient | None:
-        if gradient is None:
-            return None
-        if isinstance(gradient, tf.IndexedSlices):
-            return tf.IndexedSlices(scaled(gradient.values), gradient.indices, gradient.dense_shape)
-        factor = tf.cast(of_rows, gradient.dtype)
+    def scaled(values: tf.Tensor) -> tf.Tensor:
         # Without rows the gradient may be NaN, from 0 / 0.
-        return tf.where(of_rows > 0, gradient * factor, tf.zeros_like(gradient))
+        return tf.where(of_rows > 0, values * tf.cast(of_rows, values.dtype), tf.zeros_like(values))
 
-    return [scaled(gradient) for gradient in gradients]
+    return [_changed(gradient, scaled) for gradient in gradients]
+
+
+def _changed(gradient: Gradient | None, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient | None:
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(change(gradient.values), gradient.indices, gradient.dense_shape)
+    return change(gradient)

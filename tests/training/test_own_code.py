@@ -1,0 +1,59 @@
+"""The gradient of a loss in a model's own step, in one process, as of a replica that has half of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tfspark.errors import ConfigError
+from tfspark.training.own_code import as_in_one_process, by_share, watch_steps
+
+HALF = tf.constant(0.5)
+
+
+@pytest.fixture
+def weight() -> Iterator[tf.Variable]:
+    original = tf.GradientTape.gradient
+    watch_steps(keras.Sequential([keras.Input((1,))]), None, None)  # type: ignore[arg-type]
+    yield tf.Variable(2.0)
+    tf.GradientTape.gradient = original
+
+
+def gradient(weight: tf.Variable, rows: Any, loss_of: Any) -> float:
+    """Return what a replica with half of the rows adds to the gradient over all rows."""
+    with as_in_one_process(HALF):
+        with tf.GradientTape() as tape:
+            loss = loss_of(weight * rows)
+        (found,) = by_share([tape.gradient(loss, weight)])
+        return found
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "expected"), [(tf.reduce_mean, 0.5 * 2), (lambda values: values, 1 + 2 + 3)]
+)
+def test_gradient_of_a_mean_is_weighted_by_the_share_and_that_of_values_of_rows_added_up(
+    weight: tf.Variable, loss_of: Any, expected: float
+) -> None:
+    step = tf.function(
+        lambda rows: gradient(weight, rows, loss_of), input_signature=[tf.TensorSpec([None], tf.float32)]
+    )
+
+    assert float(step(tf.constant([1.0, 2.0, 3.0]))) == pytest.approx(expected)
+
+
+def test_gradient_of_several_values_that_may_be_of_rows_or_not_is_rejected(weight: tf.Variable) -> None:
+    with pytest.raises(ConfigError, match="a loss that is one number"):
+        gradient(weight, tf.constant([1.0, 2.0]), lambda values: values)
+
+
+def test_gradient_by_an_input_is_left_alone(weight: tf.Variable) -> None:
+    rows = tf.constant([1.0, 2.0])
+    with as_in_one_process(HALF):
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            said = weight * rows
+        assert tape.gradient(said, rows).numpy().tolist() == [2.0, 2.0]
