@@ -28,6 +28,20 @@ def mean_and_dice(truth: Any, guess: Any) -> Any:
     return keras.losses.binary_crossentropy(truth, guess) + keras.losses.Dice()(truth, guess)
 
 
+def among_others(truth: Any, guess: Any) -> Any:
+    """A value for each row, which depends on the other rows."""
+    flat = keras.ops.reshape(guess, (-1, 6))
+    likeness = keras.ops.matmul(flat, keras.ops.transpose(flat))
+    return keras.ops.logsumexp(likeness, axis=1) - keras.ops.diagonal(likeness)
+
+
+class OwnCall(keras.losses.Loss):
+    """Takes its mean itself."""
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred))
+
+
 LOSSES: dict[str, Any] = {
     "mean over rows": "binary_crossentropy",
     "mean of weights": keras.losses.MeanSquaredError(reduction="mean_with_sample_weight"),
@@ -36,6 +50,8 @@ LOSSES: dict[str, Any] = {
     "a function of the batch": dice,
     "a mean of one's own": own_mean,
     "made of others": mean_and_dice,
+    "values that depend on other rows": among_others,
+    "a __call__ of its own": OwnCall(),
     "Dice over rows and places": keras.losses.Dice(axis=(0, 1)),
     "Dice of each row": keras.losses.Dice(axis=(1, 2)),
 }
@@ -99,6 +115,38 @@ def test_a_batch_filled_up_trains_as_its_real_rows(loss: Any) -> None:
     assert np.abs(plain.get_weights()[0] - before).max() > 1e-4
     for trained, expected in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(trained, expected, rtol=1e-5, atol=1e-7)
+
+
+class AddsSquares(keras.layers.Layer):
+    """Adds a value for each row to the loss."""
+
+    def call(self, x: Any) -> Any:
+        self.add_loss(keras.ops.sum(keras.ops.square(x), axis=(1, 2)))
+        return x
+
+
+@pytest.mark.parametrize("loss", ["mse", None])
+def test_what_a_layer_adds_for_each_row_counts_for_real_rows_alone(loss: str | None) -> None:
+    x, y = batch()
+    start = keras.initializers.RandomNormal(stddev=0.5, seed=2)
+    plain, model = (
+        keras.Sequential(
+            [keras.Input((3, 4)), keras.layers.Dense(2, kernel_initializer=start), AddsSquares()]
+        )
+        for _ in range(2)
+    )
+    for each in (plain, model):
+        each.compile("sgd", loss, run_eagerly=True)
+    count_real_rows_alone(model, weights_given=False)
+    weights = np.full(SIZE, PADDING, np.float32)
+    weights[:REAL] = 1
+
+    expected = plain.train_on_batch(x, y, return_dict=True)
+    logs = model.train_step((filled(x), filled(y), tf.constant(weights)))
+
+    assert float(logs["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+    for trained, value in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(trained, value, rtol=1e-5, atol=1e-7)
 
 
 def test_rows_of_weight_0_count_in_metrics_that_know_no_weights() -> None:

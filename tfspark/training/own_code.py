@@ -19,7 +19,7 @@ averaged. Code that compares rows, or divides by a count of its own, sees the re
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -192,7 +192,9 @@ def _result_of(metric: keras.Metric, part: str | None) -> object:
 
 def _weighted(value: Structure, factor: tf.Tensor) -> Structure:
     """Weight a number that is no result of a metric: Keras takes the mean over the replicas."""
-    if not tf.is_tensor(value) or value.shape.rank != 0 or not value.dtype.is_floating:
+    if isinstance(value, Mapping | Sequence) or not tf.is_tensor(value):
+        return value
+    if value.shape.rank != 0 or not value.dtype.is_floating:
         return value
     return tf.where(factor > 0, value * tf.cast(factor, value.dtype), tf.zeros_like(value))
 

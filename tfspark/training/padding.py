@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src import backend, tree
+from keras.src.backend.common import global_state
 from keras.src.losses import loss as loss_module
 
 from tfspark.training.own_code import (
@@ -144,8 +146,12 @@ def _reduced(
 
 
 def _scaled(value: tf.Tensor) -> tf.Tensor:
-    """Divide by the number of replicas as Keras does, except for values over all rows and in a model's own code."""
-    return value if _whole or share() is not None else _keras_scaling(value)
+    """Divide by the number of replicas as Keras does, except for values over all rows and in a model's own code.
+
+    Nor within a layer: what it adds to the loss is divided when it is added.
+    """
+    is_in_layer = global_state.get_global_attribute("current_call_ctx") is not None
+    return value if _whole or share() is not None or is_in_layer else _keras_scaling(value)
 
 
 def _share_of(real: tf.Tensor) -> tf.Tensor:
@@ -195,6 +201,7 @@ class _LossOfRows:
 
     def __init__(self, loss: keras.losses.Loss):
         self._loss = loss
+        self._compares_rows: bool | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loss, name)
@@ -206,17 +213,14 @@ class _LossOfRows:
             return self._loss(y_true, y_pred, sample_weight)
         rows = _current[-1]
         value = None
-        if not _compares_rows(self._loss):
+        if self._compares_rows is None:
+            self._compares_rows = _compares_rows(self._loss, y_true, y_pred)
+        if not self._compares_rows:
             rows.is_whole, rows.tracked, rows.reductions = False, None, 0
             value = self._loss(y_true, y_pred, rows.weights)
         if value is None or rows.is_whole or rows.reductions > 1:
             value = self._of_whole_batch(rows, y_true, y_pred)
             rows.tracked = value * tf.cast(rows.in_step(), value.dtype)
-        elif rows.tracked is None:  # The loss handles the weights itself.
-            of_rows = share()
-            value = value * _num_replicas() if of_rows is None else value
-            rows.tracked = value * tf.cast(rows.count(), value.dtype)
-            value = value / _num_replicas() if of_rows is None else value * tf.cast(of_rows, value.dtype)
         return value
 
     def _of_whole_batch(self, rows: _Rows, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
@@ -227,6 +231,10 @@ class _LossOfRows:
         )
         if not rows.weights_given:
             weights = None  # The remaining axis may be classes, not rows.
+        mask = backend.get_keras_mask(y_pred)
+        if mask is not None:
+            mask = _joined(tf.cast(mask, tf.int32))
+            backend.set_keras_mask(guess, tf.cast(tf.boolean_mask(mask, real), tf.bool))
         of_rows = _current[:]
         _current.clear()
         _whole.append(self)
@@ -238,11 +246,37 @@ class _LossOfRows:
         return tf.reduce_sum(value) / _num_replicas()
 
 
-def _compares_rows(loss: keras.losses.Loss) -> bool:
-    """Return whether a row's value depends on other rows of its batch."""
-    axis = getattr(loss, "axis", None)
-    is_over_rows = isinstance(loss, keras.losses.Dice | keras.losses.Tversky) and 0 in tree.flatten(axis)
+def _compares_rows(loss: keras.losses.Loss, y_true: tf.Tensor, y_pred: tf.Tensor) -> bool:
+    """Return whether a row's value may depend on other rows of its batch."""
+    if type(loss).__call__ is not keras.losses.Loss.__call__:
+        return True
+    made_of = (type(loss), getattr(loss, "fn", type(loss)))
+    if not all(str(part.__module__).startswith("keras.") for part in made_of):
+        return _depends_on_other_rows(loss, y_true, y_pred)
+    is_over_rows = isinstance(loss, keras.losses.Dice | keras.losses.Tversky) and 0 in tree.flatten(loss.axis)
     return isinstance(loss, keras.losses.Circle) or is_over_rows
+
+
+def _depends_on_other_rows(loss: keras.losses.Loss, y_true: tf.Tensor, y_pred: tf.Tensor) -> bool:
+    """Try a loss on a row among others, and on the row alone."""
+    rng = np.random.default_rng(1)
+
+    def tried(part: tf.Tensor) -> tf.Tensor:
+        values = rng.random([4, *(4 if size is None else size for size in part.shape[1:])])
+        is_float = part.dtype.is_floating
+        return tf.cast(values if is_float else values > 0.5, part.dtype)  # Classes are 0 and 1.
+
+    of_rows = _current[:]
+    _current.clear()
+    try:
+        with tf.init_scope():
+            truth, guess = tried(y_true), tried(y_pred)
+            among, alone = (np.asarray(loss.call(truth[:n], guess[:n])) for n in (4, 1))
+    except Exception:  # It takes no such values.
+        return False
+    finally:
+        _current[:] = of_rows
+    return among.ndim > 0 and not np.allclose(among[:1], alone, rtol=1e-3, equal_nan=True)
 
 
 class _Step:
@@ -260,7 +294,7 @@ class _Step:
     def watch_total(self) -> None:
         """Wrap the mean of a model's loss."""
         model, tracker = self._model, self._model._loss_tracker
-        compute_loss = model._compute_loss
+        compute_loss, aggregate = model._compute_loss, model._aggregate_additional_loss
         tracker._tfspark_step = self
         tracker.update_state = self._counting(tracker, None)
 
@@ -288,7 +322,19 @@ class _Step:
                 loss = compute_loss(*parts, training)
             return tf.where(of_rows > 0, loss, tf.zeros_like(loss)) * tf.cast(of_rows, loss.dtype)
 
-        model._compute_loss = computed
+        def aggregated(loss: tf.Tensor) -> tf.Tensor:
+            """Add up what a layer adds to the loss: a number, which is a mean, or a value for each row."""
+            real = None if self._rows is None else self._rows.real
+            of_rows = real is not None or share() is not None
+            size = None if real is None else real.shape[0]
+            if not loss.shape.rank or not of_rows or loss.shape[0] not in (None, size):
+                return aggregate(loss)
+            loss = tf.cast(loss, loss.dtype if loss.dtype.is_floating else backend.floatx())
+            if size is not None:  # There may be padding.
+                loss = tf.where(_stretched(real, loss), loss, 0)
+            return _of_own_rows(tf.reduce_sum(loss))
+
+        model._compute_loss, model._aggregate_additional_loss = computed, aggregated
 
     def watch_losses(self, losses: CompileLoss) -> None:
         """Wrap a model's compiled losses."""
@@ -364,9 +410,7 @@ class _Step:
         loss = tf.reduce_mean(tf.cast(value, tf.float32))
         is_own_step = share() is not None
         if self._data_loss is None:  # The model has no compiled loss, or does not use it.
-            if is_own_step or not is_own(self._model, "compute_loss"):
-                return loss * rows
-            return loss / _num_replicas() * self._rows.in_step()
+            return loss * rows if is_own_step else loss / _num_replicas() * self._rows.in_step()
         if is_own_step:
             return self._tracked + (loss - tf.reduce_mean(_of_own_rows(self._data_loss))) * rows
         of_rows = tf.reduce_mean(tf.cast(self._data_loss, tf.float32)) * _num_replicas()
@@ -415,9 +459,14 @@ class _Step:
 
 
 def _of_own_rows(loss: tf.Tensor) -> tf.Tensor:
-    """Convert a share of all replicas' loss to a mean over this replica's rows, in a model's own code."""
+    """Convert a share of all replicas' loss to a mean over this replica's rows, in a model's own code.
+
+    Values of rows remain what they are: no share.
+    """
     of_rows = share()
-    return loss if of_rows is None else tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
+    if of_rows is None or tf.convert_to_tensor(loss).shape.rank:
+        return loss
+    return tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
 
 
 def _is_row_weight(weight: Any) -> bool:
