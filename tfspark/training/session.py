@@ -75,6 +75,7 @@ class TrainingSession:
         with context.strategy.scope(), named_as_alone():
             self.model = call_build_model(build_model, params)
             set_optimizer(self.model, context.settings)
+        keras.utils.set_random_seed(context.seed)  # Constants that the function draws are the same in both.
         self.local_model = call_build_model(build_model, params)
         set_optimizer(self.local_model, context.settings)
         self.progress = Progress()
