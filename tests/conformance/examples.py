@@ -1,11 +1,12 @@
 """Small models in the shapes of the code examples on keras.io, and rows for them.
 
 Every function that makes rows takes their number, and returns features, labels and no weights. Initial weights are
-drawn from a seed. Layers that draw random numbers while they train are left out.
+drawn from a seed. Layers that draw random numbers while they train are left out; noise is an input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,89 @@ def customers(rows: int) -> Any:
     age, job = rng.normal(size=(rows, 1)).astype(np.float32), rng.integers(0, 4, (rows, 1))
     town = rng.choice([89, 118, 47], (rows, 1))
     return {"age": age, "job": job, "town": town}, (age + job > 1.5).astype(np.float32), None
+
+
+def noisy_points(rows: int) -> Any:
+    """Points, noise, a share by which both are mixed, and the points again as labels."""
+    rng = _rng()
+    x = rng.normal(size=(rows, 4)).astype(np.float32)
+    noise = rng.normal(size=(rows, 4)).astype(np.float32)
+    return {"image": x, "noise": noise, "share": rng.random((rows, 1)).astype(np.float32)}, x, None
+
+
+def triplets(rows: int) -> Any:
+    """A point, one far from it, one near it, and a label that nobody uses."""
+    rng = _rng()
+    anchor, far, change = rng.normal(size=(3, rows, 4)).astype(np.float32)
+    return (
+        {"anchor": anchor, "far": far, "near": anchor + 0.3 * change},
+        np.zeros((rows, 1), np.float32),
+        None,
+    )
+
+
+def classes(rows: int) -> Any:
+    """Points of three classes."""
+    x = _rng().normal(size=(rows, 4)).astype(np.float32)
+    return x, x[:, :3].argmax(1), None
+
+
+def gaps(rows: int) -> Any:
+    """Numbers of words, 0 in place of some, and all of them."""
+    rng = _rng()
+    words = rng.integers(1, WORDS, (rows, STEPS))
+    return np.where(rng.random((rows, STEPS)) < 0.4, 0, words), words, None
+
+
+def next_words(rows: int) -> Any:
+    """Numbers of words, and for each the next one."""
+    words = _rng().integers(1, WORDS, (rows, STEPS + 1))
+    return words[:, :-1], words[:, 1:], None
+
+
+def captions(rows: int) -> Any:
+    """An image, the beginning of what is said of it, and the whole: numbers of words, 0 behind the last."""
+    rng = _rng()
+    said = rng.integers(1, WORDS, (rows, STEPS)) * (np.arange(STEPS) < rng.integers(1, STEPS + 1, (rows, 1)))
+    begun = np.concatenate([np.ones((rows, 1), said.dtype), said[:, :-1]], 1)
+    return {"image": rng.normal(size=(rows, 4)).astype(np.float32), "begun": begun}, said, None
+
+
+def lines_of_text(rows: int) -> Any:
+    """Columns of pixels, the text they show, and a label that nobody uses."""
+    rng = _rng()
+    text = rng.integers(1, 4, (rows, 2))
+    columns = rng.normal(size=(rows, 5, 2)).astype(np.float32)
+    return {"columns": columns, "text": text}, np.zeros((rows, 1), np.float32), None
+
+
+def answers(rows: int) -> Any:
+    """Points, whether they are on one side, how much each counts, and a label that nobody uses."""
+    rng = _rng()
+    x = rng.normal(size=(rows, 4)).astype(np.float32)
+    yes = (x.sum(1, keepdims=True) > 0).astype(np.float32)
+    counts = rng.random((rows, 1)).astype(np.float32)
+    return {"image": x, "yes": yes, "counts": counts}, np.zeros((rows, 1), np.float32), None
+
+
+def bags(rows: int) -> Any:
+    """Three points, and whether one of them is far to the right."""
+    x = _rng().normal(size=(rows, 3, 4)).astype(np.float32)
+    return {"a": x[:, 0], "b": x[:, 1], "c": x[:, 2]}, (x[..., 0].max(1) > 1).astype(np.int64), None
+
+
+def roads(rows: int) -> Any:
+    """The traffic on three roads for some steps, and in the next step."""
+    x = _rng().normal(size=(rows, STEPS, 3)).astype(np.float32).cumsum(1)
+    return x, x[:, -1] + 0.1, None
+
+
+def members(rows: int) -> Any:
+    """A number, a text, and yes or no."""
+    rng = _rng()
+    age, job = rng.normal(40, 9, (rows, 1)).astype(np.float32), rng.choice(["cook", "pilot"], rows)
+    yes = ((age > 40) == (job == "cook")[:, None]).astype(np.float32)
+    return {"age": age, "job": job.astype(object)}, yes, None
 
 
 def _compiled(model: Any, loss: Any, rate: float = 0.01, metrics: Any = ("accuracy",), **options: Any) -> Any:
@@ -308,3 +392,450 @@ def distiller() -> Any:
     model = Distiller()
     model.build((None, 4))
     return _compiled(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+
+# --- models with steps of their own ------------------------------------------------------------------
+
+
+def _network(keras: Any, *units: int, size: int = 4) -> Any:
+    hidden = [keras.layers.Dense(count, "tanh") for count in units[:-1]]
+    return keras.Sequential([keras.Input((size,)), *hidden, keras.layers.Dense(units[-1])])
+
+
+def _stepping(loss_of: Callable[[Any, Any, Any], Any], **networks: Any) -> Any:
+    """Return a model whose own steps take the loss that a function returns.
+
+    Args:
+        loss_of: of the model, features and labels: a number, or a value for each row; or a pair of these and their
+            weights.
+        networks: the model's attributes; the first is what the model says of the first of its inputs.
+    """
+    import keras
+    import tensorflow as tf
+
+    class Stepping(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            for name, network in networks.items():
+                setattr(self, name, network)
+            self.measured = keras.metrics.Mean(name="measured_loss")
+
+        @property
+        def metrics(self) -> Any:
+            return [self.measured]
+
+        def call(self, x: Any) -> Any:
+            return getattr(self, next(iter(networks)))(tf.nest.flatten(x)[0])
+
+        def measure(self, data: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            loss = loss_of(self, x, y)
+            loss, weights = loss if isinstance(loss, tuple) else (loss, None)
+            self.measured.update_state(loss, sample_weight=weights)
+            return loss
+
+        def train_step(self, data: Any) -> Any:
+            with tf.GradientTape() as tape:
+                loss = self.measure(data)
+            weights = self.trainable_weights
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            return {"measured_loss": self.measured.result()}
+
+        def test_step(self, data: Any) -> Any:
+            self.measure(data)
+            return {"measured_loss": self.measured.result()}
+
+    model = Stepping()
+    model.built = True  # Its networks are.
+    model.compile(keras.optimizers.SGD(0.02))
+    return model
+
+
+def variational_autoencoder() -> Any:
+    keras = _seeded()
+    ops = keras.ops
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        mean, spread = ops.split(model.encoder(x["image"]), 2, axis=1)
+        said = model.decoder(mean + ops.exp(spread / 2) * x["noise"][:, :2])
+        lost = ops.mean(ops.sum(ops.square(y - said), axis=1))
+        return lost - 0.5 * ops.mean(ops.sum(1 + spread - ops.square(mean) - ops.exp(spread), axis=1))
+
+    return _stepping(loss_of, encoder=_network(keras, 5, 4), decoder=_network(keras, 5, 4, size=2))
+
+
+def triplet_network() -> Any:
+    """The loss has a value for each row."""
+    keras = _seeded()
+    ops = keras.ops
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        anchor = model.tower(x["anchor"])
+        near, far = (ops.sum(ops.square(anchor - model.tower(x[name])), axis=-1) for name in ("near", "far"))
+        return ops.maximum(near - far + 0.5, 0)
+
+    return _stepping(loss_of, tower=_network(keras, 5, 2))
+
+
+def masked_language_model() -> Any:
+    """The loss has a value for each word, of which those that were left out count."""
+    keras = _seeded()
+    words = keras.Input((STEPS,), dtype="int64")
+    x = keras.layers.Dense(WORDS, "softmax")(_attended(keras, keras.layers.Embedding(WORDS, 4)(words)))
+    of_words = keras.losses.SparseCategoricalCrossentropy(reduction=None)
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        weights = keras.ops.cast(keras.ops.equal(x, 0), "float32")
+        return of_words(y, model.network(x), sample_weight=weights), weights
+
+    return _stepping(loss_of, network=keras.Model(words, x))
+
+
+def contrasted_views() -> Any:
+    """The loss compares each row with the other rows of its batch."""
+    keras = _seeded()
+    ops = keras.ops
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        views = [ops.normalize(model.tower(x[name]), axis=1) for name in ("anchor", "near")]
+        likeness = ops.matmul(views[0], ops.transpose(views[1])) / 0.2
+        own = ops.arange(ops.shape(likeness)[0])
+        return ops.mean(keras.losses.sparse_categorical_crossentropy(own, likeness, from_logits=True))
+
+    return _stepping(loss_of, tower=_network(keras, 5, 3))
+
+
+def _teller(keras: Any) -> Any:
+    """A network that goes on with what is said of an image."""
+    layers = keras.layers
+    image, begun = keras.Input((4,), name="image"), keras.Input((STEPS,), dtype="int64", name="begun")
+    x = layers.Embedding(WORDS, 4)(begun)
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(2, 2)(x, x, use_causal_mask=True))
+    x = layers.Dense(WORDS)(x + layers.Reshape((1, 4))(layers.Dense(4, "tanh")(image)))
+    return keras.Model({"image": image, "begun": begun}, x)
+
+
+def captioning() -> Any:
+    """The loss is divided by the batch's number of words."""
+    keras = _seeded()
+    ops = keras.ops
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        is_word = ops.cast(ops.not_equal(y, 0), "float32")
+        of_words = keras.losses.sparse_categorical_crossentropy(y, model.teller(x), from_logits=True)
+        return ops.sum(of_words * is_word) / ops.sum(is_word)
+
+    return _stepping(loss_of, first=keras.layers.Identity(), teller=_teller(keras))
+
+
+def dictation() -> Any:
+    """`compute_loss` gets a weight for each word."""
+    keras = _seeded()
+
+    def loss_of(model: Any, x: Any, y: Any) -> Any:
+        is_word = keras.ops.not_equal(y, 0)
+        return model.compute_loss(None, keras.ops.one_hot(y, WORDS), model.teller(x), sample_weight=is_word)
+
+    model = _stepping(loss_of, first=keras.layers.Identity(), teller=_teller(keras))
+    model.compile(
+        keras.optimizers.SGD(0.5),
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+    )
+    return model
+
+
+def diffusion() -> Any:
+    """The step keeps an exponential mean of the weights."""
+    keras = _seeded()
+    ops = keras.ops
+
+    class Diffusion(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _network(keras, 6, 4, size=5)
+            self.mean_network = keras.models.clone_model(self.network)
+            self.mean_network.set_weights(self.network.get_weights())
+            self.of_noise = keras.metrics.Mean(name="noise_loss")
+
+        @property
+        def metrics(self) -> Any:
+            return [self.of_noise]
+
+        def call(self, x: Any) -> Any:
+            return self.said_by(self.mean_network, x)
+
+        def said_by(self, network: Any, x: Any) -> Any:
+            share = x["share"]
+            mixed = ops.cos(share) * x["image"] + ops.sin(share) * x["noise"]
+            return network(ops.concatenate([mixed, share], axis=1))
+
+        def train_step(self, data: Any) -> Any:
+            import tensorflow as tf
+
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+            with tf.GradientTape() as tape:
+                loss = self.loss(x["noise"], self.said_by(self.network, x))
+            weights = self.network.trainable_weights
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+            for weight, mean in zip(self.network.weights, self.mean_network.weights, strict=True):
+                mean.assign(0.9 * mean + 0.1 * weight)
+            self.of_noise.update_state(loss)
+            return {"noise_loss": self.of_noise.result()}
+
+        def test_step(self, data: Any) -> Any:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+            self.of_noise.update_state(self.loss(x["noise"], self(x)))
+            return {"noise_loss": self.of_noise.result()}
+
+    model = Diffusion()
+    model.built = True
+    model.compile(keras.optimizers.AdamW(0.01), keras.losses.mean_absolute_error)
+    return model
+
+
+def gradient_penalty() -> Any:
+    """A critic takes two steps, with a gradient in its loss, for each step of what it judges."""
+    keras = _seeded()
+    import tensorflow as tf
+
+    ops = keras.ops
+
+    class Wasserstein(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker, self.critic = _network(keras, 5, 4), _network(keras, 5, 1)
+            self.of_maker, self.of_critic = (
+                keras.metrics.Mean(name=f"{name}_loss") for name in ("maker", "critic")
+            )
+
+        def compile(self, optimizer: Any, critic_optimizer: Any) -> None:
+            super().compile(optimizer)
+            self.critic_optimizer = critic_optimizer
+
+        @property
+        def metrics(self) -> Any:
+            return [self.of_maker, self.of_critic]
+
+        def call(self, x: Any) -> Any:
+            return self.critic(self.maker(x["noise"]))
+
+        def penalty(self, x: Any, made: Any, real: Any) -> Any:
+            mixed = real + x["share"] * (made - real)
+            with tf.GradientTape() as tape:
+                tape.watch(mixed)
+                said = self.critic(mixed)
+            slope = ops.sqrt(ops.sum(ops.square(tape.gradient(said, [mixed])[0]), axis=1))
+            return ops.mean(ops.square(slope - 1))
+
+        def train_step(self, data: Any) -> Any:
+            x, real, _ = keras.utils.unpack_x_y_sample_weight(data)
+            for _ in range(2):
+                with tf.GradientTape() as tape:
+                    made = self.maker(x["noise"])
+                    gap = ops.mean(self.critic(made)) - ops.mean(self.critic(real))
+                    of_critic = gap + 10 * self.penalty(x, made, real)
+                weights = self.critic.trainable_weights
+                self.critic_optimizer.apply(tape.gradient(of_critic, weights), weights)
+            with tf.GradientTape() as tape:
+                of_maker = -ops.mean(self(x))
+            weights = self.maker.trainable_weights
+            self.optimizer.apply(tape.gradient(of_maker, weights), weights)
+            self.of_maker.update_state(of_maker)
+            self.of_critic.update_state(of_critic)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+        def test_step(self, data: Any) -> Any:
+            x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+            self.of_maker.update_state(-ops.mean(self(x)))
+            return {"maker_loss": self.of_maker.result()}
+
+    model = Wasserstein()
+    model.built = True
+    model.compile(keras.optimizers.SGD(0.05), keras.optimizers.SGD(0.01))
+    return model
+
+
+# --- losses of layers, losses that compare rows --------------------------------------------------------
+
+
+def own_call_contrast() -> Any:
+    """A Loss with a `__call__` of its own, which compares rows."""
+    keras = _seeded()
+    ops = keras.ops
+
+    class Contrast(keras.losses.Loss):  # type: ignore[misc]
+        def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            vectors = ops.normalize(y_pred, axis=1)
+            likeness = ops.log_softmax(ops.matmul(vectors, ops.transpose(vectors)) / 0.5, axis=1)
+            kinds = ops.reshape(y_true, (-1, 1))
+            same = ops.cast(ops.equal(kinds, ops.transpose(kinds)), "float32")
+            return -ops.mean(ops.sum(same * likeness, axis=1) / ops.sum(same, axis=1))
+
+    model = _network(keras, 5, 3)
+    model.compile(keras.optimizers.SGD(0.1), Contrast())
+    return model
+
+
+def transcription() -> Any:
+    """A layer adds the loss of each row."""
+    keras = _seeded()
+
+    class Transcribed(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, text: Any, said: Any) -> Any:
+            ones = keras.ops.ones_like(text[:, 0])
+            lengths = (ones * keras.ops.shape(text)[1], ones * keras.ops.shape(said)[1])
+            self.add_loss(keras.ops.ctc_loss(text, said, *lengths, mask_index=0))
+            return said
+
+    columns, text = keras.Input((5, 2), name="columns"), keras.Input((2,), dtype="int32", name="text")
+    said = keras.layers.Dense(4)(
+        keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True))(columns)
+    )
+    model = keras.Model({"columns": columns, "text": text}, Transcribed()(text, said))
+    model.compile(keras.optimizers.SGD(0.02))
+    return model
+
+
+def endpoint() -> Any:
+    """A layer calls a loss of Keras, and adds it; it has a metric, too."""
+    keras = _seeded()
+
+    class Endpoint(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss = keras.losses.BinaryCrossentropy(from_logits=True)
+            self.accuracy = keras.metrics.BinaryAccuracy(name="accuracy")
+
+        def call(self, said: Any, yes: Any, counts: Any) -> Any:
+            self.add_loss(self.loss(yes, said, counts))
+            self.accuracy.update_state(yes, said, counts)
+            return keras.ops.sigmoid(said)
+
+    image, yes, counts = (
+        keras.Input((size,), name=name) for name, size in (("image", 4), ("yes", 1), ("counts", 1))
+    )
+    said = Endpoint()(keras.layers.Dense(1)(image), yes, counts)
+    model = keras.Model({"image": image, "yes": yes, "counts": counts}, said)
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
+def mixing_rows() -> Any:
+    """Each row gets the sum over all rows of the batch."""
+    keras = _seeded()
+    layers = keras.layers
+    user = keras.Input((1,), dtype="int64", name="user")
+    film = keras.Input((1,), dtype="int64", name="film")
+    tastes = [layers.Flatten()(layers.Embedding(9, 3)(each)) for each in (user, film)]
+    match = keras.ops.tensordot(*tastes, 2) + layers.Flatten()(layers.Embedding(9, 1)(user))
+    model = keras.Model({"user": user, "film": film}, layers.Activation("sigmoid")(match))
+    return _compiled(model, "binary_crossentropy", metrics=["mse"])
+
+
+# --- layers and inputs of their own ----------------------------------------------------------------------
+
+
+def miniature_gpt() -> Any:
+    """A Transformer that sees no later word; its second output has no loss."""
+    keras = _seeded()
+    words = keras.Input((STEPS,), dtype="int64")
+    x = keras.layers.Embedding(WORDS, 4)(words)
+    x = keras.layers.LayerNormalization()(
+        x + keras.layers.MultiHeadAttention(2, 2)(x, x, use_causal_mask=True)
+    )
+    model = keras.Model(words, [keras.layers.Dense(WORDS)(x), x])
+    model.compile(
+        keras.optimizers.SGD(0.5), [keras.losses.SparseCategoricalCrossentropy(from_logits=True), None]
+    )
+    return model
+
+
+def pixel_cnn() -> Any:
+    """A convolution that sets part of its kernel to 0 in each step."""
+    keras = _seeded()
+
+    class Masked(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = keras.layers.Conv2D(4, 3, padding="same", activation="relu")
+
+        def build(self, shape: Any) -> None:
+            self.inner.build(shape)
+            self.mask = np.ones(self.inner.kernel.shape, np.float32)
+            self.mask[1, 1:], self.mask[2] = 0, 0
+
+        def call(self, x: Any) -> Any:
+            self.inner.kernel.assign(self.inner.kernel * self.mask)
+            return self.inner(x)
+
+    layers = [keras.Input((SIZE, SIZE, 1)), Masked(), keras.layers.Conv2D(1, 1, activation="sigmoid")]
+    return _compiled(keras.Sequential(layers), "binary_crossentropy", metrics=())
+
+
+def decision_forest() -> Any:
+    """Two trees of three decisions, whose leaves are learned; each knows three features, which are drawn."""
+    known = [np.random.permutation(4)[:3].tolist() for _ in range(2)]
+    keras = _seeded()
+    ops = keras.ops
+
+    class Tree(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self, known: list[int]) -> None:
+            super().__init__()
+            self.known = known
+            self.decisions = keras.layers.Dense(3, "sigmoid")
+            self.leaves = self.add_weight(shape=(4, 3), initializer="random_normal", name="leaves")
+
+        def build(self, shape: Any) -> None:
+            self.decisions.build((None, 3))
+
+        def call(self, x: Any) -> Any:
+            first, left, right = ops.split(self.decisions(ops.take(x, self.known, axis=1)), 3, axis=1)
+            ways = [first * left, first * (1 - left), (1 - first) * right, (1 - first) * (1 - right)]
+            return ops.matmul(ops.concatenate(ways, axis=1), ops.softmax(self.leaves))
+
+    x = keras.Input((4,))
+    trees = [Tree(each)(x) for each in known]
+    return _compiled(keras.Model(x, (trees[0] + trees[1]) / 2), "sparse_categorical_crossentropy")
+
+
+def attention_over_instances() -> Any:
+    keras = _seeded()
+    layers = keras.layers
+    instances = [keras.Input((4,)) for _ in range(3)]
+    encoder, scorer = layers.Dense(5, "relu"), layers.Dense(1, kernel_regularizer="l2")
+    encoded = [encoder(each) for each in instances]
+    shares = keras.ops.softmax(keras.ops.stack([scorer(each) for each in encoded]), axis=0)
+    x = layers.concatenate([shares[index] * each for index, each in enumerate(encoded)])
+    return _compiled(keras.Model(instances, layers.Dense(2, "softmax")(x)), "sparse_categorical_crossentropy")
+
+
+def graph_convolution() -> Any:
+    keras = _seeded()
+
+    class Neighbours(keras.layers.Layer):  # type: ignore[misc]
+        """Mixes what is known of a road with what is known of its neighbours."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.joins = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]], np.float32)
+            self.scale = self.add_weight(shape=(2,), initializer="ones", name="scale")
+
+        def call(self, x: Any) -> Any:
+            return keras.ops.relu(self.scale[0] * x + self.scale[1] * keras.ops.matmul(x, self.joins))
+
+    layers = [keras.Input((STEPS, 3)), Neighbours(), keras.layers.LSTM(4), keras.layers.Dense(3)]
+    return _compiled(keras.Sequential(layers), "mse", metrics=["mae"])
+
+
+def feature_space() -> Any:
+    keras = _seeded()
+    import tensorflow as tf
+
+    space = keras.utils.FeatureSpace(
+        {"age": keras.utils.FeatureSpace.float_normalized(), "job": "string_categorical"},
+        output_mode="concat",
+    )
+    space.adapt(tf.data.Dataset.from_tensor_slices(members(28)[0]).batch(4))
+    x = keras.layers.Dense(4, "relu")(space.get_encoded_features())
+    model = keras.Model(space.get_inputs(), keras.layers.Dense(1, "sigmoid")(x))
+    return _compiled(model, "binary_crossentropy")

@@ -1,4 +1,4 @@
-"""``docs/keras-features.md``, made from the table: ``PYTHONPATH=tests python -m conformance.page``."""
+"""``docs/keras-features.md`` and ``docs/keras-examples.md``: ``PYTHONPATH=tests python -m conformance.page``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
+from conformance.keras_examples import EXAMPLES, Covered, LeftOut
 from conformance.table import EQUAL, FEATURES, STATED, Feature, Stated
 
-PAGE = Path(__file__).parents[2] / "docs" / "keras-features.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, EXAMPLES_PAGE = DOCS / "keras-features.md", DOCS / "keras-examples.md"
 HEAD = """# Features of Keras
 
 Which features of Keras's `compile` and `fit` train as in plain Keras. This page is generated from the table in
@@ -26,6 +28,23 @@ Two rules apply to all rows:
 
 *Refused* means an error before the first step, which says what to use instead. A `main_fun` calls Keras's `fit` itself,
 on `ctx.dataset()` and under `ctx.strategy`; it trains as synchronous training does.
+
+[Keras's examples](keras-examples.md) says which rows stand for which example of Keras.
+"""
+EXAMPLES_HEAD = """# Keras's examples
+
+The examples for Keras 3 that are or were in [Keras's repository](https://github.com/keras-team/keras/tree/master/examples),
+and the rows of [features of Keras](keras-features.md) that stand for each. A row stands for what an example's
+`compile`, `fit`, steps, losses and layers do, in a small model; for neither its data nor its size. This page is
+generated from `tests/conformance/keras_examples.py`.
+
+The last column says what synchronous workers train: *equal* to plain Keras, or what is equal instead. Three things hold
+for every example:
+
+- Its rows come from a DataFrame or from files, and its model from `build_model`, or from a `main_fun`.
+- A step of its own gets `(x, y, sample_weight)`: `x, y, _ = keras.utils.unpack_x_y_sample_weight(data)`.
+- [Dropout and other random layers, and BatchNormalization](keras-features.md#models) are not as in one process. Many
+  examples have them.
 """
 
 
@@ -45,6 +64,41 @@ def page() -> str:
     )
     parts.append(f"\nOf {len(rows)} rows, synchronous training has {said}.\n")
     return "\n".join(parts)
+
+
+def examples_page() -> str:
+    """Return the page of Keras's examples."""
+    rows = {feature.name: feature for feature in FEATURES}
+    parts = [EXAMPLES_HEAD, counts_of_examples(rows)]
+    for folder, examples in EXAMPLES.items():
+        parts.append(f"\n## {folder}\n")
+        parts.append("| example | rows | synchronous |\n|---|---|---|")
+        parts.extend(line_of_example(name, example, rows) for name, example in examples.items())
+    return "\n".join([*parts, ""])
+
+
+def counts_of_examples(rows: dict[str, Feature]) -> str:
+    every = [example for examples in EXAMPLES.values() for example in examples.values()]
+    covered = [promises(example, rows) for example in every if isinstance(example, Covered)]
+    reasons = Counter(example.reason for example in every if isinstance(example, LeftOut))
+    equal = covered.count([])
+    left_out = "".join(f"- {count}: {reason}\n" for reason, count in reasons.most_common())
+    return (
+        f"Of {len(every)} examples, rows stand for {len(covered)}: {equal} are equal, {len(covered) - equal} equal "
+        f"except for the named differences. The others:\n\n{left_out}"
+    )
+
+
+def promises(example: Covered, rows: dict[str, Feature]) -> list[str]:
+    """Return what an example's rows say if they are not equal, and its note."""
+    differences = [rows[name].synchronous for name in example.rows if rows[name].synchronous != EQUAL]
+    return [*dict.fromkeys(differences), *filter(None, [example.note])]
+
+
+def line_of_example(name: str, example: Covered | LeftOut, rows: dict[str, Feature]) -> str:
+    if isinstance(example, LeftOut):
+        return f"| {name} | | {example.reason} |"
+    return f"| {name} | {'; '.join(example.rows)} | {'; '.join(promises(example, rows)) or EQUAL} |"
 
 
 def order(group: str) -> int:
@@ -68,3 +122,4 @@ def kind_of(promise: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    EXAMPLES_PAGE.write_text(examples_page(), encoding="utf-8")

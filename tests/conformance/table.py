@@ -49,7 +49,8 @@ class Feature:
         validates: rows are evaluated after each epoch, the same as are trained on.
         hook: changes the features of a batch, as a `features` hook does.
         between: changes the model between two trainings, the first of which is not compared.
-        not_compared: by whom it is trained only.
+        not_compared: by whom it is trained only: ``servers``, or ``several`` synchronous workers, whose weights are
+            others then.
     """
 
     group: str
@@ -325,6 +326,15 @@ def mean_and_dice(truth: Any, guess: Any) -> Any:
     return keras.losses.binary_crossentropy(truth, guess) + keras.losses.Dice()(truth, guess)
 
 
+def among_others(truth: Any, guess: Any) -> Any:
+    """A value for each row, which depends on the other rows of the batch."""
+    import keras
+
+    likeness = keras.ops.matmul(guess, keras.ops.transpose(guess))
+    own = keras.ops.arange(keras.ops.shape(guess)[0])
+    return keras.losses.sparse_categorical_crossentropy(own, likeness, from_logits=True)
+
+
 def of_table(
     name: str, kind: str, units: int, activation: str | None, loss: Any, weighs: bool = False, **more: Any
 ) -> Feature:
@@ -469,7 +479,19 @@ LOSSES += [
         weighs=True,
     ),
 ]
-LOSSES.append(of_table("a function made of other losses", "yes", 1, "sigmoid", lambda: mean_and_dice))
+LOSSES += [
+    of_table("a function made of other losses", "yes", 1, "sigmoid", lambda: mean_and_dice),
+    of_table("a function that compares rows", "numbers", 3, None, lambda: among_others, slow=True),
+    of_table(
+        "a function that compares rows, with weights",
+        "numbers",
+        3,
+        None,
+        lambda: among_others,
+        weighs=True,
+        slow=True,
+    ),
+]
 
 
 def squares(truth: Any, guess: Any) -> Any:
@@ -1051,6 +1073,32 @@ def guided_step(data: str = "weights") -> Callable[[], Any]:
     return build
 
 
+def returned_numbers() -> Any:
+    """A step that returns its loss itself, beside a metric of another name."""
+    import keras
+    import tensorflow as tf
+
+    class Returning(keras.Model):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.error = keras.metrics.MeanAbsoluteError(name="error")
+
+        def train_step(self, batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with tf.GradientTape() as tape:
+                guess = self(x, training=True)
+                loss = keras.ops.mean(keras.ops.square(y - guess))
+            weights = self.trainable_weights
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            self.error.update_state(y, guess)
+            return {"seen_loss": loss, "wrong": self.error.result()}
+
+    inputs = keras.Input((4,))
+    model = Returning(inputs=inputs, outputs=keras.layers.Dense(1, kernel_initializer=initial(1))(inputs))
+    model.compile(sgd(0.1)(), "mse")
+    return model
+
+
 def two_optimizers() -> Any:
     """Two networks against each other, with losses of Keras called by the step itself, as in Keras's GANs."""
     import keras
@@ -1265,6 +1313,14 @@ MODELS = [
         slow=True,
     ),
     of_model("train_step with a mean of its own", guided_step("own mean")),
+    of_model(
+        "train_step that returns its loss beside metrics",
+        returned_numbers,
+        epochs=2,
+        servers="equal for metrics; for other values that a step returns, the mean over steps",
+        not_compared=("servers",),
+        slow=True,
+    ),
     of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("yes"), of_batches=True),
     of_model(
         "compute_loss with a mean of its own",
@@ -1932,18 +1988,19 @@ def with_loss_of_activity() -> Any:
     return model
 
 
+MEANS_OF_LAYERS = "equal on full batches for a mean over rows; in a short one, padding rows count, too"
 CHANGED = [
     of_model(
         "activity_regularizer, add_loss",
         with_loss_of_activity,
         some_rows(32),
-        synchronous="equal on full batches; in a short one, padding rows count, too",
+        synchronous=MEANS_OF_LAYERS,
     ),
     of_model(
         "add_loss without a compiled loss",
         added_alone,
         lambda: (some_rows(32)()[0], some_rows(32)()[1], None),
-        synchronous="equal on full batches; in a short one, padding rows count, too",
+        synchronous=MEANS_OF_LAYERS,
     ),
     of_model("loaded compiled", loaded),
     of_model(
@@ -1988,6 +2045,101 @@ EXAMPLES = [
         examples.distiller,
         lambda rows: table_rows("classes"),
         slow=False,
+    ),
+    of_example(
+        "images: variational autoencoder, train_step",
+        examples.variational_autoencoder,
+        examples.noisy_points,
+        of_batches=True,
+    ),
+    of_example(
+        "images: WGAN, gradient penalty, two steps of the critic",
+        examples.gradient_penalty,
+        examples.noisy_points,
+        of_batches=True,
+    ),
+    of_example(
+        "images: diffusion, a mean of the weights kept by train_step",
+        examples.diffusion,
+        examples.noisy_points,
+    ),
+    of_example("images: PixelCNN, a kernel masked in each step", examples.pixel_cnn, examples.noisy_images),
+    of_example(
+        "images: a Loss with a `__call__` of its own, which compares rows",
+        examples.own_call_contrast,
+        examples.classes,
+        of_batches=True,
+    ),
+    of_example(
+        "triplets: train_step with a loss for each row",
+        examples.triplet_network,
+        examples.triplets,
+        slow=False,
+    ),
+    of_example(
+        "text: masked language model, train_step with weights of words",
+        examples.masked_language_model,
+        examples.gaps,
+    ),
+    of_example(
+        "text: causal attention, an output without loss",
+        examples.miniature_gpt,
+        examples.next_words,
+    ),
+    of_example(
+        "speech: compute_loss with weights of words, in train_step",
+        examples.dictation,
+        examples.captions,
+        of_batches=True,
+    ),
+    of_example(
+        "lines of text: CTC added by a layer",
+        examples.transcription,
+        examples.lines_of_text,
+        of_batches=True,
+    ),
+    of_example(
+        "tables: endpoint layer, which calls a loss of Keras",
+        examples.endpoint,
+        lambda rows: examples.answers(32),
+        synchronous=MEANS_OF_LAYERS,
+        slow=False,
+    ),
+    of_example(
+        "tables: decision forest, whose features are drawn", examples.decision_forest, examples.classes
+    ),
+    of_example("tables: FeatureSpace", examples.feature_space, examples.members, needs_graph=True),
+    of_example(
+        "bags: attention over a list of inputs, class weights",
+        examples.attention_over_instances,
+        examples.bags,
+        hook=lambda batch: [batch[name] for name in "abc"],
+        class_weights={0: 0.7, 1: 2.0},
+    ),
+    of_example("roads: graph convolution, LSTM", examples.graph_convolution, examples.roads),
+    of_example(
+        "ratings: a layer that mixes the rows of a batch",
+        examples.mixing_rows,
+        lambda rows: examples.ratings(32),
+        of_batches=True,
+        synchronous="equal with one worker on full batches; of several, each mixes the rows of its part, and padding",
+        not_compared=("several",),
+    ),
+    of_example(
+        "views: train_step that compares the rows of a batch",
+        examples.contrasted_views,
+        examples.triplets,
+        of_batches=True,
+        synchronous="equal with one worker; of several, each compares the rows of its part of the batch",
+        not_compared=("several",),
+    ),
+    of_example(
+        "captions: train_step that divides by the batch's number of words",
+        examples.captioning,
+        examples.captions,
+        of_batches=True,
+        synchronous="equal with one worker; of several, each divides by the number of words in its part of the batch",
+        not_compared=("several",),
     ),
 ]
 ALL = [

@@ -90,8 +90,9 @@ def plain(feature: Feature) -> dict[str, Any]:
             model.run_eagerly = True
             history = fit()
         written = feature.written(folder)
+    values = model.get_weights()  # Before the evaluation: a layer may change them.
     tests = model.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True, **given)
-    return {**outcome(model, history, tests, model.get_weights()), "written": written}
+    return {**outcome(model, history, tests, values), "written": written}
 
 
 def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
@@ -317,6 +318,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
             weighs_rows=weights is not None or feature.class_weights is not None,
         )
         context = FakeContext.of(strategy, num_workers)
+        context.seed = 1
         with tempfile.TemporaryDirectory() as folder:
             context.hooks = Hooks(callbacks=lambda params: feature.callbacks(folder))
             session = parameter_server.ParameterServerSession(lambda: feature.build(), None, context)
@@ -326,9 +328,10 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
             }  # fmt: skip
             trained = session.train(job)
             written = feature.written(folder)
+        values = whole_values(session.model.weights)
         tests = session.evaluate("test")
         return {
-            **outcome(session.model, trained["history"], tests, whole_values(session.model.weights)),
+            **outcome(session.model, trained["history"], tests, values),
             "written": written,
         }
 
