@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import pytest
 from cluster.programs import dense, fit_as_users_do, with_state
 from cluster.strikes import Strike, Strikes, kill
@@ -23,6 +22,7 @@ from support.rows import df_with_partitions
 
 from tfspark import TFCluster
 from tfspark.errors import DataError, TfsparkError
+from tfspark.training.build import weights_digest
 
 FEATURES = ["features"]
 CLASSES = {"num_classes": 3}
@@ -48,16 +48,8 @@ def interrupt_here() -> None:
 
 
 def digest_of_export(log_dir: Path) -> str:
-    """Load the exported model in a process of its own; return the digest of its weights."""
-    code = (
-        "import sys, keras; from tfspark.training.build import weights_digest; "
-        "print(weights_digest(keras.models.load_model(sys.argv[1])))"
-    )
-    file = next((log_dir / "export").rglob("*.keras"))
-    told = subprocess.run(
-        [sys.executable, "-c", code, str(file)], check=True, capture_output=True, text=True, timeout=300
-    )
-    return told.stdout.split()[-1]
+    """Return the digest of the exported model's weights."""
+    return weights_digest(keras.models.load_model(next((log_dir / "export").rglob("*.keras"))))
 
 
 @pytest.mark.parametrize("where", ["mid-epoch", "between epochs", "validation", "first epoch"])

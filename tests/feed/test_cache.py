@@ -328,6 +328,7 @@ class Runs:
         self.log = folder / "computed"
         self.log.touch()
         self.found: list[bool] = []
+        self.orders: list[Any] = []
 
     def counted(self, rows: DataFrame) -> DataFrame:
         """Return the same rows; each time that Spark computes the first partition, it is counted."""
@@ -353,7 +354,8 @@ class Runs:
             for rows in calls:
                 cluster.train(rows, epochs, features=["id"], batch_size=16, feeding=feed)
             results = cluster.shutdown()
-        passes = zip(*(results[f"worker {rank}"] for rank in range(num_workers)), strict=True)
+        passes = list(zip(*(results[f"worker {rank}"] for rank in range(num_workers)), strict=True))
+        self.orders.append(passes)
         return [sorted(itertools.chain(*parts)) for parts in passes]
 
 
@@ -372,6 +374,17 @@ def test_later_trainings_of_the_same_rows_read_the_files_of_the_first(runs: Runs
     assert (runs.computed, runs.found) == (2, [True, False, True])
     assert runs.train(some.select("*"), shuffle_rows=64) == [list(range(833))]
     assert (runs.computed, runs.found) == (2, [True, False, True, True])
+
+
+def test_one_worker_reads_stored_rows_in_the_order_of_a_training_without_them(runs: Runs) -> None:
+    rows = df_with_partitions(runs.spark, [60, 50])
+    options: dict[str, Any] = {"epochs": 3, "num_workers": 1, "shuffle_rows": 20}
+    for _ in range(2):
+        assert runs.train(rows, **options) == [list(range(110))] * 3
+    assert runs.found == [False, True]
+    first, again = runs.orders
+    assert again == first
+    assert first[0] != first[1] != first[2]
 
 
 def numbered(spark: SparkSession, first: int) -> DataFrame:

@@ -144,6 +144,9 @@ def origin_of(rows: PlannedRows, index: int, spec: StreamSpec) -> Origin | None:
     if not hasattr(rows.rows, "_jdf") or rows.rows.isStreaming:
         return None
     dealing: tuple[Any, ...] = (spec.num_readers,)
+    if spec.num_readers == 1 and spec.shuffle_rows:
+        # One worker trains in the same order each time, so it does if it reads stored rows.
+        dealing = 1, spec.seed, index
     try:
         _, layout = rows.of_pass(index)
         if spec.ordered:

@@ -510,7 +510,7 @@ class FeedDirectory:
         """Lease a source to a reader. Other replies: ``wait``, ``stored``, or ``end`` when the pass has no more rows.
 
         The reply also says how to ``keep`` the rows. With ``look`` it has the files to look for (``offer``), with
-        ``stored`` the file to read (``given``).
+        ``stored`` the file to read (``given``), and whether in another order (``mixed``) than they were stored in.
 
         Args:
             stream: name of the stream.
@@ -531,7 +531,7 @@ class FeedDirectory:
             return self._closed(book)
         feed_pass = book.passes[index]
         if feed_pass.given:
-            return {"status": "stored", "given": feed_pass.given[rank]}
+            return {"status": "stored", "given": feed_pass.given[rank], "mixed": not feed_pass.found}
         if feed_pass.offer:
             if found is not None:
                 feed_pass.found[rank] = found

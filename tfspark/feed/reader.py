@@ -135,6 +135,7 @@ class PassReader:
         self._cache = cache
         self._keeps = False
         self._given = ""
+        self._is_mixed = False
         self._found: list[int] | None = None
         self._rng = np.random.default_rng([spec.seed, index, rank])
         self._batcher = self._new_batcher()
@@ -396,7 +397,8 @@ class PassReader:
                     self._cache.add(place, batch)
                 yield place, batch
         if self._cache is not None and self._given:
-            is_mixed = self._spec.shuffle_rows and not self._spec.ordered
+            # The first epoch of a later training has the order that Spark would give: that of the storing one.
+            is_mixed = self._is_mixed and self._spec.shuffle_rows and not self._spec.ordered
             yield from self._cache.read(self._given, self._rng if is_mixed else None)
 
     def _converted(self, place: Place, batch: pa.RecordBatch) -> Rows:
@@ -483,7 +485,7 @@ class PassReader:
 
     def _note_cache(self, reply: Json) -> None:
         """Take from a reply whether to store this pass's rows, or which stored rows to look for or to read."""
-        self._given = reply.get("given", "")
+        self._given, self._is_mixed = reply.get("given", ""), reply.get("mixed", False)
         if reply.get("keep") and self._cache is not None and not self._keeps:
             self._keeps = True
             self._cache.begin(rank=self._rank, **reply["keep"])
