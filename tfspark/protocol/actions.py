@@ -182,8 +182,8 @@ ACTIONS = (
             "found?": "numbers of the offered files that it can read",
         },
         "`status` source with `source`, `location`, `partition`, `name`, `rows_before`, `keep`; wait; look with "
-        "`offer` (files of an earlier training); stored with `given` (the file) and `mixed` (in another order); end; or "
-        "closed with `passes` and `broken_off` (why)",
+        "`offer` (files of an earlier training); stored with `given` (the file) and `mixed` (in another order); end; "
+        "or closed with `passes` and `broken_off` (why)",
     ),
     Action("release", "trainer", {"source": "", "rank": "", "delivered": "row intervals", "gone": ""}),
     Action(
