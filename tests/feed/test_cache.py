@@ -441,6 +441,19 @@ def test_rows_whose_files_changed_behind_a_dataframe_are_not_taken_from_the_cach
     assert not runs.found
 
 
+def test_rows_that_depend_on_other_files_are_read_anew(runs: Runs, tmp_path: Path) -> None:
+    """The files of a subquery are not among those of the rows, and these have not changed."""
+    some, other = str(tmp_path / "some"), str(tmp_path / "other")
+    numbered(runs.spark, 0).write.parquet(some)
+    for most in (70, 30):
+        runs.spark.range(most, most + 1).write.mode("overwrite").parquet(other)
+        rows = runs.spark.sql(
+            f"SELECT * FROM parquet.`{some}` WHERE id < (SELECT max(id) FROM parquet.`{other}`)"
+        )
+        assert runs.train(rows) == [list(range(most))]
+    assert not runs.found
+
+
 def test_rows_are_read_anew_if_they_are_dealt_to_other_workers(runs: Runs) -> None:
     rows = runs.counted(df_with_partitions(runs.spark, [100, 50]))
     for computed, options in enumerate([{"ordered": True}, {}, {"num_workers": 1}], 1):

@@ -31,7 +31,7 @@ from tfspark.node.warm import installed_versions
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec
 from tfspark.protocol.settings import TrainerSettings
-from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TRAINER_SILENCE_S
+from tfspark.protocol.timing import EXPLAIN_S, STOP_TIMEOUT_S, TOLD_S, TRAINER_SILENCE_S
 from tfspark.protocol.wire import new_secret
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ class Incarnation:
         self.secret = new_secret(options.tls)
         self._jobs: list[SparkJob | DriverNode] = []
         self.is_over = False
-        self._has_stopped = False
+        self._has_stopped = self._is_closed = False
+        self._close_lock = threading.Lock()
+        self._closing = threading.Timer(TOLD_S, self.close)
+        self._closing.daemon = True
         # Shorter than the timeout of the feed, so that the error names the silent trainer, not those that wait for it.
         trainer_timeout_s = max(options.feed_timeout / 2, TRAINER_SILENCE_S)
         clock = AwakeClock()
@@ -160,10 +163,27 @@ class Incarnation:
         """Return the kinds of all failures; see `Registry.kinds`."""
         return self.control.read(lambda state: state.registry.kinds)
 
-    def stop(self) -> None:
-        """Stop it now, in any state; harmless if it has already ended. It can be called again after an interrupt."""
-        if self._has_stopped:
-            return
+    def stop(self, is_last: bool = True) -> None:
+        """Stop it now, in any state; harmless if it has already ended. It can be called again after an interrupt.
+
+        Args:
+            is_last: whether to `close` it at once. Otherwise it is closed after `TOLD_S`.
+        """
+        if not self._has_stopped:
+            self._stop()
+            self._closing.start()
+        if is_last:
+            self.close()
+
+    def close(self) -> None:
+        """Close the control plane, once the incarnation has stopped; return when it is closed."""
+        self._closing.cancel()
+        with self._close_lock:
+            if not self._is_closed:
+                self.control.close()
+                self._is_closed = True
+
+    def _stop(self) -> None:
         self.is_over = True
         self._decommissions.stop()
         self.control.update(lambda state: state.registry.stop())
@@ -173,7 +193,6 @@ class Incarnation:
             job.join(max(0.0, until - time.monotonic()))
         for job in self._jobs:
             job.cancel()
-        self.control.close()
         self._has_stopped = True
 
     def failure_behind(self, error: Exception) -> Exception | None:

@@ -40,6 +40,7 @@ MAX_REMEMBERED = 64
 _READERS = 16
 _WITHOUT_INPUT = ("Range", "LocalRelation", "OneRowRelation")
 _IN_MEMORY = "ParallelCollectionRDD"
+_LISTS_FILES = ("InMemoryFileIndex", "CatalogFileIndex")
 
 Version = tuple[int, int]
 """Size of a file in bytes, and its modification time in ns."""
@@ -167,6 +168,8 @@ def _planned_by_spark(df: DataFrame, dealing: tuple[Any, ...]) -> Origin | None:
     """Return the origin of rows that come from files and from the driver's memory only; otherwise None."""
     execution = df._jdf.queryExecution()
     plan = execution.normalized()
+    if plan.subqueriesAll().size():
+        return None  # Their inputs are none of the leaves.
     leaves = plan.collectLeaves()
     num_sources = 0
     for number in range(leaves.size()):
@@ -175,7 +178,7 @@ def _planned_by_spark(df: DataFrame, dealing: tuple[Any, ...]) -> Origin | None:
         if kind == "LogicalRDD":
             is_known = all(each == _IN_MEMORY for each in _inputs_of(leaf.rdd()))
         elif kind == "LogicalRelation":
-            is_known = leaf.relation().getClass().getSimpleName() == "HadoopFsRelation"
+            is_known = _lists_plain_files(leaf.relation())
         else:
             num_sources += kind == "DataSourceV2Relation"
             is_known = kind in (*_WITHOUT_INPUT, "DataSourceV2Relation")
@@ -185,6 +188,13 @@ def _planned_by_spark(df: DataFrame, dealing: tuple[Any, ...]) -> Origin | None:
     if len(tfrecords) != num_sources:  # Another source, or below a cached DataFrame.
         return None
     return Origin(plan, _versions([*df.inputFiles(), *itertools.chain(*tfrecords)]), dealing)
+
+
+def _lists_plain_files(relation: Any) -> bool:
+    """Return whether files are all that a relation reads: table formats may delete rows without changing a file."""
+    if relation.getClass().getSimpleName() != "HadoopFsRelation":
+        return False
+    return relation.location().getClass().getSimpleName() in _LISTS_FILES
 
 
 def _inputs_of(jvm_rdd: Any) -> Iterator[str]:

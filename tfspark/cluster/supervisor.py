@@ -90,6 +90,7 @@ class Supervisor:
         self._recovery = recovery
         self._is_up = False
         self._was_up: Incarnation | None = None  # The last one that was up, until another continues its work.
+        self._ended: list[Incarnation] = []
         self._stopped = threading.Event()
         self._begin_with(num_nodes)
         # A program may end without `shutdown`, or stop Spark first. The processes it started must end in that case,
@@ -132,6 +133,8 @@ class Supervisor:
         self._stopped.set()
         atexit.unregister(self.stop)
         self.current.stop()
+        for ended in self._ended:
+            ended.close()
         if self._recovery is not None:
             self._recovery.close()
 
@@ -184,7 +187,8 @@ class Supervisor:
         if self._is_up:
             self._was_up = self.current
         self._is_up = False
-        self.current.stop()
+        self.current.stop(is_last=False)
+        self._ended.append(self.current)
 
     @property
     def _means(self) -> Means:
@@ -220,7 +224,7 @@ class Supervisor:
             return
         is_again = self.current.is_over
         if is_again:
-            self.current.stop()  # To its end, if that was interrupted.
+            self.current.stop(is_last=False)  # To its end, if that was interrupted.
             self._begin_with(
                 room_for(self._spark, self._size, self.work.feed_slots, self._replacement_timeout_s)
             )

@@ -64,6 +64,9 @@ STOP_GRACE_S = 3.0
 STOP_TIMEOUT_S = 15.0
 """Time that nodes have to end after they are told to stop: one heartbeat until they know, the grace of their trainer,
 and more on a busy machine. Spark kills the rest, which then cannot remove their files."""
+TOLD_S = 2 * HEARTBEAT_S
+"""Time for which the server of an incarnation that was lost still answers, so that its feed tasks learn by their next
+heartbeat that they must end. Until then they hold the slots that the next incarnation may need."""
 LAST_WORDS_S = 3.0
 """Time for which an ended node tries to reach its driver, which may have ended first."""
 PREEMPTION_GRACE_S = 20.0
