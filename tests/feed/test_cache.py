@@ -23,6 +23,7 @@ from tfspark import Feeding, FeedOptions, TFCluster
 from tfspark.errors import ConfigError
 from tfspark.feed.cache import FOLDER, NodeCache, Place
 from tfspark.feed.directory import Keep, matched
+from tfspark.tfrecord import register
 
 PLENTY = 1 << 30
 
@@ -404,6 +405,7 @@ def numbered(spark: SparkSession, first: int) -> DataFrame:
 def test_rows_of_files_are_read_anew_when_a_file_was_changed(
     runs: Runs, tmp_path: Path, format: str, scan: str
 ) -> None:
+    register(runs.spark)
     path = str(tmp_path / "rows")
 
     def write(first: int, mode: str) -> None:
