@@ -478,7 +478,7 @@ def triplet_network() -> Any:
 
 
 def masked_language_model() -> Any:
-    """The loss has a value for each word, of which those that were left out count."""
+    """The loss has a value for each word. Only words that were left out count."""
     keras = _seeded()
     words = keras.Input((STEPS,), dtype="int64")
     x = keras.layers.Dense(WORDS, "softmax")(_attended(keras, keras.layers.Embedding(WORDS, 4)(words)))

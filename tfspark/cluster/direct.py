@@ -107,7 +107,7 @@ def direct_rows(spark: SparkSession, execution: JavaObject, anywhere: bool) -> D
     kind = _simple(query.scan)
     if kind == "FileSourceScanExec":
         return _parquet(spark, query, anywhere)
-    if _is_python_scan(query):
+    if _is_python_scan(query.scan):
         return _tfrecords(query)
     raise NotDirectError(f"the rows come from {query.scan.nodeName()}, not from Parquet or TFRecord files")
 
@@ -123,7 +123,7 @@ def direct_records(execution: JavaObject) -> DirectRows | None:
         Py4JError: Spark's plan has a form that this code does not know.
     """
     query = _Query(execution.executedPlan())
-    return _tfrecords(query) if _is_python_scan(query) else None
+    return _tfrecords(query) if _is_python_scan(query.scan) else None
 
 
 FILES, DATA_SOURCE = "LogicalRelation", "DataSourceV2Relation"
@@ -183,8 +183,8 @@ def _in_metadata(path: str) -> str:
     return path.replace("file:///", "file:/", 1)
 
 
-def _is_python_scan(query: _Query) -> bool:
-    return _simple(query.scan) == "BatchScanExec" and _simple(query.scan.scan()) == "PythonScan"
+def _is_python_scan(scan: JavaObject) -> bool:
+    return _simple(scan) == "BatchScanExec" and _simple(scan.scan()) == "PythonScan"
 
 
 @dataclass
@@ -435,11 +435,7 @@ def tfrecord_files(execution: JavaObject) -> list[list[str]]:
         NotDirectError: another data source written in Python is read.
         Py4JError: Spark's plan has a form that this code does not know.
     """
-    scans = [
-        leaf
-        for leaf in _each(execution.sparkPlan().collectLeaves())
-        if _simple(leaf) == "BatchScanExec" and _simple(leaf.scan()) == "PythonScan"
-    ]
+    scans = filter(_is_python_scan, _each(execution.sparkPlan().collectLeaves()))
     splits = [_tfrecord_splits(scan) for scan in scans]
     return [sorted({piece.file.path for split in of_scan for piece in split.slices}) for of_scan in splits]
 

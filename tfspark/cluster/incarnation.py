@@ -171,7 +171,8 @@ class Incarnation:
         """
         if not self._has_stopped:
             self._stop()
-            self._closing.start()
+            if not is_last:
+                self._closing.start()
         if is_last:
             self.close()
 

@@ -154,7 +154,7 @@ def _on_real_rows(
 
 @contextmanager
 def _noting_results(metrics: Sequence[keras.Metric]) -> Iterator[list[tuple[keras.Metric, object]]]:
-    """Note which results are asked of which metrics in the block."""
+    """Note the results that the block asks of metrics, each with its metric."""
     noted: list[tuple[keras.Metric, object]] = []
 
     def noting(metric: keras.Metric, original: Callable[[], object]) -> Callable[[], object]:
@@ -176,7 +176,7 @@ def _noting_results(metrics: Sequence[keras.Metric]) -> Iterator[list[tuple[kera
 def _part_of_results(
     value: object, noted: list[tuple[keras.Metric, object]]
 ) -> tuple[keras.Metric, str | None] | None:
-    """Return of which metric a value is the result, or which part of it; None if it is of none."""
+    """Return the metric that a value comes from, and the part of its result; None if it comes from no metric."""
     for metric, result in noted:
         if value is result:
             return metric, None
@@ -312,7 +312,7 @@ def _has_values_of_rows(target: Structure) -> bool:
     """Return whether a loss has a value for each row, and not one for all: their number is known to no graph.
 
     Raises:
-        ConfigError: it has several values, of which nobody knows whether they are of rows.
+        ConfigError: it has several values, and its shape does not say whether they are of rows.
     """
     shapes = [part.shape for part in tf.nest.flatten(target)]
     of_rows = [shape.rank is not None and shape.num_elements() != 1 for shape in shapes]
