@@ -210,7 +210,6 @@ class Feeder:
             files, sample = self._control.read(
                 lambda state: (state.directory.stored(stream, index), state.directory.sample(stream))
             )
-            self._stored.outdated(origin)
             self._stored.add(origin, StoredRows(served, sample or "", files))
         return served
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import uuid
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -46,7 +44,7 @@ Version = tuple[int, int]
 """Size of a file in bytes, and its modification time in ns."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Origin:
     """From which rows a worker's file is made.
 
@@ -90,7 +88,7 @@ class StoredRows:
 class _Application:
     """What one Spark application has stored, the data set used last at the end."""
 
-    stored: OrderedDict[str, tuple[Origin, StoredRows]] = field(default_factory=OrderedDict)
+    stored: list[tuple[Origin, StoredRows]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -113,25 +111,26 @@ class StoredRowsOfApplication:
     def find(self, origin: Origin) -> StoredRows | None:
         """Return the files made from these rows, if there are any."""
         with self._of.lock:
-            for key, (earlier, stored) in self._of.stored.items():
+            for entry in self._of.stored:
+                earlier, stored = entry
                 if earlier.is_as(origin) and earlier.files == origin.files:
-                    self._of.stored.move_to_end(key)
+                    self._of.stored.remove(entry)
+                    self._of.stored.append(entry)
                     return stored
         return None
 
     def outdated(self, origin: Origin) -> tuple[str, ...]:
         """Forget the files made from these rows, for example because an input has changed, and return them."""
         with self._of.lock:
-            keys = [key for key, (earlier, _) in self._of.stored.items() if earlier.is_as(origin)]
-            found = [self._of.stored.pop(key)[1].files.values() for key in keys]
-        return tuple(file for files in found for file in files)
+            same = [entry for entry in self._of.stored if entry[0].is_as(origin)]
+            self._of.stored = [entry for entry in self._of.stored if entry not in same]
+        return tuple(file for _, stored in same for file in stored.files.values())
 
     def add(self, origin: Origin, stored: StoredRows) -> None:
-        """Remember files that were made from these rows."""
+        """Remember files that were made from these rows, instead of earlier ones."""
+        self.outdated(origin)
         with self._of.lock:
-            self._of.stored[uuid.uuid4().hex] = origin, stored
-            while len(self._of.stored) > MAX_REMEMBERED:
-                self._of.stored.popitem(last=False)
+            self._of.stored = [*self._of.stored, (origin, stored)][-MAX_REMEMBERED:]
 
 
 def origin_of(rows: PlannedRows, index: int, spec: StreamSpec) -> Origin | None:

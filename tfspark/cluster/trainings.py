@@ -301,11 +301,11 @@ class Trainings:
             first_of_several = index == first_whole and index + 1 < left.stop
             self._feed(stream, rows, job, first_of_several, index > first_whole, begun)
             begun = None
-            if self._all_left(stream):
-                break
             is_found = self._supervisor.feeder.is_of_earlier_training(stream)
             if index == first_whole and self._feeding.cache == "node" and (first_of_several or is_found):
                 self._observe("cache", {"kept": self._supervisor.feeder.is_kept(stream), "found": is_found})
+            if self._all_left(stream):
+                break
             if checked is not None and self._options.runs_main_fun:
                 self._validate_if_asked(stream, checked, job)
             elif checked is not None and self._sidecar is None and not self._supervisor.have_trained(job):
