@@ -238,11 +238,21 @@ def test_interrupts_at_any_moment_end_the_jobs_of_the_program_itself_and_no_node
         assert len(cluster.shutdown()["worker 0"]["history"]["loss"]) == 2
 
 
-def test_interrupt_is_not_held_back_by_a_call_that_starts_no_job(spark: SparkSession) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupt_of_a_call_that_does_not_answer_closes_no_connection_but_its_own(
+    spark: SparkSession, times: int
+) -> None:
+    """One interrupt is held back for some seconds, a second one is not. Nodes wait in calls of other threads."""
+    tracker, rows = spark.sparkContext.statusTracker(), rows_of(spark)
     with TFCluster.run(spark, dense, CLASSES, 2) as cluster:
-        cluster.train(rows_of(spark), features=FEATURES)
-        threading.Timer(0.5, interrupt).start()
+        cluster.train(rows, features=FEATURES)
+        nodes = tracker.getActiveJobsIds()
+        for number in range(times):
+            threading.Timer(0.5 + number, interrupt).start()
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             spark._jvm.java.lang.Thread.sleep(300_000)
         assert time.monotonic() - began < 120
+        cluster.train(rows, features=FEATURES)
+        assert tracker.getActiveJobsIds() == nodes
+        assert len(cluster.shutdown()["worker 0"]["history"]["loss"]) == 2

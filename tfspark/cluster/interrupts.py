@@ -29,7 +29,8 @@ def spare_our_jobs() -> None:
 
     Whatever the handler, a `KeyboardInterrupt` that is raised within a call to the JVM lets Py4J close the connections
     of all threads. It then repeats the calls that were waiting, so nodes would be started a second time. So an
-    interrupt is held back until the call has its answer; jobs are cancelled, so this is soon.
+    interrupt is held back until the call has its answer; jobs are cancelled, so this is soon. If there is no answer
+    within `HOLD_S`, or at a second interrupt, the call is given up: only its own connection is closed.
     """
     from pyspark import SparkContext
 
@@ -41,6 +42,10 @@ def spare_our_jobs() -> None:
     client = None if gateway is None else gateway._gateway_client
     if client is not None and "send_command" not in vars(client):
         client.send_command = _Uninterrupted(client.send_command)
+
+
+class _GivenUpError(Exception):
+    """Raised within a call to the JVM to end it. Py4J closes the connection of this thread, and no other."""
 
 
 class _Uninterrupted:
@@ -62,15 +67,17 @@ class _Uninterrupted:
         held: list[FrameType | None] = []
 
         def hold(number: int, frame: FrameType | None) -> None:
-            if held:
-                raise KeyboardInterrupt
             held.append(frame)
+            if len(held) > 1:
+                raise _GivenUpError
             _beside(_cancel_until, answered)
             _beside(_repeat_without, answered)
 
         signal.signal(signal.SIGINT, hold)
         try:
             return self._send(*args, **kwargs)
+        except _GivenUpError:
+            raise KeyboardInterrupt from None
         finally:
             answered.set()
             signal.signal(signal.SIGINT, before)
@@ -93,8 +100,8 @@ def _cancel_until(answered: threading.Event) -> None:
 
 
 def _repeat_without(answered: threading.Event) -> None:
-    """Repeat the interrupt if there is no answer within `HOLD_S`, as from a call that has started no job."""
-    if not answered.wait(HOLD_S):
+    """Repeat the interrupt while there is no answer within `HOLD_S`, as from a call that has started no job."""
+    while not answered.wait(HOLD_S):
         os.kill(os.getpid(), signal.SIGINT)
 
 
