@@ -27,6 +27,7 @@ from tfspark.feed.buffer import ChunkBuffer
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import SharedChunk, shared_place
 from tfspark.feed.stream import encode_sample
+from tfspark.protocol.rows import one_row
 from tfspark.protocol.timing import HEARTBEAT_S
 from tfspark.protocol.values import Json
 from tfspark.protocol.wire import ActionClient, ActionServer, Secret, local_address_towards
@@ -263,7 +264,7 @@ FEED_RESULT_DDL = "partition bigint, rows bigint"
 
 def _feed_result(partition: int, rows: int) -> pa.RecordBatch:
     """Return the row that a feed task returns to Spark."""
-    return pa.RecordBatch.from_pydict({"partition": [partition], "rows": [rows]}, FEED_RESULT)
+    return one_row(FEED_RESULT, partition, rows)
 
 
 def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], skip: Ranges) -> int:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
+from tfspark.protocol.rows import one_row
 from tfspark.protocol.values import Json, plain
 
 
@@ -84,6 +85,7 @@ def encode_sample(batch: pa.RecordBatch) -> str:
     return base64.b64encode(sink.getvalue()).decode()
 
 
+SAMPLE = pa.schema([("sample", pa.string())])
 SAMPLE_DDL = "sample string"
 
 
@@ -91,7 +93,7 @@ def first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Yield the first row of a partition, encoded; for Spark's `mapInArrow`."""
     for batch in batches:
         if batch.num_rows:
-            yield pa.RecordBatch.from_pydict({"sample": [encode_sample(batch.slice(0, 1))]})
+            yield one_row(SAMPLE, encode_sample(batch.slice(0, 1)))
             return
 
 

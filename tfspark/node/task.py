@@ -33,6 +33,7 @@ from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
 from tfspark.node.warm import ColdError, installed_versions, own_parent
 from tfspark.protocol.roles import NodeSpec
+from tfspark.protocol.rows import one_row
 from tfspark.protocol.settings import TrainerSettings
 from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
 from tfspark.protocol.values import Json
@@ -92,7 +93,7 @@ class NodeTask:
         """Run the node; yield one row: node, outcome."""
         (row,) = batches  # To the end: Spark gives its next task to this process only then.
         index = self.first_index + row.column(0)[0].as_py()
-        yield pa.RecordBatch.from_pydict({"node": [index], "outcome": [self.run(index)]}, NODE_RESULT)
+        yield one_row(NODE_RESULT, index, self.run(index))
 
     def run(self, index: int) -> str:
         """Run a node to its end; return the outcome."""
