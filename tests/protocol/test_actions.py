@@ -1,4 +1,4 @@
-"""The table of calls against those who make and answer them, and against the page that shows it."""
+"""Compare the table of calls with the code that makes and answers them, and with the page that shows it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ KNOWN = {action.name: action for action in ACTIONS}
 OPTIONS = {"timeout_s", "attempts", "unreached_s"}
 """Arguments of `ActionClient.call` that do not travel."""
 OF_THE_FEED = {"acknowledge"}
-"""Answered by the server of a feed task, not by the driver's."""
+"""The server of a feed task answers these, not the driver's server."""
 
 
 def calls() -> Iterator[tuple[str, str, set[str], bool]]:
-    """Yield place, action, keys and whether more keys come in a dict, of each call in the package."""
+    """Yield for each call in the package: place, action, keys, and whether a dict adds more keys."""
     for path in sorted((REPOSITORY / "tfspark").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             is_call = (

@@ -1,4 +1,4 @@
-"""Strangers and garbage at the driver's port: nothing is accepted, nothing breaks, the cluster goes on."""
+"""Strangers and garbage at the driver's port: nothing is accepted, nothing breaks, the cluster still works."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def is_untouched(plane: ControlPlane) -> bool:
 
 
 def serves(plane: ControlPlane) -> bool:
-    """Whether a node that belongs here is taken in."""
+    """Return whether a node of this cluster can register."""
     with ActionClient(plane.location, SECRET) as client:
         reply = client.call("register", node=0, host="h", port=1, versions={})
     return reply["action"] == "go"
@@ -86,7 +86,7 @@ def serves(plane: ControlPlane) -> bool:
         "another cluster's",
     ],
 )
-def test_stranger_is_refused_whatever_he_asks(plane: ControlPlane, tmp_path: Path, token: str | None) -> None:
+def test_stranger_is_refused_at_every_call(plane: ControlPlane, tmp_path: Path, token: str | None) -> None:
     body = json.dumps({"node": 0, "host": "h", "port": 1, "versions": {}}).encode()
     with flight.connect(plane.location) as stranger:
         for action in ACTIONS:
@@ -111,7 +111,7 @@ def upload(client: flight.FlightClient, header: dict[str, Any], token: str | Non
 
 @FEW
 @given(action=st.sampled_from(ACTIONS) | st.text(max_size=30), body=st.binary(max_size=200))
-def test_bodies_that_are_no_json_are_refused(plane: ControlPlane, action: str, body: bytes) -> None:
+def test_bodies_that_are_not_json_are_refused(plane: ControlPlane, action: str, body: bytes) -> None:
     with flight.connect(plane.location) as client, pytest.raises((flight.FlightError, pa.ArrowException)):
         list(client.do_action(flight.Action(action, b"\\xff" + body), options(f"Bearer {TOKEN}")))
     assert is_untouched(plane)
@@ -119,7 +119,7 @@ def test_bodies_that_are_no_json_are_refused(plane: ControlPlane, action: str, b
 
 @FEW
 @given(action=st.sampled_from([name for name in ACTIONS if name != "register"]), request=JSON)
-def test_json_of_another_form_changes_nothing(plane: ControlPlane, action: str, request: Any) -> None:
+def test_json_of_a_wrong_form_changes_nothing(plane: ControlPlane, action: str, request: Any) -> None:
     body = json.dumps(request).encode()
     with flight.connect(plane.location) as client, pytest.raises((flight.FlightError, pa.ArrowException)):
         list(client.do_action(flight.Action(action, body), options(f"Bearer {TOKEN}")))
@@ -138,7 +138,7 @@ def test_body_that_is_too_large_is_refused_on_both_sides(plane: ControlPlane) ->
 
 @pytest.fixture
 def source() -> Iterator[SourceServer]:
-    """A feed task's server with ten rows."""
+    """Start the server of a feed task, with ten rows."""
     rows = pa.record_batch({"id": range(10)})
     buffer = ChunkBuffer(1 << 20, 60.0, num_readers=1, batch_rows=10)
     buffer.offer(0, rows)
@@ -150,14 +150,14 @@ def source() -> Iterator[SourceServer]:
 
 @pytest.fixture
 def callers(source: SourceServer) -> Iterator[tuple[ActionClient, Any]]:
-    """A reader of the source, and somebody else; connected once, which takes longer than a call."""
+    """Connect a reader of the source and a second client. They connect once, because it takes longer than a call."""
     with ActionClient(source.location, SECRET) as client, flight.connect(source.location) as other:
         yield client, other
 
 
 @FEW
 @given(ticket=JSON | st.binary(max_size=100), sequence=st.integers(), reader=st.integers(1))
-def test_tickets_and_acknowledgements_that_are_none_take_no_row(
+def test_invalid_tickets_and_acknowledgements_take_no_row(
     callers: tuple[ActionClient, Any], ticket: Any, sequence: int, reader: int
 ) -> None:
     client, other = callers
@@ -172,7 +172,7 @@ def test_tickets_and_acknowledgements_that_are_none_take_no_row(
 
 
 class Trap:
-    """Writes a file when it is unpickled."""
+    """Write a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -40,10 +40,10 @@ def test_plan_nodes_when_roles_fit_numbers_them(
     ("num_executors", "num_ps", "eval_node", "advice"),
     [
         pytest.param(0, 0, False, "num_executors >= 1", id="no node"),
-        pytest.param(2, -1, False, "num_ps=-1", id="less than no parameter server"),
+        pytest.param(2, -1, False, "num_ps=-1", id="a negative number of parameter servers"),
         pytest.param(2, 2, False, "set num_executors to 3 or more", id="parameter servers only"),
         pytest.param(1, 0, True, "set num_executors to 2 or more", id="an evaluator only"),
-        pytest.param(2, 1, True, "set num_executors to 3 or more", id="all but workers"),
+        pytest.param(2, 1, True, "set num_executors to 3 or more", id="every role but workers"),
     ],
 )
 def test_plan_nodes_when_no_worker_is_left_says_how_many_to_ask_for(
@@ -103,13 +103,13 @@ class Trainer:
         pytest.param(main_fun, True, id="main_fun(args, ctx)"),
         pytest.param(lambda params: params, False, id="build_model(params)"),
         pytest.param(lambda: None, False, id="build_model()"),
-        pytest.param(lambda params, depth=3: params, False, id="what has a default is not asked for"),
+        pytest.param(lambda params, depth=3: params, False, id="a parameter with a default is not required"),
         pytest.param(lambda args, ctx, depth=3: args, True, id="a default after args and ctx"),
         pytest.param(Trainer().main_fun, True, id="a method: self is bound"),
         pytest.param(Trainer(), False, id="an object that can be called"),
     ],
 )
-def test_is_main_fun_when_called_counts_required_arguments(function: object, expected: bool) -> None:
+def test_is_main_fun_counts_required_arguments(function: object, expected: bool) -> None:
     assert is_main_fun(function) is expected  # type: ignore[arg-type]
 
 
@@ -120,7 +120,7 @@ def test_is_main_fun_when_called_counts_required_arguments(function: object, exp
         pytest.param("build_model", "got str", id="a name instead of a function"),
     ],
 )
-def test_is_main_fun_when_not_callable_so_says_what_is_expected(function: object, found: str) -> None:
+def test_is_main_fun_when_the_function_is_wrong_says_what_is_expected(function: object, found: str) -> None:
     with pytest.raises(ConfigError, match=rf"main_fun\(args, ctx\).*build_model\(params\).*{found}"):
         is_main_fun(function)  # type: ignore[arg-type]
 
@@ -132,11 +132,11 @@ def test_pickled_when_arguments_cannot_be_pickled_says_what_to_do() -> None:
         pickled(main_fun, {"lock": threading.Lock()}, Hooks())
 
 
-def test_node_name_when_shown_is_role_and_number() -> None:
+def test_node_name_is_role_and_number() -> None:
     assert NodeSpec(3, "ps", 1).name == "ps 1"
 
 
-def test_reader_number_is_another_for_every_attempt_of_every_worker() -> None:
+def test_reader_number_is_different_for_every_attempt_of_every_worker() -> None:
     nodes = plan_nodes(5, num_ps=2)
     workers = [node for node in nodes if node.role == "worker"]
     numbers = [[reader_number(nodes, node, attempt) for node in workers] for attempt in (1, 2, 3)]
