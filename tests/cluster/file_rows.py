@@ -1,4 +1,4 @@
-"""Rows in files of each format that Spark cuts by its cores."""
+"""Rows in files of each format that Spark cuts by the number of its cores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMATS = ("parquet", "csv", "json", "tfrecord", "orc")
 
 @pytest.fixture(scope="module")
 def files(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same rows in each format, in two files of different sizes."""
+    """Write the same rows in each format, in two files of different sizes."""
     register(spark)
     place = tmp_path_factory.mktemp("cuts")
     spark.sparkContext.setCheckpointDir(str(place / "checkpoints"))

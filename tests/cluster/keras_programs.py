@@ -1,11 +1,11 @@
-"""Programs for the clusters of `test_keras_features`; plain Keras runs `weighed`, too."""
+"""Programs for the clusters of `test_keras_features`. Plain Keras runs `weighted_model`, too."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def weighed(params: dict[str, Any]) -> Any:
+def weighted_model(params: dict[str, Any]) -> Any:
     """One-hot classes, a clipped gradient, a metric that ignores weights and one that uses them."""
     import keras
 
@@ -28,7 +28,7 @@ def weighed(params: dict[str, Any]) -> Any:
 
 
 def writers(params: dict[str, Any]) -> list[Any]:
-    """Callbacks that write files, all of them to one folder."""
+    """Return callbacks that write files to one folder."""
     import keras
 
     folder = params["folder"]
@@ -41,12 +41,12 @@ def writers(params: dict[str, Any]) -> list[Any]:
 
 
 def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
-    """Fit twice, as users write it; the second fit continues from the backup of the first."""
+    """Fit twice, as users do; the second fit continues from the backup of the first."""
     import keras
 
     def fit(epochs: int) -> Any:
         with ctx.strategy.scope():
-            model = weighed(args)
+            model = weighted_model(args)
         history = model.fit(
             ctx.dataset(),
             epochs=epochs,
@@ -56,7 +56,7 @@ def fits_with_validation(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
         ).history
         return history["loss"], history["val_loss"], int(model.optimizer.iterations.numpy())
 
-    # The other worker has no access to the folder, as on another machine.
+    # The second worker has no access to the folder, as on another machine.
     args = args if ctx.is_chief else {"folder": ctx.scratch_dir + "/none"}
     return {"first": fit(1), "second": fit(2)}
 

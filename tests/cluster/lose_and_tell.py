@@ -1,9 +1,9 @@
-"""A driver program for ``spark-submit``: train undisturbed, train while a host is lost, print both results.
+"""A driver program for ``spark-submit``: train without a loss, train while a host is lost, print both results.
 
 lose_and_tell.py daemon           the worker daemon above worker 1 is stopped (SIGTERM)
 lose_and_tell.py shrink FILE      the same, and it is not replaced until FILE exists; the program creates FILE
                                   when training continues with one worker
-lose_and_tell.py link SWITCH      the link to worker 1's host is cut, see `support.network`, and restored later
+lose_and_tell.py link SWITCH      the link to worker 1's host is cut (see `support.network`), and restored later
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def shrink(spark: SparkSession, shrunk: Path) -> None:
     sys.stdout.write("\n" + json.dumps(told) + "\n")
 
 
-class Loss(Strike):
-    """Causes the loss in the middle of the first epoch; records which processes were lost."""
+class HostLoss(Strike):
+    """Cause the loss of a host in the middle of the first epoch; record which processes are lost."""
 
     def __init__(self, lose: Any):
         super().__init__(lambda: self._lose(lose), "state", epoch=1, step=6)
@@ -93,22 +93,22 @@ class Loss(Strike):
 
 
 @contextlib.contextmanager
-def stop_daemon() -> Iterator[Loss]:
-    yield Loss(lambda trainer: daemon_above(trainer).terminate())
+def stop_daemon() -> Iterator[HostLoss]:
+    yield HostLoss(lambda trainer: daemon_above(trainer).terminate())
 
 
 @contextlib.contextmanager
-def cut_link(switch: str, mended_after_s: str) -> Iterator[Loss]:
+def cut_link(switch: str, restored_after_s: str) -> Iterator[HostLoss]:
     def cut(trainer: psutil.Process) -> None:
         link = (switch, next(told["host"] for told in loss.of("registered") if told["node"] == "worker 1"))
         set_link(*link, "down")
         ends.callback(set_link, *link, "up")
-        mend = threading.Timer(float(mended_after_s), set_link, (*link, "up"))
-        mend.start()
-        ends.callback(mend.cancel)
+        restore = threading.Timer(float(restored_after_s), set_link, (*link, "up"))
+        restore.start()
+        ends.callback(restore.cancel)
 
     with contextlib.ExitStack() as ends:
-        loss = Loss(cut)
+        loss = HostLoss(cut)
         yield loss
 
 

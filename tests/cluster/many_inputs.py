@@ -63,13 +63,13 @@ def features(batch: dict[str, Any]) -> dict[str, Any]:
     """Convert words to numbers and days to years since 2020; do not change the other columns."""
     import tensorflow as tf
 
-    # Of one width: the mean over padding would be another in a batch without a long row.
+    # Pad to one width: in a batch without a long row, the mean over the padding would be different.
     words = tf.strings.to_hash_bucket_fast(batch.pop("words"), WORDS).to_tensor(shape=(None, 3))
     years = tf.cast(batch.pop("day"), tf.float32) / 365.25 - 50
     return {**batch, "words": words, "years": years[:, None]}
 
 
-def still_at_first(params: Any) -> list[Any]:
+def constant_in_the_first_epoch(params: Any) -> list[Any]:
     """Learn nothing in the first epoch, so that its training metrics are those of an evaluation."""
     import keras
 

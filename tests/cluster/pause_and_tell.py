@@ -1,4 +1,4 @@
-"""A driver program: train undisturbed, train while a process pauses, print both results.
+"""A driver program: train without a pause, train while a process pauses, print both results.
 
 pause_and_tell.py WHAT SECONDS
 
@@ -57,7 +57,7 @@ def process_of(what: str) -> psutil.Process:
 
 
 def pause(process: psutil.Process, seconds: str) -> subprocess.Popen[bytes]:
-    """Stop a process, perhaps this one, and let another process resume it; it may have been killed by then."""
+    """Stop a process, perhaps this one, and start a process that resumes it later, unless it was killed meanwhile."""
     script = 'kill -STOP "$0"; sleep "$1"; kill -CONT "$0" 2> /dev/null || true'
     return subprocess.Popen(["bash", "-c", script, str(process.pid), seconds], env=dict(os.environ))
 

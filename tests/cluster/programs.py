@@ -1,6 +1,6 @@
 """Programs for the clusters of these tests: `build_model` functions and a `main_fun`.
 
-A separate module, which executors find by its name (``tests`` is on their path); only the trainers import
+They have a separate module, which executors find by its name (``tests`` is on their path). Only the trainers import
 TensorFlow.
 """
 
@@ -16,7 +16,7 @@ from tfspark.feed.columns import Column, Columns
 
 
 def dense(params: dict[str, Any]) -> Any:
-    """Two dense layers over four features; only the initial weights are random."""
+    """Return two dense layers over four features; only the initial weights are random."""
     import keras
 
     model = keras.Sequential(
@@ -34,7 +34,7 @@ def dense(params: dict[str, Any]) -> Any:
 
 
 def with_state(params: dict[str, Any]) -> Any:
-    """A model whose layers have state and draw random numbers: BatchNormalization and Dropout."""
+    """Return a model whose layers have state and draw random numbers: BatchNormalization and Dropout."""
     import keras
 
     model = keras.Sequential(
@@ -66,7 +66,7 @@ def uncompiled(params: Any) -> Any:
 
 
 def saving_callbacks(params: dict[str, Any]) -> list[Any]:
-    """Callbacks that write files: one model per epoch, and logs for TensorBoard."""
+    """Return callbacks that write files: one model per epoch, and logs for TensorBoard."""
     import keras
 
     return [
@@ -75,7 +75,7 @@ def saving_callbacks(params: dict[str, Any]) -> list[Any]:
     ]
 
 
-def keep_shown(model: Any, x: Any, y: Any, directory: str) -> None:
+def save_drawn_rows(model: Any, x: Any, y: Any, directory: str) -> None:
     """Save the rows to draw, and the model's predictions of them."""
     import numpy as np
 
@@ -93,7 +93,7 @@ def accumulating(params: Any) -> Any:
 
 
 def fit_as_users_do(args: dict[str, Any], ctx: Any) -> dict[str, Any]:
-    """A typical `main_fun`: strategy, model, fit, report, export."""
+    """Run a typical `main_fun`: strategy, model, fit, report, export."""
     with ctx.strategy.scope():
         model = dense(args)
     history = model.fit(ctx.dataset(), epochs=args["epochs"], verbose=0)
@@ -139,7 +139,7 @@ def say(args: Any, ctx: Any) -> Any:
 
 
 def counting(params: dict[str, Any]) -> Any:
-    """A model whose weights count: entry ``i`` grows by 1 whenever row ``i`` is trained on."""
+    """Return a model whose weights count: entry ``i`` grows by 1 whenever row ``i`` is trained on."""
     import keras
 
     class Minus(keras.losses.Loss):  # type: ignore[misc]
@@ -157,7 +157,7 @@ def counting(params: dict[str, Any]) -> Any:
 
 
 def stepping(params: dict[str, Any]) -> Any:
-    """As `counting`, but entry ``i`` grows by the number of its step within the epoch, times 100 ** epoch."""
+    """Return a model as `counting` does, but entry ``i`` grows by (step within the epoch) * 100 ** epoch."""
     import keras
 
     model = counting(params)
@@ -168,8 +168,7 @@ def stepping(params: dict[str, Any]) -> Any:
 
 
 def squares_and_kill_once(marker: str, ctx: Any) -> None:
-    """Return the square of each (row, pid); kill the process that asks when the first rows arrive."""
-
+    """Return the square of the row for each item (row, pid); kill process ``pid`` when the first items arrive."""
     feed = ctx.get_data_feed(False)
     while not feed.should_stop():
         batch = feed.next_batch(10)
@@ -190,4 +189,4 @@ ALL_EXECUTORS_FIRST = {
     "spark.scheduler.minRegisteredResourcesRatio": "1",
     "spark.scheduler.maxRegisteredResourcesWaitingTime": "60s",
 }
-"""So the two nodes are on two executors."""
+"""Spark starts no task before all executors are there, so that the two nodes are on two executors."""

@@ -16,5 +16,5 @@ def register(registry: Registry, index: int, **versions: str | None) -> dict[str
 
 
 def is_transient(registry: Registry) -> bool:
-    """Whether a restart follows the failures, while restarts are left."""
+    """Return whether a restart follows the failures, while restarts are left."""
     return isinstance(decide(registry.kinds, None, Means(True, 0.0)), Restart)

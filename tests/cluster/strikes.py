@@ -1,4 +1,4 @@
-"""Cause a failure in a cluster at some moment: an observer that kills processes below this one."""
+"""Cause a failure in a cluster at a chosen event: an observer that kills its processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cluster.lives import Events
+from cluster.incarnations import Events
 from support.trainers import trainers
 
 
@@ -26,11 +26,12 @@ class Strike(Events):
 
 
 def kill(role: str = "worker", index: int = 1) -> Callable[[], None]:
+    """Return a function that kills the trainer of a node."""
     return lambda: trainers()[f"{role} {index}"].kill()
 
 
 class Strikes(Events):
-    """An observer that acts once at first, and once in the restart that follows."""
+    """An observer that acts once, and once more in the restart that follows."""
 
     def __init__(self, first: Strike, in_restart: Strike):
         super().__init__()

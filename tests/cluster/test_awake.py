@@ -1,4 +1,4 @@
-"""A clock that stands still while the process does."""
+"""A clock that stands still while the process is stopped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfspark.protocol.roles import plan_nodes
 from tfspark.protocol.timing import AWAKE_S
 
 
-def test_time_goes_on_as_long_as_somebody_looks_and_a_pause_hardly_counts() -> None:
+def test_awake_clock_counts_the_time_between_frequent_reads_and_little_of_a_pause() -> None:
     clock = Clock()
     awake = AwakeClock(clock)
     for _ in range(10):
@@ -23,7 +23,7 @@ def test_time_goes_on_as_long_as_somebody_looks_and_a_pause_hardly_counts() -> N
     assert awake() == pytest.approx(10.0 + AWAKE_S)
 
 
-def test_nodes_are_not_lost_when_the_driver_itself_was_stopped_and_are_when_they_stay_silent() -> None:
+def test_nodes_are_lost_when_they_stay_silent_and_not_when_the_driver_was_stopped() -> None:
     clock = Clock()
     registry = Registry(plan_nodes(2), TIMEOUT_S, VERSIONS, clock=AwakeClock(clock))
     for index in range(2):

@@ -1,4 +1,4 @@
-"""What is wrong with a row, a setting or a function is said in one clear error, and nothing stays behind."""
+"""A wrong row, setting or function is reported in one clear error, and nothing stays behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense, fit_as_users_do, no_model, say, uncompiled
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -24,9 +24,9 @@ from tfspark.node.task import installed_versions
 from tfspark.protocol.settings import Hooks
 
 RAISED_S = 5.0
-"""From an exception in user code to the driver's; the project's own promise."""
+"""Seconds from an exception in the user's code to the error on the driver, as the project promises."""
 SLACK_S = 3.0
-"""For a loaded machine."""
+"""Additional seconds for a loaded machine."""
 
 
 # --- refused before anything starts ----------------------------------------------------------------
@@ -43,8 +43,10 @@ SLACK_S = 3.0
         pytest.param(
             {"num_executors": 1, "eval_node": True}, ["at least one worker", "2 or more"], id="no worker left"
         ),
-        pytest.param({"num_executors": 2, "eval_node": True}, ["expected log_dir"], id="no way for weights"),
-        pytest.param({"hooks": Hooks(draw_epoch=print)}, ["expected log_dir"], id="nowhere for pictures"),
+        pytest.param(
+            {"num_executors": 2, "eval_node": True}, ["expected log_dir"], id="an evaluator without log_dir"
+        ),
+        pytest.param({"hooks": Hooks(draw_epoch=print)}, ["expected log_dir"], id="pictures without log_dir"),
     ],
 )
 def test_run_when_arguments_disagree_says_which(
@@ -71,16 +73,16 @@ def test_run_when_slots_are_too_few_says_so_within_seconds(spark: SparkSession) 
     assert time.monotonic() - began < RAISED_S + SLACK_S
 
 
-def test_run_when_allocation_is_dynamic_refuses() -> None:
+def test_run_when_allocation_is_dynamic_is_refused() -> None:
     said = error_of_run("local[4]", {"spark.dynamicAllocation.enabled": "true"})
     assert said.startswith("ConfigError expected spark.dynamicAllocation.enabled=false, it is true")
     assert "set it to false" in said
 
 
-# --- refused by train(), while the cluster lives ---------------------------------------------------
+# --- refused by train(), while the cluster runs ----------------------------------------------------
 
 
-def test_train_when_arguments_are_wrong_says_so_and_the_cluster_lives_on(spark: SparkSession) -> None:
+def test_train_when_arguments_are_wrong_says_so_and_the_cluster_still_runs(spark: SparkSession) -> None:
     rows = df_with_partitions(spark, [8])
     with TFCluster.run(spark, say, "hello", 2) as cluster:
         with raises(ConfigError, "expected a column 'feature'", "did you mean 'features'?"):
@@ -100,7 +102,7 @@ def test_train_when_arguments_are_wrong_says_so_and_the_cluster_lives_on(spark: 
         assert cluster.shutdown()["worker 1"] == {"said": "hello", "workers": 2}
 
 
-def test_train_when_there_are_no_rows_says_so_and_the_cluster_trains_on(spark: SparkSession) -> None:
+def test_train_when_there_are_no_rows_says_so_and_the_cluster_can_still_train(spark: SparkSession) -> None:
     rows = df_with_partitions(spark, [8, 8])
     none = rows.where("id < 0")
     with TFCluster.run(spark, dense, {}, 2) as cluster:
@@ -117,7 +119,9 @@ def test_train_when_there_are_no_rows_says_so_and_the_cluster_trains_on(spark: S
     assert sum(nodes["worker 0"]["rows"] + nodes["worker 1"]["rows"]) == 4 * 16
 
 
-def test_other_types_than_those_trained_on_are_told_before_anything_is_fed(spark: SparkSession) -> None:
+def test_columns_with_types_that_differ_from_the_training_are_refused_before_any_row_is_fed(
+    spark: SparkSession,
+) -> None:
     rows = df_with_partitions(spark, [8, 8]).withColumn("number", sf.col("id") / 16)
     text = rows.withColumn("number", sf.col("number").cast("string"))
     with TFCluster.run(spark, dense, {}, 1) as cluster:
@@ -137,7 +141,7 @@ def test_other_types_than_those_trained_on_are_told_before_anything_is_fed(spark
 
 
 @pytest.mark.parametrize("broken", ["the training", "the evaluation", "no rows for several epochs"])
-def test_call_after_one_that_was_broken_off_says_so_at_once(spark: SparkSession, broken: str) -> None:
+def test_call_after_a_call_that_was_broken_off_says_so_at_once(spark: SparkSession, broken: str) -> None:
     rows = df_with_partitions(spark, [40, 40])
     bad = rows.withColumn("label", sf.expr("if(id = 79, raise_error('no such label'), label)"))
     with TFCluster.run(spark, dense, {}, 2) as cluster:
@@ -187,7 +191,7 @@ def row_37(column: str, value: str) -> Callable[[DataFrame], DataFrame]:
         pytest.param(
             row_37("features", "transform(features, x -> if(x > 0, null, x))"),
             ["partition 1, row 7", "'features' holds a null inside its array", "coalesce"],
-            id="a null within",
+            id="a null in an array",
         ),
         pytest.param(
             row_37("features", "slice(features, 1, 3)"),
@@ -239,7 +243,7 @@ def test_train_when_rows_are_not_as_declared_names_the_row(
         pytest.param(
             no_model,
             ["expected no_model to return a compiled keras.Model", "str", "return model"],
-            id="other",
+            id="a string",
         ),
         pytest.param(uncompiled, ["the model is not compiled", "model.compile("], id="not compiled"),
     ],
@@ -254,13 +258,13 @@ def test_build_model_when_it_returns_no_compiled_model_says_so(
         cluster.train(df_with_partitions(spark, [8]), features=["features"])
 
 
-def test_main_fun_when_it_returns_an_object_says_what_can_travel(spark: SparkSession) -> None:
+def test_main_fun_when_it_returns_an_object_says_what_it_can_return(spark: SparkSession) -> None:
     cluster = TFCluster.run(spark, say, "return an object")
     with raises(NodeFailedError, "cannot travel to the driver", "expected JSON", "ctx.export"):
         cluster.shutdown()
 
 
-def test_main_fun_when_it_wants_more_epochs_than_are_fed_says_how_many(spark: SparkSession) -> None:
+def test_main_fun_when_it_wants_more_epochs_than_are_fed_says_how_many_are_fed(spark: SparkSession) -> None:
     rows = df_with_partitions(spark, [40]).select("features", "label")
     cluster = TFCluster.run(spark, fit_as_users_do, {"epochs": 2})
     cluster.train(rows, 1)
@@ -268,7 +272,9 @@ def test_main_fun_when_it_wants_more_epochs_than_are_fed_says_how_many(spark: Sp
         cluster.shutdown()
 
 
-def test_main_fun_when_one_of_two_workers_raises_is_told_within_seconds(spark: SparkSession) -> None:
+def test_main_fun_when_one_of_two_workers_raises_fails_on_the_driver_within_seconds(
+    spark: SparkSession,
+) -> None:
     events = Events()
     rows = df_with_partitions(spark, [8])
     with (
@@ -284,14 +290,14 @@ def test_main_fun_when_one_of_two_workers_raises_is_told_within_seconds(spark: S
     assert "in say" in error.remote_traceback
     assert "the last words of worker 1" in error.log_tail
     assert all(part in str(error) for part in (error.cause, error.remote_traceback[:40], "last words"))
-    # The end of the `with` included, which ends the other worker.
+    # This includes the end of the `with` block, which ends the other worker.
     assert raised_after_s < RAISED_S + SLACK_S, f"{raised_after_s:.1f} s"
 
 
 # --- the cluster cannot be reserved ----------------------------------------------------------------
 
 
-def test_run_when_another_job_holds_the_slots_names_who_is_missing(
+def test_run_when_another_job_holds_the_slots_names_the_missing_node(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     release = tmp_path / "release"
@@ -305,7 +311,7 @@ def test_run_when_another_job_holds_the_slots_names_who_is_missing(
 
 
 def hold_slots(spark: SparkSession, count: int, release: Path) -> Any:
-    """Run a job of `count` tasks that ends when a file appears; return its thread once all run."""
+    """Run a job of `count` tasks that ends when a file appears; return its thread when all tasks run."""
     import threading
 
     started = release.parent / "started"
@@ -343,11 +349,11 @@ RUN = """
 
 
 def error_of_run(master: str, conf: dict[str, str]) -> str:
-    """Start a cluster in a driver of its own; return the error."""
+    """Start a cluster in a separate driver; return the error."""
     return run_driver(master, RUN, timeout_s=180, conf=conf).check().stdout.splitlines()[-1]
 
 
-def test_run_when_executors_have_another_tensorflow_names_both_versions(tmp_path: Path) -> None:
+def test_run_when_executors_have_a_different_tensorflow_names_both_versions(tmp_path: Path) -> None:
     fake = tmp_path / "tensorflow-1.15.5.dist-info"
     fake.mkdir()
     (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 1.15.5\n")

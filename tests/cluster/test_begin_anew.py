@@ -1,4 +1,4 @@
-"""Another model on a running cluster: as on one of its own, also when a process is lost."""
+"""A second model on a running cluster trains as on a new cluster, also when a process is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense, with_state
 from cluster.strikes import Strike, kill
 from cluster.trained import BATCH, ROWS
@@ -22,7 +22,7 @@ FIRST, SECOND = {"num_classes": 2}, {"num_classes": 3}
 
 
 def idle(args: Any, ctx: Any) -> None:
-    """A main_fun."""
+    """Do nothing: a `main_fun`."""
 
 
 def train(cluster: TFCluster, rows: Any, batch_size: int = BATCH) -> dict[str, list[float]]:
@@ -33,7 +33,7 @@ def train(cluster: TFCluster, rows: Any, batch_size: int = BATCH) -> dict[str, l
 
 
 def second_of_two(spark: SparkSession, folder: Path, observer: Events) -> tuple[Any, ...]:
-    """Train a model, and then another; return what came of the second."""
+    """Train a model, then a second one; return the results of the second."""
     rows = df_with_partitions(spark, ROWS)
     with TFCluster.run(
         spark,
@@ -59,7 +59,7 @@ def second_of_two(spark: SparkSession, folder: Path, observer: Events) -> tuple[
 
 @pytest.fixture(scope="module")
 def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """The second model on a cluster of its own."""
+    """Train the second model on a new cluster."""
     rows = df_with_partitions(spark, ROWS)
     settings: dict[str, Any] = {"seed": 7, "learning_rate": 0.02, "optimizer": {"name": "adam"}}
     folder = tmp_path_factory.mktemp("alone")
@@ -71,7 +71,7 @@ def alone(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def assert_alike(found: Any, expected: Any) -> None:
-    """Compare: evaluated rows are added up in whatever order they come, all else is equal."""
+    """Compare results. Floats are almost equal, because an evaluation adds up rows in order of arrival."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
@@ -86,7 +86,7 @@ def assert_alike(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def test_model_after_another_is_as_on_a_cluster_of_its_own(
+def test_second_model_on_a_cluster_trains_as_on_a_new_cluster(
     spark: SparkSession, alone: tuple[Any, ...], tmp_path: Path
 ) -> None:
     events = Events()
@@ -94,7 +94,7 @@ def test_model_after_another_is_as_on_a_cluster_of_its_own(
     assert len(events.of("reserved")) == 1
 
 
-def test_model_after_another_goes_on_when_a_process_is_lost(
+def test_second_model_on_a_cluster_trains_the_same_when_a_process_is_lost(
     spark: SparkSession, alone: tuple[Any, ...], tmp_path: Path
 ) -> None:
     observer = Strike(kill(), "fed", stream="train@1")
@@ -108,9 +108,9 @@ def test_model_after_another_goes_on_when_a_process_is_lost(
         (idle, {}, "a main_fun, parameter servers or an evaluator"),
         (dense, {"layers": object()}, "tf_args: .* give plain values"),
     ],
-    ids=["a main_fun", "arguments that JSON does not have"],
+    ids=["a main_fun", "an argument that JSON cannot hold"],
 )
-def test_begin_anew_when_it_cannot_be_is_refused(
+def test_begin_anew_when_it_is_impossible_is_refused(
     spark: SparkSession,
     function: Callable[..., Any],
     arguments: dict[str, Any],

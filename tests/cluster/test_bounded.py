@@ -1,4 +1,4 @@
-"""What grows with the length of a training, and how long nobody is waited for, is bounded."""
+"""Bounds: of what grows with the length of a training, and of the wait for a driver that is gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfspark.protocol.wire import ActionClient, new_secret
 from tfspark.training.checkpointing import KEPT_EPOCHS, Progress
 
 
-def test_jobs_come_one_after_the_other_though_old_ones_are_forgotten(tmp_path: Path) -> None:
+def test_jobs_arrive_in_their_order_although_the_driver_forgets_old_ones(tmp_path: Path) -> None:
     secret, posted = new_secret(), KEPT_JOBS + 10
     plane = plane_of(tmp_path, CheckpointStore(tmp_path, None), secret, [])
     try:
@@ -36,7 +36,7 @@ def test_jobs_come_one_after_the_other_though_old_ones_are_forgotten(tmp_path: P
         plane.close()
 
 
-def test_progress_keeps_the_training_under_way_whole_and_the_last_epochs_before_it() -> None:
+def test_progress_keeps_all_epochs_of_the_current_training_and_the_last_epochs_before_it() -> None:
     progress = Progress()
     for call in range(0, 3 * KEPT_EPOCHS, 2):  # As micro-batches, each trained twice.
         progress.begin(call)
@@ -53,7 +53,7 @@ def test_progress_keeps_the_training_under_way_whole_and_the_last_epochs_before_
     assert len(progress.of_call["rows"]) == 2 * KEPT_EPOCHS
 
 
-def test_last_words_to_a_driver_that_is_gone_are_soon_given_up() -> None:
+def test_last_report_to_a_driver_that_is_gone_is_given_up_soon() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A call that ends by an exception which the program catches: the cluster still ends in order, and can export."""
+"""A call ends with an exception that the program catches: the cluster still shuts down in order, and can export."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rows_of(spark: SparkSession) -> DataFrame:
 
 
 def bad_at(rows: DataFrame, number: int) -> DataFrame:
-    """Rows of which one cannot be computed."""
+    """Return rows; Spark cannot compute the row of this number."""
     return rows.withColumn("label", sf.expr(f"if(id = {number}, raise_error('no such label'), label)"))
 
 
@@ -43,7 +43,7 @@ def interrupt() -> None:
 
 
 def interrupt_here() -> None:
-    """Interrupt at once where an observer is called in the program's own thread: a signal may be held back."""
+    """Interrupt at once, in an observer that the program's main thread calls: a signal may be delayed."""
     raise KeyboardInterrupt
 
 
@@ -85,7 +85,7 @@ def test_shutdown_after_an_interrupt_exports_the_weights_as_they_are(
 def test_shutdown_after_an_interrupt_of_a_restart_exports_the_weights_of_the_checkpoint(
     spark: SparkSession, tmp_path: Path, event: str, how: Callable[[], None]
 ) -> None:
-    """Nothing is trained after that, and each worker has restored its own state of BatchNormalization."""
+    """Nothing is trained after the checkpoint, and each worker has restored its own state of BatchNormalization."""
     observer = Strikes(Strike(kill(), "state", epoch=2, step=2), Strike(how, event))
     with TFCluster.run(
         spark, with_state, CLASSES, 2, log_dir=str(tmp_path), observer=observer, checkpoint_every_steps=2
@@ -119,7 +119,7 @@ def test_shutdown_after_an_error_in_the_data_exports_the_weights_as_they_are(
     assert len(nodes["worker 0"]["history"]["loss"]) == 1
 
 
-def test_cluster_whose_training_was_broken_off_can_begin_another_one_anew(
+def test_cluster_can_begin_anew_after_its_training_was_broken_off(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     rows, at = rows_of(spark), Strike(interrupt, "epoch", epoch=1)
@@ -151,7 +151,7 @@ def test_training_that_was_broken_off_before_its_first_row_is_not_exported(
 
 
 @pytest.mark.slow
-def test_workers_that_wait_after_an_interrupt_do_not_run_into_the_timeout_of_the_feed(
+def test_workers_that_wait_after_an_interrupt_do_not_reach_the_timeout_of_the_feed(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     rows = rows_of(spark)
@@ -161,7 +161,7 @@ def test_workers_that_wait_after_an_interrupt_do_not_run_into_the_timeout_of_the
     ) as cluster:
         with pytest.raises(KeyboardInterrupt):
             cluster.train(rows, 200, features=FEATURES)
-        time.sleep(25)  # A user who looks at what there is.
+        time.sleep(25)  # The user looks at the results so far.
         nodes = cluster.shutdown(export=["keras"])
     assert nodes["worker 0"]["weights_sha256"] == digest_of_export(tmp_path)
 
@@ -179,7 +179,9 @@ def test_interrupt_with_parameter_servers_exports_the_weights_as_they_are(
     assert 1 <= len(chief["history"]["loss"]) < 200
 
 
-def test_interrupt_with_an_evaluator_beside_ends_it_in_order(spark: SparkSession, tmp_path: Path) -> None:
+def test_interrupt_of_a_training_with_an_evaluator_ends_the_evaluator_in_order(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     at = Strike(interrupt, "epoch", epoch=2)
     with TFCluster.run(
         spark, dense, CLASSES, 3, log_dir=str(tmp_path), observer=at, eval_node=True
@@ -211,7 +213,7 @@ def handler_of_interrupts(spark: SparkSession, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.usefixtures("handler_of_interrupts")
-def test_interrupts_at_any_moment_end_the_jobs_of_the_program_itself_and_no_nodes(
+def test_interrupt_at_any_moment_ends_the_job_of_the_program_itself_and_no_node(
     spark: SparkSession,
 ) -> None:
     tracker = spark.sparkContext.statusTracker()
@@ -239,10 +241,10 @@ def test_interrupts_at_any_moment_end_the_jobs_of_the_program_itself_and_no_node
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_interrupt_of_a_call_that_does_not_answer_closes_no_connection_but_its_own(
+def test_interrupt_of_a_call_that_does_not_answer_closes_only_the_connection_of_this_call(
     spark: SparkSession, times: int
 ) -> None:
-    """One interrupt is held back for some seconds, a second one is not. Nodes wait in calls of other threads."""
+    """The first interrupt is delayed for some seconds, the second is not. Nodes wait in calls of different threads."""
     tracker, rows = spark.sparkContext.statusTracker(), rows_of(spark)
     with TFCluster.run(spark, dense, CLASSES, 2) as cluster:
         cluster.train(rows, features=FEATURES)

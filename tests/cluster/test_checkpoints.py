@@ -24,7 +24,7 @@ from tfspark.errors import ConfigError
 
 
 def header(passes: int, steps: int, rank: int, used: dict[str, list[list[int]]]) -> dict[str, Any]:
-    """What comes with a node's part."""
+    """Return the header that a node sends with its part."""
     return {
         "passes": passes,
         "steps": steps,
@@ -37,7 +37,7 @@ def header(passes: int, steps: int, rank: int, used: dict[str, list[list[int]]])
 
 
 def upload(data: bytes) -> list[pa.RecordBatch]:
-    """One file."""
+    """Return the upload of one file."""
     return [pa.record_batch([pa.array([""]), pa.array([data], pa.binary())], names=["path", "data"])]
 
 
@@ -48,7 +48,7 @@ def save(
     *used: dict[str, list[list[int]]],
     sizes: Mapping[int, int] = MappingProxyType({}),
 ) -> Checkpoint | None:
-    """Send the parts of both workers."""
+    """Store the parts of both workers; return the checkpoint, if it is complete."""
     kept = None
     for rank, rows in enumerate(used or ({}, {})):
         told = header(passes, steps, rank, rows)
@@ -63,7 +63,7 @@ def new_store(path: Path, resumed: Checkpoint | None = None) -> CheckpointStore:
     return store
 
 
-def test_checkpoint_is_there_when_all_parts_are_and_not_before(tmp_path: Path) -> None:
+def test_checkpoint_exists_only_when_all_its_parts_have_arrived(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     told = header(0, 4, 0, {"0": [[0, 8]]})
     part = store.place(told)
@@ -82,7 +82,7 @@ def test_checkpoint_when_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert [store.file(part).read_bytes() for part in kept.parts] == [b"0 4 0", b"0 4 1"]
 
 
-def test_ledger_of_a_pass_that_was_resumed_holds_what_was_used_before(tmp_path: Path) -> None:
+def test_ledger_of_a_resumed_pass_holds_the_rows_that_were_used_before(tmp_path: Path) -> None:
     save(new_store(tmp_path), 1, 4, {"0": [[0, 8]]}, {"0": [[8, 16]]})
     store = new_store(tmp_path, newest_in(tmp_path))
     kept = save(store, 1, 6, {"0": [[16, 18]]}, {"1": [[0, 2]]})
@@ -96,14 +96,14 @@ def test_ledger_of_a_pass_that_was_resumed_holds_what_was_used_before(tmp_path: 
 @pytest.mark.parametrize(
     ("rows_of_first", "rows_of_second", "batch_rows", "used"),
     [
-        pytest.param(64, 64, 64, [[0, 6]], id="replayed: its steps note all rows again"),
+        pytest.param(64, 64, 64, [[0, 6]], id="replayed: its steps record all rows again"),
         pytest.param(
-            64, 48, 0, [[0, 4], [5, 6]], id="steps of other sizes go on with the rows that are left"
+            64, 48, 0, [[0, 4], [5, 6]], id="steps of a different size continue with the rows that are left"
         ),
         pytest.param(0, 0, 0, [[0, 4], [5, 6]], id="rows as they come"),
     ],
 )
-def test_checkpoint_says_whether_steps_by_position_make_it_again(
+def test_checkpoint_says_whether_steps_by_position_can_replay_it(
     tmp_path: Path, rows_of_first: int, rows_of_second: int, batch_rows: int, used: Any
 ) -> None:
     store = new_store(tmp_path)
@@ -122,7 +122,7 @@ def test_checkpoint_says_whether_steps_by_position_make_it_again(
     assert second.can_be_replayed(64) == is_replayed
 
 
-def test_partitions_that_were_trained_on_whole_are_known_over_runs_and_not_in_the_next_pass(
+def test_fully_trained_partitions_are_known_in_a_resumed_run_and_forgotten_in_the_next_pass(
     tmp_path: Path,
 ) -> None:
     sizes = {0: 16, 1: 9, 3: 4, 4: 0}
@@ -145,7 +145,7 @@ def test_partitions_that_were_trained_on_whole_are_known_over_runs_and_not_in_th
     assert later.fully_trained == {}
 
 
-def test_run_that_resumes_reads_parts_of_the_one_before_and_leaves_them_there(tmp_path: Path) -> None:
+def test_resumed_run_reads_parts_of_the_run_before_and_does_not_remove_them(tmp_path: Path) -> None:
     before = save(new_store(tmp_path / "before"), 1, 0)
     assert before is not None
     store = new_store(tmp_path / "after", before)
@@ -157,7 +157,7 @@ def test_run_that_resumes_reads_parts_of_the_one_before_and_leaves_them_there(tm
         store.file("../before/state-000001/part-0000.npz")
 
 
-def test_two_checkpoints_are_kept_and_numbers_go_on_over_runs(tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_a_later_run_continues_their_numbers(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for passes in range(1, 5):
         save(store, passes, 0)
@@ -166,7 +166,7 @@ def test_two_checkpoints_are_kept_and_numbers_go_on_over_runs(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "state-000005"
 
 
-def test_newest_checkpoint_between_two_epochs_is_kept_beside_them_also_of_a_run_that_is_resumed(
+def test_newest_checkpoint_between_two_epochs_is_kept_too_also_when_its_run_is_resumed(
     tmp_path: Path,
 ) -> None:
     store = new_store(tmp_path)
@@ -188,7 +188,7 @@ def test_newest_checkpoint_between_two_epochs_is_kept_beside_them_also_of_a_run_
 
 
 @pytest.mark.parametrize("damage", ["truncated part", "no part", "truncated manifest", "foreign manifest"])
-def test_checkpoint_that_is_damaged_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+def test_checkpoint_before_is_used_when_the_newest_is_damaged(tmp_path: Path, damage: str) -> None:
     store = new_store(tmp_path)
     before, last = save(store, 1, 0), save(store, 2, 0)
     assert before is not None
@@ -218,7 +218,7 @@ def test_resuming_where_there_is_no_checkpoint_says_what_was_found(tmp_path: Pat
         newest_in(tmp_path)
 
 
-def test_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
+def test_checkpoint_of_a_different_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     kept = save(new_store(tmp_path), 1, 0)
     assert kept is not None
     check_same_run(kept, {"seed": 3})
@@ -226,12 +226,12 @@ def test_checkpoint_of_another_run_is_refused_by_what_differs(tmp_path: Path) ->
         check_same_run(kept, {"seed": 4})
 
 
-def test_part_of_a_life_that_is_over_completes_nothing(tmp_path: Path) -> None:
+def test_part_of_an_earlier_incarnation_completes_no_checkpoint(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     told = [header(1, 0, rank, {}) for rank in (0, 1)]
     late = store.place(told[0])
     digest = write_part(late, upload(b"late"))
-    store.newest()  # A new life begins.
+    store.newest()  # A new incarnation begins.
     other = store.place(told[1])
     assert store.add(told[0], late, digest, {}, {}) is None
     assert store.add(told[1], other, write_part(other, upload(b"new")), {}, {}) is None
@@ -248,7 +248,7 @@ def test_manifest_is_plain_json(tmp_path: Path) -> None:
     assert set(manifest["files"]) == {"part-0000.npz", "part-0001.npz"}
 
 
-def test_budget_gives_restarts_with_growing_pauses_and_again_when_the_window_has_passed() -> None:
+def test_budget_allows_restarts_after_growing_pauses_and_more_when_the_window_has_passed() -> None:
     now = [0.0]
     budget = RestartBudget(3, 100.0, clock=lambda: now[0])
     assert [budget.spend() for _ in range(4)] == [0.0, SECOND_PAUSE_S, 2 * SECOND_PAUSE_S, None]
@@ -256,7 +256,7 @@ def test_budget_gives_restarts_with_growing_pauses_and_again_when_the_window_has
     assert budget.spend() == 0.0
 
 
-def test_pauses_have_a_longest_and_no_budget_gives_none() -> None:
+def test_pause_has_a_maximum_and_a_budget_of_0_allows_no_restart() -> None:
     assert [RestartBudget(99, 1e9).spend() for _ in range(1)] == [0.0]
     budget = RestartBudget(99, 1e9)
     assert [budget.spend() for _ in range(12)][-1] == LONGEST_PAUSE_S

@@ -1,4 +1,4 @@
-"""Rows that feed tasks read from files themselves are those that Spark would hand over, in the same places."""
+"""Feed tasks that read files themselves get the rows that Spark would pass to them, in the same places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ SMALL_CUTS = {"spark.sql.files.maxPartitionBytes": "3000", "spark.sql.files.open
 
 @pytest.fixture(autouse=True)
 def small_cuts(spark: SparkSession) -> Iterator[None]:
-    """Spark cuts small files as it does large ones."""
+    """Let Spark cut small files as it cuts large ones."""
     before = {name: spark.conf.get(name) for name in SMALL_CUTS}
     for name, value in SMALL_CUTS.items():
         spark.conf.set(name, value)
@@ -42,7 +42,7 @@ def small_cuts(spark: SparkSession) -> Iterator[None]:
 
 
 def by_spark(df: DataFrame) -> list[pa.Table]:
-    """Return the rows of each partition as Spark hands them to Python."""
+    """Return the rows of each partition as Spark passes them to Python."""
 
     def placed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         from pyspark import TaskContext
@@ -78,14 +78,14 @@ def by_feed_tasks(df: DataFrame) -> list[pa.Table]:
 
 
 def check_alike(df: DataFrame) -> list[pa.Table]:
-    """See that both ways give the same rows, types and places; return the rows."""
+    """Check that feed tasks and Spark read the same rows and types in the same places; return the rows."""
     ours, sparks = by_feed_tasks(df), by_spark(df)
     assert [part.num_rows for part in ours] == [part.num_rows for part in sparks]
     for mine, theirs in zip(ours, sparks, strict=True):
         if theirs.num_rows:
             assert mine.schema.names == theirs.schema.names
             assert mine.schema.types == theirs.schema.types
-            # Of NaN there is one for pa.Table.equals, when it is asked for it.
+            # Compare texts, because NaN does not equal NaN.
             assert [str(row) for row in mine.to_pylist()] == [str(row) for row in theirs.to_pylist()]
     return ours
 
@@ -103,8 +103,8 @@ TYPES: dict[str, Callable[[], st.SearchStrategy[Any]]] = {
     "string": lambda: st.text(max_size=5),
     "binary": lambda: st.binary(max_size=5),
 }
-OTHER_NAMES = {"bool": "bool_", "float": "float32", "double": "float64"}
-PRIMITIVE = {name: getattr(pa, OTHER_NAMES.get(name, name))() for name in TYPES}
+ARROW_NAMES = {"bool": "bool_", "float": "float32", "double": "float64"}
+PRIMITIVE = {name: getattr(pa, ARROW_NAMES.get(name, name))() for name in TYPES}
 
 
 @st.composite
@@ -124,7 +124,7 @@ def columns(draw: st.DrawFn, rows: int) -> pa.Array:
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[list[pa.Table], list[int], str]:
-    """Files of one schema, the rows of their row groups, and a compression."""
+    """Draw files of one schema, the sizes of their row groups, and a compression."""
     sizes = draw(st.lists(st.integers(0, 400), min_size=1, max_size=3))
     width = draw(st.integers(1, 4))
     first = [draw(columns(rows=max(1, sizes[0]))) for _ in range(width)]
@@ -142,7 +142,7 @@ def tables(draw: st.DrawFn) -> tuple[list[pa.Table], list[int], str]:
 
 @settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
 @given(made=tables(), partitioned=st.booleans(), data=st.data())
-def test_parquet_gives_the_same_rows_in_the_same_places(
+def test_feed_tasks_read_the_same_rows_of_parquet_files_as_spark_in_the_same_places(
     spark: SparkSession,
     tmp_path_factory: pytest.TempPathFactory,
     made: tuple[list[pa.Table], list[int], str],
@@ -173,7 +173,7 @@ def test_parquet_gives_the_same_rows_in_the_same_places(
         "part = 1", "id < 100 and text is not null and not (text = 'a')",
     ],
 )  # fmt: skip
-def test_parquet_with_a_filter_gives_the_rows_that_spark_keeps(
+def test_feed_tasks_keep_the_same_rows_of_a_filter_as_spark(
     spark: SparkSession, mixed: Path, condition: str
 ) -> None:
     rows = check_alike(spark.read.parquet(str(mixed)).where(condition).select("id", "x"))
@@ -182,7 +182,7 @@ def test_parquet_with_a_filter_gives_the_rows_that_spark_keeps(
 
 @pytest.fixture(scope="module")
 def mixed(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows with nulls in directories of a partition column, written by Spark."""
+    """Let Spark write rows with nulls, in directories of a partition column."""
     place = tmp_path_factory.mktemp("mixed") / "rows"
     rows = spark.range(0, 600, 1, 2).selectExpr(
         "id", "id % 3 = 0 as flag", "if(id % 7 = 0, null, substr('abc', 1 + id % 3, 1)) as text",
@@ -214,11 +214,11 @@ def mixed(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path
         ),
         pytest.param(
             lambda df: df.sparkSession.read.schema("ID bigint").parquet(*df.inputFiles()),
-            "has no column 'ID' by just this name", id="other capitals",
+            "has no column 'ID' by just this name", id="a name in capitals",
         ),
         pytest.param(
             lambda df: df.sparkSession.read.schema("id double").parquet(*df.inputFiles()),
-            "column 'id' of", id="another type declared",
+            "column 'id' of", id="a different type declared",
         ),
         pytest.param(
             lambda df: df.sparkSession.read.schema("id bigint, new int").parquet(*df.inputFiles()),
@@ -235,7 +235,9 @@ def test_direct_when_spark_must_read_says_why(
         direct(df)
 
 
-def test_tfrecords_give_the_same_rows_in_the_same_places(spark: SparkSession, tmp_path: Path) -> None:
+def test_feed_tasks_read_the_same_rows_of_tfrecords_as_spark_in_the_same_places(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     register(spark)
     rows = spark.range(0, 500, 1, 3).selectExpr(
         "id", "if(id % 5 = 0, null, array(float(id), 0.5F)) as x", "cast(id as string) text",
@@ -288,7 +290,9 @@ def test_damaged_page_is_named(spark: SparkSession, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_training_on_files_is_the_same_on_both_ways(spark: SparkSession, mixed: Path, ordered: bool) -> None:
+def test_training_on_files_is_the_same_whether_spark_or_feed_tasks_read_them(
+    spark: SparkSession, mixed: Path, ordered: bool
+) -> None:
     rows = spark.read.parquet(str(mixed)).where("x is not null").select("x", "part")
     histories = []
     for scan in ("spark", "direct"):

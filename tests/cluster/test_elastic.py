@@ -1,4 +1,4 @@
-"""A cluster that cannot have all of its workers back goes on with fewer, and has more when there is room again."""
+"""A cluster that cannot replace all lost workers continues with fewer, and grows when slots are free again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import counting, dense, stepping
 from cluster.strikes import Strike, kill
 from hypothesis import given
@@ -30,7 +30,7 @@ BATCH = 64
 
 
 class Slots:
-    """Stands in for Spark's count of slots, which on a local master never changes."""
+    """Replace Spark's count of slots, which never changes on a local master."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int):
         self.number = number
@@ -41,33 +41,35 @@ class Slots:
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=9), st.integers(1, 9))
-def test_dealt_keeps_the_sum_and_what_the_nodes_that_stay_had(rows: list[int], num_nodes: int) -> None:
+def test_redistribute_keeps_the_sum_and_the_rows_of_the_nodes_that_stay(
+    rows: list[int], num_nodes: int
+) -> None:
     found = redistribute(rows, num_nodes)
     assert len(found) == num_nodes
     assert sum(found) == sum(rows)
     assert list(found[1 : len(rows)]) == rows[1:num_nodes]
 
 
-def loses_one_worker_for_an_epoch(slots: Slots) -> Strike:
-    """Return an observer that takes a worker away after three steps, and gives it back too late for this epoch."""
+def lose_one_worker_for_an_epoch(slots: Slots) -> Strike:
+    """Return an observer that removes a worker after three steps, and frees a slot for it too late for this epoch."""
 
     def lose() -> None:
         slots.change_to(2)
         kill()()
 
-    class Story(Strike):
+    class LoseAndFreeSlot(Strike):
         def __call__(self, event: str, fields: Any) -> None:
             super().__call__(event, fields)
             if event == "sized" and fields["workers"] == 1:
                 slots.change_to(3)
 
-    return Story(lose, "state", epoch=1, step=3)
+    return LoseAndFreeSlot(lose, "state", epoch=1, step=3)
 
 
 def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_once_per_epoch(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observer = loses_one_worker_for_an_epoch(Slots(monkeypatch, 3))
+    observer = lose_one_worker_for_an_epoch(Slots(monkeypatch, 3))
     rows = df_with_partitions(spark, ROWS).select("id")
     with TFCluster.run(
         spark,
@@ -91,7 +93,7 @@ def test_training_that_shrinks_within_an_epoch_and_grows_after_it_uses_each_row_
         (counts,) = keras.models.load_model(tmp_path / path, compile=False).get_weights()
         assert np.round(counts[:, 0], 3).tolist() == [epochs] * sum(ROWS)
     assert [sum(node["rows"][epoch] for node in nodes.values()) for epoch in range(3)] == [sum(ROWS)] * 3
-    # As rows come, the workers may have had unequal numbers of them, and steps that were not full.
+    # Rows are fed as they come, so workers may get unequal numbers of rows, and have steps that are not full.
     assert nodes["worker 0"]["iterations"] >= 3 * sum(ROWS) // BATCH
 
 
@@ -99,7 +101,7 @@ STEPS = sum(ROWS) // BATCH
 
 
 def steps_of_rows(path: Path) -> list[list[int]]:
-    """Return, from a model of `stepping`, for each row the step in which it was used, in each of three epochs."""
+    """Return for each row the step that used it, in each of three epochs, from the weights of a `stepping` model."""
     (weights,) = keras.models.load_model(path, compile=False).get_weights()
     numbers = np.round(weights[:, 0]).astype(int)
     return (numbers[:, None] // [1, 100, 10_000] % 100 - 1).tolist()
@@ -143,7 +145,7 @@ def test_batches_of_an_ordered_training_are_the_same_for_any_number_of_workers(
     else:
         assert alone == in_order
     assert train("two", 2) == alone
-    observer = loses_one_worker_for_an_epoch(Slots(monkeypatch, 3))
+    observer = lose_one_worker_for_an_epoch(Slots(monkeypatch, 3))
     made = train("lost", 2, min_executors=1, observer=observer)
     assert [event["workers"] for event in observer.of("sized")] == [2, 1, 2]
     first, second = observer.of("resumed")
@@ -152,7 +154,7 @@ def test_batches_of_an_ordered_training_are_the_same_for_any_number_of_workers(
 
 
 @pytest.mark.slow
-def test_batches_of_four_workers_are_those_of_one() -> None:
+def test_batches_of_four_workers_are_those_of_one_worker() -> None:
     program = """
         import tempfile
         from pathlib import Path
@@ -177,7 +179,7 @@ def test_batches_of_four_workers_are_those_of_one() -> None:
     assert run_driver("local[5]", program, timeout_s=400).check().stdout.splitlines()[-1] == "True True"
 
 
-def test_cluster_without_room_for_all_starts_with_fewer_and_keeps_what_it_is_told_to(
+def test_cluster_with_too_few_slots_starts_with_fewer_workers_and_keeps_the_batch_of_a_worker(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Slots(monkeypatch, 2)
@@ -210,7 +212,7 @@ def test_wrong_sizes_are_refused_before_anything_starts(
         TFCluster.run(spark, dense, {}, 2, **options)
 
 
-def test_size_of_a_step_when_workers_are_fewer() -> None:
+def test_step_with_fewer_workers_keeps_the_global_batch_or_the_batch_of_a_worker() -> None:
     spec = StreamSpec("train", Columns((Column("x"),)), 32, 3, True, False, 0, 0, 1, 1.0)
     kept = [Size(3, 1).for_workers(spec, workers) for workers in (3, 2, 1)]
     assert [(one.num_readers, one.batch_size) for one in kept] == [(3, 32), (2, 48), (1, 96)]

@@ -94,7 +94,7 @@ def test_train_when_a_label_within_an_example_is_no_class_says_so_on_the_driver(
 
 
 def reading() -> Callable[[Any, Any], Any]:
-    """Return a ``main_fun`` that returns the real rows it reads; nested, it travels by value."""
+    """Return a ``main_fun`` that returns the rows it reads, without padding; nested, because it is pickled by value."""
 
     def main_fun(args: Any, ctx: Any) -> list[Any]:
         rows = []

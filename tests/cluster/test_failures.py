@@ -1,4 +1,4 @@
-"""Processes are killed: the driver learns which node it was and why within seconds, and nothing survives."""
+"""Processes are killed: the driver reports which node it was and why within seconds, and no process survives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import TOLD_S, dense, say
 from pyspark.sql import SparkSession
 from support.driver import run_driver
@@ -80,7 +80,7 @@ def test_python_worker_of_a_node_when_killed_is_named(spark: SparkSession) -> No
 KILL_PYTHON_WORKER = """
     import os, signal, time
     from pyspark.sql import SparkSession
-    from cluster.lives import Events
+    from cluster.incarnations import Events
     from cluster.programs import say
     from tfspark import TFCluster
 
@@ -111,7 +111,7 @@ def test_python_worker_when_spark_starts_its_task_again_is_named() -> None:
 KILL_DRIVER = """
     import os, signal
     from pyspark.sql import SparkSession
-    from cluster.lives import Events
+    from cluster.incarnations import Events
     from cluster.programs import say
     from tfspark import TFCluster
 
@@ -164,13 +164,13 @@ KILL_BEFORE_IT_REGISTERS = """
     import json
     import psutil
     from pyspark.sql import SparkSession
-    from cluster.lives import Events
+    from cluster.incarnations import Events
     from cluster.programs import say
     from tfspark import TFCluster
     from tfspark.cluster.control import ControlPlane
 
     answer, killed = ControlPlane.do_action, []
-    is_first = iter([True])  # Asked by several threads: exactly one gets it.
+    is_first = iter([True])  # Several threads ask: exactly one gets True.
 
     def kill_the_first_that_registers(control, context, action):
         if action.type == "register" and next(is_first, False):
@@ -206,7 +206,7 @@ def test_node_task_when_killed_before_it_registers_is_started_again_by_spark() -
     }
 
 
-def test_node_task_when_killed_before_it_registers_where_spark_tries_nothing_again_is_told() -> None:
+def test_node_task_when_killed_before_it_registers_is_an_error_where_spark_retries_nothing() -> None:
     result = run_driver("local[4]", KILL_BEFORE_IT_REGISTERS, timeout_s=360).check()
 
     told = json.loads(result.stdout.splitlines()[-1])
@@ -214,8 +214,8 @@ def test_node_task_when_killed_before_it_registers_where_spark_tries_nothing_aga
     assert told["told"].startswith("ReservationError: the Spark job of the worker nodes failed: ")
 
 
-def test_port_of_a_node_when_another_program_wants_it_is_not_given_away(spark: SparkSession) -> None:
-    """From its reservation until TensorFlow, which takes seconds to start, listens on it."""
+def test_port_of_a_node_cannot_be_bound_by_another_program(spark: SparkSession) -> None:
+    """The node holds its port from the reservation until TensorFlow listens on it, which takes seconds."""
     refused: list[int] = []
     ports: dict[int, int] = {}
 
@@ -224,7 +224,7 @@ def test_port_of_a_node_when_another_program_wants_it_is_not_given_away(spark: S
             ports[int(fields["node"][-1])] = fields["port"]
         if event == "reserved":
             for index in (0, 1):
-                refused.append(what_binding_says(ports[index]))
+                refused.append(error_of_binding(ports[index]))
 
     with TFCluster.run(spark, dense, {}, 2, max_restarts=0, observer=want_the_ports) as cluster:
         history = cluster.train(df_with_partitions(spark, [128]), 1, features=["features"])
@@ -233,7 +233,7 @@ def test_port_of_a_node_when_another_program_wants_it_is_not_given_away(spark: S
     assert len(history["loss"]) == 1
 
 
-def what_binding_says(port: int) -> int | None:
+def error_of_binding(port: int) -> int | None:
     """Try to bind a port; return the error's number."""
     with socket.socket() as stranger:
         try:
@@ -250,12 +250,12 @@ KILL_WHILE_IT_INFERS = """
     from cluster.programs import squares_and_kill_once
     from tfspark import TFCluster
 
-    def and_who_asks(rows):
+    def with_pid(rows):
         import os
         return [(row, os.getpid()) for row in rows]
 
     spark = SparkSession.builder.getOrCreate()
-    rows = spark.sparkContext.parallelize(range(400), 4).mapPartitions(and_who_asks)
+    rows = spark.sparkContext.parallelize(range(400), 4).mapPartitions(with_pid)
     killed = Path(sys.argv[1])
     with TFCluster.run(
         spark, squares_and_kill_once, str(killed), 2, input_mode=TFCluster.InputMode.SPARK

@@ -1,6 +1,6 @@
 """Features of Keras on a real cluster: weights of rows, callbacks that write, validation in a `main_fun`.
 
-What each feature computes is compared with plain Keras in `tests/conformance`; here it comes through Spark.
+`tests/conformance` compares what each feature computes with plain Keras; here the rows come from Spark.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.keras_programs import fits_by_steps, fits_with_validation, weighed, writers
-from cluster.lives import leaving_nothing, plain_keras
+from cluster.incarnations import leaving_nothing, plain_keras
+from cluster.keras_programs import fits_by_steps, fits_with_validation, weighted_model, writers
 from pyspark.sql import DataFrame, SparkSession
 from support.environment import TESTS
 from support.leaks import Owned
@@ -22,15 +22,15 @@ from tfspark.errors import ConfigError
 from tfspark.protocol.settings import Hooks
 
 ROWS, BATCH, EPOCHS = 48, 16, 2
-OF_CLASSES = {0: 1.0, 2: 3.0}
+CLASS_WEIGHTS = {0: 1.0, 2: 3.0}
 
 PLAIN = """
 import json, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from cluster.keras_programs import weighed
+from cluster.keras_programs import weighted_model
 rows = np.load(sys.argv[2])
-model = weighed({})
+model = weighted_model({})
 weights = rows["w"] * np.array([1.0, 1.0, 3.0])[rows["y"].argmax(1)]
 history = model.fit(rows["x"], rows["y"], sample_weight=weights, batch_size=16, epochs=2, shuffle=False, verbose=0)
 tests = model.evaluate(rows["x"], rows["y"], sample_weight=rows["w"], verbose=0, return_dict=True)
@@ -63,12 +63,12 @@ def rows(spark: SparkSession) -> DataFrame:
 def trained(
     spark: SparkSession, owned: Owned, rows: DataFrame, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Two workers train on weighed rows, with callbacks that write files."""
+    """Let two workers train on weighted rows, with callbacks that write files."""
     folder = tmp_path_factory.mktemp("written")
     refused = {}
     with leaving_nothing(spark, owned):
         cluster = TFCluster.run(
-            spark, weighed, {"folder": str(folder)}, 2, hooks=Hooks(callbacks=writers), max_restarts=0
+            spark, weighted_model, {"folder": str(folder)}, 2, hooks=Hooks(callbacks=writers), max_restarts=0
         )
         with cluster:
             for weight in ("ww", "text"):
@@ -76,7 +76,7 @@ def trained(
                     cluster.train(rows.selectExpr("*", "'1' AS text"), weight=weight, label="label")
                 refused[weight] = str(caught.value)
             history = cluster.train(
-                rows, EPOCHS, features=["x"], weight="w", class_weights=OF_CLASSES, batch_size=BATCH,
+                rows, EPOCHS, features=["x"], weight="w", class_weights=CLASS_WEIGHTS, batch_size=BATCH,
                 feeding=Feeding(ordered=True), validation=rows,
             )  # fmt: skip
             tests = cluster.evaluate(rows)
@@ -84,7 +84,9 @@ def trained(
     return {"history": history, "tests": tests, "folder": folder, "refused": refused}
 
 
-def test_rows_weigh_what_a_column_and_their_class_say(trained: dict[str, Any], tmp_path: Path) -> None:
+def test_weight_of_a_row_is_its_weight_column_times_the_weight_of_its_class(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
     np.savez(tmp_path / "rows.npz", **arrays())
     plain = plain_keras(PLAIN, TESTS, tmp_path / "rows.npz")
 
@@ -95,12 +97,12 @@ def test_rows_weigh_what_a_column_and_their_class_say(trained: dict[str, Any], t
         np.testing.assert_allclose(trained["history"][f"val_{name}"][-1], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_column_of_weights_that_is_not_there_or_no_number_is_refused(trained: dict[str, Any]) -> None:
+def test_weight_column_that_is_missing_or_has_no_numbers_is_refused(trained: dict[str, Any]) -> None:
     assert "expected a column 'ww'" in trained["refused"]["ww"]
     assert "expected numbers in the weight column 'text' (weight=, data.weight)" in trained["refused"]["text"]
 
 
-def test_callbacks_that_write_do_so_once(trained: dict[str, Any]) -> None:
+def test_callbacks_write_their_files_once(trained: dict[str, Any]) -> None:
     folder = trained["folder"]
     assert len((folder / "log.csv").read_text().splitlines()) == 1 + EPOCHS
     assert len(list((folder / "board" / "train").iterdir())) == 1
@@ -112,7 +114,7 @@ def test_callbacks_that_write_do_so_once(trained: dict[str, Any]) -> None:
     ]
 
 
-def test_main_fun_validates_rows_of_spark_and_goes_on_where_the_chief_was(
+def test_main_fun_validates_on_rows_of_spark_and_continues_from_the_backup_of_the_chief(
     spark: SparkSession, rows: DataFrame, tmp_path: Path
 ) -> None:
     args = {"folder": str(tmp_path / "backup")}
@@ -145,7 +147,7 @@ def test_main_fun_validates_rows_of_spark_and_goes_on_where_the_chief_was(
         pytest.param(2, 6, 3, id="an epoch is a pass and a half"),
     ],
 )
-def test_steps_per_epoch_go_on_over_the_rows_of_all_passes(
+def test_steps_per_epoch_continue_over_the_rows_of_all_passes(
     spark: SparkSession, epochs: int, steps: int, passes: int
 ) -> None:
     df = spark.range(64).selectExpr("array(id) AS x", "float(0) AS label").coalesce(1)

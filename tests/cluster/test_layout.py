@@ -1,4 +1,4 @@
-"""How Spark cuts rows, planned once for each pass and compared when planned again; without a cluster, and in one."""
+"""The layout: how Spark cuts rows into partitions. It is planned for each pass, and compared when planned again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DERBY = "org.apache.derby.iapi.jdbc.AutoloadedDriver"
 
 @pytest.fixture
 def small_cuts(spark: SparkSession) -> Iterator[None]:
-    """Spark cuts small files as it does those of many MB: by the cores."""
+    """Let Spark cut small files by the number of cores, as it cuts files of many MB."""
     name = "spark.sql.files.openCostInBytes"
     before = spark.conf.get(name)
     spark.conf.set(name, "1000")
@@ -59,7 +59,7 @@ AS_IT_IS: Callable[[DataFrame], DataFrame] = lambda rows: rows.where("id >= 0").
 KINDS = [
     *[pytest.param(kind, AS_IT_IS, (True, True), id=kind) for kind in FORMATS],
     pytest.param("parquet", by_hash, (True, True), id="sorted after a shuffle by a hash"),
-    pytest.param("parquet", by_range, (True, False), id="by ranges, whose bounds are drawn anew"),
+    pytest.param("parquet", by_range, (True, False), id="by ranges, whose bounds Spark samples again"),
     pytest.param("parquet", lambda rows: by_hash(rows).persist(), (True, True), id="persisted"),
     pytest.param("parquet", lambda rows: rows.orderBy("id"), (True, False), id="ordered"),
     pytest.param("parquet", lambda rows: rows.repartition(4), (False, False), id="in order of arrival"),
@@ -68,41 +68,43 @@ KINDS = [
         "parquet",
         lambda rows: rows.hint("merge").join(rows.select("id"), "id"),
         (False, False),
-        id="a join by a sort, which is Spark's own and leaves rows of the same key in order of arrival",
+        id="a sort-merge join, which leaves rows of the same key in order of arrival",
     ),
     pytest.param("parquet", lambda rows: rows.limit(9).select("id"), (False, False), id="a limit"),
     pytest.param("orc", lambda rows: rows.sample(False, 0.5, 3), (True, True), id="a sample with a seed"),
     pytest.param("parquet", lambda rows: rows.sample(0.5), (True, False), id="a sample without a seed"),
-    pytest.param("parquet", lambda rows: rows.where("rand(5) < 0.5"), (True, True), id="drawn with a seed"),
     pytest.param(
-        "parquet", lambda rows: rows.where("rand() < 0.5"), (True, False), id="drawn without a seed"
+        "parquet", lambda rows: rows.where("rand(5) < 0.5"), (True, True), id="a random filter with a seed"
+    ),
+    pytest.param(
+        "parquet", lambda rows: rows.where("rand() < 0.5"), (True, False), id="a random filter without a seed"
     ),
     pytest.param(
         "parquet",
         lambda rows: rows.repartition(4).checkpoint(),
         (True, False),
-        id="checkpointed by Spark, anew in each program",
+        id="checkpointed by Spark, again in each program",
     ),
 ]
 
 
 @pytest.mark.usefixtures("small_cuts")
 @pytest.mark.parametrize(("kind", "change", "expected"), KINDS)
-def test_rows_planned_once_stay_and_planned_again_are_alike_if_spark_can_cut_them_so(
+def test_plan_of_a_pass_is_kept_and_a_new_plan_has_the_same_layout_if_spark_can_repeat_it(
     spark: SparkSession,
     files: Path,
     kind: str,
     change: Callable[[DataFrame], DataFrame],
     expected: tuple[bool, bool],
 ) -> None:
-    """Expected: whether a later life, and whether another program, can go on in the middle of a pass."""
+    """`expected`: whether a later incarnation, and whether another program, can continue in the middle of a pass."""
     rows = change(read(spark, files, kind))
     before = PlannedRows(rows, Parallelism({PARALLELISM: "3"}))
     planned, layout = before.of_pass(0)
     kept = layout.to_json()
     assert planned.rdd.getNumPartitions() == layout.partitions
     assert before.of_pass(0)[0] is planned
-    spark.range(3).repartition(2).count()  # Other RDDs.
+    spark.range(3).repartition(2).count()  # More RDDs, so that the next plan has different ids.
     later = PlannedRows(change(read(spark, files, kind)), Parallelism(kept["parallelism"]))
     assert (not before.differ_from(0, kept), not later.differ_from(0, kept)) == expected
     assert spark.conf.get(PARALLELISM, None) is None
@@ -133,7 +135,7 @@ def test_plan_serves_all_passes_unless_a_shuffle_must_be_computed_again(
 
 @pytest.mark.usefixtures("small_cuts")
 @pytest.mark.parametrize("kind", FORMATS)
-def test_layout_is_another_when_a_file_was_written_again_or_cut_by_other_cores(
+def test_layout_differs_when_a_file_was_written_again_or_is_cut_by_a_different_number_of_cores(
     spark: SparkSession, files: Path, kind: str
 ) -> None:
     def layout(cores: int) -> Any:
@@ -141,7 +143,7 @@ def test_layout_is_another_when_a_file_was_written_again_or_cut_by_other_cores(
 
     kept = layout(3).to_json()
     assert not layout(3).differs_from(kept)
-    if kind != "tfrecord":  # They are cut by their sizes alone.
+    if kind != "tfrecord":  # Its files are cut by their sizes alone.
         assert "partitions, it were" in layout(7).differs_from(kept)
     file = next(path for path in sorted((files / kind).iterdir()) if path.name.startswith("part-"))
     os.utime(file, (1e9, 1e9))
@@ -150,7 +152,7 @@ def test_layout_is_another_when_a_file_was_written_again_or_cut_by_other_cores(
 
 @pytest.fixture(scope="module")
 def table(spark: SparkSession) -> Iterator[Callable[[], DataFrame]]:
-    """A table of a database, Derby, which Spark brings along; it reads it in three partitions."""
+    """Create a table of Derby, a database that comes with Spark. Spark reads it in three partitions."""
     system: Any = spark.sparkContext._jvm
     system.java.lang.System.setProperty("derby.stream.error.file", os.devnull)
     url = f"jdbc:derby:memory:{uuid.uuid4().hex}"
@@ -161,21 +163,21 @@ def table(spark: SparkSession) -> Iterator[Callable[[], DataFrame]]:
         return spark.read.option("driver", DERBY).jdbc(url, "numbers", "id", 0, 300, 3)
 
     yield read_table
-    with contextlib.suppress(Py4JError):  # Derby says by an error that it has done so.
+    with contextlib.suppress(Py4JError):  # Derby confirms the drop with an error.
         system.java.sql.DriverManager.getConnection(f"{url};drop=true")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        pytest.param(lambda rows: rows, (False, False), id="as they are"),
+        pytest.param(lambda rows: rows, (False, False), id="unchanged"),
         pytest.param(lambda rows: rows.where("id % 2 = 0").select("id"), (False, False), id="filtered"),
         pytest.param(lambda rows: rows.persist(), (False, False), id="persisted"),
-        pytest.param(lambda rows: rows.union(rows), (False, False), id="twice"),
+        pytest.param(lambda rows: rows.union(rows), (False, False), id="a union"),
         pytest.param(by_hash, (True, False), id="sorted after a shuffle by a hash"),
     ],
 )
-def test_rows_of_a_database_are_not_found_again_unless_they_are_sorted(
+def test_layout_of_a_table_of_a_database_cannot_be_repeated_unless_its_rows_are_sorted(
     spark: SparkSession,
     table: Callable[[], DataFrame],
     change: Callable[[DataFrame], DataFrame],
@@ -192,37 +194,37 @@ def test_rows_of_a_database_are_not_found_again_unless_they_are_sorted(
 
 
 class Dice(DataSource):  # type: ignore[misc]
-    """A data source of Spark's in Python, whose rows are others each time."""
+    """A data source of Spark in Python. Its rows differ each time."""
 
     @classmethod
     def name(cls) -> str:
-        """As Spark finds it."""
+        """Return the name of the format."""
         return "dice"
 
     def schema(self) -> str:
-        """Its only column."""
+        """Return the only column."""
         return "id bigint"
 
     def reader(self, schema: Any) -> DataSourceReader:
-        """Read it."""
+        """Return the reader."""
         del schema
         return Throw()
 
 
 class Throw(DataSourceReader):  # type: ignore[misc]
-    """Reads three partitions."""
+    """Read three partitions."""
 
     def partitions(self) -> list[InputPartition]:
-        """One for each die."""
+        """Return one partition for each die."""
         return [InputPartition(number) for number in range(3)]
 
     def read(self, partition: InputPartition) -> Iterator[tuple[int]]:
-        """Throw it."""
+        """Throw the die."""
         del partition
         yield (random.randrange(6),)
 
 
-def test_rows_of_any_source_in_python_are_not_found_again(spark: SparkSession) -> None:
+def test_layout_of_a_data_source_in_python_cannot_be_repeated(spark: SparkSession) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     spark.dataSource.register(Dice)
     planned = PlannedRows(spark.read.format("dice").load(), Parallelism())
@@ -232,7 +234,7 @@ def test_rows_of_any_source_in_python_are_not_found_again(spark: SparkSession) -
     assert planned.of_pass(1)[1].differs_from(layout.to_json())
 
 
-def test_layout_of_text_that_an_rdd_reads_is_another_when_its_file_was_written_again(
+def test_layout_of_a_text_file_that_an_rdd_reads_differs_when_the_file_was_written_again(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     file = tmp_path / "numbers.txt"
@@ -244,7 +246,7 @@ def test_layout_of_text_that_an_rdd_reads_is_another_when_its_file_was_written_a
 
     kept = layout().to_json()
     assert not layout().differs_from(kept)
-    os.utime(file, (1e9, 1e9))  # Of the same size.
+    os.utime(file, (1e9, 1e9))  # Its size stays the same.
     assert "the files, their sizes, times" in layout().differs_from(kept)
 
 
@@ -259,8 +261,8 @@ def train_and_count(spark: SparkSession, rows: DataFrame, log_dir: Path, **optio
     return [round(float(count), 2) for count in np.asarray(counts)[:, 0]]
 
 
-def other_cores_and(spark: SparkSession, strike: Callable[[], None]) -> Callable[[], None]:
-    """Let Spark cut files as if it had other cores, which is what the loss of an executor does."""
+def change_cores_and(spark: SparkSession, strike: Callable[[], None]) -> Callable[[], None]:
+    """Let Spark cut files by a different number of cores, as after the loss of an executor, then strike."""
 
     def both() -> None:
         spark.conf.set(PARALLELISM, "7")
@@ -280,7 +282,7 @@ def other_cores_and(spark: SparkSession, strike: Callable[[], None]) -> Callable
         ),
     ],
 )
-def test_each_row_is_trained_on_once_per_epoch_when_spark_would_cut_files_otherwise_after_a_loss(
+def test_each_row_is_trained_on_once_per_epoch_when_the_number_of_cores_differs_after_a_loss(
     spark: SparkSession,
     files: Path,
     tmp_path: Path,
@@ -289,7 +291,7 @@ def test_each_row_is_trained_on_once_per_epoch_when_spark_would_cut_files_otherw
     feeding: Feeding,
     goes_on: bool,
 ) -> None:
-    observer = Strike(other_cores_and(spark, kill()), "state", epoch=2, step=9)
+    observer = Strike(change_cores_and(spark, kill()), "state", epoch=2, step=9)
     counts = train_and_count(
         spark, change(read(spark, files, kind)), tmp_path, observer=observer, feeding=feeding
     )
@@ -301,12 +303,14 @@ def test_each_row_is_trained_on_once_per_epoch_when_spark_would_cut_files_otherw
 
 
 @pytest.mark.usefixtures("small_cuts")
-@pytest.mark.parametrize("changed", [False, True], ids=["other cores", "a file was written again"])
-def test_each_row_is_trained_on_once_per_epoch_by_a_run_that_is_resumed_on(
+@pytest.mark.parametrize(
+    "changed", [False, True], ids=["with a different number of cores", "after a file was written again"]
+)
+def test_each_row_is_trained_on_once_per_epoch_by_a_resumed_run(
     spark: SparkSession, files: Path, tmp_path: Path, changed: bool
 ) -> None:
     rows, log_dir = AS_IT_IS(read(spark, files, "parquet")), tmp_path / "run"
-    strike = Strike(other_cores_and(spark, kill()), "state", epoch=2, step=9)
+    strike = Strike(change_cores_and(spark, kill()), "state", epoch=2, step=9)
     with contextlib.suppress(NodeFailedError):
         train_and_count(spark, rows, log_dir, observer=strike, max_restarts=0)
     if changed:

@@ -1,4 +1,4 @@
-"""What a standalone cluster can lose in mid-epoch: a worker daemon, or the network to a host."""
+"""A standalone cluster loses a worker daemon, or the network to a host, in mid-epoch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from support.standalone import StandaloneCluster
 PROGRAM = Path(__file__).with_name("lose_and_tell.py")
 DEADLINE_S = 480.0
 TWO_EXECUTORS = {"spark.executor.cores": "2", "spark.cores.max": "4"}
-"""So a third worker has nothing to do until another is lost."""
+"""Two executors use all cores of the application, so a third worker daemon is idle until one is lost."""
 SPARK_NOTICES = {
     "spark.network.timeout": "20s",
     "spark.network.timeoutInterval": "5s",
     "spark.executor.heartbeatInterval": "4s",
 }
-"""After 20 s Spark itself takes a silent executor for lost; after 120 s by default."""
+"""Spark itself removes a silent executor after 20 s; the default is 120 s."""
 
 
 def check(stdout: str) -> dict[str, Any]:
-    """Check that training went on once, and ended as if nothing had been lost; return what was told."""
+    """Check that training continued once, and ended as if nothing had been lost; return the program's results."""
     told: dict[str, Any] = json.loads(stdout.splitlines()[-1])
     (cause,) = told["causes"]
     assert cause.startswith("worker 1 on ")
@@ -51,7 +51,7 @@ def test_training_when_a_worker_daemon_is_stopped_goes_on_with_another(tmp_path:
 
 
 @pytest.mark.slow
-def test_training_when_nothing_takes_the_place_of_a_worker_goes_on_with_fewer_until_something_does(
+def test_training_without_a_replacement_for_a_worker_goes_on_with_fewer_until_there_is_one(
     tmp_path: Path,
 ) -> None:
     shrunk = tmp_path / "shrunk"
@@ -74,7 +74,7 @@ def test_training_when_nothing_takes_the_place_of_a_worker_goes_on_with_fewer_un
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    """A driver's host and two workers' hosts."""
+    """Create the host of a driver and the hosts of two workers."""
     if why := network_refused():
         pytest.skip(f"needs root and network namespaces; {why}")
     with Network(3) as network:
@@ -85,25 +85,25 @@ def network() -> Iterator[Network]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mended_after_s", "conf"),
+    ("restored_after_s", "conf"),
     [
-        pytest.param(18, {}, id="comes back while nodes are started again"),
-        pytest.param(3600, SPARK_NOTICES, id="stays so until the end"),
+        pytest.param(18, {}, id="it comes back while nodes are started again"),
+        pytest.param(3600, SPARK_NOTICES, id="it stays cut off until the end"),
     ],
 )
-def test_training_goes_on_as_before_when_a_host_is_cut_off_and(
-    mended_after_s: int, conf: dict[str, str], network: Network, tmp_path: Path
+def test_training_goes_on_as_before_when_a_host_is_cut_off(
+    restored_after_s: int, conf: dict[str, str], network: Network, tmp_path: Path
 ) -> None:
-    """A cut-off host's processes end by themselves, and Spark gives the new nodes to the other host."""
+    """The processes on the cut-off host end by themselves, and Spark starts the new nodes on the second host."""
     with StandaloneCluster(tmp_path, cores=3, hosts=network.hosts) as cluster:
         result = cluster.submit(
             PROGRAM,
-            *("link", network.switch, str(mended_after_s)),
+            *("link", network.switch, str(restored_after_s)),
             timeout_s=DEADLINE_S,
             conf=ALL_EXECUTORS_FIRST | conf,
         ).check()
     told = check(result.stdout)
-    # After the heartbeat's deadline, or sooner: when the other worker missed it first.
+    # After the timeout of the heartbeat, or sooner if the collective operation of worker 0 failed first.
     assert re.search("no heartbeat for [38] s", told["causes"][0])
 
 
@@ -111,7 +111,7 @@ def test_hosts_of_a_network_reach_each_other_until_a_link_is_cut(network: Networ
     def reaches(source: int, target: int) -> bool:
         words = ["timeout", "1", "bash", "-c", f"echo > /dev/tcp/{network.hosts[target].address}/9"]
         done = subprocess.run([*network.hosts[source].enter, *words], capture_output=True, check=False)
-        return b"refused" in done.stderr  # Nobody listens there, and the host says so.
+        return b"refused" in done.stderr  # The host answers that nobody listens there.
 
     assert reaches(0, 1)
     assert reaches(1, 2)

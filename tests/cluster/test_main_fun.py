@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import COLUMNS, dense, fit_as_users_do
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
@@ -20,7 +20,7 @@ def test_main_fun_when_it_fits_on_the_context_trains_all_epochs(spark: SparkSess
     rows = df_with_partitions(spark, [60, 36]).select("features", "label")
     cluster = TFCluster.run(spark, fit_as_users_do, {"epochs": 3}, 2, log_dir=str(tmp_path), observer=events)
     with cluster:
-        assert cluster.train(rows, 3) == {}, "what main_fun found out, shutdown tells"
+        assert cluster.train(rows, 3) == {}, "shutdown returns the results of main_fun"
         nodes = cluster.shutdown()
 
     assert [nodes[f"worker {i}"]["who"] for i in range(2)] == [

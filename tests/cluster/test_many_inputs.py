@@ -6,7 +6,7 @@ import datetime
 
 import numpy as np
 import pytest
-from cluster.many_inputs import TOKENS, features, still_at_first, two_outputs
+from cluster.many_inputs import TOKENS, constant_in_the_first_epoch, features, two_outputs
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from support.pictures import png
@@ -31,7 +31,7 @@ SCHEMA = "picture binary, words array<string>, tokens array<int>, day date, kind
 
 
 def rows(spark: SparkSession) -> DataFrame:
-    """A bright picture is of kind 1; the size is in the vector, which is dense or sparse."""
+    """Return rows: a bright picture is of kind 1; the vector, dense or sparse, holds the size."""
     values = []
     for i in range(NUM_ROWS):
         pixels = np.full((4, 6, 3), 200 if i % 2 else 20, np.uint8)
@@ -56,7 +56,7 @@ def test_two_workers_train_several_inputs_and_outputs_and_count_each_row_once(
     spark: SparkSession, outputs: str
 ) -> None:
     df = rows(spark).persist()
-    hooks = Hooks(features=features, callbacks=still_at_first)
+    hooks = Hooks(features=features, callbacks=constant_in_the_first_epoch)
     with TFCluster.run(spark, two_outputs, {"outputs": outputs}, 2, hooks=hooks, seed=5) as cluster:
         history = cluster.train(df, 6, columns=COLUMNS, batch_size=16, validation=df)
         metrics = cluster.evaluate(df)

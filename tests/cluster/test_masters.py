@@ -1,4 +1,4 @@
-"""The same training where executors are processes of their own: ``local-cluster`` and a standalone cluster."""
+"""The same training on masters whose executors are separate processes: ``local-cluster`` and a standalone cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models with a training step of their own, their own targets, or several answers, trained by two workers."""
+"""Two workers train models that have their own training step, their own targets or several outputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.lives import plain_keras
+from cluster.incarnations import plain_keras
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as sf
 
@@ -81,12 +81,12 @@ SLOW = ("variational autoencoder", "a class at every step of a series")
         for name, case in CASES.items()
     ],
 )
-def test_model_of_its_own_kind_when_trained_by_two_workers_is_whole(
+def test_model_with_its_own_steps_or_outputs_when_trained_by_two_workers_is_complete(
     case: dict[str, Any], spark: SparkSession, tmp_path: Path
 ) -> None:
     module = load_model_module(case["module"])
     pixels = sf.array(*[sf.rand(seed).cast("float") for seed in range(16)])
-    # 50 rows by 8: the last step is filled up with rows of weight 0.
+    # 50 rows in batches of 8: the last step is filled up with rows of weight 0.
     label = sf.col("id") % 3
     images = (
         spark.range(50)
@@ -116,7 +116,7 @@ def test_model_of_its_own_kind_when_trained_by_two_workers_is_whole(
     images.unpersist()
     matrices, curves = metrics.pop("confusion_matrix", None), metrics.pop("roc", None)
     if case["params"].get("multi_label"):
-        # One for each of three classes, of which each of the rows 0 to 2 has one.
+        # One for each of three classes; each of the rows 0 to 2 has a different class.
         assert np.sum(matrices, axis=2).tolist() == [[2, 1]] * 3
         assert [(curve[0], curve[-1]) for curve in curves] == [([0, 0], [1, 1])] * 3
     else:
@@ -132,7 +132,7 @@ def test_model_of_its_own_kind_when_trained_by_two_workers_is_whole(
 
 
 def steps_of(path: Path, case: dict[str, Any]) -> dict[str, int]:
-    """Load the model in a process that knows plain Keras and the module only; return its optimizers' steps."""
+    """Load the model in a process with plain Keras and the model module only; return the steps of its optimizers."""
     name = Path(case["module"]).stem
     code = (
         f"import json, keras, models.{name}; model = keras.models.load_model({str(path)!r});"

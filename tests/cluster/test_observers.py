@@ -1,4 +1,4 @@
-"""A mistake in an observer ends the run by its own name; the caller whose news it was told is not blamed."""
+"""An observer that raises ends the run with an error that names it; the node that sent the event is not blamed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def send_state(client: ActionClient) -> None:
     [("step", report), ("registered", register), ("log", beat), ("log", end), ("state", send_state)],
     ids=["a report", "a registration", "a heartbeat's log", "a node's last log", "a checkpoint"],
 )
-def test_observer_that_raises_is_named_and_the_caller_goes_on(
+def test_observer_that_raises_is_named_and_the_call_of_the_node_succeeds(
     tmp_path: Path, event: str, tell: Callable[[ActionClient], None], error: type[BaseException]
 ) -> None:
     def observer(told: str, fields: Any) -> None:

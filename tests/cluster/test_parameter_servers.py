@@ -1,4 +1,4 @@
-"""`TFCluster` with parameter servers: what is trained, told and exported, and what happens when one dies."""
+"""`TFCluster` with parameter servers: what is trained, reported and exported, and the loss of a process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.lives import (
+from cluster.incarnations import (
     CLASSES,
     EVALUATE,
-    OTHER_ROWS,
+    EVALUATION_ROWS,
     TRAIN_ROWS,
     Events,
-    Life,
+    Results,
     leaving_nothing,
     plain_keras,
     save_rows,
 )
-from cluster.programs import TOLD_S, accumulating, dense, keep_shown, saving_callbacks, say, with_state
+from cluster.programs import TOLD_S, accumulating, dense, save_drawn_rows, saving_callbacks, say, with_state
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.leaks import Owned
@@ -36,13 +36,13 @@ from tfspark.protocol.settings import Hooks
 
 
 @pytest.fixture(scope="module")
-def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    """Two workers and a parameter server train a model with BatchNormalization and Dropout."""
+def results(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    """Let two workers and a parameter server train a model with BatchNormalization and Dropout."""
     log_dir, events = tmp_path_factory.mktemp("ps"), Events()
     rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)
-    other = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES)
+    other = df_with_partitions(spark, EVALUATION_ROWS, num_classes=CLASSES)
     columns = {"features": ["features"], "num_classes": CLASSES, "batch_size": 32}
-    hooks = Hooks(draw=keep_shown)
+    hooks = Hooks(draw=save_drawn_rows)
     settings = {
         "log_dir": str(log_dir),
         "checkpoint_every_epochs": 2,
@@ -59,61 +59,63 @@ def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFac
             second = cluster.train(rows, 1, **columns, validation=other)
             metrics = cluster.evaluate(other, num_classes=CLASSES)
             summaries = cluster.shutdown(export=["keras", "saved_model"])
-    return Life(first, second, metrics, summaries, events, log_dir)
+    return Results(first, second, metrics, summaries, events, log_dir)
 
 
 def test_rows_to_draw_are_those_of_the_evaluation_and_the_model_is_the_trained_one(
-    life: Life, spark: SparkSession
+    results: Results, spark: SparkSession
 ) -> None:
-    shown = np.load(life.log_dir / "pictures" / "shown.npz")
-    rows = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES).select("features", "label").collect()
+    shown = np.load(results.log_dir / "pictures" / "shown.npz")
+    rows = (
+        df_with_partitions(spark, EVALUATION_ROWS, num_classes=CLASSES).select("features", "label").collect()
+    )
     assert sorted(zip(shown["x"].tolist(), shown["y"].tolist(), strict=True)) == sorted(
         (row.features, row.label) for row in rows
     )
     right = np.mean(shown["scores"].argmax(-1) == shown["y"])
-    assert right == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+    assert right == pytest.approx(results.metrics["accuracy"], rel=1e-6)
 
 
-def test_iterations_after_three_epochs_equal_the_steps_done(life: Life) -> None:
-    steps = [epoch["steps"] for epoch in life.events.of("epoch")]
-    assert all(step >= -(-sum(TRAIN_ROWS) // 16) for step in steps), "16 rows of the batch for each worker"
-    assert life.summaries["chief 0"]["iterations"] == sum(steps)
+def test_iterations_after_three_epochs_equal_the_steps_done(results: Results) -> None:
+    steps = [epoch["steps"] for epoch in results.events.of("epoch")]
+    assert all(step >= -(-sum(TRAIN_ROWS) // 16) for step in steps), "each worker takes 16 rows in a step"
+    assert results.summaries["chief 0"]["iterations"] == sum(steps)
 
 
-def test_rows_of_every_epoch_are_all_rows(life: Life) -> None:
-    assert [epoch["rows_fed"] for epoch in life.events.of("epoch")] == [sum(TRAIN_ROWS)] * 3
-    assert life.summaries["chief 0"]["rows"] == [sum(TRAIN_ROWS)] * 3
-    per_epoch = zip(*(worker["rows"] for worker in life.workers), strict=True)
+def test_rows_of_every_epoch_are_all_rows(results: Results) -> None:
+    assert [epoch["rows_fed"] for epoch in results.events.of("epoch")] == [sum(TRAIN_ROWS)] * 3
+    assert results.summaries["chief 0"]["rows"] == [sum(TRAIN_ROWS)] * 3
+    per_epoch = zip(*(worker["rows"] for worker in results.workers), strict=True)
     assert [sum(rows) for rows in per_epoch] == [sum(TRAIN_ROWS)] * 3
 
 
-def test_history_of_two_trainings_continues(life: Life) -> None:
+def test_history_of_two_trainings_continues(results: Results) -> None:
     names = {"loss", "accuracy", "val_loss", "val_accuracy"}
-    assert set(life.first) == set(life.second) == names
-    assert len(life.first["loss"]) == 2
-    assert len(life.second["loss"]) == 1
-    chief = life.summaries["chief 0"]
-    assert chief["history"] == {name: life.first[name] + life.second[name] for name in names}
+    assert set(results.first) == set(results.second) == names
+    assert len(results.first["loss"]) == 2
+    assert len(results.second["loss"]) == 1
+    chief = results.summaries["chief 0"]
+    assert chief["history"] == {name: results.first[name] + results.second[name] for name in names}
 
 
-def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(life: Life) -> None:
-    assert life.second["val_loss"][-1] == pytest.approx(life.metrics["loss"], rel=1e-5)
-    matrix = life.metrics["confusion_matrix"]
+def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(results: Results) -> None:
+    assert results.second["val_loss"][-1] == pytest.approx(results.metrics["loss"], rel=1e-5)
+    matrix = results.metrics["confusion_matrix"]
     assert [sum(row) for row in matrix] == [21, 21, 21]
     right = sum(matrix[i][i] for i in range(CLASSES))
-    assert right / sum(OTHER_ROWS) == pytest.approx(life.metrics["accuracy"], rel=1e-6)
-    assert [(curve[0], curve[-1]) for curve in life.metrics["roc"]] == [([0, 0], [1, 1])] * CLASSES
+    assert right / sum(EVALUATION_ROWS) == pytest.approx(results.metrics["accuracy"], rel=1e-6)
+    assert [(curve[0], curve[-1]) for curve in results.metrics["roc"]] == [([0, 0], [1, 1])] * CLASSES
 
 
-def test_export_loads_in_plain_keras_and_gives_the_same_metrics(life: Life, tmp_path: Path) -> None:
-    rows = save_rows(tmp_path / "rows.npz", sum(OTHER_ROWS), CLASSES)
+def test_export_loads_in_plain_keras_and_gives_the_same_metrics(results: Results, tmp_path: Path) -> None:
+    rows = save_rows(tmp_path / "rows.npz", sum(EVALUATION_ROWS), CLASSES)
 
-    plain = plain_keras(EVALUATE, life.log_dir / "export", rows)
+    plain = plain_keras(EVALUATE, results.log_dir / "export", rows)
 
-    assert plain["loss"] == pytest.approx(life.metrics["loss"], abs=1e-5)
+    assert plain["loss"] == pytest.approx(results.metrics["loss"], abs=1e-5)
     assert plain["apart"] < 1e-5
-    assert plain["iterations"] == life.summaries["chief 0"]["iterations"], "it can be trained further"
-    assert [path.name for path in (life.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]
+    assert plain["iterations"] == results.summaries["chief 0"]["iterations"], "it can be trained further"
+    assert [path.name for path in (results.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]
 
 
 def test_train_with_callbacks_and_files_stops_early(spark: SparkSession, tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_train_with_callbacks_and_files_stops_early(spark: SparkSession, tmp_pat
     assert nodes["chief 0"]["iterations"] == 3 * 2 * 5, "two workers of 35 rows, 8 at a time"
 
 
-def test_evaluator_and_callbacks_of_the_users_see_each_epoch(spark: SparkSession, tmp_path: Path) -> None:
+def test_evaluator_and_callbacks_of_the_user_see_each_epoch(spark: SparkSession, tmp_path: Path) -> None:
     log_dir, mine = tmp_path / "run", tmp_path / "mine"
     rows = df_with_partitions(spark, [64])
     hooks = Hooks(callbacks=saving_callbacks)
@@ -180,7 +182,7 @@ def test_worker_when_killed_while_training_is_named(spark: SparkSession, owned: 
 
 
 def killed_while_training(spark: SparkSession, role: str, index: int) -> tuple[NodeFailedError, float]:
-    """Kill one trainer at the first step; return what the driver raises, and how long after."""
+    """Kill one trainer at the first step; return the driver's error, and the seconds from the kill to it."""
     killed_at = 0.0
 
     def kill(event: str, fields: dict[str, Any]) -> None:
@@ -207,7 +209,7 @@ def test_row_that_is_not_as_declared_is_a_data_error(spark: SparkSession) -> Non
         cluster.train(rows, features=["features"], num_classes=2)
 
 
-def test_run_when_the_model_is_unfit_says_why_before_training(spark: SparkSession) -> None:
+def test_run_when_the_model_cannot_be_trained_says_why_before_training(spark: SparkSession) -> None:
     with pytest.raises(NodeFailedError, match="without gradient_accumulation_steps") as caught:
         TFCluster.run(spark, accumulating, {}, 2, 1)
     assert caught.value.node == "chief 0"
@@ -241,7 +243,7 @@ def test_train_with_ordered_feeding_and_parameter_servers_is_refused(spark: Spar
         cluster.train(df_with_partitions(spark, [8]), feeding=Feeding(ordered=True))
 
 
-AS_IN_THE_README = """
+WITH_A_PARAMETER_SERVER = """
     import json
     from pyspark.sql import SparkSession
     from support.rows import df_with_partitions
@@ -268,8 +270,8 @@ AS_IN_THE_README = """
 @pytest.mark.parametrize(
     "master", ["local[3]", pytest.param("local-cluster[2,2,1024]", marks=pytest.mark.slow)]
 )
-def test_lines_of_the_readme_run_as_they_stand(master: str) -> None:
-    result = run_driver(master, AS_IN_THE_README, timeout_s=480).check()
+def test_program_with_a_parameter_server_trains_on_tfrecords_in_a_separate_driver(master: str) -> None:
+    result = run_driver(master, WITH_A_PARAMETER_SERVER, timeout_s=480).check()
 
     told = json.loads(result.stdout.splitlines()[-1])
     assert len(told["loss"]) == 10

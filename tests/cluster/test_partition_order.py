@@ -1,4 +1,4 @@
-"""Partitions are served in another order in every epoch, the same for the same seed."""
+"""Partitions are served in a different order in every epoch; the orders are the same for the same seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfspark.errors import DataError
 
 
 @given(num_partitions=st.integers(1, 2000), seed=st.integers(0, 99), index=st.integers(0, 9))
-def test_blocks_of_any_number_of_partitions_hold_each_once(
+def test_blocks_hold_each_partition_once_for_any_number_of_partitions(
     num_partitions: int, seed: int, index: int
 ) -> None:
     blocks = mixed_blocks(num_partitions, seed, index)
@@ -29,14 +29,14 @@ def test_blocks_of_any_number_of_partitions_hold_each_once(
     assert blocks == mixed_blocks(num_partitions, seed, index)
 
 
-def test_blocks_of_another_pass_or_seed_come_in_another_order() -> None:
+def test_blocks_of_a_different_pass_or_seed_have_a_different_order() -> None:
     orders = [mixed_blocks(50, seed, index) for seed, index in ((1, 0), (1, 1), (2, 0))]
     assert orders[0] != orders[1]
     assert orders[0] != orders[2]
 
 
-@pytest.mark.parametrize("shuffled", [False, True], ids=["read as it is", "behind a shuffle"])
-def test_rows_with_mixed_partitions_are_the_same_rows_in_the_order_that_is_told(
+@pytest.mark.parametrize("shuffled", [False, True], ids=["without a shuffle", "after a shuffle"])
+def test_rows_with_mixed_partitions_are_the_same_rows_in_the_returned_order(
     spark: SparkSession, shuffled: bool
 ) -> None:
     df = df_with_partitions(spark, [3, 0, 5, 1, 4, 2])
@@ -69,7 +69,9 @@ def test_partitions_that_are_left_out_are_not_computed(spark: SparkSession, mixe
         others_fail.collect()
 
 
-def test_error_in_a_mixed_pass_names_the_partition_as_the_dataframe_has_it(spark: SparkSession) -> None:
+def test_error_in_a_mixed_pass_names_the_partition_by_its_number_in_the_dataframe(
+    spark: SparkSession,
+) -> None:
     rows = df_with_partitions(spark, [5, 5, 5, 5, 5, 5], num_classes=30).where("label <= 22")
 
     def main_fun(args: object, ctx: object) -> None:

@@ -1,4 +1,4 @@
-"""A host that pauses, as one does that swaps or whose virtual machine is moved: borne, or its node is started again."""
+"""A host pauses, because it swaps or its virtual machine is moved: training waits, or starts the nodes again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRAM = Path(__file__).with_name("pause_and_tell.py")
 
 @contextlib.contextmanager
 def pausing(find: Callable[[psutil.Process], psutil.Process], pause_s: float) -> Iterator[Strike]:
-    """Stop a process in the middle of an epoch, and let it go on after a while; it may have been killed by then."""
+    """Stop a process in the middle of an epoch, and resume it after `pause_s`, unless it was killed meanwhile."""
     stopped: queue.Queue[psutil.Process | None] = queue.Queue()
 
     def go_on() -> None:
@@ -92,10 +92,10 @@ def test_training_whose_processes_pause_ends_as_if_they_had_not(
         pytest.param("driver", 400, "", id="driver, 400 s"),
     ],
 )
-def test_training_on_executors_of_their_own_ends_as_if_nothing_had_paused(
+def test_training_on_separate_executors_ends_as_if_nothing_had_paused(
     what: str, pause_s: int, cause: str
 ) -> None:
-    """Whatever pauses, and however long: the same weights, with a new start or without one."""
+    """The weights are the same for each process and each length of the pause, with a restart or without."""
     result = run_driver("local-cluster[4,1,1024]", PROGRAM, what, str(pause_s), timeout_s=1200).check()
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["struck"] == 1

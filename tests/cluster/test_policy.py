@@ -1,4 +1,4 @@
-"""What follows a loss, as a table: kind of failure x what was lost x what there is to go on with."""
+"""What the driver decides after a failure, as a table: kind of failure x lost node x what the driver may do."""
 
 from __future__ import annotations
 
@@ -36,29 +36,33 @@ PEER = [FailureKind.COLLECTIVE]
         pytest.param(KILLED, None, OFF, Raise(), id="restarts are off"),
         pytest.param(KILLED, WORKER_1, OFF, Raise(), id="restarts are off, one worker of parameter servers"),
         pytest.param(CODE, None, FIRST, Raise(), id="the user's code fails again"),
-        pytest.param(ROWS, None, FIRST, Raise(), id="the rows stay as they are"),
-        pytest.param(SETTINGS, None, FIRST, Raise(), id="the settings stay as they are"),
-        pytest.param([*PEER, *CODE], None, FIRST, Raise(), id="code among what a lost peer explains"),
-        pytest.param(CODE, None, EXHAUSTED, Raise(), id="code, whatever restarts are left"),
+        pytest.param(ROWS, None, FIRST, Raise(), id="wrong rows stay wrong"),
+        pytest.param(SETTINGS, None, FIRST, Raise(), id="wrong settings stay wrong"),
+        pytest.param(
+            [*PEER, *CODE], None, FIRST, Raise(), id="code, beside a failure that a lost peer explains"
+        ),
+        pytest.param(CODE, None, EXHAUSTED, Raise(), id="code, with no restart left"),
         pytest.param(KILLED, None, FIRST, Restart(0.0), id="a process was killed, the first time"),
         pytest.param(LOST, None, FIRST, Restart(0.0), id="a host is gone"),
         pytest.param(STALLED, None, FIRST, Restart(0.0), id="no step ended"),
         pytest.param(PEER, None, FIRST, Restart(0.0), id="a collective operation failed, and nothing else"),
-        pytest.param([*KILLED, *PEER], None, FIRST, Restart(0.0), id="a process, and its peers' operations"),
+        pytest.param(
+            [*KILLED, *PEER], None, FIRST, Restart(0.0), id="a process was killed, and its peers failed"
+        ),
         pytest.param(KILLED, None, LATER, Restart(4.0), id="again within the window: after a pause"),
         pytest.param(KILLED, None, EXHAUSTED, Raise(is_exhausted=True), id="too often within the window"),
-        pytest.param([], None, EXHAUSTED, Raise(is_exhausted=True), id="no kind known, too often"),
+        pytest.param([], None, EXHAUSTED, Raise(is_exhausted=True), id="of an unknown kind, too often"),
         pytest.param(KILLED, WORKER_1, REPLACES, Replace(), id="a worker beside parameter servers"),
         pytest.param(KILLED, WORKER_0, REPLACES, Restart(0.0), id="worker 0, whose task holds the chief"),
         pytest.param(KILLED, CHIEF, REPLACES, Restart(0.0), id="the chief"),
-        pytest.param(KILLED, SERVER, REPLACES, Restart(0.0), id="a parameter server: weights"),
+        pytest.param(KILLED, SERVER, REPLACES, Restart(0.0), id="a parameter server, which holds weights"),
         pytest.param(KILLED, EVALUATOR, REPLACES, Restart(0.0), id="an evaluator"),
         pytest.param(KILLED, WORKER_1, FIRST, Restart(0.0), id="a worker whose rows nobody can serve again"),
         pytest.param(KILLED, WORKER_1, REPLACES_NO_MORE, Raise(is_exhausted=True), id="a worker, too often"),
         pytest.param(CODE, WORKER_1, REPLACES, Raise(), id="a worker whose code raised"),
     ],
 )
-def test_decide(
+def test_decision_follows_the_table(
     kinds: list[FailureKind], alone: NodeSpec | None, means: Means, decision: Raise | Replace | Restart
 ) -> None:
     assert decide(kinds, alone, means) == decision
@@ -71,17 +75,21 @@ def test_decide(
         pytest.param(Size(4, 2), 2, 3, Resize(), id="room for one more"),
         pytest.param(Size(4, 2), 2, 2, None, id="no room"),
         pytest.param(Size(4, 2), 3, 2, None, id="less room than it holds: Spark has lost an executor"),
-        pytest.param(Size(4, 2), 4, 9, None, id="it is whole"),
+        pytest.param(Size(4, 2), 4, 9, None, id="it has all workers"),
         pytest.param(Size(4, 4), 4, 9, None, id="its size is fixed"),
-        pytest.param(Size(4, 2, num_ps=1, on_driver=1), 3, 9, None, id="whole, with a server on the driver"),
+        pytest.param(
+            Size(4, 2, num_ps=1, on_driver=1), 3, 9, None, id="all workers, with a server on the driver"
+        ),
         pytest.param(Size(4, 2), 2, None, None, id="Spark Connect: the room is not known"),
     ],
 )
-def test_decide_growth(size: Size, num_slots: int, room: int | None, decision: Resize | None) -> None:
+def test_decision_to_grow_follows_the_table(
+    size: Size, num_slots: int, room: int | None, decision: Resize | None
+) -> None:
     assert decide_growth(size, num_slots, room) == decision
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
-def test_every_kind_is_either_tried_again_or_raised(kind: FailureKind) -> None:
+def test_every_kind_of_failure_leads_to_a_restart_or_is_raised(kind: FailureKind) -> None:
     expected = Restart(0.0) if kind.is_transient else Raise()
     assert decide([kind], None, FIRST) == expected

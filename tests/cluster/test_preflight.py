@@ -27,7 +27,7 @@ class FakeConf:
 
 @dataclass
 class FakeSpark:
-    """A session of which only the configuration is asked."""
+    """A session that has only a configuration."""
 
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -38,7 +38,7 @@ class FakeSpark:
 
 @dataclass
 class Slots:
-    """Counts slots as executors arrive: one number per question, the last for ever."""
+    """Count slots as executors arrive: return the next number at each call, and the last one again and again."""
 
     counts: list[int | None]
     asked: int = 0
@@ -76,7 +76,7 @@ LOCAL = {"spark.master": "local[2]"}
     [
         pytest.param(
             LOCAL, 3, 1, 2, ["expected 4 task slots", "3 nodes", "1 more", "Spark has 2", "local[4]"],
-            id="local: the master that would do",
+            id="local: names a master with enough slots",
         ),
         pytest.param(
             LOCAL, 3, 0, 2, ["expected 3 task slots", "Spark has 2", "local[3]"], id="nothing to feed",
@@ -87,7 +87,7 @@ LOCAL = {"spark.master": "local[2]"}
         ),
         pytest.param(
             STANDALONE, 2, 1, 2, ["expected 3 task slots", "Spark has 2", "spark.executor.cores"],
-            id="a cluster: its settings",
+            id="a cluster: names its settings",
         ),
     ],
 )  # fmt: skip
@@ -121,7 +121,7 @@ KILL, IDLE_FOR = "spark.python.worker.killOnIdleTimeout", "spark.python.worker.i
         ("spark.sql.execution.pyspark.udf.killOnIdleTimeout", {IDLE_FOR: "30s"}),
     ],
 )
-def test_check_settings_when_nodes_could_not_live_under_one_refuses_it_as_scala_reads_it(
+def test_check_settings_refuses_a_setting_that_ends_nodes_and_reads_true_as_scala_does(
     name: str, others: dict[str, str], true: str
 ) -> None:
     with raises(ConfigError, f"expected {name}=false, it is true", "set it to false"):

@@ -1,4 +1,4 @@
-"""Processes are lost in the middle of things, and training ends as if they had not been."""
+"""Processes are lost at any moment, and training ends as if they had not been lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import COLUMNS, counting, dense, with_state
 from cluster.strikes import Strike, Strikes, kill
 from cluster.trained import BATCH, EPOCHS, ROWS, Trained, train, uninterrupted
@@ -34,7 +34,7 @@ __all__ = ["uninterrupted"]
 
 STEPS = sum(ROWS) // BATCH
 LAST_STEPS = (6, 9)
-"""A process that is killed at the checkpoint of step 6 may have sent its part of that of step 9."""
+"""A process that is killed at the checkpoint of step 6 may already have sent its part of the checkpoint of step 9."""
 
 
 def test_training_without_a_failure_is_the_same_with_and_without_checkpoints(
@@ -46,7 +46,7 @@ def test_training_without_a_failure_is_the_same_with_and_without_checkpoints(
 
 
 @pytest.mark.parametrize(
-    ("strike", "event", "fields", "lives"),
+    ("strike", "event", "fields", "incarnations"),
     [
         pytest.param(
             kill(), "tensorflow", {"node": "worker 1"}, 2, id="before the first step", marks=pytest.mark.slow
@@ -81,21 +81,21 @@ def test_training_when_a_process_is_lost_ends_as_if_it_had_not_been(
     strike: Callable[[], None],
     event: str,
     fields: dict[str, Any],
-    lives: int,
+    incarnations: int,
 ) -> None:
     observer = Strike(strike, event, **fields)
     trained = train(spark, observer, checkpoint_every_steps=3)
     assert observer.struck_at
-    assert len(observer.of("reserved")) == lives
+    assert len(observer.of("reserved")) == incarnations
     assert "worker" in observer.of("restarting")[0]["cause"]
     assert trained == uninterrupted
 
 
 @pytest.mark.slow
-def test_training_that_is_told_to_end_saves_its_state_by_the_clock_and_before_it_goes(
+def test_training_saves_its_state_at_intervals_and_before_a_preempted_worker_ends(
     spark: SparkSession,
 ) -> None:
-    epochs = 16  # Longer than it takes to be told.
+    epochs = 16  # Training takes longer than the signal needs to arrive.
     events = Events()
     undisturbed = train(spark, events, epochs, checkpoint_every_seconds=0.5)
     assert {event["step"] for event in events.of("state")} > {0}
@@ -112,7 +112,7 @@ def test_training_that_is_told_to_end_saves_its_state_by_the_clock_and_before_it
     assert names[names.index("restarting") + 1] == "resumed"
 
 
-def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
+def test_training_when_a_trainer_is_stopped_and_not_resumed_restarts(
     spark: SparkSession, uninterrupted: Trained
 ) -> None:
     observer = Strike(lambda: trainers()["worker 1"].suspend(), "state", epoch=1, step=6)
@@ -122,13 +122,13 @@ def test_training_when_a_trainer_is_stopped_and_does_not_go_on_begins_anew(
     assert trained == uninterrupted
 
 
-def test_training_when_a_process_is_lost_while_a_checkpoint_is_written_goes_on_from_a_whole_one(
+def test_training_when_a_process_is_lost_while_a_checkpoint_is_written_goes_on_from_a_complete_one(
     spark: SparkSession, uninterrupted: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, struck = CheckpointStore.place, []
 
     def place_and_strike(store: CheckpointStore, header: dict[str, Any]) -> Path:
-        """Strike the other worker as the first part of the second checkpoint comes in."""
+        """Kill the worker that did not send the first part of the second checkpoint."""
         if header["steps"] == 6 and not struck:
             struck.append(header["rank"])
             kill(index=1 - header["rank"])()
@@ -150,7 +150,7 @@ def test_epoch_whose_last_step_was_saved_but_not_its_end_has_its_metrics_after_a
     struck: list[int] = []
 
     def lose_the_end(store: CheckpointStore, header: dict[str, Any], *rest: Any) -> Any:
-        """Take no part of the checkpoint after an epoch until nodes have been started again."""
+        """Store no part of the checkpoint after an epoch until nodes have been started again."""
         if header["steps"] or events.of("restarting"):
             return add(store, header, *rest)
         if not struck:
@@ -167,7 +167,7 @@ def test_epoch_whose_last_step_was_saved_but_not_its_end_has_its_metrics_after_a
 
 
 @pytest.mark.slow
-def test_shutdown_when_a_process_is_lost_before_it_returns_the_same(
+def test_shutdown_returns_the_same_when_a_process_is_lost_before_it(
     spark: SparkSession, uninterrupted: Trained, tmp_path: Path
 ) -> None:
     rows, events = df_with_partitions(spark, ROWS), Events()
@@ -203,7 +203,7 @@ def test_training_when_its_evaluator_is_lost_goes_on_with_another(
     assert nodes["evaluator 0"]["history"]["val_loss"]
 
 
-def test_step_that_does_not_end_is_told_with_what_the_threads_did_and_taken_again(
+def test_step_that_does_not_end_is_reported_with_the_stacks_of_the_threads_and_repeated(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     hangs_once = tmp_path / "hangs"
@@ -242,7 +242,7 @@ def test_step_that_does_not_end_is_told_with_what_the_threads_did_and_taken_agai
 def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    """The weights count the rows; the worker that is killed had more rows in its memory than it had trained on."""
+    """The weights count the rows; the killed worker had received more rows than it had trained on."""
     total = sum(ROWS)
     rows = df_with_partitions(spark, ROWS).select("id")
     observer = Strike(kill(), "state", epoch=1, step=6)
@@ -268,7 +268,7 @@ def test_rows_fed_as_they_come_are_each_trained_on_once_per_epoch(
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["in the same cluster", "in a new one"])
-def test_partitions_that_were_trained_on_whole_are_not_computed_again(
+def test_fully_trained_partitions_are_not_computed_again(
     spark: SparkSession, tmp_path: Path, resumed: bool
 ) -> None:
     size, total = 2 * BATCH, 16 * BATCH
@@ -307,7 +307,7 @@ def test_partitions_that_were_trained_on_whole_are_not_computed_again(
     with contextlib.suppress(NodeFailedError):
         run(observer=strike)
     if resumed:
-        look()  # The checkpoint after that of the strike may have been saved before the process was gone.
+        look()  # The next checkpoint may have been saved before the process was gone.
         run(resume=str(log_dir))
 
     assert len(whole) > 1
@@ -323,7 +323,7 @@ def test_partitions_that_were_trained_on_whole_are_not_computed_again(
     assert np.round(counts[:, 0], 3).tolist() == [1] * total
 
 
-def test_failure_of_the_users_code_is_told_at_once_and_not_tried_again(spark: SparkSession) -> None:
+def test_failure_of_the_users_code_is_raised_at_once_and_not_retried(spark: SparkSession) -> None:
     def build_wrongly(params: Any) -> Any:
         raise ValueError("the dog ate the layers")
 
@@ -360,7 +360,7 @@ class Interrupted(Exception):
 
 @pytest.fixture(scope="module")
 def interrupted(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended in its second epoch."""
+    """Lose a run in its second epoch; return its directory."""
     log_dir = tmp_path_factory.mktemp("interrupted")
     with contextlib.suppress(NodeFailedError):
         train(
@@ -373,7 +373,7 @@ def interrupted(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -
     return log_dir
 
 
-def test_run_that_resumes_another_ends_as_if_that_had_not_ended(
+def test_resumed_run_ends_as_if_the_first_run_had_not_been_interrupted(
     spark: SparkSession, uninterrupted: Trained, interrupted: Path, tmp_path: Path
 ) -> None:
     events = Events()
@@ -399,14 +399,14 @@ def test_run_that_resumes_another_ends_as_if_that_had_not_ended(
         ),
     ],
 )
-def test_resuming_wrongly_is_refused_with_what_differs(
+def test_resuming_with_wrong_options_is_refused_with_what_is_wrong(
     spark: SparkSession, interrupted: Path, options: dict[str, Any], words: list[str]
 ) -> None:
     with raises(ConfigError, *words):
         train(spark, **{"resume": str(interrupted), **options})
 
 
-def test_resuming_with_another_model_is_refused(spark: SparkSession, interrupted: Path) -> None:
+def test_resuming_with_a_different_model_is_refused(spark: SparkSession, interrupted: Path) -> None:
     rows, feeding = df_with_partitions(spark, ROWS), Feeding(ordered=True, shuffle_rows=2 * BATCH)
     with (
         raises(NodeFailedError, "expected a checkpoint of this model", "shapes"),
@@ -415,7 +415,7 @@ def test_resuming_with_another_model_is_refused(spark: SparkSession, interrupted
         cluster.train(rows, EPOCHS, features=["features"], batch_size=BATCH, feeding=feeding)
 
 
-def test_main_fun_that_rows_are_fed_to_is_not_restarted(spark: SparkSession) -> None:
+def test_main_fun_with_fed_rows_is_refused_with_restarts_or_checkpoints(spark: SparkSession) -> None:
     def main_fun(args: Any, ctx: Any) -> None:
         del args, ctx
 
@@ -441,8 +441,8 @@ def test_main_fun_that_reads_files_is_run_again_and_goes_on_from_its_own_checkpo
 
         begun = []
 
-        class InTheFourth(keras.callbacks.Callback):  # type: ignore[misc]
-            """Takes its time in one epoch: no process is killed while it writes its own checkpoint."""
+        class SlowFourthEpoch(keras.callbacks.Callback):  # type: ignore[misc]
+            """Slow down the fourth epoch: no process is killed while it writes its own checkpoint."""
 
             def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
                 begun.append(epoch)
@@ -457,7 +457,7 @@ def test_main_fun_that_reads_files_is_run_again_and_goes_on_from_its_own_checkpo
         if ctx.is_chief:
             ctx.report("begun", times=1)
         backup = keras.callbacks.BackupAndRestore(f"{ctx.checkpoint_dir}/worker-{ctx.task_index}")
-        history = model.fit(ctx.dataset(), epochs=6, verbose=0, callbacks=[backup, InTheFourth()])
+        history = model.fit(ctx.dataset(), epochs=6, verbose=0, callbacks=[backup, SlowFourthEpoch()])
         return {"begun": begun, "loss": history.history["loss"]}
 
     observer = Strike(kill(), "in_the_fourth")
@@ -479,7 +479,7 @@ def test_main_fun_that_reads_files_is_run_again_and_goes_on_from_its_own_checkpo
     assert nodes["worker 0"]["begun"] == nodes["worker 1"]["begun"] == [3, 4, 5]
 
 
-def test_file_in_the_way_of_checkpoints_is_told_and_training_goes_on(
+def test_file_in_the_way_of_checkpoints_is_reported_and_training_goes_on(
     spark: SparkSession, uninterrupted: Trained, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
@@ -492,13 +492,13 @@ def test_file_in_the_way_of_checkpoints_is_told_and_training_goes_on(
 
 @pytest.fixture
 def disk_of_checkpoints(tmp_path: Path) -> Iterator[Path]:
-    """The place of checkpoints, with room for a page or two."""
+    """A directory for checkpoints, on a disk with room for two pages of memory."""
     with small_disk(tmp_path / "checkpoints", "size=8k") as place:
         yield place
 
 
 @pytest.mark.slow
-def test_disk_that_is_full_is_told_and_training_goes_on_and_begins_anew_after_a_loss(
+def test_full_disk_is_reported_and_training_goes_on_and_starts_from_the_beginning_after_a_loss(
     spark: SparkSession, uninterrupted: Trained, disk_of_checkpoints: Path
 ) -> None:
     observer = Strike(kill(), "state_not_kept")
@@ -506,7 +506,7 @@ def test_disk_that_is_full_is_told_and_training_goes_on_and_begins_anew_after_a_
     assert observer.of("state_not_kept")[0]["why"] == f"No space left on device: {disk_of_checkpoints}"
     assert list(disk_of_checkpoints.glob("state-*/manifest.json")) == []
     assert [told["cause"].split(" on ")[0] for told in observer.of("restarting")] == ["worker 1"]
-    assert observer.of("resumed") == []  # From nothing: it begins anew.
+    assert observer.of("resumed") == []  # There is no checkpoint: training starts from the beginning.
     assert trained == uninterrupted
 
 
@@ -526,11 +526,12 @@ def test_training_on_parameter_servers_when_a_process_is_lost_goes_on_from_the_l
     with TFCluster.run(spark, dense, {"optimizer": "adam"}, 3, 1, observer=observer) as cluster:
         history = cluster.train(rows, 3, features=["features"], batch_size=BATCH)
         nodes = cluster.shutdown()
-    # The others may have ended the second epoch before the process was gone.
+    # The remaining processes may have ended the second epoch before the killed one was gone.
     assert [event["epoch"] in (2, 3) for event in observer.of("resumed")] == [True]
     assert len(history["loss"]) == 3
     assert nodes["chief 0"]["rows"] == [sum(ROWS)] * 3
-    steps = {event["epoch"]: event["steps"] for event in observer.of("epoch")}  # The last time, if twice.
+    # If an epoch ended twice, its last event counts.
+    steps = {event["epoch"]: event["steps"] for event in observer.of("epoch")}
     assert nodes["chief 0"]["iterations"] == sum(steps.values())
 
 
@@ -582,9 +583,9 @@ LOSE_AN_EXECUTOR = """
 """
 
 
-LEAVE_AN_EXECUTOR = LOSE_AN_EXECUTOR.replace("java[0].kill()", "java[0].send_signal(signal.SIGPWR)").replace(
-    "import json", "import signal, json"
-)
+DECOMMISSION_AN_EXECUTOR = LOSE_AN_EXECUTOR.replace(
+    "java[0].kill()", "java[0].send_signal(signal.SIGPWR)"
+).replace("import json", "import signal, json")
 
 
 @pytest.mark.slow
@@ -592,7 +593,7 @@ def test_training_when_spark_decommissions_an_executor_saves_its_state_and_goes_
     tmp_path: Path,
 ) -> None:
     conf = {"spark.decommission.enabled": "true"}
-    program = LEAVE_AN_EXECUTOR.replace("rows, 2,", "rows, 24,")
+    program = DECOMMISSION_AN_EXECUTOR.replace("rows, 2,", "rows, 24,")
     result = run_driver("local-cluster[2,2,1024]", program, conf=conf, timeout_s=360).check()
     told = json.loads(result.stdout.splitlines()[-1])
     (cause,) = told["causes"]
@@ -648,10 +649,12 @@ def test_stored_rows_are_read_again_after_a_restart(
         cluster.shutdown(export=["keras"])
     assert observer.struck_at
     (resumed,) = observer.of("resumed")
-    assert (resumed["epoch"], resumed["step"] > 0) == (2, True), "places of stored rows are those of Spark's"
+    assert (resumed["epoch"], resumed["step"] > 0) == (2, True), (
+        "stored rows have the same places as rows from Spark"
+    )
     (counts,) = keras.models.load_model(tmp_path / "export/model.keras", compile=False).get_weights()
     assert np.round(counts[:, 0], 3).tolist() == [4] * total
     assert [event["found"] for event in observer.of("cache")] == [False, not is_lost]
     computed = log.read_text().split().count("0")
-    # The first epoch, the rest of the second, and the third if the nodes cannot read what they had stored.
+    # In the first epoch, the rest of the second, and the third if the nodes cannot read their stored rows.
     assert computed <= 2 + is_lost

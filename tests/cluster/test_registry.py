@@ -1,4 +1,4 @@
-"""What the driver knows of its nodes, under a clock of the test's own."""
+"""What the driver knows about its nodes, with a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def test_describe_mismatch_when_the_driver_lacks_a_package_does_not_compare_it()
     assert describe_mismatch({**VERSIONS, "tensorflow": None}, VERSIONS) == ""
 
 
-def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Registry) -> None:
+def test_register_when_the_node_has_registered_before_means_that_it_was_lost(registry: Registry) -> None:
     assert register(registry, 1) == {"action": "stop"}
 
-    assert not registry.check(), "others may still tell what ended it"
+    assert not registry.check(), "more reports may still explain why it ended"
     error = after_settling(registry)
     assert isinstance(error, NodeFailedError)
     assert (error.node, error.host) == ("worker 1", "host-1")
@@ -92,7 +92,7 @@ def test_register_when_the_node_is_known_means_that_it_was_lost(registry: Regist
 
 
 def test_register_by_the_same_task_again_gets_the_same_answer(registry: Registry, clock: Clock) -> None:
-    """The first was lost on its way."""
+    """The first answer was lost on its way."""
     registry.may_replace_workers = True
     first = registry.register(1, "host-1", 7100, VERSIONS, "2", "task b")
     assert first == {"action": "go", "attempt": 2, "port": 7001}
@@ -103,21 +103,21 @@ def test_register_by_the_same_task_again_gets_the_same_answer(registry: Registry
     assert registry.failed
 
 
-def test_register_of_a_node_that_is_replaced_has_the_port_that_others_know(
+def test_register_of_a_replacement_gets_the_port_that_the_remaining_nodes_know(
     registry: Registry, clock: Clock
 ) -> None:
     registry.may_replace_workers = True
     clock.now += 5
 
     assert register(registry, 1) == {"action": "go", "attempt": 2, "port": 7001}
-    assert registry.heartbeat(1, 1), "the one before shall stop"
+    assert registry.heartbeat(1, 1), "the earlier attempt must stop"
     assert not registry.heartbeat(1, 2)
     clock.now += 3
     assert registry.replacement_up(1) == 3
     assert not registry.check()
 
 
-def test_register_of_a_replacement_on_another_host_is_a_loss(registry: Registry) -> None:
+def test_register_of_a_replacement_on_a_different_host_is_a_loss(registry: Registry) -> None:
     registry.may_replace_workers = True
 
     assert registry.register(1, "host-2", 7005, VERSIONS) == {"action": "stop"}
@@ -144,19 +144,18 @@ def test_replacement_that_does_not_come_up_is_a_loss(registry: Registry, clock: 
     "before",
     [
         pytest.param(
-            lambda r: r.trainer_failed(1, "ValueError", "", FailureKind.EXCEPTION), id="it told an exception"
+            lambda r: r.trainer_failed(1, "ValueError", "", FailureKind.EXCEPTION),
+            id="it reported an exception",
         ),
         pytest.param(
-            lambda r: r.trainer_failed(0, "ValueError", "", FailureKind.EXCEPTION), id="another failed"
+            lambda r: r.trainer_failed(0, "ValueError", "", FailureKind.EXCEPTION), id="another node failed"
         ),
         pytest.param(lambda r: r.trainer_ended(1, None), id="it had returned"),
         pytest.param(lambda r: setattr(r, "stopping", True), id="the cluster stops"),
         pytest.param(lambda r: setattr(r, "_budget", RestartBudget(0, 1.0)), id="no restarts are left"),
     ],
 )
-def test_trainer_that_ends_is_not_replaced_when(
-    registry: Registry, before: Callable[[Registry], None]
-) -> None:
+def test_trainer_that_ends_is_not_replaced(registry: Registry, before: Callable[[Registry], None]) -> None:
     registry.may_replace_workers = True
     before(registry)
     assert registry.replace(1, 1) == 0
@@ -169,7 +168,7 @@ def test_register_when_stopping_is_refused_without_a_failure(registry: Registry)
     assert not registry.failed
 
 
-def test_check_when_a_node_is_silent_tells_for_how_long(registry: Registry, clock: Clock) -> None:
+def test_check_when_a_node_is_silent_says_for_how_long(registry: Registry, clock: Clock) -> None:
     clock.now += TIMEOUT_S - 1
     assert registry.heartbeat(0, 1) is False
     assert not registry.check()
@@ -220,7 +219,7 @@ def test_node_ended_when_stopping_is_no_failure(registry: Registry) -> None:
     assert not registry.failed
 
 
-def test_error_when_the_failed_node_has_ended_is_told_at_once_with_its_log(registry: Registry) -> None:
+def test_error_when_the_failed_node_has_ended_is_returned_at_once_with_its_log(registry: Registry) -> None:
     registry.trainer_failed(1, "ValueError: no", "Traceback: the user's code", FailureKind.EXCEPTION)
     registry.node_ended(1, 1, "its trainer process exited with code 1", ["line 1", "line 2"])
 
@@ -248,13 +247,13 @@ def test_error_when_peers_fail_first_in_a_collective_is_the_killed_node(
     assert error.log_tail == ("last words",)
 
 
-def test_error_when_nothing_else_explains_a_collective_error_is_that(registry: Registry) -> None:
+def test_error_is_the_collective_error_when_nothing_else_explains_it(registry: Registry) -> None:
     registry.trainer_failed(0, "UnavailableError: peer is gone", "Traceback", FailureKind.COLLECTIVE)
 
     assert "UnavailableError" in str(after_settling(registry))
 
 
-def test_error_when_two_fail_of_themselves_is_the_first(registry: Registry, clock: Clock) -> None:
+def test_error_when_two_nodes_fail_independently_is_the_first(registry: Registry, clock: Clock) -> None:
     registry.trainer_failed(1, "ValueError: first", "Traceback", FailureKind.EXCEPTION)
     clock.now += 0.1
     registry.trainer_failed(0, "ValueError: second", "Traceback", FailureKind.EXCEPTION)
@@ -270,7 +269,7 @@ def test_error_when_rows_are_not_as_declared_is_a_data_error(registry: Registry)
     assert str(error) == "partition 2, row 7: column 'x' is null"
 
 
-def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) -> None:
+def test_error_of_the_whole_cluster_is_returned_as_it_is(registry: Registry) -> None:
     registry.fail_cluster(ReservationError("the Spark job failed"))
 
     assert registry.check()
@@ -278,7 +277,7 @@ def test_error_when_the_cluster_failed_as_a_whole_is_that(registry: Registry) ->
     assert not is_transient(registry)
 
 
-def test_error_when_the_cluster_failed_for_what_may_pass_is_transient_unless_a_node_failed_for_good(
+def test_transient_error_of_the_cluster_is_transient_unless_a_node_fails_permanently(
     registry: Registry,
 ) -> None:
     registry.fail_cluster(ReservationError("rows have moved"), transient=True)
@@ -311,6 +310,7 @@ def test_count_roles_when_mixed_counts_each() -> None:
 
 
 def after_settling(registry: Registry) -> Exception:
+    """Let time pass until the registry has settled the cause; return the error."""
     clock = registry._clock
     assert isinstance(clock, Clock)
     for _ in range(1 + round(LOST_PEER_SETTLE_S)):
@@ -319,11 +319,11 @@ def after_settling(registry: Registry) -> Exception:
             registry.heartbeat(index, 1)
         if registry.check():
             return registry.error()
-    raise AssertionError(f"not told after {LOST_PEER_SETTLE_S} s")
+    raise AssertionError(f"no error after {LOST_PEER_SETTLE_S} s")
 
 
-def test_node_that_is_silent_when_another_misses_a_peer_is_the_one(registry: Registry, clock: Clock) -> None:
-    """Its host is gone: nobody says so, and its heartbeats would be waited for much longer."""
+def test_silent_node_is_blamed_when_another_node_misses_a_peer(registry: Registry, clock: Clock) -> None:
+    """Its host is gone. Nobody reports this, and the timeout of heartbeats is much longer."""
     registry.heartbeat(1, 1)
     registry.trainer_failed(0, "UnavailableError: a peer is gone", "", FailureKind.COLLECTIVE)
     for _ in range(4):
@@ -337,7 +337,7 @@ def test_node_that_is_silent_when_another_misses_a_peer_is_the_one(registry: Reg
     assert "no heartbeat for 3 s" in error.cause
 
 
-def test_node_that_is_silent_since_it_was_told_to_stop_is_not_the_one(
+def test_node_that_is_silent_since_it_was_told_to_stop_is_not_blamed(
     registry: Registry, clock: Clock
 ) -> None:
     registry.trainer_failed(0, "UnavailableError: a peer is gone", "", FailureKind.COLLECTIVE)
@@ -347,7 +347,9 @@ def test_node_that_is_silent_since_it_was_told_to_stop_is_not_the_one(
     assert "UnavailableError" in str(registry.error())
 
 
-def test_trainer_that_falls_silent_while_its_node_lives_is_lost(registry: Registry, clock: Clock) -> None:
+def test_trainer_that_becomes_silent_is_lost_although_its_node_sends_heartbeats(
+    registry: Registry, clock: Clock
+) -> None:
     for index in (0, 1):
         registry.trainer_alive(index, 0, "idle")
     for _ in range(5):
@@ -364,7 +366,7 @@ def test_trainer_that_falls_silent_while_its_node_lives_is_lost(registry: Regist
     assert is_transient(registry)
 
 
-def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
+def test_silent_trainer_is_blamed_when_another_trainer_misses_a_peer(
     registry: Registry, clock: Clock
 ) -> None:
     for index in (0, 1):
@@ -379,7 +381,7 @@ def test_trainer_that_is_silent_when_another_misses_a_peer_is_the_one(
     assert error.node == "worker 1"
 
 
-def test_failure_is_transient_only_if_no_program_was_wrong(registry: Registry) -> None:
+def test_failure_is_transient_only_if_the_users_code_did_not_raise(registry: Registry) -> None:
     registry.task_failed(0, "its executor was lost")
     assert is_transient(registry)
     registry.trainer_failed(1, "ValueError: no", "", FailureKind.EXCEPTION)
@@ -387,7 +389,7 @@ def test_failure_is_transient_only_if_no_program_was_wrong(registry: Registry) -
 
 
 def beat_for(registry: Registry, clock: Clock, seconds: float, *pulses: tuple[int, str]) -> None:
-    """Let both trainers say the same for some time."""
+    """Let both trainers report the same for `seconds`."""
     until = clock.now + seconds
     while clock.now < until:
         for index, (steps, state) in enumerate(pulses):
@@ -404,7 +406,7 @@ def beat_for(registry: Registry, clock: Clock, seconds: float, *pulses: tuple[in
         pytest.param((3, "idle"), (3, "idle"), id="nothing to do"),
     ],
 )
-def test_trainers_of_which_one_waits_are_not_stalled(
+def test_trainers_are_not_stalled_while_one_waits_or_is_idle(
     registry: Registry, clock: Clock, first: tuple[int, str], second: tuple[int, str]
 ) -> None:
     beat_for(registry, clock, 3 * TRAINER_TIMEOUT_S, first, second)
@@ -413,7 +415,7 @@ def test_trainers_of_which_one_waits_are_not_stalled(
     assert not registry.wants_stacks
 
 
-def test_trainers_of_which_one_gets_on_are_not_stalled(registry: Registry, clock: Clock) -> None:
+def test_trainers_are_not_stalled_while_one_ends_steps(registry: Registry, clock: Clock) -> None:
     for steps in range(6):
         beat_for(registry, clock, TRAINER_TIMEOUT_S / 2, (3, "busy"), (steps, "busy"))
 
@@ -439,7 +441,7 @@ def test_trainers_that_end_no_step_are_asked_for_their_stacks_and_lost(
     assert is_transient(registry)
 
 
-def test_trainers_that_get_on_after_all_are_let_alone(registry: Registry, clock: Clock) -> None:
+def test_trainers_that_end_a_step_after_all_are_not_lost(registry: Registry, clock: Clock) -> None:
     beat_for(registry, clock, TRAINER_TIMEOUT_S + 2, (3, "busy"), (3, "busy"))
     assert registry.wants_stacks
     beat_for(registry, clock, 5, (4, "busy"), (4, "busy"))

@@ -1,4 +1,4 @@
-"""A worker of parameter servers is lost, and replaced while the others go on."""
+"""A worker beside parameter servers is lost, and replaced while the remaining nodes continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import pyarrow as pa
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense
 from cluster.strikes import Strike, kill
 from pyspark.sql import DataFrame, SparkSession
@@ -57,7 +57,7 @@ LOSE_A_WORKER = """
     spark = SparkSession.builder.getOrCreate()
     rows = df_with_partitions(spark, [50] * 40).select("id").mapInArrow(slowly, "id bigint")
     observer = Strike(strike, "step", epoch=1)
-    # A forked trainer takes its place before the others have made a step that could be counted.
+    # A forked trainer would replace it before the remaining worker has made a step that the test could count.
     options = {"observer": observer, "log_dir": log_dir, "warm": what != "trainer"}
     with TFCluster.run(spark, counting, {"rows": TOTAL}, 3, 1, **options) as cluster:
         history = cluster.train(rows, EPOCHS, features=["id"], label=None, batch_size=64)
@@ -82,7 +82,7 @@ LOSE_A_WORKER = """
     [
         ("trainer", "local-cluster[2,2,1024]"),
         pytest.param("python", "local-cluster[2,2,1024]", marks=pytest.mark.slow),
-        # Three nodes, and two slots to feed from: Spark gives the first that is free to the node.
+        # Three nodes, and two slots for feed tasks: Spark gives the first free slot to the node.
         pytest.param(
             "executor",
             "local-cluster[5,1,1024]",
@@ -91,7 +91,7 @@ LOSE_A_WORKER = """
         ),
     ],
 )
-def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_others_go_on(
+def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_remaining_nodes_go_on(
     tmp_path: Path, what: str, master: str
 ) -> None:
     result = run_driver(master, LOSE_A_WORKER, what, str(tmp_path), timeout_s=480).check()
@@ -100,7 +100,7 @@ def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_others_go_on(
     assert [names.count(name) for name in ("reserved", "replacing", "replaced", "restarting")] == [1, 1, 1, 0]
     lost, back = names.index("replacing"), names.index("replaced")
     assert told["events"][lost][1]["node"] == "worker 1"
-    # From the first step, at which the worker is lost: Spark may take seconds to start its task again.
+    # Counted from the first step, at which the worker is lost: Spark may take seconds to start its task again.
     steps = [fields["steps"] for event, fields in told["events"][:back] if event == "step"]
     assert len(steps) > 3, told["events"]
     assert steps == sorted(set(steps)), "worker 0 goes on meanwhile"
@@ -109,7 +109,7 @@ def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_others_go_on(
     of_chief, of_first, of_second = told["rows"]
     assert of_chief == [2000, 2000]
     assert [a + b for a, b in zip(of_first, of_second, strict=True)] == [2000, 2000]
-    # Of the first epoch not all again: only partitions of which the lost worker had received something, if any.
+    # Only partitions from which the lost worker had received rows, if any, are computed again for the first epoch.
     assert 2 * 40 <= told["computed"] <= 2 * 40 + 20
     assert len(told["history"]["loss"]) == 2
     (counts,) = keras.models.load_model(tmp_path / "export" / "model.keras", compile=False).get_weights()
@@ -117,7 +117,7 @@ def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_others_go_on(
 
 
 def slowly(spark: SparkSession, seconds: float) -> DataFrame:
-    """The same rows, which take so long to compute; in small partitions, since each arrives at once."""
+    """Return rows that take `seconds` to compute. Partitions are small, because each arrives as a whole."""
     pause_s = seconds / NUM_SMALL
 
     def slow(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

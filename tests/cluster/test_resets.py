@@ -1,4 +1,4 @@
-"""Connections to the driver are reset again and again, as by a firewall, whatever is done over them."""
+"""Connections to the driver are reset again and again, as by a firewall, during all kinds of calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
@@ -25,7 +25,7 @@ ROWS, EPOCHS = [320, 160, 0, 160], 3
 
 @contextlib.contextmanager
 def resetting_connections_to(port: int) -> Iterator[list[int]]:
-    """Reset all TCP connections to a port of this machine at intervals; yield the number of each time. Needs root."""
+    """Reset all TCP connections to a port of this machine at intervals; yield how many each time. Needs root."""
     counts: list[int] = []
     over = threading.Event()
     command = ["ss", "--kill", "--no-header", "dst", "127.0.0.1", "dport", "=", f":{port}"]
@@ -45,7 +45,7 @@ def resetting_connections_to(port: int) -> Iterator[list[int]]:
 
 
 def wide(params: Any) -> Any:
-    """A model of 16 MB: its checkpoints and exports are under way for a while."""
+    """Return a model of 16 MB: it takes some time to send its checkpoints and exports."""
     import keras
 
     del params

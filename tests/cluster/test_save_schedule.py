@@ -1,4 +1,4 @@
-"""When the state is saved by the clock: what workers that meet decide."""
+"""When the state is saved at intervals of time: what workers decide when they meet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tfspark.cluster.state.save_schedule import APART_S, SaveSchedule
 
 
 def saved_at(every_s: float, step_s: float, lasts_s: float) -> list[float]:
-    """Let a worker train for so long; return when it saves, in seconds from the start."""
+    """Let a worker train for `lasts_s`; return when it saves, in seconds from the start."""
     clock, saved, number, steps = Clock(), list[float](), 0, 1
     meetings = SaveSchedule(every_s, clock)
     while clock.now - 100.0 < lasts_s:
@@ -24,7 +24,7 @@ def saved_at(every_s: float, step_s: float, lasts_s: float) -> list[float]:
 
 
 @given(st.floats(0.001, 3.0), st.floats(1.0, 60.0))
-def test_meetings_save_as_often_as_they_are_told_to_give_or_take_the_time_between_two(
+def test_meetings_save_at_the_interval_to_within_the_time_between_two_meetings(
     step_s: float, every_s: float
 ) -> None:
     saved = saved_at(every_s, step_s, 10 * every_s)
@@ -34,7 +34,7 @@ def test_meetings_save_as_often_as_they_are_told_to_give_or_take_the_time_betwee
     assert all(abs(gap - every_s) <= 1.5 * apart_s + step_s for gap in gaps), gaps
 
 
-def test_meetings_follow_steps_that_become_slower() -> None:
+def test_meetings_adapt_to_steps_that_become_slower() -> None:
     clock = Clock()
     meetings = SaveSchedule(60.0, clock)
     steps, number = 1, 0
@@ -46,7 +46,7 @@ def test_meetings_follow_steps_that_become_slower() -> None:
     assert steps * 1.0 <= 2 * APART_S
 
 
-def test_meetings_without_a_clock_save_only_when_asked_and_once() -> None:
+def test_meetings_without_an_interval_save_only_when_asked_and_only_once() -> None:
     clock = Clock()
     meetings = SaveSchedule(0.0, clock)
     saves = []
@@ -61,7 +61,7 @@ def test_meetings_without_a_clock_save_only_when_asked_and_once() -> None:
 
 
 @given(st.permutations([0, 1, 2, 0, 1, 2, 2]))
-def test_workers_that_meet_learn_the_same_whoever_comes_last_or_asks_again(order: list[int]) -> None:
+def test_workers_that_meet_get_the_same_decision_in_any_order_and_if_they_ask_again(order: list[int]) -> None:
     meetings = SaveSchedule(1.0, Clock())
     answers = [(rank, meetings.arrive(0, rank, 3)) for rank in order]
     came: set[int] = set()

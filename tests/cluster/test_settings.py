@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.lives import plain_keras
+from cluster.incarnations import plain_keras
 from cluster.programs import dense
 from pyspark.sql import SparkSession
 from support.errors import raises
@@ -48,7 +48,7 @@ def test_schedule_when_it_starts_at_zero_leaves_the_weights_until_it_rises(
     assert history["loss"][2] != pytest.approx(history["loss"][1], abs=1e-6)
 
 
-def test_schedule_that_keras_does_not_know_is_refused_with_its_words(spark: SparkSession) -> None:
+def test_schedule_that_keras_does_not_know_is_refused_with_the_error_of_keras(spark: SparkSession) -> None:
     with (
         raises(NodeFailedError, "expected a schedule of keras.optimizers.schedules", "decay_stairs"),
         TFCluster.run(spark, dense, {}, 1, schedule={"name": "cosine_decay", "decay_stairs": 4}) as cluster,
@@ -77,7 +77,7 @@ def test_schedule_for_a_model_that_compiles_itself_is_refused(spark: SparkSessio
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_mixed_precision_computes_in_it_and_keeps_weights_in_float32(
+def test_mixed_precision_computes_in_lower_precision_and_keeps_weights_in_float32(
     spark: SparkSession, tmp_path: Path, precision: str
 ) -> None:
     with TFCluster.run(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
 
@@ -33,7 +33,7 @@ def dense(params: dict[str, Any]) -> Any:
 
 
 def trained(spark: SparkSession, at_once: int, ordered: bool = True, **options: Any) -> tuple[Any, Any]:
-    """Return history and what the nodes say at the end."""
+    """Train a model; return the history and the results of the nodes."""
     with TFCluster.run(spark, dense, {"at_once": at_once}, 2, **options) as cluster:
         history = cluster.train(
             df_with_partitions(spark, ROWS),
@@ -54,10 +54,10 @@ def one_at_a_time(spark: SparkSession) -> tuple[Any, Any]:
     "at_once",
     [
         pytest.param(4, id="blocks of 4, the last shorter"),
-        pytest.param(100, id="more than an epoch has, and than wait in the queue"),
+        pytest.param(100, id="more than an epoch has, and more than the queue holds"),
     ],
 )
-def test_training_is_that_of_single_steps(
+def test_training_with_several_steps_per_call_equals_one_with_single_steps(
     spark: SparkSession, one_at_a_time: tuple[Any, Any], at_once: int
 ) -> None:
     history, nodes = trained(spark, at_once)
@@ -69,7 +69,7 @@ def test_training_is_that_of_single_steps(
         assert node["rows"] == expected[name]["rows"]
 
 
-def test_rows_in_no_order_are_trained_on_once(spark: SparkSession) -> None:
+def test_unordered_rows_are_trained_on_once(spark: SparkSession) -> None:
     _, nodes = trained(spark, 7, ordered=False)
     per_epoch = [sum(rows) for rows in zip(*(node["rows"] for node in nodes.values()), strict=True)]
     assert per_epoch == [sum(ROWS)] * EPOCHS

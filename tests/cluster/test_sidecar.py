@@ -38,7 +38,7 @@ def test_finish_when_an_evaluation_does_not_end_returns_after_its_time() -> None
     side_car.abandon()
 
 
-def test_finish_when_an_evaluation_raises_raises_that() -> None:
+def test_finish_when_an_evaluation_raises_raises_its_error() -> None:
     def fail(epoch: int, weights: str) -> None:
         raise ValueError(f"no luck with {weights} of epoch {epoch}")
 

@@ -68,9 +68,8 @@ def test_job_cancelled_while_its_workers_start_leaves_workers_of_other_jobs_alon
         worker = psutil.Process(int(next(tmp_path.iterdir()).name))
         daemon = worker.parent()
         assert daemon is not None
-        kill_all(
-            [process for process in daemon.children() if process != worker]
-        )  # Else an idle one is taken.
+        # Otherwise Spark takes an idle worker.
+        kill_all([process for process in daemon.children() if process != worker])
         daemon.suspend()
         try:
             short = SparkJob(spark, lambda: one_row.mapInArrow(pass_on, "id long"), "short")
@@ -85,7 +84,8 @@ def test_job_cancelled_while_its_workers_start_leaves_workers_of_other_jobs_alon
         long.join(60.0)
     assert short.ended
     assert [row.id for row in long.result()] == [0]
-    assert {path.name for path in tmp_path.iterdir()} == {str(worker.pid), "end"}  # It was not tried again.
+    # Spark did not try it again.
+    assert {path.name for path in tmp_path.iterdir()} == {str(worker.pid), "end"}
 
 
 def test_job_that_ends_by_itself_has_a_result(spark: SparkSession) -> None:

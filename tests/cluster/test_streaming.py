@@ -1,4 +1,4 @@
-"""Training on a streaming DataFrame: every micro-batch once, and a stop that loses nothing."""
+"""Training on a streaming DataFrame: every micro-batch is trained on once, and a stop loses no row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = "id bigint, features array<float>, label bigint"
 
 
 def write_files(spark: SparkSession, directory: Path, sizes: list[int], first_id: int = 0) -> None:
-    """Add one file for each size; ids count on."""
+    """Add one file for each size; ids continue from file to file."""
     for size in sizes:
         rows = df_with_partitions(spark, [first_id + size]).where(f"id >= {first_id}")
         rows.coalesce(1).write.mode("append").parquet(str(directory))
@@ -32,7 +32,7 @@ def stream_of(spark: SparkSession, directory: Path) -> DataFrame:
     return spark.readStream.schema(SCHEMA).option("maxFilesPerTrigger", 1).parquet(str(directory))
 
 
-def seeing_ids() -> Callable[[Any, Any], Any]:
+def collecting_ids() -> Callable[[Any, Any], Any]:
     """Return a ``main_fun`` that reads micro-batches until the stream ends and returns the ids of each."""
 
     def main_fun(args: Any, ctx: Any) -> list[list[int]]:
@@ -49,7 +49,7 @@ def seeing_ids() -> Callable[[Any, Any], Any]:
     return main_fun
 
 
-def test_stream_that_ends_of_itself_trains_each_micro_batch_once(spark: SparkSession, tmp_path: Path) -> None:
+def test_stream_that_ends_by_itself_trains_each_micro_batch_once(spark: SparkSession, tmp_path: Path) -> None:
     write_files(spark, tmp_path / "rows", [70, 3, 41])
     events: list[tuple[str, Any]] = []
     with TFCluster.run(
@@ -72,7 +72,7 @@ def micro_batches(spark: SparkSession, directory: Path, checkpoint: Path, stops:
     """Train until the stream ends or, with `stops`, until one micro-batch is fed; return the ids of each."""
     cluster = TFCluster.run(
         spark,
-        seeing_ids(),
+        collecting_ids(),
         None,
         2,
         observer=lambda event, _: cluster.stop_stream() if event == "fed" and stops else None,
@@ -115,7 +115,9 @@ def test_fit_of_a_main_fun_ends_with_the_stream(spark: SparkSession, tmp_path: P
     assert results["worker 0"] == results["worker 1"]
 
 
-def test_stream_when_stopped_goes_on_behind_what_was_trained(spark: SparkSession, tmp_path: Path) -> None:
+def test_stream_that_was_stopped_goes_on_after_the_rows_that_were_trained_on(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     sizes = [50, 20, 30, 10, 40]
     write_files(spark, tmp_path / "rows", sizes)
     before = micro_batches(spark, tmp_path / "rows", tmp_path / "checkpoint", stops=True)
@@ -145,7 +147,7 @@ def test_stream_that_is_quiet_waits_without_a_deadline_and_stops_when_told(
         assert happened["fed"].acquire(timeout=60)
         cluster.stop_stream()
 
-    cluster = TFCluster.run(spark, seeing_ids(), None, 2, feed_timeout=QUIET_TIMEOUT_S, observer=observe)
+    cluster = TFCluster.run(spark, collecting_ids(), None, 2, feed_timeout=QUIET_TIMEOUT_S, observer=observe)
     writer = threading.Thread(target=write_late)
     with cluster:
         writer.start()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import COLUMNS, dense, fit_as_users_do
 from cluster.strikes import Strike, kill
 from pyspark.sql import DataFrame, SparkSession
@@ -19,7 +19,7 @@ from tfspark.tfrecord import list_files, register
 
 
 def saved(rows: DataFrame, path: Path, compression: str = "none") -> str:
-    """Write rows as TFRecords; return where."""
+    """Write rows as TFRecords; return the path."""
     register(rows.sparkSession)
     columns = rows.select("features", "label")
     columns.write.format("tfrecord").option("compression", compression).mode("append").save(str(path))
@@ -92,7 +92,7 @@ def test_validation_beside_files_stops_training_early(spark: SparkSession, tmp_p
     assert len(history["val_loss"]) == 2
 
 
-def test_validation_beside_files_goes_on_in_the_next_life(spark: SparkSession, tmp_path: Path) -> None:
+def test_validation_beside_files_goes_on_in_the_next_incarnation(spark: SparkSession, tmp_path: Path) -> None:
     files = TFRecordFiles(saved(df_with_partitions(spark, [50, 30]), tmp_path / "rows"), COLUMNS)
     other = df_with_partitions(spark, [17, 5])
 
@@ -104,12 +104,12 @@ def test_validation_beside_files_goes_on_in_the_next_life(spark: SparkSession, t
     after_a_loss, undisturbed = trained(strike), trained(Events())
     assert len(strike.of("restarting")) == 1
     assert after_a_loss.keys() == undisturbed.keys()
-    # Which worker evaluates which row is chance, and so is the order of the sum.
+    # Chance decides which worker evaluates which row, and so the order of the sum.
     for name, values in undisturbed.items():
         assert after_a_loss[name] == pytest.approx(values, rel=1e-5), name
 
 
-def test_validation_beside_files_by_the_evaluator(spark: SparkSession, tmp_path: Path) -> None:
+def test_evaluator_validates_each_epoch_beside_files(spark: SparkSession, tmp_path: Path) -> None:
     files = TFRecordFiles(saved(df_with_partitions(spark, [40]), tmp_path / "rows"), COLUMNS)
     other = df_with_partitions(spark, [20, 6])
     with TFCluster.run(spark, dense, {}, 2, eval_node=True, log_dir=str(tmp_path / "run")) as cluster:

@@ -1,4 +1,4 @@
-"""`TFCluster` with a `build_model` function, on ``local[4]``: what is trained, told and exported."""
+"""`TFCluster` with a `build_model` function, on ``local[4]``: what is trained, reported and exported."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster.lives import (
+from cluster.incarnations import (
     CLASSES,
     EVALUATE,
-    OTHER_ROWS,
+    EVALUATION_ROWS,
     TRAIN_ROWS,
     Events,
-    Life,
+    Results,
     leaving_nothing,
     plain_keras,
     save_rows,
@@ -28,11 +28,11 @@ from tfspark.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
-def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
-    """Two workers train a model with BatchNormalization and Dropout; evaluations that are refused leave no trace."""
-    log_dir, events = tmp_path_factory.mktemp("life"), Events()
+def results(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+    """Let two workers train a model with BatchNormalization and Dropout; refused evaluations leave no trace."""
+    log_dir, events = tmp_path_factory.mktemp("run"), Events()
     rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)
-    other = df_with_partitions(spark, OTHER_ROWS, num_classes=CLASSES)
+    other = df_with_partitions(spark, EVALUATION_ROWS, num_classes=CLASSES)
     params = {"num_classes": CLASSES}
     columns = {"features": ["features"], "num_classes": CLASSES, "batch_size": 32}
     with leaving_nothing(spark, owned):
@@ -55,76 +55,76 @@ def life(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFac
                 cluster.evaluate(other, num_classes=2001)
             metrics = cluster.evaluate(other, num_classes=CLASSES)
             summaries = cluster.shutdown(export=["keras", "saved_model"])
-    return Life(first, second, metrics, summaries, events, log_dir)
+    return Results(first, second, metrics, summaries, events, log_dir)
 
 
-def test_shutdown_after_training_finds_identical_weights_on_all_workers(life: Life) -> None:
-    digests = [worker["weights_sha256"] for worker in life.workers]
+def test_shutdown_after_training_finds_identical_weights_on_all_workers(results: Results) -> None:
+    digests = [worker["weights_sha256"] for worker in results.workers]
     assert len(digests[0]) == 64
     assert digests[0] == digests[1]
 
 
-def test_iterations_after_three_epochs_equal_the_steps_taken(life: Life) -> None:
-    steps = [epoch["steps"] for epoch in life.events.of("epoch")]
+def test_iterations_after_three_epochs_equal_the_steps_taken(results: Results) -> None:
+    steps = [epoch["steps"] for epoch in results.events.of("epoch")]
     # A worker that pulled more rows than the other takes more steps than an even division would.
     assert all(step >= -(-sum(TRAIN_ROWS) // 32) for step in steps)
-    assert [worker["iterations"] for worker in life.workers] == [sum(steps)] * 2
+    assert [worker["iterations"] for worker in results.workers] == [sum(steps)] * 2
 
 
-def test_rows_of_every_epoch_are_all_rows(life: Life) -> None:
-    assert [epoch["rows_fed"] for epoch in life.events.of("epoch")] == [sum(TRAIN_ROWS)] * 3
-    per_epoch = zip(*(worker["rows"] for worker in life.workers), strict=True)
+def test_rows_of_every_epoch_are_all_rows(results: Results) -> None:
+    assert [epoch["rows_fed"] for epoch in results.events.of("epoch")] == [sum(TRAIN_ROWS)] * 3
+    per_epoch = zip(*(worker["rows"] for worker in results.workers), strict=True)
     assert sum(next(per_epoch)) == sum(TRAIN_ROWS)
 
 
-def test_history_of_two_trainings_continues(life: Life) -> None:
+def test_history_of_two_trainings_continues(results: Results) -> None:
     names = {"loss", "accuracy", "val_loss", "val_accuracy"}
-    assert set(life.first) == set(life.second) == names
-    assert len(life.first["loss"]) == 2
-    assert len(life.second["loss"]) == 1
-    for worker in life.workers:
-        assert worker["history"] == {name: life.first[name] + life.second[name] for name in names}
-    assert [epoch["epoch"] for epoch in life.events.of("epoch")] == [1, 2, 3]
+    assert set(results.first) == set(results.second) == names
+    assert len(results.first["loss"]) == 2
+    assert len(results.second["loss"]) == 1
+    for worker in results.workers:
+        assert worker["history"] == {name: results.first[name] + results.second[name] for name in names}
+    assert [epoch["epoch"] for epoch in results.events.of("epoch")] == [1, 2, 3]
 
 
-def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(life: Life) -> None:
-    assert life.second["val_loss"][-1] == pytest.approx(life.metrics["loss"], rel=1e-6)
-    assert life.second["val_accuracy"][-1] == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+def test_validation_of_the_last_epoch_equals_an_evaluation_of_the_same_rows(results: Results) -> None:
+    assert results.second["val_loss"][-1] == pytest.approx(results.metrics["loss"], rel=1e-6)
+    assert results.second["val_accuracy"][-1] == pytest.approx(results.metrics["accuracy"], rel=1e-6)
 
 
-def test_confusion_matrix_counts_every_row_under_its_true_class(life: Life) -> None:
-    matrix = life.metrics["confusion_matrix"]
+def test_confusion_matrix_counts_every_row_under_its_true_class(results: Results) -> None:
+    matrix = results.metrics["confusion_matrix"]
     assert [sum(row) for row in matrix] == [21, 21, 21]
     right = sum(matrix[i][i] for i in range(CLASSES))
-    assert right / sum(OTHER_ROWS) == pytest.approx(life.metrics["accuracy"], rel=1e-6)
+    assert right / sum(EVALUATION_ROWS) == pytest.approx(results.metrics["accuracy"], rel=1e-6)
 
 
-def test_roc_of_each_class_goes_from_none_to_all(life: Life) -> None:
-    assert [(curve[0], curve[-1]) for curve in life.metrics["roc"]] == [([0, 0], [1, 1])] * CLASSES
+def test_roc_of_each_class_goes_from_none_to_all(results: Results) -> None:
+    assert [(curve[0], curve[-1]) for curve in results.metrics["roc"]] == [([0, 0], [1, 1])] * CLASSES
 
 
-def test_log_dir_after_a_run_holds_logs_checkpoints_and_the_export(life: Life) -> None:
-    assert (life.log_dir / "logs/worker-0.log").is_file()
-    assert [path.name for path in (life.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]
-    exported = sorted(path.name for path in (life.log_dir / "export").iterdir())
+def test_log_dir_after_a_run_holds_logs_checkpoints_and_the_export(results: Results) -> None:
+    assert (results.log_dir / "logs/worker-0.log").is_file()
+    assert [path.name for path in (results.log_dir / "checkpoints").glob("*.keras")] == ["epoch-0002.keras"]
+    exported = sorted(path.name for path in (results.log_dir / "export").iterdir())
     assert exported == ["model.keras", "saved_model", "signature.json"]
 
 
-def test_observer_is_told_the_phases(life: Life) -> None:
-    assert life.events.of("reserved")[0]["nodes"] == 2
-    assert {fields["node"] for fields in life.events.of("tensorflow")} == {"worker 0", "worker 1"}
-    assert life.events.of("checkpoint") == [{"node": "worker 0", "epoch": 2, "name": "epoch-0002.keras"}]
+def test_observer_is_called_for_the_phases(results: Results) -> None:
+    assert results.events.of("reserved")[0]["nodes"] == 2
+    assert {fields["node"] for fields in results.events.of("tensorflow")} == {"worker 0", "worker 1"}
+    assert results.events.of("checkpoint") == [{"node": "worker 0", "epoch": 2, "name": "epoch-0002.keras"}]
 
 
-def test_export_loads_in_plain_keras_and_gives_the_same_metrics(life: Life, tmp_path: Path) -> None:
-    rows = save_rows(tmp_path / "rows.npz", sum(OTHER_ROWS), CLASSES)
+def test_export_loads_in_plain_keras_and_gives_the_same_metrics(results: Results, tmp_path: Path) -> None:
+    rows = save_rows(tmp_path / "rows.npz", sum(EVALUATION_ROWS), CLASSES)
 
-    plain = plain_keras(EVALUATE, life.log_dir / "export", rows)
+    plain = plain_keras(EVALUATE, results.log_dir / "export", rows)
 
-    assert plain["loss"] == pytest.approx(life.metrics["loss"], abs=1e-5)
-    assert plain["accuracy"] == pytest.approx(life.metrics["accuracy"], abs=1e-5)
+    assert plain["loss"] == pytest.approx(results.metrics["loss"], abs=1e-5)
+    assert plain["accuracy"] == pytest.approx(results.metrics["accuracy"], abs=1e-5)
     assert plain["apart"] < 1e-5
-    assert plain["iterations"] == life.workers[0]["iterations"], "it can be trained further"
+    assert plain["iterations"] == results.workers[0]["iterations"], "it can be trained further"
 
 
 SINGLE_PROCESS = """
@@ -194,7 +194,7 @@ def test_train_on_a_single_worker_weighs_classes(spark: SparkSession) -> None:
         matrix = cluster.evaluate(rows, num_classes=2)["confusion_matrix"]
         nodes = cluster.shutdown()
 
-    # A class of weight 0 is never learned, in data of which it is the half.
+    # The model does not learn a class of weight 0, although half of the rows have it.
     assert matrix == [[0, 49], [0, 48]]
     assert nodes["worker 0"]["rows"] == [97] * 8
     assert nodes["worker 0"]["iterations"] == 8 * 4

@@ -28,20 +28,20 @@ def test_receive_files_when_a_folder_arrives_in_chunks_keeps_every_byte(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-def test_receive_files_when_one_file_arrives_is_that_file(tmp_path: Path) -> None:
+def test_receive_files_when_one_file_arrives_writes_this_file(tmp_path: Path) -> None:
     receive_files(upload(("", b"abc"), ("", b"d")), tmp_path, "checkpoints/epoch-0001.keras")
 
     assert (tmp_path / "checkpoints/epoch-0001.keras").read_bytes() == b"abcd"
 
 
-def test_receive_files_when_it_comes_again_replaces_the_former(tmp_path: Path) -> None:
+def test_receive_files_when_an_upload_is_repeated_replaces_the_earlier_one(tmp_path: Path) -> None:
     receive_files(upload(("old", b"1")), tmp_path, "export")
     receive_files(upload(("new", b"2")), tmp_path, "export")
 
     assert [path.name for path in (tmp_path / "export").iterdir()] == ["new"]
 
 
-def test_receive_files_when_the_stream_breaks_keeps_the_former_alone(tmp_path: Path) -> None:
+def test_receive_files_when_the_stream_breaks_keeps_only_the_earlier_upload(tmp_path: Path) -> None:
     receive_files(upload(("model", b"whole")), tmp_path, "export")
 
     def breaking() -> Iterator[pa.RecordBatch]:
@@ -59,11 +59,11 @@ def test_receive_files_when_the_stream_breaks_keeps_the_former_alone(tmp_path: P
     "path",
     [
         pytest.param("../outside", id="the parent"),
-        pytest.param("a/../../outside", id="the parent further down"),
+        pytest.param("a/../../outside", id="the parent, behind a folder"),
         pytest.param("/etc/outside", id="absolute"),
-        pytest.param("//etc/outside", id="absolute with two slashes, which POSIX keeps apart"),
+        pytest.param("//etc/outside", id="absolute with two slashes, a special case of POSIX"),
         pytest.param("///etc/outside", id="absolute with three"),
-        pytest.param("", id="none"),
+        pytest.param("", id="empty"),
         pytest.param(".", id="the directory itself"),
     ],
 )
@@ -88,7 +88,7 @@ def test_receive_files_when_a_path_leads_out_writes_nothing_there(tmp_path: Path
     assert not (tmp_path / "outside").exists()
 
 
-# --- from a process that is killed meanwhile -------------------------------------------------------
+# --- from a process that is killed while it sends --------------------------------------------------
 
 SEND = """
 import json, sys

@@ -1,4 +1,4 @@
-"""Trainings whose weights and history are compared with those of an interrupted one."""
+"""Train without an interruption; tests compare the weights and history with those of an interrupted training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import with_state
 from pyspark.sql import SparkSession
 from support.rows import df_with_partitions
@@ -36,7 +36,7 @@ class Trained:
 def train(
     spark: SparkSession, observer: Events | None = None, epochs: int = EPOCHS, **options: Any
 ) -> Trained:
-    """Train a model with state and random layers in order, evaluate it, shut down."""
+    """Train a model with state and random layers on ordered rows, evaluate it, shut down."""
     rows = df_with_partitions(spark, ROWS)
     feeding = Feeding(ordered=True, shuffle_rows=2 * BATCH)
     with TFCluster.run(spark, with_state, {"num_classes": 2}, 2, observer=observer, **options) as cluster:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession

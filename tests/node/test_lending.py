@@ -136,7 +136,7 @@ def test_local_executor_takes_the_parent_that_the_driver_started_which_ends_with
 SHARES = """
     import json, sys
     from pyspark.sql import SparkSession
-    from cluster.lives import Events
+    from cluster.incarnations import Events
     from node.warm_programs import look
     from tfspark import InputMode, TFCluster
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster.lives import Events
+from cluster.incarnations import Events
 from cluster.programs import dense
 from node.warm_programs import (
     exits,
@@ -337,7 +337,7 @@ def test_node_where_the_interpreter_starts_with_threads_says_so_and_starts_its_t
     )
     program = """
         from pyspark.sql import SparkSession
-        from cluster.lives import Events
+        from cluster.incarnations import Events
         from node.warm_programs import look
         from tfspark import InputMode, TFCluster
 

@@ -1,10 +1,12 @@
 """A driver program: executors are lost in mid-epoch and do not come back, so Spark would cut files by fewer cores.
 
-lose_for_good.py DIRECTORY FORMAT LOSS CELL...    prints the result of each cell, and how often rows were trained on
+lose_executors.py DIRECTORY FORMAT LOSS CELL...    prints the result of each cell, and how often rows were trained on
 
-LOSS: ``executor``: Spark itself removes it, or ``daemon``: the worker daemon of a standalone cluster above it.
+LOSS: ``executor``: Spark itself removes the executor, or ``daemon``: the executor's worker daemon ends (standalone).
 CELL: a separate training that loses one executor, ``PLAN:ORDER:WORKERS:LEAST``, such as ``files:ordered:3:2``.
-    PLAN: ``files``: unchanged, ``ranges``: of their rows, or ``numbers``: of ``range`` in SQL.
+    PLAN: the rows of the files (``files``), the same after ``repartitionByRange`` (``ranges``), or the rows of
+        ``range`` in SQL (``numbers``).
+    LEAST: the smallest number of workers with which the training continues.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def main() -> None:
 def train_and_lose(
     spark: SparkSession, rows: DataFrame, loss: str, log_dir: str, cell: str
 ) -> dict[str, Any]:
-    """Train two epochs, and lose the last worker's executor in the first."""
+    """Train two epochs; lose the last worker's executor in the first epoch."""
     plan, order, workers, least = cell.split(":")
     total = rows.count()
     # PySpark's own `range` has as many partitions as there were cores when it was called.
@@ -92,7 +94,7 @@ def train_and_lose(
 
 
 def cuts(spark: SparkSession, rows: DataFrame, cores: int) -> list[int]:
-    """Return the number of rows in each partition, as Spark cuts them with so many cores."""
+    """Return the number of rows in each partition, as Spark cuts them with this number of cores."""
     spark.conf.set("spark.sql.leafNodeDefaultParallelism", cores)
     try:
         return rows.select("*").rdd.mapPartitions(lambda part: [sum(1 for _ in part)]).collect()
@@ -110,7 +112,7 @@ def lose_executor(spark: SparkSession, cluster: TFCluster) -> None:
 def lose_daemon(spark: SparkSession, cluster: TFCluster) -> None:
     """End the worker daemon of the last worker's executor.
 
-    An executor whose daemon was lost before may live on for a while, with its trainers.
+    An executor whose daemon ended earlier may still run for a while, with its trainers.
     """
     del spark
     daemons: dict[int, psutil.Process] = {}

@@ -13,21 +13,21 @@ from support.standalone import StandaloneCluster
 
 __all__ = ["files"]
 
-PROGRAM = Path(__file__).with_name("lose_for_good.py")
+PROGRAM = Path(__file__).with_name("lose_executors.py")
 CONF = {"spark.sql.files.openCostInBytes": "1000", "spark.executor.cores": "1"}
-"""Small files are cut by the cores, as otherwise those of 4 MB for each core and more."""
+"""Let Spark cut small files by the number of cores, as it cuts files of at least 4 MB for each core."""
 CELLS = ("files:as-they-come:2:2", "files:ordered:2:2", "files:as-they-come:3:2", "files:ordered:2:1")
-"""Each loses one of the executors, of which there are six at first; the last two go on with a worker fewer."""
+"""There are six executors at first. Each training loses one; the last two continue with one worker fewer."""
 DEADLINE_S = 900.0
 
 
 def check(stdout: str, kind: str, cells: tuple[str, ...]) -> None:
-    """Check that each training went on in its epoch, and that its weights count each row once for each epoch."""
+    """Check that each training continued in its epoch, and that its weights count each row once for each epoch."""
     told = json.loads(stdout.splitlines()[-1])
     assert [one["cell"] for one in told] == list(cells)
     for one in told:
         before, after = one["cuts"]
-        assert (before != after) == (kind != "tfrecord"), "else nothing is tried here"
+        assert (before != after) == (kind != "tfrecord"), "otherwise this test shows nothing"
         (resumed,) = one["resumed"]
         assert (resumed["epoch"], resumed["step"] > 0, one["differ"]) == (1, True, []), one
         *_, wanted, least = one["cell"].split(":")
@@ -48,7 +48,7 @@ def lose_on_local_cluster(place: Path, kind: str, executors: int, cells: tuple[s
 def test_each_row_is_trained_on_once_per_epoch_when_an_executor_does_not_come_back(
     files: Path, tmp_path: Path
 ) -> None:
-    """One worker, since two are shown in `test_layout`; the executor is really lost here."""
+    """Train with one worker, because `test_layout` trains with two; here the executor is really lost."""
     (tmp_path / "parquet").symlink_to(files / "parquet")
     lose_on_local_cluster(tmp_path, "parquet", 3, ("files:as-they-come:1:1",))
 
@@ -80,7 +80,7 @@ def test_each_row_is_trained_on_once_per_epoch_when_worker_daemons_are_lost_one_
 
 
 def kind_and_cells(rows: str) -> tuple[str, tuple[str, ...]]:
-    """Return the format of the files, and the cells: of these files, or of what Spark makes of their rows."""
+    """Return the format of the files, and the cells: with these files, or with what Spark makes from their rows."""
     if rows in FORMATS:
         return rows, CELLS
     return "parquet", tuple(cell.replace("files", rows) for cell in CELLS)

@@ -1,4 +1,4 @@
-"""Observe one incarnation of a cluster from outside: its events, and that it leaves nothing behind."""
+"""Observe one incarnation of a cluster from outside: record its events, check that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Events:
 
 @contextmanager
 def leaving_nothing(spark: SparkSession, owned: Owned) -> Iterator[None]:
-    """The guard of ``conftest.py`` for a fixture that serves several tests."""
+    """Check that a fixture of several tests leaves nothing behind, as ``conftest.py`` does for each test."""
     before = Snapshot.take()
     yield
     assert find_leaks(before, owned, running_jobs=lambda: running_jobs(spark.sparkContext)) == []
@@ -76,14 +76,14 @@ def plain_keras(code: str, *args: object) -> dict[str, Any]:
 TRAIN_ROWS = [300, 41, 0, 7]
 
 
-OTHER_ROWS = [50, 13]
+EVALUATION_ROWS = [50, 13]
 
 
 CLASSES = 3
 
 
 @dataclass(frozen=True)
-class Life:
+class Results:
     """The results of one cluster: two trainings with validation, an evaluation, an export."""
 
     first: dict[str, list[float]]
