@@ -1,4 +1,4 @@
-"""Programs as people start them: by an interpreter's path, from elsewhere, behind a proxy, beside other work."""
+"""Programs as users start them: by the path of an interpreter, from any directory, behind a proxy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_trainers_reach_each_other_without_a_proxy(inherited: Mapping[str, str],
 
 
 @pytest.mark.parametrize("config", [CONFIG, ""])
-def test_what_is_set_for_other_programs_does_not_reach_trainers(config: str) -> None:
+def test_trainer_environment_replaces_variables_that_are_set_for_other_programs(config: str) -> None:
     others = {
         "KERAS_BACKEND": "jax",
         "TF_CONFIG": "another cluster's",
@@ -52,7 +52,7 @@ def test_what_is_set_for_other_programs_does_not_reach_trainers(config: str) -> 
     assert found.get("TF_CONFIG") == (config or None)
 
 
-def test_module_paths_are_absolute_and_leave_out_what_is_installed(
+def test_module_paths_are_absolute_and_leave_out_installed_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "src").mkdir()
@@ -63,7 +63,7 @@ def test_module_paths_are_absolute_and_leave_out_what_is_installed(
     assert found == [str(tmp_path), str(tmp_path / "src"), str(tmp_path / "net.zip")]
 
 
-def test_advice_is_given_when_executors_run_another_python() -> None:
+def test_advice_is_given_when_executors_run_a_different_python() -> None:
     assert "set PYSPARK_PYTHON" in python_advice("ModuleNotFoundError: No module named 'tfspark'")
     assert "set PYSPARK_PYTHON" in python_advice('Cannot run program "python3": error=2')
     assert python_advice("No module named 'mynet'") == ""
@@ -129,7 +129,9 @@ def same(x):
 
 
 @pytest.mark.slow
-def test_program_started_by_its_interpreter_from_elsewhere_behind_a_proxy_trains(tmp_path: Path) -> None:
+def test_program_that_is_started_by_interpreter_path_from_another_directory_behind_a_proxy_trains(
+    tmp_path: Path,
+) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project / "mynet", elsewhere, tmp_path / ".keras"):
         folder.mkdir(parents=True)
@@ -196,7 +198,7 @@ print("DONE")
 
 
 @pytest.mark.slow
-def test_text_where_the_model_wants_numbers_names_the_column_and_an_exit_of_0_is_an_end() -> None:
+def test_text_for_a_model_of_numbers_names_the_column_and_an_exit_with_0_is_a_normal_end() -> None:
     from support.driver import run_driver
 
     result: Any = run_driver(

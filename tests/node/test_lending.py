@@ -34,19 +34,19 @@ def wanted(more: dict[str, str] | None = None, before: tuple[str, ...] = ()) -> 
         pytest.param("PYSPARK_PYTHON", True, id="read by Spark"),
         pytest.param("PYSPARK_ENABLE_NAMEDTUPLE_PATCH", False, id="read when pyspark is imported"),
         pytest.param("PWD", True, id="the fork changes its directory itself"),
-        pytest.param("PYTEST_CURRENT_TEST", True, id="of a test that starts a program"),
-        pytest.param("_", True, id="the shell's word for the last program"),
+        pytest.param("PYTEST_CURRENT_TEST", True, id="set by the test that starts the program"),
+        pytest.param("_", True, id="set by the shell to the last program"),
         pytest.param("PYTHONHASHSEED", False, id="read by the interpreter"),
         pytest.param(
-            "PYTHON_GIL", False, id="read by the interpreter, although it looks like one of Spark's"
+            "PYTHON_GIL", False, id="read by the interpreter, although its name looks like one of Spark's"
         ),
         pytest.param("PYTHON_CPU_COUNT", False, id="read by the interpreter, too"),
         pytest.param("OMP_NUM_THREADS", False, id="read by OpenMP"),
         pytest.param("TF_ENABLE_ONEDNN_OPTS", False, id="read when TensorFlow is imported"),
         pytest.param("HOME", False, id="Keras reads its settings there"),
         pytest.param("LANG", False, id="read by the interpreter"),
-        pytest.param("MY_OWN", False, id="who knows what reads it"),
-        pytest.param(SHARED_BY, False, id="by what it says, groups of programs stay apart"),
+        pytest.param("MY_OWN", False, id="nobody knows what reads it"),
+        pytest.param(SHARED_BY, False, id="its values keep groups of programs apart"),
     ],
 )
 def test_variable_may_differ_between_applications_only_if_nothing_reads_it_at_import(
@@ -56,7 +56,7 @@ def test_variable_may_differ_between_applications_only_if_nothing_reads_it_at_im
     assert (wanted({name: "another"}).name == wanted().name) == is_late
 
 
-def test_shared_parent_is_named_by_what_a_trainer_could_notice_and_not_by_its_application(
+def test_name_of_a_shared_parent_depends_on_what_a_trainer_can_notice_and_not_on_its_application(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "mine.py").touch()
@@ -83,12 +83,12 @@ def test_shared_parent_is_named_by_what_a_trainer_could_notice_and_not_by_its_ap
     assert str(tmp_path) not in same[2].environment["PYTHONPATH"]
 
 
-def test_nothing_is_lent_without_the_variable_and_without_a_local_driver() -> None:
+def test_no_parent_is_lent_without_the_variable_and_without_a_local_driver() -> None:
     assert lent_to({"PATH": "/bin"}, sys.path, None) is None
     assert lent_to({"PATH": "/bin", SHARED_BY: ""}, sys.path, None) is None
 
 
-def test_modules_are_others_if_one_that_is_known_is_found_elsewhere_or_found_at_all(tmp_path: Path) -> None:
+def test_known_module_is_different_if_it_is_found_elsewhere_or_was_not_found_before(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, files in ((first, ["known.py", "unknown.py"]), (second, ["known.py", "missed.py"])):
         folder.mkdir()
@@ -103,7 +103,7 @@ def test_modules_are_others_if_one_that_is_known_is_found_elsewhere_or_found_at_
     assert known_entries([str(tmp_path / "link"), "/else"], [str(first)]) == [str(first), "/else"]
 
 
-def test_local_executor_takes_the_parent_that_the_driver_started_which_ends_with_either(
+def test_local_executor_uses_the_parent_that_the_driver_started_and_it_ends_with_the_session(
     tmp_path: Path,
 ) -> None:
     program = """
@@ -116,7 +116,7 @@ def test_local_executor_takes_the_parent_that_the_driver_started_which_ends_with
 
         spark = SparkSession.builder.config("spark.executorEnv.TF_OF_THE_TEST", "given").getOrCreate()
         with TFCluster.run(spark, look, None, 2, input_mode=InputMode.TENSORFLOW) as cluster:
-            (started,) = warm_parents()  # Before a node could: it is the driver's.
+            (started,) = warm_parents()  # No node could have started it yet: the driver did.
             owner = int(started.cmdline()[4])
             seen = list(cluster.shutdown().values())
         (parent,) = warm_parents()
@@ -149,12 +149,13 @@ SHARES = """
 
 
 def shares(master: str, **env: str) -> dict[str, Any]:
+    """Run an application that shares a warm parent; return what its trainers saw and logged."""
     env = {SHARED_BY: "test_lending", **env}
     done = run_driver(master, SHARES, env=env, timeout_s=400, grace_s=5.0).check()
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_applications_share_a_parent_that_outlives_them_and_have_their_own_where_modules_differ(
+def test_applications_share_a_parent_that_outlives_them_unless_their_modules_differ(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "h5py.py").write_text("name = 'mine'")

@@ -1,4 +1,4 @@
-"""Trainers forked by a warm parent keep what a fresh process promises, whoever is killed at whatever moment."""
+"""Trainers that a warm parent forks behave like new processes, whichever process is killed at any moment."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ from tfspark.node.warm import ColdError, own_parent
 from tfspark.node.warm_parent import WarmParent
 
 GONE_S = 20.0
-"""Until a process that is killed is gone, on a loaded machine."""
+"""Seconds until a killed process is gone, on a loaded machine."""
 STARTS_COLD = "starts without a warm parent"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_others() -> None:
+def no_other_warm_parents() -> None:
     """End the warm parents that tests of other modules left in this process and on its session."""
     kill_all(warm_parents())
 
@@ -76,7 +76,7 @@ def warm_parent(spark: SparkSession) -> psutil.Process:
     return found
 
 
-def test_trainers_of_all_clusters_are_forks_of_one_warm_parent_with_a_life_of_their_own(
+def test_trainers_of_all_clusters_are_independent_forks_of_one_warm_parent(
     spark: SparkSession,
 ) -> None:
     seen = [told for _ in range(2) for told in run(spark, look).values()]
@@ -109,10 +109,10 @@ def test_trainers_with_warm_off_are_children_of_their_node_tasks(spark: SparkSes
 
 
 @pytest.mark.parametrize("is_warm", [True, False], ids=["forked", "cold"])
-def test_trainer_that_can_run_no_code_dies_with_its_node_task(
+def test_trainer_that_can_run_no_code_ends_with_its_node_task(
     spark: SparkSession, tmp_path: Path, is_warm: bool
 ) -> None:
-    """It is stopped, as one that hangs in a C extension, and Spark's Python worker is killed."""
+    """The trainer is stopped, like one that hangs in a C extension, and Spark's Python worker is killed."""
     events = Events()
     go_on = tmp_path / "go on"
     options = {"input_mode": InputMode.TENSORFLOW, "observer": events, "warm": is_warm}
@@ -147,7 +147,7 @@ def test_warm_parent_when_killed_leaves_its_trainers_training_and_is_replaced(sp
 
 
 def test_trainer_when_killed_after_its_warm_parent_is_replaced_and_training_ends(spark: SparkSession) -> None:
-    """Nobody knows how it ended: only that it did."""
+    """No process knows how the trainer ended, only that it ended."""
     parent = warm_parent(spark)
     rows = df_with_partitions(spark, [2000, 1000])
     events = Events()
@@ -179,9 +179,8 @@ def test_node_when_the_warm_parent_is_killed_before_it_forks_starts_its_trainer_
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(run, spark, look, observer=events)
         events.wait_for("reserved")
-        time.sleep(
-            1.0
-        )  # The nodes have asked by then, or will find no warm parent: it must be right either way.
+        # By then the nodes have asked the warm parent, or they will not find it. Both must work.
+        time.sleep(1.0)
         parent.kill()
         seen = running.result(120)
     assert len(seen) == 2
@@ -191,7 +190,7 @@ def test_node_when_the_warm_parent_is_killed_before_it_forks_starts_its_trainer_
 def test_trainer_is_forked_only_when_its_node_task_still_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A warm parent that was stopped, answers after the node task had given it up and started its trainer cold."""
+    """A stopped warm parent answers after the node task has given it up and started its trainer cold."""
     monkeypatch.setattr(launch, "FORK_TIMEOUT_S", 1.0)
     kill_all(warm_parents())
     # This process owns this warm parent, as a driver that runs parameter servers does.
@@ -212,14 +211,13 @@ def test_trainer_is_forked_only_when_its_node_task_still_waits_for_it(
         trainer.end()
         trainer.output.close()
     assert said == ["tfspark: worker 7 starts without a warm parent: it did not answer within 1 s"]
-    assert (
-        printed == "its trainer process exited with code 1 without reporting an error"
-    )  # Its orders were empty.
+    # Its orders were empty.
+    assert printed == "its trainer process exited with code 1 without reporting an error"
     assert seen == []
     kill_all([parent])
 
 
-def test_trainer_that_is_told_to_end_before_it_is_forked_has_ended(
+def test_trainer_that_is_told_to_end_before_it_is_forked_ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The warm parent still imports TensorFlow; the fork finds its standard input closed."""
@@ -237,7 +235,7 @@ def test_trainer_that_is_told_to_end_before_it_is_forked_has_ended(
     kill_all(warm_parents())
 
 
-def test_program_that_sets_a_variable_before_it_uses_tensorflow_is_begun_again_cold(
+def test_program_that_sets_a_variable_before_it_uses_tensorflow_is_started_again_cold(
     spark: SparkSession,
 ) -> None:
     parent = warm_parent(spark)
@@ -260,12 +258,12 @@ def test_program_that_sets_a_variable_before_it_uses_tensorflow_is_begun_again_c
         (0, "its trainer process exited with code 0 before its function had returned"),
     ],
 )
-def test_trainer_that_exits_without_a_word_is_a_failure(spark: SparkSession, code: int, cause: str) -> None:
+def test_trainer_that_exits_without_a_report_is_a_failure(spark: SparkSession, code: int, cause: str) -> None:
     with raises(NodeFailedError, "worker 0", cause):
         run(spark, exits, code, nodes=1)
 
 
-def test_what_a_trainer_prints_arrives_or_is_said_to_be_left_out(spark: SparkSession) -> None:
+def test_output_of_a_trainer_arrives_on_the_driver_line_by_line(spark: SparkSession) -> None:
     events = Events()
     assert list(run(spark, prints, nodes=1, observer=events).values()) == ["printed"]
     lines = log_of(events).splitlines()
@@ -292,7 +290,7 @@ OF_TWO_APPLICATIONS = """
 """
 
 
-def test_applications_of_one_user_have_warm_parents_of_their_own_with_the_variables_of_their_executors(
+def test_applications_of_one_user_have_separate_warm_parents_with_the_variables_of_their_executors(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "go on").touch()
@@ -365,7 +363,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
-def test_warm_parent_needs_no_room_on_any_disk(full_disk: Path, tmp_path: Path) -> None:
+def test_warm_parent_needs_no_room_on_a_disk(full_disk: Path, tmp_path: Path) -> None:
     program = """
         from pathlib import Path
         from tfspark.node import warm
@@ -386,7 +384,7 @@ def test_warm_parent_needs_no_room_on_any_disk(full_disk: Path, tmp_path: Path) 
     assert (done.returncode, done.stdout) == (0, "receive\n"), done.stderr
 
 
-def test_socket_name_differs_with_whatever_a_trainer_could_notice() -> None:
+def test_socket_name_depends_on_everything_that_a_trainer_can_notice() -> None:
     environment = {"TF_X": "1", "PATH": "/bin"}
     first = warm.socket_name(os.getpid(), environment, ["/a"])
     others = [
@@ -397,10 +395,10 @@ def test_socket_name_differs_with_whatever_a_trainer_could_notice() -> None:
     ]
     assert len({first, *others}) == 5
     assert warm.socket_name(os.getpid(), dict(environment), ["/a"]) == first
-    assert len(first) < 108  # sun_path in unix(7): whatever paths a host has, they are not in it.
+    assert len(first) < 108  # The limit of sun_path, see unix(7). The name contains no path of the host.
 
 
-def test_warm_parent_that_nobody_asks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_warm_parent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_warm_parent, "IDLE_S", 0.2)
     owner = os.pidfd_open(os.getpid())
     with socket.socket(socket.AF_UNIX) as listener:
@@ -431,9 +429,7 @@ def test_connection_to_another_users_process_is_refused() -> None:
         stranger.kill()
 
 
-def test_signal_reaches_a_forked_trainer_and_its_number_the_driver(
-    spark: SparkSession, tmp_path: Path
-) -> None:
+def test_driver_reports_the_signal_that_ended_a_forked_trainer(spark: SparkSession, tmp_path: Path) -> None:
     events = Events()
     cluster = TFCluster.run(
         spark, look_and_wait, str(tmp_path / "never"), 1, input_mode=InputMode.TENSORFLOW, observer=events

@@ -59,7 +59,7 @@ def uses_onednn(args: Any, ctx: Any) -> list[Any]:
 
 
 def sets_a_variable_late(args: Any, ctx: Any) -> int:
-    """Set the variable after TensorFlow has run: from here a cold start is no longer possible."""
+    """Set the variable after TensorFlow has run: then a cold start is no longer possible."""
     import tensorflow as tf
 
     float(tf.constant(1.0) + 1.0)
