@@ -1,4 +1,4 @@
-"""Run ``tfspark run`` as a person does, on small data of the tests."""
+"""Run ``tfspark run`` as a user does, on small data."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from support.processes import (
 )
 
 DEADLINE_S = 480.0
-AGAIN_S = 0.3
+SIGNAL_INTERVAL_S = 0.3
 _SET_BY_THE_TESTS = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "SPARK_LOCAL_IP")
 
 
 @dataclass(frozen=True)
 class Images:
-    """Images whose brightness is their class: rows of (image BINARY, label BIGINT)."""
+    """Rows of (image BINARY, label BIGINT). The class of an image determines its brightness."""
 
     height: int = 16
     width: int = 16
@@ -49,7 +49,7 @@ class Images:
         return [self.height, self.width, self.channels]
 
     def save(self, spark: SparkSession, path: Path, file_format: str) -> str:
-        """Write the rows as three files of one of Spark's formats."""
+        """Write the rows as three files in one of Spark's formats."""
         random = np.random.default_rng(0)
         labels = np.arange(self.num_rows) % self.num_classes
         levels = (labels + 0.5) * 256 / self.num_classes
@@ -61,7 +61,7 @@ class Images:
         return str(path)
 
     def config(self, path: str, **changes: Any) -> dict[str, Any]:
-        """Return an experiment on these rows; `changes` are keys with ``__`` in place of dots."""
+        """Return an experiment on these rows. `changes` are keys with ``__`` instead of dots."""
         config: dict[str, Any] = {
             "name": "small",
             "seed": 1,
@@ -93,7 +93,7 @@ class Images:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return a person's environment: no settings of the tests for Spark, except the shared warm parent."""
+    """Return the environment of a user, without the tests' Spark settings, but with the shared warm parent."""
     kept = {name: value for name, value in os.environ.items() if name not in _SET_BY_THE_TESTS}
     return {**kept, **shared_warm_parent(), **more}
 
@@ -106,7 +106,7 @@ def command(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -
 
 
 def tfspark_run(directory: Path, config: Mapping[str, Any] | str, *arguments: str) -> Finished:
-    """Run an experiment in a directory to its end."""
+    """Run an experiment in a directory and wait for its end."""
     return _to_end(command(directory, config, *arguments), directory)
 
 
@@ -117,7 +117,7 @@ def tfspark_resume(directory: Path, run: Path, *arguments: str) -> Finished:
 
 
 def tfspark(directory: Path, *words: str) -> Finished:
-    """Run a command of ``tfspark`` in a directory to its end."""
+    """Run a ``tfspark`` command in a directory and wait for its end."""
     return _to_end([sys.executable, "-m", "tfspark.cli", *words], directory)
 
 
@@ -139,11 +139,11 @@ def run_directory(directory: Path) -> Path:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The outcome of a disturbed run.
+    """The outcome of a run that a test has disturbed.
 
     Attributes:
-        seconds: from the disturbance to the end of its last process.
-        survivors: processes that had to be killed.
+        seconds: time from the disturbance to the end of the last process.
+        survivors: processes that did not end by themselves.
         scratch: the temporary directory of all its processes.
     """
 
@@ -169,24 +169,24 @@ def interrupt_run(
     Args:
         directory: working directory.
         config: the experiment.
-        moment: checks the directory and returns whether it is time.
-        number: the signal.
-        times: how many times to send it, as an impatient person does.
+        moment: takes the directory and returns whether to send the signal now.
+        number: number of the signal.
+        times: how many times to send the signal; an impatient user presses Ctrl-C several times.
         to_group: send it to the whole group, as a terminal does, or only to the command.
     """
 
     def interrupt(process: subprocess.Popen[bytes], mark: str) -> None:
         for _ in range(times):
             (os.killpg if to_group else os.kill)(process.pid, number)
-            poll_until(lambda: process.poll() is not None, AGAIN_S)
+            poll_until(lambda: process.poll() is not None, SIGNAL_INTERVAL_S)
 
     return disturb_run(directory, config, moment, interrupt)
 
 
 def kill_a_trainer(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Kill one of a run's trainers, as the kernel does when memory runs out."""
+    """Kill one trainer of a run, as the kernel does when memory runs out."""
     del process
-    next(p for p in left_of(mark) if "tfspark.trainer" in command_line(p)).kill()
+    next(p for p in processes_of(mark) if "tfspark.trainer" in command_line(p)).kill()
 
 
 def disturb_run(
@@ -195,13 +195,13 @@ def disturb_run(
     moment: Callable[[Path], bool],
     disturb: Callable[[subprocess.Popen[bytes], str], None],
 ) -> Interrupted:
-    """Start an experiment, disturb it at some moment, and wait for its end.
+    """Start an experiment, disturb it at a moment, and wait for its end.
 
     Args:
         directory: working directory.
         config: the experiment.
-        moment: checks the directory and returns whether it is time.
-        disturb: called with the command's process, and the mark of all its descendants.
+        moment: takes the directory and returns whether to disturb the run now.
+        disturb: takes the process of the command and the mark of all its descendants.
     """
     mark = uuid.uuid4().hex
     out, err, scratch = directory / "stdout", directory / "stderr", directory / "tmp"
@@ -224,22 +224,22 @@ def disturb_run(
         began = time.monotonic()
         disturb(process, mark)
         process.wait(DEADLINE_S)
-        left = what_stays(lambda: left_of(mark), DEADLINE_S / 2)
+        left = what_stays(lambda: processes_of(mark), DEADLINE_S / 2)
         seconds = time.monotonic() - began
         survivors = [describe(p) for p in left]
     finally:
-        kill_all(left_of(mark), again=lambda: left_of(mark))
+        kill_all(processes_of(mark), again=lambda: processes_of(mark))
         process.wait(10)
     return Interrupted(process.returncode, out.read_text(), err.read_text(), seconds, survivors, scratch)
 
 
-def left_of(mark: str) -> list[psutil.Process]:
-    """Return the running processes of a run."""
+def processes_of(mark: str) -> list[psutil.Process]:
+    """Return the running processes with the mark of a run."""
     return marked_processes(DRIVER_ID, mark)
 
 
 def logged(pattern: str) -> Callable[[Path], bool]:
-    """A moment: the run has written a line like `pattern` to its log."""
+    """Return a moment: the log of the run has a line that matches `pattern`."""
 
     def came(directory: Path) -> bool:
         return any(
@@ -251,7 +251,7 @@ def logged(pattern: str) -> Callable[[Path], bool]:
 
 
 def spark_starts(directory: Path) -> bool:
-    """A moment: Spark's JVM runs, but there is no session yet."""
+    """Return whether Spark's JVM runs. It starts before the Spark session."""
     scratch = str(directory / "tmp")
     return any(
         Path(line[0]).name == "java" for p in marked_processes("TMPDIR", scratch) if (line := command_line(p))
@@ -259,7 +259,7 @@ def spark_starts(directory: Path) -> bool:
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """A moment: the run has saved its first checkpoint, at the end of an epoch."""
+    """Return whether the run has saved a model, which it does at the end of each epoch."""
     return any(directory.glob("runs/*/checkpoints/*.keras"))
 
 
@@ -280,7 +280,7 @@ BATCH = 20
 
 
 def experiment(epochs: int, executors: int = 1, **cluster: Any) -> dict[str, Any]:
-    """Return a query for rows that Spark generates, the same each time."""
+    """Return an experiment on rows that Spark generates; the rows are the same each time."""
     sql = "SELECT transform(sequence(1, 4), i -> float(hash(id, i) / 2e9)) AS x, id % 2 AS y FROM range({})"
     return {
         "name": "lost",

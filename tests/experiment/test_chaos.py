@@ -1,4 +1,4 @@
-"""``tfspark chaos``: faults on purpose."""
+"""``tfspark chaos`` injects faults and compares each run with a run without faults."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def chaos(directory: Path, *arguments: str) -> Finished:
 
 
 def survived(ended: Finished) -> list[str]:
-    """Names of the faults that ended as they should."""
+    """Return the names of the faults that ended as expected."""
     lines = [line.split() for line in ended.stdout.splitlines()]
     return [words[1] for words in lines if words[:1] == ["ok"]]
 
 
-def test_faults_on_executors_of_their_own_end_as_they_should(tmp_path: Path) -> None:
+def test_faults_on_separate_executors_end_as_expected(tmp_path: Path) -> None:
     ended = chaos(tmp_path, "exception", "executor", "--master", "local-cluster[3,1,1024]").check()
 
     assert survived(ended) == ["exception", "executor"]
@@ -42,7 +42,7 @@ def test_faults_on_executors_of_their_own_end_as_they_should(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_faults_under_spark_submit_end_as_they_should(standalone: StandaloneCluster) -> None:
+def test_faults_under_spark_submit_end_as_expected(standalone: StandaloneCluster) -> None:
     script = Path(tfspark.submit.__file__)
     ended = standalone.submit(script, "chaos", "kill", "executor", timeout_s=DEADLINE_S).check()
 
@@ -75,14 +75,14 @@ def test_faults_that_cannot_be_tried_are_refused(
         pytest.param(
             "kill", {"restarts": ["x"], "weights": "w2"}, "the weights differ", id="the weights differ"
         ),
-        pytest.param("kill", {"restarts": ["x"], "rows": [1280, 1216]}, "rows per epoch", id="lost rows"),
-        pytest.param("kill", {}, "expected 1 restarts, got 0", id="not noticed"),
-        pytest.param("kill", {"restarts": ["x"], "error": "it fell over"}, "it fell over", id="ended"),
-        pytest.param("slow", {"restarts": ["x"]}, "expected 0 restarts, got 1", id="taken for lost"),
-        pytest.param("exception", {"error": f"RuntimeError: {CHAOS}"}, "", id="told"),
-        pytest.param("exception", {}, "names the exception, got none", id="not told"),
+        pytest.param("kill", {"restarts": ["x"], "rows": [1280, 1216]}, "rows per epoch", id="fewer rows"),
+        pytest.param("kill", {}, "expected 1 restarts, got 0", id="no restart"),
+        pytest.param("kill", {"restarts": ["x"], "error": "it fell over"}, "it fell over", id="failed run"),
+        pytest.param("slow", {"restarts": ["x"]}, "expected 0 restarts, got 1", id="unnecessary restart"),
+        pytest.param("exception", {"error": f"RuntimeError: {CHAOS}"}, "", id="error names the exception"),
+        pytest.param("exception", {}, "names the exception, got none", id="no error"),
         pytest.param(
-            "exception", {"error": "another"}, "names the exception, got another", id="told wrongly"
+            "exception", {"error": "another"}, "names the exception, got another", id="different error"
         ),
     ],
 )

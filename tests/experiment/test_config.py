@@ -1,4 +1,4 @@
-"""What a YAML file and ``--set`` become, and what is said when they are wrong."""
+"""Experiments from YAML files and ``--set`` options, and the messages when these are wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Write = Callable[[str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write the text of an experiment; the file is ``x.yaml`` in the working directory."""
+    """Return a function that writes the text of an experiment to ``x.yaml`` in the working directory."""
     monkeypatch.chdir(tmp_path)
 
     def write_text(text: str) -> Path:
@@ -67,7 +67,7 @@ def test_load_config_when_minimal_fills_in_defaults(write: Write) -> None:
     assert experiment.export.formats == ("keras", "saved_model")
 
 
-def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write) -> None:
+def test_set_option_overrides_yaml_and_default(write: Write) -> None:
     path = write(MINIMAL + "train: {epochs: 3}\n")
     experiment = load_config(path, ["train.epochs=5", "checkpoint.keep=1", "train.epochs=7"])
     assert (experiment.train.epochs, experiment.checkpoint.keep) == (7, 1)
@@ -90,7 +90,7 @@ def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write)
             "cluster.spark.spark.executor.memory=4g",
             lambda e: e.cluster.spark,
             {"spark.executor.memory": "4g"},
-            "dots",
+            "names of Spark settings have dots",
         ),
         ("cluster.spark.spark.x=true", lambda e: e.cluster.spark, {"spark.x": "true"}, "Spark's spelling"),
         ("data.options.a.b=2", lambda e: e.data.options, {"a.b": "2"}, "reader options have dots too"),
@@ -107,7 +107,7 @@ def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write)
             "train.callbacks.early_stopping.monitor=loss",
             lambda e: e.train.callbacks.early_stopping.patience,
             3,
-            "new",
+            "a section that was absent",
         ),
         ("train.class_weights={0: 2}", lambda e: e.train.class_weights, {0: 2.0}, "labels may be numbers"),
         ("train.class_weights=balanced", lambda e: e.train.class_weights, "balanced", "or the word"),
@@ -128,7 +128,7 @@ def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write)
             "data.features.x={ragged: pad, pad_value: <pad>}",
             lambda e: e.data.features["x"].pad_value,
             "<pad>",
-            "texts of unequal number",
+            "lists of texts of unequal lengths",
         ),
         (
             "data.features.x={decode: image, shape: [8, 8, 3], resize: true}",
@@ -140,11 +140,11 @@ def test_load_config_when_option_set_it_wins_over_yaml_and_default(write: Write)
             "data.features.x=",
             lambda e: e.data.features["x"].shape,
             None,
-            "a column with nothing said about it",
+            "a column without settings",
         ),
     ],
 )
-def test_set_when_value_is_yaml_takes_its_type(
+def test_set_parses_its_value_as_yaml(
     write: Write, option: str, read: Callable[[Experiment], object], expected: object, reason: str
 ) -> None:
     assert read(load_config(write(MINIMAL), [option])) == expected, reason
@@ -287,11 +287,13 @@ def test_set_when_wrong_names_the_option(write: Write, option: str, expected: st
         ("{input_mode: tensorflow}", "data.ordered: expected false under input_mode tensorflow"),
     ],
 )
-def test_ordered_rows_are_refused_where_steps_have_none(write: Write, cluster: str, expected: str) -> None:
+def test_ordered_rows_are_refused_where_steps_have_no_order(
+    write: Write, cluster: str, expected: str
+) -> None:
     assert expected in problems(write(f"{MINIMAL}cluster: {cluster}\n"), "data.ordered=true")
 
 
-def test_load_config_when_much_is_wrong_lists_everything_in_the_order_of_the_file(write: Write) -> None:
+def test_load_config_lists_all_problems_in_the_order_of_the_file(write: Write) -> None:
     text = MINIMAL.replace("digits", "two words") + "cluster: {executors: 3, ps: 3}\ntrain: {epochs: 0}\n"
     lines = problems(write(text), "seed=-1").splitlines()
     assert lines[0] == "4 problems in x.yaml:"
@@ -337,7 +339,7 @@ def test_load_config_when_merge_key_used_merges(write: Write) -> None:
 
 
 @pytest.mark.parametrize("path", ["rows", "rows/*.parquet", "rows/{a,b}"])
-def test_load_config_when_data_is_here_makes_its_path_absolute(
+def test_load_config_when_data_is_local_makes_its_path_absolute(
     write: Write, tmp_path: Path, path: str
 ) -> None:
     (tmp_path / "rows").mkdir()
@@ -348,11 +350,11 @@ def test_load_config_when_data_is_here_makes_its_path_absolute(
 
 
 @pytest.mark.parametrize("path", ["rows", "*.parquet", "s3://bucket/rows", "/nowhere/rows"])
-def test_load_config_when_data_is_elsewhere_leaves_its_path_to_spark(write: Write, path: str) -> None:
+def test_load_config_when_data_is_not_local_leaves_its_path_to_spark(write: Write, path: str) -> None:
     assert load_config(write(MINIMAL), [f"data.path='{path}'"]).data.path == path
 
 
-def test_test_source_when_format_left_out_takes_it_from_data(write: Write) -> None:
+def test_source_of_test_rows_inherits_format_and_schema_from_data(write: Write) -> None:
     experiment = load_config(
         write(MINIMAL), ["data.schema=a INT", "data.test={path: t}", "data.validation=0.25"]
     )
@@ -405,11 +407,11 @@ def test_yaml_when_written_and_read_keeps_every_value(values: dict[str, object])
     }
 
 
-def test_optimizers_when_asked_of_keras_are_all_known() -> None:
+def test_keras_knows_every_optimizer_of_the_schema() -> None:
     assert all(keras.optimizers.get(name) is not None for name in OPTIMIZERS)
 
 
-def test_config_when_imported_brings_neither_spark_nor_tensorflow() -> None:
+def test_import_of_config_imports_neither_spark_nor_tensorflow() -> None:
     code = (
         "import sys, tfspark.experiment.config;"
         "print([name for name in ('pyspark', 'tensorflow', 'keras', 'pandas') if name in sys.modules])"
@@ -419,7 +421,7 @@ def test_config_when_imported_brings_neither_spark_nor_tensorflow() -> None:
 
 
 @pytest.mark.parametrize("name", ["configs/mnist_cnn.yaml", "configs/mnist_full.yaml"])
-def test_shipped_config_when_loaded_from_elsewhere_is_valid(name: str, write: Write) -> None:
+def test_shipped_config_when_loaded_from_another_directory_is_valid(name: str, write: Write) -> None:
     assert load_config(name).model.module == "models/cnn.py"
 
 
@@ -453,14 +455,16 @@ def test_load_config_when_workers_read_files_refuses_what_only_spark_can_do(
         ("cluster.input_mode=tensorflow", "data.examples: expected nothing under input_mode tensorflow"),
     ],
 )
-def test_load_config_when_columns_are_within_examples_refuses_what_spark_would_have_to_look_at(
+def test_load_config_with_columns_inside_examples_refuses_settings_for_which_spark_needs_columns(
     write: Write, option: str, said: str
 ) -> None:
     path = write(MINIMAL.replace("parquet", "tfrecord").replace("  path", "  examples: byteArray\n  path"))
     assert said in problems(path, option)
 
 
-def test_load_config_when_the_evaluator_validates_refuses_callbacks_that_watch_it(write: Write) -> None:
+def test_load_config_with_an_evaluator_refuses_callbacks_that_monitor_validation_metrics(
+    write: Write,
+) -> None:
     callbacks = "train: {callbacks: {early_stopping: {monitor: val_loss}}}"
     path = write(f"{MINIMAL}cluster: {{evaluator: true, executors: 3}}\n{callbacks}")
     assert "because with an evaluator callbacks do not get validation metrics" in problems(

@@ -1,4 +1,4 @@
-"""``docs/configuration.md`` says what the schema says."""
+"""``docs/configuration.md`` agrees with the schema."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ def fields(section: type[BaseModel] = Experiment) -> Iterator[tuple[type[BaseMod
             yield from fields(inner)
 
 
-def test_page_when_schema_changed_is_made_anew() -> None:
+def test_page_is_up_to_date_with_the_schema() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == renew(page), "run: python -m tfspark.experiment.config_reference docs/configuration.md"
 
 
 @pytest.mark.parametrize(("section", "name"), sorted(set(fields()), key=str))
-def test_field_when_documented_has_words_and_a_meaning(section: type[BaseModel], name: str) -> None:
+def test_every_field_has_expected_values_a_description_and_a_row_on_the_page(
+    section: type[BaseModel], name: str
+) -> None:
     field = section.model_fields[name]
     assert words(field)
     assert field.description
     assert f"| `{yaml_name(name, field)}` |" in PAGE.read_text(encoding="utf-8")
 
 
-def test_example_on_the_page_when_loaded_is_valid(tmp_path: Path) -> None:
+def test_example_on_the_page_is_valid(tmp_path: Path) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     path = tmp_path / "example.yaml"
     path.write_text(example)

@@ -1,4 +1,4 @@
-"""Disks without room, at each file that the driver writes: it is said which, and what can go on goes on."""
+"""Full disks, at each file that the driver writes: the message names the file, and the run continues if it can."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_ROOM = "No space left on device"
 @pytest.mark.parametrize(
     ("room", "said"),
     [
-        # One inode is that of the disk's own directory.
+        # The root directory of the disk takes one inode.
         pytest.param("nr_inodes=1", "expected to make the run directory", id="run directory"),
         pytest.param("nr_inodes=2", "expected to write into the run directory", id="config.yaml"),
         pytest.param("nr_inodes=3", "expected to write into the run directory", id="versions.json"),
@@ -63,7 +63,7 @@ def watch_of(directory: RunDirectory) -> _Watch:
 EPOCH: dict[str, Any] = {"seconds": 1.0, "rows_fed": 20, "steps": 1, "rows": 20, "metrics": {"loss": 0.5}}
 
 
-def test_curves_without_room_are_missed_with_a_warning_and_go_on_when_there_is_room_again(
+def test_curves_on_a_full_disk_give_one_warning_and_continue_when_there_is_room_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = RunDirectory(tmp_path, "x")
@@ -84,7 +84,7 @@ def test_curves_without_room_are_missed_with_a_warning_and_go_on_when_there_is_r
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
-def test_logs_of_nodes_without_room_are_missed_with_a_warning(
+def test_logs_of_nodes_on_a_full_disk_give_one_warning_and_still_reach_the_observer(
     spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lines: list[str] = []
@@ -109,7 +109,7 @@ def test_logs_of_nodes_without_room_are_missed_with_a_warning(
 
 
 def speak(args: Any, ctx: Any) -> str:
-    """Print some lines."""
+    """Print 100 lines."""
     del args, ctx
     for number in range(100):
         os.write(1, f"line {number}\n".encode())
@@ -117,7 +117,7 @@ def speak(args: Any, ctx: Any) -> str:
 
 
 def wide(params: Any) -> keras.Model:
-    """A model of some 800 KB."""
+    """Return a model of about 800 KB."""
     import keras
 
     del params
@@ -133,7 +133,7 @@ def wide(params: Any) -> keras.Model:
     [["keras"], pytest.param(["saved_model"], marks=pytest.mark.slow)],
     ids=lambda formats: formats[0],
 )
-def test_export_without_room_is_an_error_that_names_the_directory_and_leaves_no_part(
+def test_export_on_a_full_disk_raises_an_error_that_names_the_directory_and_leaves_no_file(
     spark: SparkSession, tmp_path: Path, formats: list[str]
 ) -> None:
     with small_disk(tmp_path / "disk", "size=400k") as disk:
@@ -155,7 +155,7 @@ def test_export_without_room_is_an_error_that_names_the_directory_and_leaves_no_
         pytest.param(lambda place: RunDirectory(place, "x").add_metrics("epoch", loss=0.5), id="metrics"),
     ],
 )
-def test_command_that_finds_no_room_says_it_in_words(
+def test_command_on_a_full_disk_prints_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any]
 ) -> None:
     with small_disk(tmp_path / "disk", "nr_inodes=1") as disk:
@@ -168,7 +168,7 @@ def test_command_that_finds_no_room_says_it_in_words(
 @pytest.mark.parametrize(
     "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, NO_ROOM), OSError(5, "EIO")]
 )
-def test_run_that_nobody_looks_at_any_more_goes_on_and_keeps_its_log(error: OSError) -> None:
+def test_run_whose_output_cannot_be_written_continues_and_keeps_its_log(error: OSError) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise error

@@ -69,7 +69,7 @@ def test_write_curves_when_no_epoch_finished_draws_nothing(tmp_path: Path) -> No
     assert write_curves(write_events(tmp_path, {"event": "start"})) == []
 
 
-def test_write_curves_when_the_loss_is_nowhere_finite_draws_nothing_for_it(tmp_path: Path) -> None:
+def test_write_curves_when_the_loss_is_never_finite_draws_nothing(tmp_path: Path) -> None:
     assert write_curves(write_events(tmp_path, epoch(1, loss=math.nan), epoch(2, loss=math.inf))) == []
 
 
@@ -110,7 +110,7 @@ def test_class_scores_when_a_class_is_never_predicted_are_0() -> None:
     assert macro_scores(scores)["recall_macro"] == pytest.approx(1.4 / 3)
 
 
-def test_class_scores_when_rows_may_be_of_several_classes_are_of_each_class_alone() -> None:
+def test_class_scores_when_rows_have_several_classes_are_computed_for_each_class_alone() -> None:
     scores = class_scores(np.array([[[5, 1], [2, 4]], [[9, 0], [3, 0]]]), ["a", "b"])
     assert scores["a"] == pytest.approx({"precision": 4 / 5, "recall": 4 / 6, "f1": 8 / 11})
     assert scores["b"] == {"precision": 0, "recall": 0, "f1": 0}
@@ -125,7 +125,7 @@ def test_draw_roc_when_classes_few_or_many_draws_a_picture_of_bounded_size(
     assert (400, 400) < size_of_png(path) < (1_000, 1_000)
 
 
-def test_mean_area_when_of_two_curves_is_between_them() -> None:
+def test_mean_area_of_two_curves_is_the_mean_of_their_areas() -> None:
     assert mean_area([[[0, 0], [0, 1], [1, 1]], [[0, 0], [1, 1]]]) == 0.75
 
 
@@ -144,7 +144,7 @@ def test_write_confusion_matrix_when_a_class_or_all_rows_are_missing_draws(tmp_p
     write_confusion_matrix(tmp_path, np.zeros((2, 2), np.int64), ["a", "b"])
 
 
-def test_write_confusion_matrix_when_names_are_not_as_many_says_so(tmp_path: Path) -> None:
+def test_write_confusion_matrix_when_the_number_of_names_differs_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a matrix of 3 x 3 for 3 class names, got"):
         write_confusion_matrix(tmp_path, np.zeros((2, 2), np.int64), ["a", "b", "c"])
 
@@ -158,7 +158,7 @@ def test_final_table_when_no_validation_leaves_its_column_out() -> None:
     ]  # fmt: skip
 
 
-def test_report_when_imported_leaves_pyplot_alone() -> None:
+def test_import_of_report_imports_neither_pyplot_nor_tensorflow_nor_spark() -> None:
     code = (
         "import sys, tfspark.experiment.report;"
         "print([name for name in ('matplotlib.pyplot', 'tensorflow', 'pyspark') if name in sys.modules])"
@@ -167,7 +167,7 @@ def test_report_when_imported_leaves_pyplot_alone() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_epoch_curves_with_a_side_car_evaluator_join_its_validation_to_the_epochs() -> None:
+def test_epoch_curves_when_the_evaluator_is_an_epoch_behind_hold_what_it_has_validated() -> None:
     events = [
         {"event": "epoch", "epoch": 1, "loss": 0.9},
         {"event": "epoch", "epoch": 2, "loss": 0.5},

@@ -1,4 +1,7 @@
-"""Rows of small classes fed several times, rows of large ones left out: training rows only, alike in every epoch."""
+"""``data.resample`` repeats rows of small classes or leaves out rows of large ones.
+
+It changes only the training rows, in the same way in every epoch.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def test_over_sampling_feeds_every_row_and_rows_of_small_classes_several_times(
     assert all(0.75 * before[0] < after[kind] < 1.25 * before[0] for kind in (1, 2))
     assert {row[0] for row in over.train.collect()} == {row[0] for row in plain.train.collect()}
     assert sorted(over.train.collect()) == sorted(over.train.collect())
-    # Weights, too, are of the rows that are fed.
+    # The class weights, too, are computed from the rows that are fed.
     assert all(0.75 < weight < 1.25 for _, weight in over.columns.class_weights)
 
 

@@ -1,4 +1,4 @@
-"""``tfspark run`` from YAML to the run directory, in a process of its own on ``local[4]``."""
+"""``tfspark run`` from YAML to the run directory, in a separate process on ``local[4]``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(directory / "experiment.yaml", run_directory(directory), result.stdout)
 
 
-def test_run_directory_after_a_run_holds_all_of_it(run: Run) -> None:
+def test_run_directory_after_a_run_has_all_files_and_the_docs_name_them(run: Run) -> None:
     found = {path.relative_to(run.directory).as_posix() for path in run.directory.rglob("*")}
     expected = {
         "config.yaml", "versions.json", "metrics.jsonl", "run.log", "results.json",
@@ -66,7 +66,7 @@ def test_run_directory_after_a_run_holds_all_of_it(run: Run) -> None:
         path.relative_to(run.directory).as_posix() for path in run.directory.rglob("*") if path.is_file()
     ]
     unnamed = [name for name in files if not any(fnmatch(name, pattern) for pattern in documented)]
-    assert unnamed == ["accuracy.png"], "one for each metric"
+    assert unnamed == ["accuracy.png"], "there is one picture for each metric"
 
 
 @pytest.mark.slow
@@ -88,12 +88,12 @@ def test_config_yaml_after_a_run_loads_back_as_the_same_experiment(run: Run) -> 
     assert load_config(run.directory / "config.yaml") == load_config(run.config)
 
 
-def test_versions_after_a_run_name_what_ran(run: Run) -> None:
+def test_versions_after_a_run_name_python_and_the_packages(run: Run) -> None:
     versions = run.json("versions.json")
     assert {"python", "pyspark", "keras", "pyarrow", "numpy"} <= set(versions)
 
 
-def test_metrics_after_a_run_have_both_epochs_and_the_test(run: Run) -> None:
+def test_metrics_after_a_run_have_both_epochs_and_one_test(run: Run) -> None:
     epochs = [event for event in run.events if event["event"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [1, 2]
     assert [event["rows"] for event in epochs] == [72, 72]
@@ -121,7 +121,7 @@ def test_pictures_after_a_run_are_png_files(run: Run, name: str) -> None:
     assert len(picture) > 5000
 
 
-def test_predict_and_evaluate_of_a_run_say_what_keras_says(
+def test_predict_and_evaluate_of_a_run_agree_with_keras(
     run: Run, spark: SparkSession, tmp_path: Path
 ) -> None:
     images = str(run.config.parent / "images")
@@ -138,7 +138,7 @@ def test_predict_and_evaluate_of_a_run_say_what_keras_says(
     ]
     done = tfspark(tmp_path, *arguments).check()
     assert f"120 rows in {output}" in done.stdout
-    assert "oneDNN" not in done.stderr  # TensorFlow's greetings.
+    assert "oneDNN" not in done.stderr  # A start-up message of TensorFlow.
     rows = spark.read.schema("image BINARY, label LONG, prediction LONG, probability ARRAY<DOUBLE>").json(
         str(output)
     )
@@ -193,14 +193,16 @@ def test_tensorboard_after_a_run_reads_every_epoch(run: Run) -> None:
     assert scalars["epoch_loss"] == [[1, pytest.approx(losses[0])], [2, pytest.approx(losses[1])]]
 
 
-def test_console_of_a_run_tells_each_phase_and_where_the_results_are(run: Run) -> None:
+def test_console_of_a_run_shows_each_phase_and_where_the_results_are(run: Run) -> None:
     for phrase in ("Spark session", "reservation", "epoch 1/2", "epoch 2/2", "export and stop"):
         assert phrase in run.stdout
         assert phrase in (run.directory / "run.log").read_text()
     assert f"results in {run.directory}" in run.stdout.replace("\n", "")
 
 
-def test_run_on_parquet_of_other_images_needs_other_yaml_only(spark: SparkSession, tmp_path: Path) -> None:
+def test_run_on_different_images_in_parquet_needs_only_different_yaml(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     images = Images(height=20, width=16, channels=3, num_classes=4, num_rows=100)
     path = images.save(spark, tmp_path / "images", "parquet")
     config = images.config(
@@ -284,7 +286,9 @@ def build_model(params):
 """
 
 
-def test_run_on_other_rows_for_test_finds_texts_as_labels_itself(spark: SparkSession, tmp_path: Path) -> None:
+def test_run_with_separate_test_rows_finds_the_texts_of_the_labels_itself(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     (tmp_path / "classifier.py").write_text(CLASSIFIER)
     images = Images(height=7, width=9, channels=4, num_classes=5, num_rows=60)
     path = images.save(spark, tmp_path / "images", "parquet")
@@ -325,7 +329,7 @@ def build_model(params):
 
 
 @pytest.mark.slow
-def test_run_on_labels_that_are_no_classes_fits_them(tmp_path: Path) -> None:
+def test_run_on_labels_that_are_numbers_trains_a_regression(tmp_path: Path) -> None:
     (tmp_path / "regression.py").write_text(REGRESSION)
     (tmp_path / "rows.csv").write_text("".join(f"{i / 50};{i / 25}\n" for i in range(50)))
     config = {
@@ -365,7 +369,7 @@ def build_model(params):
 
 
 @pytest.mark.slow
-def test_run_on_labels_of_several_classes_scores_each_of_them(tmp_path: Path) -> None:
+def test_run_on_rows_with_several_classes_scores_each_class(tmp_path: Path) -> None:
     (tmp_path / "several.py").write_text(SEVERAL_CLASSES)
     sql = "SELECT array(id % 2, 1.0) AS x, transform(sequence(1, 3), k -> float(id % k = 0)) AS y FROM range(60)"
     config = {
@@ -400,9 +404,7 @@ def test_run_on_labels_of_several_classes_scores_each_of_them(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_run_with_an_evaluator_beside_the_worker_keeps_its_figures(
-    spark: SparkSession, tmp_path: Path
-) -> None:
+def test_run_with_an_evaluator_keeps_its_validation_metrics(spark: SparkSession, tmp_path: Path) -> None:
     register(spark)
     path = IMAGES.save(spark, tmp_path / "images", "tfrecord")
     config = IMAGES.config(path, cluster__evaluator=True, data__test=0.0, export__formats=[])
@@ -415,7 +417,7 @@ def test_run_with_an_evaluator_beside_the_worker_keeps_its_figures(
     assert results["validation"]["loss"] == pytest.approx(validated["history"]["val_loss"][-1])
 
 
-def test_run_with_parameter_servers_needs_two_keys(spark: SparkSession, tmp_path: Path) -> None:
+def test_run_with_a_parameter_server_needs_only_two_keys(spark: SparkSession, tmp_path: Path) -> None:
     register(spark)
     path = IMAGES.save(spark, tmp_path / "images", "tfrecord")
     config = IMAGES.config(path, cluster__executors=3, cluster__ps=1)
@@ -432,7 +434,7 @@ def test_run_with_parameter_servers_needs_two_keys(spark: SparkSession, tmp_path
     assert (directory / "export" / "model.keras").is_file()
 
 
-def test_run_when_workers_read_the_files_themselves_needs_one_key(
+def test_run_when_workers_read_the_files_themselves_uses_every_row(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     register(spark)

@@ -1,4 +1,4 @@
-"""What a person sees when ``tfspark run`` cannot do what was asked: an exit code and a message, no traceback."""
+"""What a user sees when ``tfspark run`` fails: an exit code and a message, but no traceback."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Fail = Callable[..., tuple[int, str]]
 
 
 def experiment(x: str = "array(1.0F, 2.0F)", y: str = "id % 2", **sections: Config) -> Config:
-    """Ten rows of what two SQL expressions say."""
+    """Return an experiment on ten rows; `x` and `y` are the SQL expressions of their columns."""
     return {
         "name": "wrong",
         "model": {"module": "model.py"},
@@ -59,7 +59,7 @@ def experiment(x: str = "array(1.0F, 2.0F)", y: str = "id % 2", **sections: Conf
 def fail(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Fail:
-    """Run an experiment that fails, on the tests' own session; return exit code and standard error."""
+    """Return a function that runs an experiment on the tests' session and returns exit code and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "tfspark.experiment.run.spark_session", lambda name, cluster: contextlib.nullcontext(spark)
@@ -78,7 +78,7 @@ def fail(
 
 
 def check_message(err: str, *parts: str) -> None:
-    """See that the error is one message that has all parts, and no traceback."""
+    """Check that the error is one message that contains all parts, without a traceback."""
     message = err[err.index("error: ") :]
     assert [part for part in parts if part not in message] == [], err
     assert "Traceback" not in err, err
@@ -86,7 +86,7 @@ def check_message(err: str, *parts: str) -> None:
     assert len(message.splitlines()) <= 4, err
 
 
-# --- refused before anything is trained ------------------------------------------------------------
+# --- refused before the training -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_run_when_a_key_is_misspelt_says_so_without_starting_spark(tmp_path: Pat
         pytest.param(
             "spark.driver.memory", "lots",
             ["expected Spark to start with master local[4]", "see cluster.master and cluster.spark"],
-            id="a value that Spark does not take",
+            id="a value that Spark rejects",
         ),
     ],
 )  # fmt: skip
@@ -218,7 +218,7 @@ def test_run_when_a_spark_setting_is_wrong_says_which(
         pytest.param(
             experiment(y=RED_OR_BLUE, data={"label": BLUE_OR_GREEN, "test": 0.5}),
             ["expected Spark to compute", "label 'label' is 'red'", "correct the data or data.label.classes"],
-            id="a text that is no class, met when the rows are divided",
+            id="a text that is no class, found while the rows are split",
         ),
         pytest.param(
             experiment(y="id div 100", data={"label": {"column": "label", "classes": "infer"}}),
@@ -287,7 +287,7 @@ def test_run_when_a_file_is_damaged_names_it(spark: SparkSession, fail: Fail, tm
         ),
     ],
 )
-def test_run_when_build_model_returns_something_else_says_what(
+def test_run_when_build_model_returns_no_compiled_model_says_so(
     fail: Fail, model: str, parts: list[str]
 ) -> None:
     code, err = fail(experiment(), model)
@@ -295,7 +295,7 @@ def test_run_when_build_model_returns_something_else_says_what(
     check_message(err, *parts)
 
 
-def test_run_when_build_model_raises_shows_where_in_it_and_keeps_the_log(fail: Fail) -> None:
+def test_run_when_build_model_raises_shows_the_line_and_keeps_the_log(fail: Fail) -> None:
     model = MODEL.format(before_return="raise KeyError('units')", returned="model")
     code, err = fail(experiment(), model)
     assert code == RUN_FAILED
@@ -305,7 +305,7 @@ def test_run_when_build_model_raises_shows_where_in_it_and_keeps_the_log(fail: F
     assert "KeyError: 'units'" in (run_directory(Path()) / "logs/worker-0.log").read_text()
 
 
-def test_run_when_the_model_of_an_epoch_cannot_be_kept_says_which_and_why_and_goes_on(
+def test_run_when_the_model_of_an_epoch_cannot_be_saved_says_which_and_why_and_continues(
     fail: Fail, tmp_path: Path
 ) -> None:
     in_the_way = "import glob; open(glob.glob(params['runs'] + '/*')[0] + '/checkpoints', 'w').close()"

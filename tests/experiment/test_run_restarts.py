@@ -1,4 +1,4 @@
-"""``tfspark run`` that loses a process and goes on, and ``tfspark run --resume`` after one that was broken off."""
+"""``tfspark run`` continues after the loss of a process; ``tfspark run --resume`` continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def callbacks(params):
             print(f"epoch {self.epochs} at rate {rate:g}, patience {self.patience}", flush=True)
 
         def on_train_begin(self, logs=None):
-            # By a name that is not kept with the state.
+            # Attributes with an underscore are not part of the saved state.
             self._seconds = 0 if self.model.optimizer.iterations.numpy() else 0.08
 
         def on_train_batch_end(self, batch, logs=None):
@@ -58,7 +58,10 @@ def callbacks(params):
 
     return [SlowAtFirst(params["patience"])]
 """
-"""Until it is resumed, an epoch is longer than the workers take to meet. It prints what it counts and was given."""
+"""Before the run is resumed, an epoch takes longer than the interval between two meetings of the workers.
+
+The callback prints its counter and its parameter.
+"""
 
 
 def events_of(run: Path, name: str) -> list[dict[str, Any]]:
@@ -66,7 +69,7 @@ def events_of(run: Path, name: str) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == name]
 
 
-def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_path: Path) -> None:
+def test_run_when_a_trainer_is_killed_continues_and_trains_every_epoch_once(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL)
     config = experiment(epochs=8, executors=2)
 
@@ -82,7 +85,9 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
     shown = re.findall(
         rf"epoch {resumed[1]}/8 +step (\d+)", (run / "run.log").read_text().split("resumed")[1]
     )
-    assert all(int(step) > int(resumed[2] or 0) for step in shown), "steps before the loss count, too"
+    assert all(int(step) > int(resumed[2] or 0) for step in shown), (
+        "the numbers of the steps continue after the checkpoint"
+    )
     results = json.loads((run / "results.json").read_text())
     assert results["restarts"] == len(events_of(run, "restart")) == len(events_of(run, "resumed")) == 1
     assert {event["epoch"] for event in events_of(run, "epoch")} == set(range(1, 9))
@@ -92,22 +97,22 @@ def test_run_when_a_trainer_is_killed_goes_on_and_trains_every_epoch_once(tmp_pa
     assert sum(sum(node["rows"]) for node in results["nodes"].values()) == 8 * NUM_ROWS
 
 
-def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -> None:
+def test_run_when_interrupted_and_resumed_trains_the_remaining_steps(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL + SLOW_AT_FIRST)
     config = experiment(epochs=500) | {"checkpoint": {"every_seconds": 3600}}
     config["model"]["params"], config["train"]["learning_rate"] = {"patience": 2}, 0.002
     config["data"]["shuffle"] = True
-    broken_off = interrupt_run(tmp_path, config, logged("epoch 2/.* step"), signal.SIGINT)
-    assert broken_off.returncode == 128 + signal.SIGINT
+    interrupted = interrupt_run(tmp_path, config, logged("epoch 2/.* step"), signal.SIGINT)
+    assert interrupted.returncode == 128 + signal.SIGINT
     first = run_directory(tmp_path)
     kept = sorted(first.rglob("state-*/*"))
     manifests = [json.loads(path.read_text()) for path in kept if path.name == "manifest.json"]
     assert any(manifest["steps"] for manifest in manifests), (
-        f"saved as it was interrupted: {broken_off.stdout}"
+        f"expected a checkpoint saved at the interrupt: {interrupted.stdout}"
     )
     epochs = events_of(first, "epoch")[-1]["epoch"] + 2
 
-    # With other cores Spark would cut the rows otherwise, and the epoch would begin again.
+    # Spark must split the rows as before, although it has more cores now. Otherwise the epoch would start again.
     changes = [
         *(f"train.epochs={epochs}", "train.learning_rate=0.001", "model.params.patience=20"),
         "cluster.master=local[6]",
@@ -130,7 +135,7 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     assert f"epoch {epochs} at rate 0.001, patience 20\n" in said, said
     assert "at rate 0.002" not in said
     assert sorted(first.rglob("state-*/*")) == kept, (
-        "the earlier run's checkpoints are not this one's to remove"
+        "a resumed run must not remove the checkpoints of the earlier run"
     )
 
     again = tfspark_resume(tmp_path, second).check()
@@ -144,7 +149,7 @@ def test_run_when_interrupted_and_resumed_trains_what_was_left(tmp_path: Path) -
     assert digests[0] == digests[1]
 
 
-def test_run_when_a_checkpoint_of_the_state_cannot_be_kept_warns_and_trains_on(tmp_path: Path) -> None:
+def test_run_when_a_checkpoint_cannot_be_saved_warns_and_continues(tmp_path: Path) -> None:
     in_the_way = f"""
     import glob, os
 
@@ -195,7 +200,7 @@ def draw_epoch(model, epoch, directory):
 
 @contextlib.contextmanager
 def staying_full(disk: Path) -> Iterator[None]:
-    """Take the room that becomes free, as that of a checkpoint that did not fit, once the run has filled the disk."""
+    """Keep the disk full after the run has filled it: removing an incomplete checkpoint, for example, frees room."""
     over = threading.Event()
     ballast = disk / "ballast"
 
@@ -249,7 +254,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that is refused; return what it says."""
+    """Return a function that runs a command which is refused, and returns the message."""
     monkeypatch.chdir(tmp_path)
 
     def start(*arguments: str) -> str:
@@ -264,8 +269,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     return start
 
 
-def an_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> Path:
-    """What is left of a run: its configuration and a checkpoint."""
+def write_earlier_run(passes: int = 3, finished: bool = False, seed: int = 42) -> Path:
+    """Write the configuration and a checkpoint of an earlier run; return its directory."""
     state = Path("earlier/checkpoints/state-000003")
     state.mkdir(parents=True)
     Path("earlier/config.yaml").write_text(yaml.safe_dump(experiment(epochs=9), sort_keys=False))
@@ -302,7 +307,7 @@ def test_resume_when_the_directory_is_not_there_says_so(refused: Refused) -> Non
     assert "pass --resume the directory that the run printed" in err
 
 
-def test_resume_when_the_directory_is_of_no_run_says_so(refused: Refused, tmp_path: Path) -> None:
+def test_resume_when_the_directory_has_no_configuration_says_so(refused: Refused, tmp_path: Path) -> None:
     assert f"{tmp_path} is a directory without it" in refused("--resume", str(tmp_path))
 
 
@@ -315,8 +320,8 @@ def test_resume_when_there_is_no_checkpoint_says_where_it_looked(refused: Refuse
     assert f"a checkpoint state-NNNNNN to resume from in {Path.cwd()}/empty/checkpoints, found none" in err
 
 
-def test_resume_when_a_part_is_missing_says_which(refused: Refused) -> None:
-    manifest = an_earlier_run() / "checkpoints/state-000003/manifest.json"
+def test_resume_when_a_file_of_the_checkpoint_is_missing_says_which(refused: Refused) -> None:
+    manifest = write_earlier_run() / "checkpoints/state-000003/manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {"part-0000.npz": "0"}}))
     assert "state-000003: part-0000.npz is missing or damaged" in refused("--resume", "earlier")
 
@@ -330,16 +335,17 @@ def test_resume_when_a_part_is_missing_says_which(refused: Refused) -> None:
         ),
         pytest.param(
             True, "train.epochs=4",
-            ["train.epochs to be 3", "earlier has ended its training with 3, got 4"], id="more epochs than there were",
+            ["train.epochs to be 3", "earlier has ended its training with 3, got 4"],
+            id="more epochs after the end of the training",
         ),
-        pytest.param(False, "seed=7", ["seed 7, it has 42", "resume with the same"], id="another seed"),
-        pytest.param(False, "data.batch_size=25", ["rows per worker and step 25, it has 20"], id="another batch"),
+        pytest.param(False, "seed=7", ["seed 7, it has 42", "resume with the same"], id="new seed"),
+        pytest.param(False, "data.batch_size=25", ["rows per worker and step 25, it has 20"], id="new batch size"),
         pytest.param(False, "cluster.executors=2", ["workers 2, it has 1"], id="more workers"),
     ],
 )  # fmt: skip
-def test_resume_when_the_training_is_another_says_in_what(
+def test_resume_when_the_training_is_different_says_what_differs(
     refused: Refused, finished: bool, option: str, parts: list[str]
 ) -> None:
-    an_earlier_run(finished=finished)
+    write_earlier_run(finished=finished)
     err = refused("--resume", "earlier", "--set", option)
     assert [part for part in parts if part not in err] == [], err

@@ -1,4 +1,4 @@
-"""``tfspark run`` broken off: by Ctrl-C, which goes to the whole process group, or by a signal to it alone."""
+"""``tfspark run`` interrupted by Ctrl-C, which goes to the whole process group, or by a signal to one process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfspark.cluster.state.checkpoint_store import Checkpoint
 from tfspark.experiment.config import load_config
 
 GONE_S = 10.0
-"""From the signal to the end of the last process, Spark's included; the project's own promise for a quiet machine."""
+"""Limit from the signal to the end of the last process, including Spark's. tfspark promises it for an idle machine."""
 
 MODEL = """
 def build_model(params):
@@ -38,7 +38,7 @@ def export(model, directory):
 
 
 def experiment(epochs: int = 1, num_test_rows: int = 100) -> dict[str, Any]:
-    """Rows that Spark makes up itself; a second's work but for what is asked for."""
+    """Return an experiment on rows that Spark generates. With the default arguments, training takes a second."""
     sql = "SELECT transform(sequence(1, 4), i -> float(hash(id, i) / 2e9)) AS x, id % 2 AS y FROM range({})"
     return {
         "name": "broken-off",
@@ -73,7 +73,7 @@ IN_AN_EPOCH = logged("epoch 2/.* step")
         ),
         pytest.param(
             IN_AN_EPOCH, "test ", {"epochs": 500}, signal.SIGTERM, 1, True,
-            id="SIGTERM to all in an epoch", marks=pytest.mark.slow,
+            id="SIGTERM to the group in an epoch", marks=pytest.mark.slow,
         ),
         pytest.param(
             has_checkpoint, "test ", {"num_test_rows": 10_000_000}, signal.SIGINT, 1, False,
@@ -82,7 +82,7 @@ IN_AN_EPOCH = logged("epoch 2/.* step")
         pytest.param(logged("test "), "export and stop", {}, signal.SIGINT, 1, True, id="Ctrl-C in the export"),
     ],
 )  # fmt: skip
-def test_run_when_interrupted_says_so_and_leaves_a_readable_directory_only(
+def test_run_when_interrupted_says_so_and_leaves_only_a_readable_directory(
     tmp_path: Path,
     moment: Callable[[Path], bool],
     before: str,
@@ -95,7 +95,7 @@ def test_run_when_interrupted_says_so_and_leaves_a_readable_directory_only(
 
     ended = interrupt_run(tmp_path, experiment(**config), moment, number, times=times, to_group=to_group)
 
-    assert before not in ended.stdout, "it was too late to test this moment"
+    assert before not in ended.stdout, "the signal came too late for this moment"
     assert ended.survivors == []
     assert ended.seconds < GONE_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     assert ended.returncode == 128 + number
@@ -134,7 +134,7 @@ Slow()
 
 
 def check_readable(directory: Path) -> None:
-    """See that what a broken-off run wrote is whole."""
+    """Check that every file of an interrupted run is complete."""
     assert load_config(directory / "config.yaml").name == "broken-off"
     assert "pyspark" in json.loads((directory / "versions.json").read_text())
     for metrics in directory.glob("metrics.jsonl"):

@@ -1,4 +1,4 @@
-"""A run's record has no passwords in it, and says what to give again when it is read."""
+"""The record of a run contains no passwords. Loading it says which values the user must give again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ GIVEN = {
         ("password", None, False),
     ],
 )
-def test_secrets_are_told_by_name_or_value(name: str, value: str | None, expected: bool) -> None:
+def test_secrets_are_recognised_by_name_or_value(name: str, value: str | None, expected: bool) -> None:
     assert is_secret(name, value) is expected
 
 
@@ -75,6 +75,6 @@ def test_record_of_a_run_has_no_secrets_and_says_which_to_give_again(
     assert stat.S_ISDIR(directory.path.stat().st_mode)
 
 
-def test_arguments_that_are_no_secrets_stay() -> None:
+def test_arguments_without_secrets_are_unchanged() -> None:
     words = ["tfspark", "run", "a.yaml", "--set", "train.epochs=5", "--resume", "runs/a=b"]
     assert arguments_without_secrets(words) == words

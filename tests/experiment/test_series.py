@@ -1,4 +1,4 @@
-"""Cutting series into windows."""
+"""`windows` cuts series into training rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def series(spark: Any, rows: list[tuple[Any, ...]]) -> Any:
     return spark.createDataFrame(rows, "place STRING, day INT, heat DOUBLE, rain DOUBLE").repartition(3)
 
 
-def test_windows_when_several_series_do_not_mix_them(spark: Any) -> None:
+def test_windows_of_several_series_do_not_mix_them(spark: Any) -> None:
     rows = [
         (place, day, 10.0 * day + offset, -day) for place, offset in (("a", 1), ("b", 2)) for day in range(5)
     ]
@@ -29,13 +29,13 @@ def test_windows_when_several_series_do_not_mix_them(spark: Any) -> None:
     ]
 
 
-def test_windows_when_nothing_is_told_apart_forecasts_every_variable(spark: Any) -> None:
+def test_windows_without_groups_and_targets_forecast_every_variable(spark: Any) -> None:
     df = series(spark, [("a", day, float(day), 0.5) for day in (3, 1, 2)])
     (row,) = windows(df, "day", ["heat", "rain"], steps=2).collect()
     assert (row.day, row.window, row.target) == (3, [1.0, 0.5, 2.0, 0.5], [3.0, 0.5])
 
 
-def test_windows_when_a_series_is_too_short_has_none_of_it(spark: Any) -> None:
+def test_series_that_is_too_short_gives_no_windows(spark: Any) -> None:
     df = series(spark, [("a", 1, 1.0, 1.0), ("a", 2, 1.0, 1.0)])
     assert windows(df, "day", ["heat"], steps=2).collect() == []
 
@@ -47,7 +47,7 @@ def test_windows_when_a_value_is_missing_names_the_row(spark: Any) -> None:
 
 
 @pytest.mark.parametrize(("steps", "horizon", "values"), [(0, 1, ["heat"]), (1, 0, ["heat"]), (1, 1, [])])
-def test_windows_when_there_is_nothing_to_cut_says_so(
+def test_windows_when_the_arguments_are_invalid_says_so(
     spark: Any, steps: int, horizon: int, values: list[str]
 ) -> None:
     with pytest.raises(ConfigError, match="steps and horizon of 1 or more and at least one variable"):

@@ -1,4 +1,4 @@
-"""``data.windows``: series that an experiment cuts into rows by itself."""
+"""``data.windows``: an experiment cuts series into rows by itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def experiment(folder: Path, windows: str, *more: str) -> Experiment:
 
 @pytest.fixture
 def days(spark: Any, tmp_path: Path) -> Path:
-    """Two places of ten days: the heat is the day's number, 100 more at the other place; rain is twice the heat."""
+    """Ten days at two places. The heat is the number of the day, plus 100 at place b. The rain is twice the heat."""
     rows = [
         (place, day, float(offset + day), 2.0 * (offset + day))
         for place, offset in (("a", 0), ("b", 100))
@@ -61,25 +61,25 @@ def test_windows_are_the_feature_and_the_label_of_each_series(spark: Any, days: 
     assert rows.validation is rows.test is None
 
 
-def test_windows_when_divided_hold_the_newest_back_and_forecast_within_their_part(
+def test_windows_hold_back_the_newest_rows_and_forecast_only_within_their_part(
     spark: Any, days: Path
 ) -> None:
     cut = "{order: day, groups: [place], columns: heat, steps: 1, horizon: 2}"
     rows = load_rows(spark, experiment(days, cut, "validation: 0.25", "test: 0.25"))
-    # Of each place the rows of days 1 to 8: the newest quarter of the rows is days 7 and 8, before it 5 and 6.
+    # Each place has rows for days 1 to 8. The newest quarter is days 7 and 8, the quarter before it days 5 and 6.
     of_first = [values(part)[: len(values(part)) // 2] for part in (rows.train, rows.validation, rows.test)]
     assert of_first[2] == [([6.0], [7.0, 8.0]), ([7.0], [8.0, 9.0])]
-    assert of_first[1] == [([4.0], [5.0, 6.0])]  # Day 6 would forecast day 7, which is for the test.
+    assert of_first[1] == [([4.0], [5.0, 6.0])]  # Day 6 would forecast day 7, which is in the test rows.
     assert of_first[0] == [([0.0], [1.0, 2.0]), ([1.0], [2.0, 3.0]), ([2.0], [3.0, 4.0])]
 
 
-def test_windows_when_all_is_held_back_says_so(spark: Any, days: Path) -> None:
+def test_windows_when_no_rows_are_left_for_training_says_so(spark: Any, days: Path) -> None:
     cut = "{order: day, groups: place, columns: heat, steps: 1, horizon: 8}"
     with pytest.raises(DataError, match=r"all windows of data\.windows go to"):
         load_rows(spark, experiment(days, cut, "test: 0.5"))
 
 
-def test_windows_when_a_column_is_missing_names_the_nearest(spark: Any, days: Path) -> None:
+def test_windows_when_a_column_is_missing_suggests_a_similar_name(spark: Any, days: Path) -> None:
     with pytest.raises(ConfigError, match=r"'heet'.*heat"):
         load_rows(spark, experiment(days, "{order: day, groups: place, columns: heet, steps: 1}"))
 
@@ -115,7 +115,7 @@ def test_windows_when_a_column_is_missing_names_the_nearest(spark: Any, days: Pa
         ),
     ],
 )
-def test_windows_when_contradicted_are_refused(
+def test_windows_with_invalid_or_contradictory_settings_are_refused(
     tmp_path: Path, windows: str, more: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
