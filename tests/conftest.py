@@ -1,4 +1,4 @@
-"""Fixtures on real Spark, and the guard under which every test runs."""
+"""Fixtures on real Spark, and the guard that looks for leaks after every test."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from support.standalone import StandaloneCluster
 from support.trainers import shared_warm_parents
 
 pytest_plugins = ["pytester"]
-# The duration of an example depends on the machine, which other tests load.
+# No deadline for an example: how long it takes depends on the other tests that run at the same time.
 settings.register_profile("tfspark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tfspark")
 _TEMPORARY = pytest.StashKey[str]()
 # Warnings are errors. These are raised inside other packages and cannot be avoided by their callers.
 _THIRD_PARTY_WARNINGS = [
-    # TensorFlow 2.21's EagerTensor.__array__ lacks NumPy 2's `copy`; Keras meets it when it loads or exports.
+    # TensorFlow 2.21's EagerTensor.__array__ lacks NumPy 2's `copy`. Keras causes it when it loads or exports.
     r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning:keras\.",
 ]
 
@@ -104,7 +104,7 @@ def spark(owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
 
 
 def _stop_gateway() -> None:
-    """End the JVM now, not at the exit of the interpreter."""
+    """End the JVM now, instead of when the interpreter exits."""
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway

@@ -1,4 +1,4 @@
-"""What a notebook shows: a bar while a training runs, curves of its history; lines elsewhere."""
+"""A notebook shows a progress bar and the curves of a history; a terminal shows lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfspark.progress import Lines, NotebookBar, Nowhere, TrainingProgress, wher
 
 
 class Display:
-    """What IPython's `display` returns when it is asked for a handle."""
+    """A fake of IPython's `display` and of the handle that it returns."""
 
     def __init__(self) -> None:
         self.shown: list[Any] = []
@@ -34,8 +34,8 @@ def steps(epoch: int, rows: int, seconds: float, **metrics: Any) -> dict[str, An
     return {"epoch": epoch, "rows": rows, "seconds": seconds, "metrics": metrics}
 
 
-def told(progress: TrainingProgress) -> None:
-    """Tell of two epochs of 100 rows."""
+def report_two_epochs(progress: TrainingProgress) -> None:
+    """Report two epochs of 100 rows."""
     progress("reserved", {"nodes": 2})
     progress("step", steps(1, 50, 0.5, loss=0.9))
     progress("epoch", {**steps(1, 112, 1.0, loss=0.8, counts=[1, 2]), "rows_fed": 100})
@@ -46,7 +46,7 @@ def told(progress: TrainingProgress) -> None:
 def test_notebook_shows_a_bar_that_grows_and_leaves_a_line() -> None:
     display = Display()
     progress = TrainingProgress(NotebookBar(display), 2)
-    told(progress)
+    report_two_epochs(progress)
     progress.history = {"loss": [0.8, 0.4]}
     progress.end()
 
@@ -65,7 +65,7 @@ def test_notebook_shows_a_bar_that_grows_and_leaves_a_line() -> None:
         ElementTree.fromstring(each)
 
 
-def test_training_that_is_broken_off_says_so() -> None:
+def test_progress_of_an_interrupted_training_says_so() -> None:
     display = Display()
     progress = TrainingProgress(NotebookBar(display), 5)
     progress("step", steps(1, 50, 0.5, loss=0.9))
@@ -75,7 +75,7 @@ def test_training_that_is_broken_off_says_so() -> None:
 
 def test_terminal_gets_a_line_for_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     progress = TrainingProgress(Lines(), 2)
-    told(progress)
+    report_two_epochs(progress)
     progress.end()
     assert capsys.readouterr().err.splitlines() == [
         "epoch 1/2  100 rows/s  loss 0.8",
@@ -95,7 +95,7 @@ def test_terminal_gets_a_line_for_each_epoch(capsys: pytest.CaptureFixture[str])
         (0, False, True, Nowhere),
     ],
 )
-def test_progress_is_shown_where_somebody_looks(
+def test_progress_is_shown_in_the_notebook_in_lines_or_nowhere(
     monkeypatch: pytest.MonkeyPatch, verbose: Any, in_kernel: bool, is_terminal: bool, expected: type
 ) -> None:
     shell = types.SimpleNamespace(**({"kernel": object()} if in_kernel else {}))
@@ -114,7 +114,7 @@ def test_verbose_when_wrong_is_refused() -> None:
         where_to_show(2)  # type: ignore[arg-type]
 
 
-def test_history_draws_each_metric_with_that_of_the_validation_rows() -> None:
+def test_history_draws_each_metric_together_with_its_validation_metric() -> None:
     history = History(
         {
             "loss": [3.0, float("nan"), 1.0, 0.5],
@@ -130,10 +130,10 @@ def test_history_draws_each_metric_with_that_of_the_validation_rows() -> None:
     assert titles == ["loss 0.5 val_loss 1.5", "a<b 0.1", "val_alone 2"]
     svg = "{http://www.w3.org/2000/svg}"
     kinds = [[each.tag.removeprefix(svg) for each in figure.iter()] for figure in figures]
-    assert [kind.count("polyline") for kind in kinds] == [2, 0, 1]  # One value before the break is a point.
+    assert [kind.count("polyline") for kind in kinds] == [2, 0, 1]  # A single value is drawn as a point.
     assert [kind.count("circle") for kind in kinds] == [1, 1, 0]
     assert dict(history)["loss"][0] == 3.0
 
 
-def test_history_of_nothing_draws_nothing() -> None:
+def test_empty_history_draws_nothing() -> None:
     assert History()._repr_html_() == "<div></div>"

@@ -1,4 +1,4 @@
-"""The clusters of the tests are what they claim to be: two executors, and nothing left of them."""
+"""The clusters that tests use have two executors, and leave nothing behind."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ import pytest
 from support.driver import run_driver
 from support.standalone import StandaloneCluster
 
-# Each task waits until all four have begun, so that no executor can take them all one after the other.
+# Each task waits until all four have started. So one executor cannot run all of them, one after another.
 JOB = """
     import json, os, pathlib, sys, time
     import pyarrow as pa
@@ -89,10 +89,10 @@ def test_standalone_when_stopped_twice_leaves_nothing(tmp_path):
     cluster.stop()
 
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    assert not listeners_of(cluster.master_url)
+    assert not is_listening(cluster.master_url)
 
 
-def listeners_of(master_url):
+def is_listening(master_url):
     port = int(master_url.rpartition(":")[2])
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,4 @@
-"""The leak guard catches each kind of leftover, and lets pass what is somebody's."""
+"""The leak guard finds each kind of leftover, and ignores what session-wide fixtures own."""
 
 import os
 import subprocess
@@ -67,7 +67,7 @@ def test_find_leaks_when_nothing_happened_is_empty(before):
     assert leaks_since(before) == []
 
 
-def test_find_leaks_when_a_child_lives_names_its_pid_and_command(before, child):
+def test_find_leaks_when_a_child_runs_names_its_pid_and_command(before, child):
     (leak,) = leaks_since(before)
 
     assert leak.startswith(f"process pid {child.pid} (parent {os.getpid()})")
@@ -84,7 +84,7 @@ def test_find_leaks_when_a_child_was_never_waited_for_names_it(before, child):
 
 
 @pytest.mark.parametrize("question", ["cmdline", "ppid"])
-def test_leaked_processes_when_one_ends_while_it_is_looked_at_is_empty(before, child, monkeypatch, question):
+def test_leaked_processes_when_a_process_ends_during_the_check_is_empty(before, child, monkeypatch, question):
     ask = getattr(psutil.Process, question)
 
     def ask_too_late(process):
@@ -92,7 +92,7 @@ def test_leaked_processes_when_one_ends_while_it_is_looked_at_is_empty(before, c
         child.wait(10)
         return ask(process)
 
-    if question == "ppid":  # Is only asked of one that has ended.
+    if question == "ppid":  # The guard asks for it only if the process has ended.
         child.kill()
         poll_until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE, 10)
     monkeypatch.setattr(psutil.Process, question, ask_too_late)
@@ -118,8 +118,8 @@ def test_find_leaks_when_a_process_ends_within_the_grace_is_empty(before):
     assert find_leaks(before, Owned(), grace_s=5.0) == []
 
 
-def test_find_leaks_when_something_begins_after_a_look_that_saw_nothing_is_empty(before):
-    # Spark's JVM starts an `rm` whenever it collects a session; a second look met it.
+def test_find_leaks_when_something_starts_after_a_check_without_leaks_is_empty(before):
+    # Spark's JVM starts an `rm` whenever it garbage-collects a session. A second check would find this process.
     looks = iter([["of the test"], [], ["of the next moment"]])
 
     assert find_leaks(before, Owned(), running_jobs=lambda: next(looks)) == []
@@ -140,7 +140,7 @@ def test_find_leaks_when_a_thread_belongs_to_py4j_is_empty(before, waiting_threa
     assert leaks_since(before) == []
 
 
-def test_origin_of_when_pyspark_runs_its_callers_code_is_the_callers(spark):
+def test_origin_of_is_unknown_when_pyspark_runs_code_of_its_caller(spark):
     from pyspark import InheritableThread
 
     assert origin_of(InheritableThread(target=lambda: None)) == ""
@@ -158,7 +158,7 @@ def test_find_leaks_when_a_temporary_directory_stays_names_it(before):
     assert leaks_since(before) == []
 
 
-def test_owned_when_it_took_what_is_new_lets_it_pass(before, waiting_thread):
+def test_find_leaks_when_everything_new_is_owned_is_empty(before, waiting_thread):
     owned = Owned()
     waiting_thread(name="tfspark-of-the-session")
     with TCPServer(("127.0.0.1", 0), None):
@@ -187,7 +187,7 @@ def pid_of_forked_child(batches):
 
 
 def pid_of_named_process(batches):
-    """Start what calls itself tfspark and passes for pyspark's daemon in all else."""
+    """Start a process that names tfspark in its command line, and otherwise looks like pyspark's daemon."""
     import pyarrow as pa
 
     command = [*SLEEPER, "-m", "pyspark.daemon", "tfspark.trainer"]

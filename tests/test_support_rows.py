@@ -1,4 +1,4 @@
-"""The test data is laid out exactly as asked for."""
+"""`df_with_partitions` makes exactly the rows and the partitions that a test asks for."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_df_with_partitions_when_transformed_keeps_the_layout(spark):
     assert partition_sizes(df) == [3, 0, 4]
 
 
-def test_df_with_partitions_holds_the_rows_that_can_be_computed_from_their_ids(spark):
+def test_df_with_partitions_has_rows_that_follow_from_their_ids(spark):
     rows = df_with_partitions(spark, [5, 0, 2], num_features=3, num_classes=4).collect()
 
     ids = np.array([row.id for row in rows])
@@ -42,6 +42,6 @@ def test_df_with_partitions_holds_the_rows_that_can_be_computed_from_their_ids(s
 
 
 @pytest.mark.parametrize("sizes", [[], [3, -1]])
-def test_df_with_partitions_when_sizes_are_no_layout_refuses(spark, sizes):
+def test_df_with_partitions_refuses_sizes_that_are_no_layout(spark, sizes):
     with pytest.raises(ValueError, match="row counts >= 0"):
         df_with_partitions(spark, sizes)

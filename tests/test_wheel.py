@@ -1,4 +1,4 @@
-"""The wheel, as a user gets it: shipped experiments run from any folder, and it owns no top-level `models`."""
+"""The wheel as users install it: shipped experiments run from any folder, and there is no top-level `models`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_wheel_top_level_is_tfspark_and_the_modules_spark_looks_for(installed: Path) -> None:
+def test_wheel_installs_only_tfspark_and_the_modules_that_spark_looks_for(installed: Path) -> None:
     names = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert names == {"tfspark", "pyspark_tfrecord.py", "pyspark_tfrecords.py"}
 
@@ -71,7 +71,7 @@ def test_shipped_experiment_when_run_from_another_folder_trains(
         "cluster.master=local[2]",
     ]
     options = [item for change in changes for item in ("--set", change)]
-    # `-P` and PYTHONPATH: the wheel's files come before, and instead of, those of this checkout.
+    # `-P` and PYTHONPATH: Python imports the files of the wheel instead of those of this checkout.
     environment = {**os.environ, "PYTHONPATH": str(installed), "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(
         [*command[:1], "-P", *command[1:], *options],

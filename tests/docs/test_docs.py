@@ -1,4 +1,4 @@
-"""The documentation says what the code does, as far as that can be checked without Spark."""
+"""The documentation agrees with the code, as far as a test can check this without Spark."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def page_called(name: str) -> Page:
 
 
 @EACH_PAGE
-def test_links_when_relative_lead_somewhere(page: Page) -> None:
-    missing = [link for link in page.links() if not leads_somewhere(page, link)]
+def test_relative_links_have_a_target(page: Page) -> None:
+    missing = [link for link in page.links() if not has_target(page, link)]
 
     assert not missing
 
 
-def leads_somewhere(page: Page, link: str) -> bool:
+def has_target(page: Page, link: str) -> bool:
     file, _, anchor = link.partition("#")
     target = (page.path.parent / file).resolve() if file else page.path
     if not target.exists():
@@ -53,7 +53,7 @@ def leads_somewhere(page: Page, link: str) -> bool:
 
 
 @EACH_PAGE
-def test_command_lines_when_shown_are_understood(page: Page) -> None:
+def test_command_lines_use_options_that_exist(page: Page) -> None:
     commands = typer.main.get_command(app).commands
     for line in command_lines(page):
         command = commands[line[0]]
@@ -65,9 +65,9 @@ def test_command_lines_when_shown_are_understood(page: Page) -> None:
 
 
 @pytest.mark.parametrize("code", PROGRAMS)
-def test_python_when_shown_compiles_and_imports_names_that_exist(code: str) -> None:
+def test_python_code_compiles_and_imports_names_that_exist(code: str) -> None:
     for module, name in imports_of_tfspark(compile(code, "<docs>", "exec", ast.PyCF_ONLY_AST)):
-        assert is_there(module, name), f"from {module} import {name}"
+        assert name_exists(module, name), f"from {module} import {name}"
 
 
 def imports_of_tfspark(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -76,14 +76,14 @@ def imports_of_tfspark(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield from ((str(node.module), alias.name) for alias in node.names)
 
 
-def is_there(module: str, name: str) -> bool:
+def name_exists(module: str, name: str) -> bool:
     if hasattr(importlib.import_module(module), name):
         return True
     return importlib.util.find_spec(f"{module}.{name}") is not None
 
 
 @pytest.mark.parametrize("code", PROGRAMS)
-def test_cluster_calls_when_shown_use_arguments_that_exist(code: str) -> None:
+def test_cluster_calls_use_arguments_that_exist(code: str) -> None:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = ast.unparse(node.func.value)
@@ -105,7 +105,7 @@ def test_arguments_of_a_cluster_are_all_in_the_table_of_the_python_api(method: s
 
 
 @EACH_PAGE
-def test_keys_of_an_experiment_when_named_are_in_the_schema(page: Page) -> None:
+def test_keys_of_an_experiment_are_in_the_schema(page: Page) -> None:
     sections = "|".join(Experiment.model_fields)
     named = {span for span in page.spans() if re.fullmatch(rf"(?:{sections})(?:\.[a-z_]+)+", span)}
     set_ = {
@@ -124,7 +124,7 @@ def is_key(key: str) -> bool:
     section: Any = Experiment
     for part in key.split("."):
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return True  # below a mapping with names of the user's own
+            return True  # below a mapping whose keys the user chooses
         if section is Optimizer and part not in section.model_fields:
             return True  # an argument of the optimizer
         fields = {yaml_name(name, field): field for name, field in section.model_fields.items()}
@@ -134,7 +134,7 @@ def is_key(key: str) -> bool:
     return True
 
 
-def test_messages_when_quoted_in_troubleshooting_are_in_the_source() -> None:
+def test_messages_in_troubleshooting_are_in_the_source() -> None:
     messages = messages_in_source()
     cells = page_called("troubleshooting.md").first_cells("message")
     quotes = [re.findall(r"`([^`]+)`", cell)[0] for cell in cells]
@@ -143,7 +143,7 @@ def test_messages_when_quoted_in_troubleshooting_are_in_the_source() -> None:
     assert [quote for quote in quotes if not is_said(quote, messages)] == []
 
 
-def test_quote_that_no_message_has_is_noticed() -> None:
+def test_is_said_notices_a_quote_that_is_in_no_message() -> None:
     messages = messages_in_source()
 
     assert is_said("expected ... task slots (... nodes hold one each", messages)
@@ -151,11 +151,11 @@ def test_quote_that_no_message_has_is_noticed() -> None:
 
 
 @EACH_PAGE
-def test_fences_when_opened_are_closed(page: Page) -> None:
+def test_code_fences_are_closed(page: Page) -> None:
     assert len(re.findall(r"^```", page.text, re.MULTILINE)) % 2 == 0
 
 
-def test_examples_when_listed_are_there() -> None:
+def test_examples_that_the_docs_list_exist() -> None:
     named = {Path(link).name for page in PAGES for link in page.links() if "/examples/" in link}
 
     assert named <= {path.name for path in EXAMPLES}

@@ -1,7 +1,7 @@
-"""The programs and commands of the documentation run, in a fresh environment and from another directory.
+"""The programs and commands of the documentation run in a fresh environment and from another directory.
 
-Whoever runs them has next to no variables set, and is not in a checkout. What a page leaves to its reader, such as
-files or a session, is made before; each snippet of a page goes on where the one before it ended.
+They run outside the checkout and with very few environment variables. The tests prepare what a page expects from its
+reader, for example files or a session. Each snippet of a page continues after the snippet before it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ NOT_RUN = {
     (
         "docs/models.md",
         1,
-    ): "takes a model that was trained before; tests/models/test_autoencoder.py does the same",
-    ("docs/migrating.md", 2): "a function alone; tests/migrate/mnist_spark.py is the whole program",
+    ): "needs a trained model; tests/models/test_autoencoder.py does the same",
+    ("docs/migrating.md", 2): "only a function; tests/migrate/mnist_spark.py is the whole program",
 }
 """Snippets that no test here runs, and why."""
 
 
 def run_program(code: str, folder: Path) -> Finished:
-    """Run a program by the path of the interpreter; what it names below /tmp and /data is below `folder`."""
+    """Run a program from another directory; its paths below /tmp and /data are moved below `folder`."""
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir(exist_ok=True)
     program = folder / "program.py"
@@ -80,7 +80,7 @@ def test_program_of_the_readme_runs_and_exports(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_programs_of_ml_and_predictions_run(tmp_path: Path) -> None:
+def test_programs_of_the_pages_ml_and_predictions_run(tmp_path: Path) -> None:
     finished = run_program(snippet("docs/ml.md", 1) + "spark.stop()\n", tmp_path)
     assert re.search(r"^0\.[89]\d+$|^1\.0$", finished.stdout, re.MULTILINE), finished.stdout
     assert "'accuracy'" in finished.stdout
@@ -183,7 +183,7 @@ def test_program_of_the_python_api_runs_snippet_by_snippet(tmp_path: Path) -> No
 
 
 def commands(page: str, *beginnings: str) -> list[str]:
-    """Return the command lines of a page that begin so, continued lines joined, without comments."""
+    """Return the command lines of a page with these beginnings, with continued lines joined and without comments."""
     text = "\n".join(Page(REPOSITORY / page).blocks("sh", "bash"))
     lines = [re.sub(r"\s+#.*$", "", line).strip() for line in text.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith(beginnings)]
@@ -205,20 +205,20 @@ COMMANDS = {
     "tfspark chaos": CHAOS,
     "spark-submit --master spark://host:7077 ... chaos": CHAOS,
     "python -m models.": "tests/models/test_alone.py",
-    "spark-class org.apache.spark.deploy.": "each standalone cluster of the tests is started so",
-    "export PYSPARK_PYTHON=": "a path of the reader's own machines",
+    "spark-class org.apache.spark.deploy.": "every standalone cluster of the tests starts in this way",
+    "export PYSPARK_PYTHON=": "the path depends on the machines of the reader",
     "python -m venv tfspark-env": "installs from a package index; tests/test_wheel.py installs the same",
-    "tfspark-env/bin/venv-pack": "a file of a gigabyte, for YARN",
+    "tfspark-env/bin/venv-pack": "makes a file of a gigabyte, for YARN",
     "export PYSPARK_DRIVER_PYTHON=": "for YARN",
     "spark-submit --archives": "for YARN",
     "spark-submit --master yarn": "there is no YARN",
     "spark-submit --master k8s:": "there is no Kubernetes",
     "--conf spark.": "options, for executors with GPUs",
 }
-"""How command lines of the pages begin, ``...`` for what is between -> the test that runs them, or why none does."""
+"""Beginning of a command line, with ``...`` for any text -> the test that runs it, or why no test does."""
 
 
-def test_every_command_is_run_by_a_test_or_it_is_known_why_not() -> None:
+def test_every_command_is_run_by_a_test_or_has_a_reason_why_not() -> None:
     pages = ["README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
     lines = {line for page in pages for line in commands(page, "") if line and line[0] != "#"}
     known = {line: [shown for shown in COMMANDS if _begins(line, shown)] for line in lines}
@@ -253,7 +253,7 @@ def run_commands(lines: Sequence[str], folder: Path) -> Finished:
 
 @pytest.fixture
 def digits(spark: Any, tmp_path: Path) -> Path:
-    """Images of noise, brighter by the class, where the shipped configuration looks for mnist_5k."""
+    """Images of noise, brighter for higher classes, where the shipped configuration looks for mnist_5k."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 200)
     images = [rng.integers(0, 20 + 20 * int(label), 784, np.uint8).tobytes() for label in labels]
@@ -274,7 +274,7 @@ def test_commands_of_the_readme_run_from_another_directory_and_resume(digits: Pa
         own.replace("cluster.executors=3", "cluster.executors=2 --set train.epochs=2"),
         "sleep 1",
         ended,
-        f"if {more}; then exit 9; fi",  # That training had ended.
+        f"if {more}; then exit 9; fi",  # This must fail, because the training has ended.
     ]
     finished = run_commands(script, digits)
 
@@ -331,7 +331,7 @@ def test_commands_for_a_standalone_cluster_run(digits: Path, standalone: Standal
         f"PYSPARK_PYTHON={sys.executable} "
         + line.replace("spark://127.0.0.1:7077", standalone.master_url)
         .replace("examples/", f"{REPOSITORY}/examples/")
-        .replace("--data /data/rides", "")  # It makes its own.
+        .replace("--data /data/rides", "")  # Without --data, the program makes its own.
         for line in lines
     ]
     finished = run_commands(lines, digits)

@@ -1,4 +1,4 @@
-"""Every program below ``examples`` runs to its end on `local[4]` and prints what it promises."""
+"""Every program in ``examples`` runs on `local[4]` and prints the expected results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 400
 
 @pytest.fixture
 def digits(spark: Any, tmp_path: Path) -> Path:
-    """Two hundred images of noise, brighter by the class, in the form of mnist_5k."""
+    """Two hundred images of noise, brighter for higher classes, in the format of mnist_5k."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 200)
     images = [rng.integers(0, 20 + 20 * int(label), 784, np.uint8).tobytes() for label in labels]
@@ -37,8 +37,8 @@ def test_mnist_build_model_trains_evaluates_and_exports(digits: Path, tmp_path: 
         "local[4]", EXAMPLES / "mnist_build_model.py", *arguments, timeout_s=TIMEOUT_S
     ).check()
 
-    assert len(numbers_behind("loss per epoch", result.stdout)) == 2
-    assert 0 <= numbers_behind("test accuracy", result.stdout)[0] <= 1
+    assert len(numbers_after("loss per epoch", result.stdout)) == 2
+    assert 0 <= numbers_after("test accuracy", result.stdout)[0] <= 1
     assert (tmp_path / "run" / "export" / "model.keras").is_file()
     assert (tmp_path / "run" / "logs" / "worker-1.log").is_file()
 
@@ -48,7 +48,7 @@ def test_main_fun_fit_learns_the_same_on_both_workers() -> None:
         "local[4]", EXAMPLES / "main_fun_fit.py", "--epochs", "3", "--rows", "4000", timeout_s=TIMEOUT_S
     ).check()
 
-    first, second = (numbers_behind(f"worker {index}", result.stdout) for index in (0, 1))
+    first, second = (numbers_after(f"worker {index}", result.stdout) for index in (0, 1))
     assert first == second
     assert len(first) == 3
     assert first[-1] > 0.8
@@ -59,7 +59,7 @@ def test_submit_parquet_without_data_makes_its_own_and_learns() -> None:
         "local[4]", EXAMPLES / "submit_parquet.py", "--epochs", "2", timeout_s=TIMEOUT_S
     ).check()
 
-    losses = numbers_behind("loss per epoch", result.stdout)
+    losses = numbers_after("loss per epoch", result.stdout)
     assert losses[1] < losses[0]
 
 
@@ -75,8 +75,8 @@ def test_ml_cnn_digits_learns_from_libsvm_files_and_saves_its_pipeline(digits: P
         timeout_s=TIMEOUT_S,
     ).check()
 
-    assert len(numbers_behind("loss per epoch", result.stdout)) == 2
-    assert 0 <= numbers_behind("test accuracy", result.stdout)[0] <= 1
+    assert len(numbers_after("loss per epoch", result.stdout)) == 2
+    assert 0 <= numbers_after("test accuracy", result.stdout)[0] <= 1
     assert (next((tmp_path / "saved" / "stages").glob("1_*")) / "model.keras").is_file()
 
 
@@ -95,7 +95,7 @@ def test_ml_rnn_text_compares_three_classifiers(spark: Any, tmp_path: Path) -> N
     ).check()
 
     for name in ("recurrent network on terms", "recurrent network on text", "logistic regression on terms"):
-        assert 0.3 < numbers_behind(name, result.stdout)[0] <= 1
+        assert 0.3 < numbers_after(name, result.stdout)[0] <= 1
 
 
 @pytest.mark.slow
@@ -107,13 +107,13 @@ def test_ml_autoencoder_kmeans_clusters_codes_and_components(digits: Path) -> No
         timeout_s=TIMEOUT_S,
     ).check()
 
-    assert 0.1 < numbers_behind("k-means on codes: purity", result.stdout)[0] <= 1
-    assert 0.1 < numbers_behind("k-means on principal components: purity", result.stdout)[0] <= 1
+    assert 0.1 < numbers_after("k-means on codes: purity", result.stdout)[0] <= 1
+    assert 0.1 < numbers_after("k-means on principal components: purity", result.stdout)[0] <= 1
 
 
 @pytest.fixture
 def tumours(spark: Any, tmp_path: Path) -> Path:
-    """Two hundred rows of 30 numbers, larger ones for malignant, in the form of breast_cancer."""
+    """Two hundred rows of 30 numbers, larger for malignant rows, in the format of breast_cancer."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
     measures = rng.standard_normal((200, 30)).astype(np.float32) + labels[:, None]
@@ -136,7 +136,7 @@ def test_ml_grid_search_scores_each_setting(tumours: Path) -> None:
     ).check()
 
     assert result.stdout.count("regParam") == 4
-    assert numbers_behind("test area", result.stdout)[0] > 0.8
+    assert numbers_after("test area", result.stdout)[0] > 0.8
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_every_example_has_a_test() -> None:
     assert tested == {path.name for path in EXAMPLES.glob("*.py")}
 
 
-def numbers_behind(words: str, output: str) -> list[float]:
+def numbers_after(words: str, output: str) -> list[float]:
     """Return the numbers on the line that begins with these words."""
     (line,) = [line for line in output.splitlines() if line.startswith(words)]
     return [float(number) for number in re.findall(r"\d+\.?\d*", line.removeprefix(words))]

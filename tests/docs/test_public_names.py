@@ -1,4 +1,4 @@
-"""What `tfspark` gives is what the page of its API lists."""
+"""The public names of `tfspark` are the names on the page of its Python API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "python-api.md"
 HEAVY = ("pyspark", "pyarrow", "tensorflow", "keras", "numpy")
 
 
-def test_names_are_those_of_the_page_and_can_be_imported() -> None:
+def test_public_names_are_on_the_page_and_can_be_imported() -> None:
     table = PAGE.read_text(encoding="utf-8").partition("\n## Names\n")[2]
     first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
     listed = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
@@ -21,7 +21,7 @@ def test_names_are_those_of_the_page_and_can_be_imported() -> None:
     assert [name for name in tfspark.__all__ if getattr(tfspark, name) is None] == []
 
 
-def test_import_is_light() -> None:
+def test_import_of_tfspark_imports_no_heavy_package() -> None:
     code = f"import sys, tfspark; print([name for name in {HEAVY} if name in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"

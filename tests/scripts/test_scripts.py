@@ -1,7 +1,7 @@
-"""The shell scripts, on a machine of fakes: each failure is a sentence, and nothing is installed twice.
+"""The shell scripts on a fake machine: each failure prints a sentence, and nothing is installed twice.
 
-The fake `python` answers the probe, makes a virtual environment of one file, and notes what pip, ruff, mypy
-and pytest were asked for. The locking and the stamp run on the real interpreter.
+The fake `python` answers the probe, makes a virtual environment of one file, and notes the arguments of pip, ruff,
+mypy and pytest. The lock and the stamp run on the real interpreter.
 """
 
 import os
@@ -51,11 +51,11 @@ esac
 
 
 class Machine:
-    """A machine with a copy of the scripts; ``bin`` is all of its PATH.
+    """A fake machine with a copy of the scripts. Its PATH has only the directory ``bin``.
 
     Attributes:
-        root: the repository on it; its path has a space.
-        env: environment of what `run` starts.
+        root: the repository on the machine; its path has a space.
+        env: environment of the scripts that `run` starts.
     """
 
     def __init__(self, directory):
@@ -161,7 +161,7 @@ def test_setup_when_there_is_no_python_says_so(machine):
     assert_refused(machine.run("scripts/setup"), PYTHON_SENTENCE + "found python3, which is not there.")
 
 
-def test_setup_when_the_named_python_is_not_there_takes_no_other(machine):
+def test_setup_when_the_named_python_does_not_exist_takes_no_other(machine):
     result = machine.run("scripts/setup", TFSPARK_PYTHON="/no/such python")
 
     assert_refused(result, PYTHON_SENTENCE + "found /no/such python, which is not there.")
@@ -176,7 +176,7 @@ def test_setup_when_several_pythons_are_unsuitable_names_them_all(machine):
     assert_refused(result, "found python3.13, which does not start, python3 3.10.1 (too old).")
 
 
-def test_setup_when_the_newest_name_is_a_dead_shim_takes_the_next(machine):
+def test_setup_when_the_newest_python_does_not_start_takes_the_next(machine):
     machine.add("python3.13", "echo 'pyenv: python3.13: command not found' >&2; exit 127")
     machine.add_python("python3.12", "3.12.1 64 venv")
 
@@ -201,7 +201,7 @@ def test_setup_when_java_is_old_says_which_was_found(machine, version, major):
 
 
 @pytest.mark.parametrize("version", ["17", "21.0.1", "25-ea"])
-def test_setup_when_java_is_new_enough_goes_on(machine, version):
+def test_setup_when_java_is_new_enough_succeeds(machine, version):
     machine.add_java(version)
 
     assert machine.run("scripts/setup").returncode == 0
@@ -253,7 +253,7 @@ def test_setup_when_the_disk_is_full_says_how_much_is_there(machine):
     assert not (machine.root / ".venv").exists()
 
 
-def test_setup_when_the_disk_fills_after_the_first_time_is_content(machine):
+def test_setup_when_the_disk_is_full_after_the_first_setup_succeeds(machine):
     machine.run("scripts/setup")
     machine.add("df", "echo header; echo 'disk 0 0 1 99% /'")
     (machine.root / "pyproject.toml").write_text("[project]\nname = 'changed'\n")
@@ -290,7 +290,7 @@ def test_setup_a_second_time_does_nothing(machine):
     ("first", "second", "expected", "why"),
     [
         ([], ["--dev"], ["", "[dev]"], "the tests need more"),
-        (["--dev"], [], ["[dev]"], "a run needs no less"),
+        (["--dev"], [], ["[dev]"], "the extra includes all that a run needs"),
         (["--dev"], ["--dev"], ["[dev]"], "nothing changed"),
     ],
 )
@@ -310,7 +310,7 @@ def test_setup_when_pyproject_changed_installs_again_with_the_same_extra(machine
     assert machine.notes().count("made") == 1
 
 
-def test_setup_when_the_repository_was_moved_makes_the_environment_anew(machine):
+def test_setup_when_the_repository_was_moved_makes_a_new_environment(machine):
     machine.run("scripts/setup")
     elsewhere = machine.root.parent / "elsewhere"
     machine.root = machine.root.rename(elsewhere)
@@ -340,7 +340,7 @@ def test_setup_when_killed_in_the_middle_starts_over_the_next_time(machine):
     assert machine.notes().count("made") == 2
 
 
-def test_setup_when_the_python_of_the_environment_has_gone_makes_it_anew(machine):
+def test_setup_when_the_python_of_the_environment_is_missing_makes_a_new_one(machine):
     machine.run("scripts/setup")
     (machine.root / ".venv/bin/python").unlink()
     machine.run("scripts/setup")
@@ -348,7 +348,7 @@ def test_setup_when_the_python_of_the_environment_has_gone_makes_it_anew(machine
     assert machine.notes().count("made") == 2
 
 
-def test_setup_when_an_environment_is_there_that_works_keeps_it(machine):
+def test_setup_when_there_is_an_environment_that_works_keeps_it(machine):
     subprocess.run(
         [machine.bin / "python3", "-m", "venv", machine.root / ".venv"], env=machine.env, check=True
     )

@@ -1,4 +1,4 @@
-"""Who may import whom. The picture of it is in docs/architecture.md, section "Folders"."""
+"""Rules of the architecture: which module may import which. See docs/architecture.md, section "Folders"."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ BELOW = {
     "ml": {"protocol", "feed", "inference", "cluster", "training", "experiment", "tfrecord"},
     "experiment": {"protocol", "feed", "tfrecord", "inference", "cluster"},
 }
-"""Folder -> folders it may import from. What lies beside the folders is an entry (`cli`, `trainer`), or small."""
+"""Folder -> folders it may import from. A module outside these folders is an entry (`cli`, `trainer`), or small."""
 ENTRIES = {"tfspark", "tfspark.cli", "tfspark.submit", "tfspark.chaos", "tfspark.pipeline", "tfspark.trainer"}
-FRONT = {"tfcluster", "inputs", "layout", "direct", "preflight", "program", "warm_up", "state"}
-"""What others may use of `cluster/`: the rest is its own. Checkpoints (`state`) are read for ``--resume``, too."""
+INTERFACE_OF_CLUSTER = {"tfcluster", "inputs", "layout", "direct", "preflight", "program", "warm_up", "state"}
+"""The modules of `cluster/` that other folders may import. `state` is one because ``--resume`` reads checkpoints."""
 TENSORFLOW = ("tensorflow", "keras", "tensorflow_io")
 MAY_IMPORT_TENSORFLOW = {"tfspark.ml.sparse_dense"}
-"""Beside `training/`: a layer is a class, which needs Keras when its module is imported."""
+"""Modules outside `training/`. A Keras layer is a class, so its module must import Keras at module level."""
 
 
-def test_no_import_leads_back() -> None:
+def test_imports_have_no_cycle() -> None:
     following: dict[str, set[str]] = {module: set() for module in MODULES}
     for module, imported in edges():
         following[module].add(imported)
@@ -37,7 +37,7 @@ def test_no_import_leads_back() -> None:
             del following[end]
         for others in following.values():
             others.difference_update(ends)
-    assert sorted(following) == [], "these import each other, perhaps through others"
+    assert sorted(following) == [], "these modules import each other, directly or through others"
 
 
 def test_folders_import_only_what_is_below_them() -> None:
@@ -51,21 +51,22 @@ def test_folders_import_only_what_is_below_them() -> None:
     assert wrong == []
 
 
-def test_driver_and_trainer_know_nothing_of_each_other() -> None:
+def test_driver_and_trainer_do_not_import_each_other() -> None:
     wrong = [edge for edge in edges() if {folder(edge[0]), folder(edge[1])} == {"cluster", "training"}]
     assert wrong == []
 
 
-def test_inner_rooms_of_the_cluster_are_its_own() -> None:
+def test_inner_modules_of_the_cluster_are_imported_only_by_the_cluster() -> None:
     wrong = [
         (module, imported)
         for module, imported in edges()
-        if folder(imported) == "cluster" != folder(module) and imported.split(".")[2] not in FRONT
+        if folder(imported) == "cluster" != folder(module)
+        and imported.split(".")[2] not in INTERFACE_OF_CLUSTER
     ]
     assert wrong == []
 
 
-def test_tensorflow_is_imported_at_once_in_trainers_only() -> None:
+def test_only_modules_of_the_trainer_import_tensorflow_at_module_level() -> None:
     wrong = [
         module
         for module in MODULES
@@ -87,8 +88,8 @@ def test_node_tasks_and_feed_tasks_never_import_tensorflow() -> None:
     assert wrong == []
 
 
-def test_state_of_the_driver_is_reached_only_in_functions_that_hold_its_lock() -> None:
-    """These get a `DriverState` as their argument `state`, and keep no part of it."""
+def test_state_of_the_driver_is_used_only_in_functions_that_hold_its_lock() -> None:
+    """These functions get a `DriverState` as their argument `state`. They must not keep a part of it."""
     wrong = []
     for module, path in MODULES.items():
         if folder(module) == "cluster" and not module.startswith("tfspark.cluster.state"):
@@ -98,7 +99,7 @@ def test_state_of_the_driver_is_reached_only_in_functions_that_hold_its_lock() -
             for node in attributes:
                 owner = ast.unparse(node.value)
                 is_used = owner == "state" and id(node) in used_at_once
-                # A checkpoint store has a directory, too: a path.
+                # A checkpoint store also has an attribute `directory`: a path.
                 if node.attr in ("registry", "directory") and not is_used and owner != "store":
                     wrong.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
     assert wrong == []
@@ -115,6 +116,6 @@ def test_no_test_module_imports_another() -> None:
     assert wrong == []
 
 
-def test_picture_in_the_docs_is_of_these_imports() -> None:
+def test_picture_in_the_docs_shows_these_imports() -> None:
     page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert renew(page) == page, "run: PYTHONPATH=tests python -m support.imports docs/architecture.md"
