@@ -1,4 +1,4 @@
-"""TensorFlow's greetings stay off the terminal, and nothing else does."""
+"""TensorFlow's start-up messages (greetings) are hidden, and all other lines are shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ print("imported")
 
 
 def stderr_of(folder: Path, module: str, then: str = "pass") -> tuple[int, str]:
-    """Run a program that imports a TensorFlow of our own; return how it ended, and what it wrote to standard error."""
+    """Run a program that imports a fake TensorFlow; return its exit code and its standard error."""
     (folder / "tensorflow.py").write_text(module)
     program = f"import sys; sys.path.insert(0, {str(folder)!r})" + IMPORTS.format(then=then)
     ended = subprocess.run(
@@ -46,16 +46,16 @@ def test_import_hides_greetings_and_shows_other_lines(tmp_path: Path) -> None:
         (f"import os; os.write(2, {GREETINGS.encode()!r}); raise ImportError('no such library')", "pass"),
         (f"import os; os.write(2, {GREETINGS.encode()!r})", "raise RuntimeError('no such library')"),
     ],
-    ids=["TensorFlow cannot be imported", "what comes after it fails"],
+    ids=["TensorFlow cannot be imported", "code after the import fails"],
 )
-def test_import_that_fails_shows_all(tmp_path: Path, module: str, then: str) -> None:
+def test_import_that_fails_shows_all_lines(tmp_path: Path, module: str, then: str) -> None:
     code, shown = stderr_of(tmp_path, module, then)
     assert code == 1
     assert shown.startswith(GREETINGS)
     assert shown.endswith("no such library\n")
 
 
-def test_real_tensorflow_is_imported_in_silence(tmp_path: Path) -> None:
+def test_import_of_real_tensorflow_prints_nothing(tmp_path: Path) -> None:
     program = (
         "import keras; keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).save('m.keras')\n"
         "import os; os._exit(0)"

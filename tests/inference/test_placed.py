@@ -1,4 +1,4 @@
-"""Features that Python workers read from Parquet files themselves, by file and row number."""
+"""Features that Python workers read from Parquet files themselves, by place: file and row number."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def table(first: int, count: int, nulls: bool = False) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows in files of several row groups, in folders with a name that a URI must quote, and a model."""
+    """A model, and rows in files of several row groups. A URI must quote the names of their folders."""
     folder = tmp_path_factory.mktemp("placed")
     for number, name in enumerate(("day=1 %", "day=2")):
         place = folder / "rows 100%" / name
@@ -83,7 +83,7 @@ def plan_of(df: DataFrame) -> str:
         ),
     ],
 )
-def test_predictions_of_features_read_by_place_are_those_of_features_that_spark_hands_over(
+def test_predictions_of_features_read_by_place_equal_predictions_of_features_from_spark(
     spark: Any, folder: Path, chosen: Any
 ) -> None:
     made = predicted(chosen(read(spark, folder)), folder, handle_invalid="keep")
@@ -102,7 +102,9 @@ def test_predictions_of_features_read_by_place_are_those_of_features_that_spark_
     assert [row[0] is None for row in alone.collect()] == [row["prediction"] is None for row in rows]
 
 
-def test_null_feature_that_is_read_by_place_is_an_error_or_is_left_to_spark(spark: Any, folder: Path) -> None:
+def test_null_feature_read_by_place_is_an_error_and_with_skip_spark_reads_the_features(
+    spark: Any, folder: Path
+) -> None:
     with pytest.raises(PythonException, match=r"column 'marks `é`' is null"):
         predicted(read(spark, folder), folder).collect()
     skipped = predicted(read(spark, folder), folder, handle_invalid="skip")
@@ -123,7 +125,7 @@ def test_null_feature_that_is_read_by_place_is_an_error_or_is_left_to_spark(spar
             id="computed features",
         ),
         pytest.param(
-            lambda df: df.selectExpr("1 AS _metadata", "`marks ``é```", "id"), id="a column of that name"
+            lambda df: df.selectExpr("1 AS _metadata", "`marks ``é```", "id"), id="a column named _metadata"
         ),
     ],
 )
@@ -135,7 +137,9 @@ def test_features_that_are_not_plain_columns_of_a_scan_are_read_by_spark(
     df.unpersist()
 
 
-def test_file_that_was_changed_after_it_was_listed_is_named(spark: Any, folder: Path, tmp_path: Path) -> None:
+def test_file_that_was_changed_after_spark_listed_it_is_named_in_the_error(
+    spark: Any, folder: Path, tmp_path: Path
+) -> None:
     pq.write_table(table(0, 20), tmp_path / "rows.parquet")
     made = predicted(spark.read.parquet(str(tmp_path / "rows.parquet")), folder)
     pq.write_table(table(5, 21), tmp_path / "rows.parquet")
@@ -156,7 +160,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> FileVersion:
     batch_rows=st.sampled_from([1, 7, 64, 5000]),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_reader_gives_the_rows_of_any_numbers_in_their_order(
+def test_reader_returns_rows_in_the_order_of_the_given_numbers(
     large: FileVersion, monkeypatch: pytest.MonkeyPatch, numbers: list[int], batch_rows: int
 ) -> None:
     monkeypatch.setattr("tfspark.inference.placed.BATCH_BYTES", batch_rows * 24)

@@ -1,4 +1,4 @@
-"""Predictions of whatever was trained, on real Spark with real TensorFlow in its Python workers."""
+"""`predict` on real Spark, with real TensorFlow in the Python workers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_predict_keeps_columns_order_and_rows_and_equals_keras(spark: Any, folde
     )
     expected = model.predict(features_of(np.arange(705)), verbose=0)
     np.testing.assert_allclose([row["prediction"] for row in rows], expected, rtol=1e-5, atol=1e-6)
-    # The same name with other contents is another model, in the same Python workers.
+    # A new model with the same file name replaces the old one, also in the same Python workers.
     other = scorer(seed=1, units=1)
     other.save(folder / "model.keras")
     again = predict(df.coalesce(1), str(folder / "model.keras")).collect()
@@ -65,7 +65,9 @@ def test_predict_keeps_columns_order_and_rows_and_equals_keras(spark: Any, folde
     np.testing.assert_allclose([row["prediction"] for row in again], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_worker_that_describes_a_model_reads_its_rows_so_that_spark_uses_it_again(folder: Path) -> None:
+def test_task_that_describes_a_model_reads_all_its_rows_so_that_spark_reuses_the_python_worker(
+    folder: Path,
+) -> None:
     scorer().save(folder / "described.keras")
     rows = iter([pa.record_batch([[0]], ["id"])])
     (told,) = DescribeTask(read_model(folder / "described.keras"))(rows)
@@ -73,7 +75,7 @@ def test_worker_that_describes_a_model_reads_its_rows_so_that_spark_uses_it_agai
     assert next(rows, None) is None
 
 
-def test_predict_leaves_the_environment_of_its_python_workers_for_what_runs_there_next(
+def test_predict_leaves_the_environment_of_its_python_workers_unchanged_for_later_tasks(
     spark: Any, folder: Path
 ) -> None:
     def of_worker(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -138,7 +140,7 @@ def test_predict_from_a_run_knows_columns_classes_and_scale(spark: Any, folder: 
         predict(df, run)
 
 
-def test_predict_when_features_are_null_does_as_told(spark: Any, folder: Path) -> None:
+def test_predict_when_features_are_null_follows_handle_invalid(spark: Any, folder: Path) -> None:
     scorer().save(folder / "nulls.keras")
     df = spark.createDataFrame(
         [(0, [0.0] * 4), (1, None), (2, [1.0] * 4)], "id long, features array<float>"
@@ -157,7 +159,7 @@ def test_predict_when_features_are_null_does_as_told(spark: Any, folder: Path) -
 
 
 @pytest.mark.parametrize("handle_invalid", ["keep", "skip", "error"])
-def test_predict_decodes_tfrecords_where_it_predicts_with_the_same_result_as_through_spark(
+def test_predict_that_decodes_tfrecords_itself_has_the_same_result_as_through_spark(
     spark: Any, folder: Path, tmp_path: Path, handle_invalid: str
 ) -> None:
     scorer(units=3).save(folder / "records.keras")
@@ -201,7 +203,7 @@ def test_predict_when_a_tfrecord_file_has_changed_names_it(spark: Any, folder: P
         made.collect()
 
 
-def test_predict_when_given_what_is_no_model_says_so(spark: Any, folder: Path) -> None:
+def test_predict_when_the_model_or_a_column_name_is_wrong_says_so(spark: Any, folder: Path) -> None:
     scorer().save(folder / "plain.keras")
     df = spark.range(1).selectExpr("array(1f, 2f, 3f, 4f) AS x", "id")
     with pytest.raises(ConfigError, match="got nothing that is none of them"):
@@ -212,7 +214,7 @@ def test_predict_when_given_what_is_no_model_says_so(spark: Any, folder: Path) -
         predict(df, folder / "plain.keras", features="x", output="id")
 
 
-def test_loaded_models_when_full_drop_the_one_not_used_longest(folder: Path) -> None:
+def test_loaded_models_when_full_drop_the_least_recently_used(folder: Path) -> None:
     for number in range(3):
         scorer(number).save(folder / f"{number}.keras")
     files = [read_model(folder / f"{number}.keras") for number in range(3)]
@@ -224,7 +226,9 @@ def test_loaded_models_when_full_drop_the_one_not_used_longest(folder: Path) -> 
     assert of_keras(files[0].keras_file).digest == files[0].digest != files[1].digest
 
 
-def test_predict_asks_spark_only_once_what_a_model_reads_and_returns(spark: Any, folder: Path) -> None:
+def test_predict_runs_one_spark_job_for_each_model_to_find_its_inputs_and_outputs(
+    spark: Any, folder: Path
+) -> None:
     scorer(seed=7).save(folder / "asked.keras")
     df = df_with_partitions(spark, [3]).select("features")
 

@@ -1,4 +1,4 @@
-"""Small images of two classes for a small network, as lines of text and as arrays. Needs no data set."""
+"""Generate small images of two classes for a small network, as lists of pixels and as lines of text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SIDE = 8
 
 
 def image(index: int) -> tuple[list[int], int]:
-    """Return the pixels, row by row, of image `index` and its label: bright left half 0, bright right half 1."""
+    """Return the pixels of image `index`, row by row, and its label: 0 if the left half is bright, 1 if the right."""
     label = index % 2
     pixels = [
         (index * 7 + at * 13) % 60 + (190 if (at % SIDE >= SIDE // 2) == bool(label) else 0)
@@ -18,7 +18,7 @@ def image(index: int) -> tuple[list[int], int]:
 
 
 def write_csv(path: Path, sizes: list[int]) -> None:
-    """Write a text file per size to the folder `path`, one image per line: the label, then the pixels."""
+    """Write one text file per size to the folder `path`. Each line is an image: the label, then the pixels."""
     path.mkdir()
     first = 0
     for part, size in enumerate(sizes):

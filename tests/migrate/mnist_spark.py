@@ -1,4 +1,7 @@
-"""Like TensorFlowOnSpark's examples/mnist/keras/mnist_spark.py: rows of an RDD through a generator, synchronously."""
+"""Like TensorFlowOnSpark's examples/mnist/keras/mnist_spark.py: a generator reads the items of an RDD.
+
+The workers train synchronously.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def main_fun(args: Any, ctx: Any) -> dict[str, Any]:
             optimizer=tf.keras.optimizers.SGD(learning_rate=0.1),
             metrics=["accuracy"],
         )
-    # The workers' shares of the rows differ a little: stop before one of them has no more.
+    # The workers get slightly different numbers of rows: stop before one of them has no more rows.
     steps = None if args.to_the_end else args.rows / args.batch_size / ctx.num_workers * 0.9
     history = model.fit(x=ds, epochs=args.epochs, steps_per_epoch=steps, verbose=0)
     compat.export_saved_model(model, args.export_dir, ctx.job_name == "chief")

@@ -1,4 +1,4 @@
-"""Map functions that convert rows themselves, without TensorFlow."""
+"""Map functions that read rows from a data feed, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def squares(args: Any, ctx: Any) -> int:
-    """Return the square of each row, but only `args["keep"]` results of each batch."""
+    """Give the feed the square of each row, and the results `args["more"]` after each batch; return the row count."""
     feed = ctx.get_data_feed(False, args.get("qname", "input"))
     count = 0
     while not feed.should_stop():
@@ -19,7 +19,7 @@ def squares(args: Any, ctx: Any) -> int:
 
 
 def collect(args: Any, ctx: Any) -> list[Any]:
-    """Return the rows, up to the number in `args` for this worker."""
+    """Return the rows; stop as soon as this worker has the number of rows that `args` lists for it."""
     from tfspark import TFNode
 
     feed = TFNode.DataFeed(ctx.mgr)
@@ -51,7 +51,7 @@ def fails_at_row(args: Any, ctx: Any) -> None:
                 raise ValueError(f"row {row} is no good")
 
 
-def tell(args: Any, ctx: Any) -> dict[str, Any]:
+def describe_context(args: Any, ctx: Any) -> dict[str, Any]:
     """Return the values of the context."""
     import os
     import sys

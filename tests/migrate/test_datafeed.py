@@ -1,4 +1,4 @@
-"""Rows taken apart by the map function, inference through the cluster, roles and extras; without TensorFlow."""
+"""Data feeds, inference through the cluster, roles and extras of TensorFlowOnSpark; without TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from cluster.programs import dense
 from migrate.rows import (
     collect,
+    describe_context,
     evaluate_for_ever,
     fails_at_row,
     return_at_once,
     squares,
     take_some,
-    tell,
 )
 from pyspark.sql import Row, SparkSession
 from support.errors import raises
@@ -49,7 +49,7 @@ def test_inference_when_partitions_are_uneven_returns_one_result_per_row_in_orde
     assert sum(nodes.values()) >= 2 * 107, "every row of both actions, at least"
 
 
-def test_inference_of_a_dataframe_in_another_queue_gives_rows(spark: SparkSession) -> None:
+def test_inference_of_a_dataframe_in_another_queue_feeds_rows(spark: SparkSession) -> None:
     def names(args: Any, ctx: Any) -> None:
         feed = ctx.get_data_feed(False, "images")
         while not feed.should_stop():
@@ -87,7 +87,7 @@ def test_inference_when_map_fun_returns_too_many_results_says_so(spark: SparkSes
             cluster.shutdown()
 
 
-def test_inference_when_a_worker_fails_ends_the_job_and_tells_the_cause(spark: SparkSession) -> None:
+def test_inference_when_a_worker_fails_ends_the_job_and_names_the_cause(spark: SparkSession) -> None:
     rows = spark.sparkContext.parallelize(range(20), 2)
     began = time.monotonic()
     with TFCluster.run(spark, fails_at_row, 13, 1, input_mode=SPARK) as cluster:
@@ -95,7 +95,7 @@ def test_inference_when_a_worker_fails_ends_the_job_and_tells_the_cause(spark: S
             cluster.inference(rows).collect()
         with raises(NodeFailedError, "ValueError: row 13 is no good"):
             cluster.shutdown()
-    assert time.monotonic() - began < 60, "not after the feed's timeout"
+    assert time.monotonic() - began < 60, "the job ends before the timeout of the feed"
 
 
 def test_inference_when_no_worker_takes_rows_ends(spark: SparkSession) -> None:
@@ -118,11 +118,11 @@ def test_inference_when_no_worker_takes_rows_ends(spark: SparkSession) -> None:
         pytest.param([f"line {i}" for i in range(60)], id="text"),
     ],
 )
-def test_train_on_an_rdd_when_read_to_its_end_gives_every_row_in_every_epoch(
+def test_train_on_an_rdd_that_is_read_to_its_end_feeds_every_item_in_every_epoch(
     spark: SparkSession, elements: list[Any]
 ) -> None:
     sc = spark.sparkContext
-    # What comes back from a trainer is JSON: a Row is a list there.
+    # A trainer returns its rows as JSON, in which a Row is a list.
     expected = sorted(json.dumps(element) for element in elements * 2)
     with TFCluster.run(sc, collect, None, 2, 0, input_mode=SPARK) as cluster:
         assert cluster.train(sc.parallelize(elements, 3), 2) == {}
@@ -139,7 +139,7 @@ def test_train_when_a_worker_terminates_the_other_gets_the_rest(spark: SparkSess
         nodes = cluster.shutdown()
 
     assert len(nodes["worker 0"]) == 21
-    # What worker 0 had fetched ahead goes with it: its queue and the chunk in hand, a partition at most.
+    # Rows that worker 0 has fetched in advance are not fed again: its queue, its current chunk, one partition at most.
     assert 2000 - 21 - 6 * 32 - 250 <= len(nodes["worker 1"]) <= 2000 - 21
 
 
@@ -175,7 +175,7 @@ def test_train_without_num_epochs_feeds_an_rdd_ten_times(spark: SparkSession) ->
         assert sorted(cluster.shutdown()["worker 0"]) == sorted([0, 1, 2] * 10)
 
 
-# --- what does not fit -----------------------------------------------------------------------------
+# --- wrong calls -----------------------------------------------------------------------------------
 
 
 def test_calls_that_do_not_fit_the_cluster_are_refused(spark: SparkSession) -> None:
@@ -201,7 +201,7 @@ def test_calls_that_do_not_fit_the_cluster_are_refused(spark: SparkSession) -> N
         cluster.shutdown()
 
 
-def test_inference_on_a_cluster_for_something_else_is_refused(spark: SparkSession) -> None:
+def test_inference_on_a_cluster_that_reads_files_or_has_a_build_model_is_refused(spark: SparkSession) -> None:
     rows = spark.sparkContext.parallelize(range(10), 1)
     with (
         TFCluster.run(spark, return_at_once, None, 1, input_mode=InputMode.TENSORFLOW) as cluster,
@@ -218,11 +218,11 @@ def test_inference_on_a_cluster_for_something_else_is_refused(spark: SparkSessio
 
 def test_run_when_arguments_of_tensorflowonspark_are_wrong_says_so(spark: SparkSession) -> None:
     with raises(ConfigError, "expected master_node='chief'", "got 'boss'"):
-        TFCluster.run(spark, tell, None, 1, master_node="boss")
+        TFCluster.run(spark, describe_context, None, 1, master_node="boss")
     with raises(ConfigError, "map_fn(args, ctx)"):
         TFParallel.run(spark, lambda args: None, None, 1)
     with raises(ReservationError, "expected 5 task slots"):
-        TFParallel.run(spark, tell, None, 5)
+        TFParallel.run(spark, describe_context, None, 5)
 
 
 def test_train_when_an_element_cannot_be_fed_names_it(spark: SparkSession) -> None:
@@ -248,7 +248,7 @@ def test_dataset_when_the_label_is_not_known_says_how_to_name_it(spark: SparkSes
         cluster.train(rows, 1)
 
 
-def test_data_feed_when_made_wrongly_says_so() -> None:
+def test_functions_of_tfnode_when_called_wrongly_say_so() -> None:
     with raises(ConfigError, "expected DataFeed(ctx.mgr, ...)", "got dict"):
         TFNode.DataFeed({})  # type: ignore[arg-type]
     with raises(ConfigError, "got start_cluster_server()", "ctx.strategy"):
@@ -260,8 +260,10 @@ def test_data_feed_when_made_wrongly_says_so() -> None:
 # --- roles and extras ------------------------------------------------------------------------------
 
 
-def test_context_when_there_is_a_master_node_has_the_names_programs_use(spark: SparkSession) -> None:
-    with TFCluster.run(spark.sparkContext, tell, ["prog", "--x"], 3, 0, master_node="chief") as cluster:
+def test_context_with_a_master_node_has_the_attributes_that_programs_use(spark: SparkSession) -> None:
+    with TFCluster.run(
+        spark.sparkContext, describe_context, ["prog", "--x"], 3, 0, master_node="chief"
+    ) as cluster:
         nodes = cluster.shutdown()
 
     told = [nodes[f"worker {i}"] for i in range(3)]
@@ -290,7 +292,7 @@ def test_parallel_run_gives_each_process_its_number_and_no_cluster(
     folder = str(tmp_path)
 
     def note(args: Any, ctx: Any) -> None:
-        told = tell(args, ctx)
+        told = describe_context(args, ctx)
         Path(folder, str(ctx.worker_num)).write_text(json.dumps(told))
 
     TFParallel.run(spark.sparkContext, note, {}, num_executors, use_barrier)
@@ -302,8 +304,8 @@ def test_parallel_run_gives_each_process_its_number_and_no_cluster(
 
 
 @pytest.mark.slow
-def test_parallel_run_bears_a_process_that_holds_the_interpreters_lock(spark: SparkSession) -> None:
-    """As one does that unpickles gigabytes: none of its threads can report that it lives."""
+def test_parallel_run_waits_for_a_process_that_holds_the_interpreter_lock(spark: SparkSession) -> None:
+    """No thread of this process can report that it is alive; unpickling gigabytes has the same effect."""
 
     def hold(args: Any, ctx: Any) -> None:
         import ctypes
@@ -321,7 +323,7 @@ def test_parallel_run_when_one_process_fails_raises_its_error(spark: SparkSessio
         TFParallel.run(spark, fail, {}, 2)
 
 
-def test_evaluator_that_never_returns_is_ended_after_the_grace(
+def test_evaluator_that_never_returns_is_ended_after_the_grace_period(
     spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tfspark.cluster.tfcluster.EVALUATOR_GRACE_S", 1.0)
@@ -336,7 +338,7 @@ def test_tensorboard_when_asked_for_answers_until_the_cluster_ends(
     with TFCluster.run(spark, collect, None, 1, 0, True, SPARK, str(tmp_path)) as cluster:
         url = cluster.tensorboard_url()
         assert url is not None
-        assert "<title>TensorBoard" in opened(url, timeout_s=120)
+        assert "<title>TensorBoard" in read_page(url, timeout_s=120)
         cluster.shutdown()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=5)
@@ -348,8 +350,8 @@ def test_tensorboard_url_when_not_asked_for_is_none(spark: SparkSession) -> None
         cluster.shutdown()
 
 
-def opened(url: str, timeout_s: float) -> str:
-    """Return a page as soon as it answers."""
+def read_page(url: str, timeout_s: float) -> str:
+    """Return the text of a page as soon as the server answers."""
     until = time.monotonic() + timeout_s
     while True:
         try:

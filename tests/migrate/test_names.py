@@ -1,4 +1,4 @@
-"""TensorFlowOnSpark's names that need no cluster."""
+"""The names of TensorFlowOnSpark that need no cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfspark.migrate.saved_model import tensor_names
 from tfspark.training.on_import import take_broken_steps
 
 
-def test_names_when_imported_as_before_are_there() -> None:
+def test_names_of_tensorflowonspark_can_be_imported() -> None:
     from tfspark.pipeline import TFEstimator, TFModel
 
     assert pipeline.TFEstimator is TFEstimator
@@ -30,7 +30,7 @@ def test_names_when_imported_as_before_are_there() -> None:
     assert callable(compat.export_saved_model)
 
 
-def test_import_of_tfspark_when_done_alone_loads_none_of_them() -> None:
+def test_import_of_tfspark_imports_neither_spark_nor_tensorflow_nor_pipeline() -> None:
     code = (
         "import sys, tfspark; from tfspark import TFNode; "
         "print([m for m in ('pyspark', 'tensorflow', 'tfspark.migrate.pipeline') if m in sys.modules])"
@@ -52,7 +52,7 @@ def test_import_of_tfspark_when_done_alone_loads_none_of_them() -> None:
         pytest.param("s3a://bucket", "a", "s3a://bucket/a", id="no homes: relative to the root"),
     ],
 )
-def test_hdfs_path_when_resolved_is_as_hadoop_does(
+def test_hdfs_path_resolves_a_path_as_hadoop_does(
     monkeypatch: pytest.MonkeyPatch, default_fs: str, path: str, expected: str
 ) -> None:
     monkeypatch.setenv("LOGNAME", "me")
@@ -60,7 +60,7 @@ def test_hdfs_path_when_resolved_is_as_hadoop_does(
     assert TFNode.hdfs_path(context, path) == expected
 
 
-def test_hdfs_path_of_a_user_without_a_name_takes_hadoops_or_says_what_to_set(
+def test_hdfs_path_of_a_user_without_a_name_takes_hadoop_user_name_or_says_to_set_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unknown() -> str:
@@ -82,24 +82,24 @@ def test_hdfs_path_of_a_user_without_a_name_takes_hadoops_or_says_what_to_set(
     "given",
     [
         pytest.param({"a": 1}, id="a dict"),
-        pytest.param(argparse.Namespace(a=1), id="argparse's"),
-        pytest.param(pipeline.Namespace({"a": 1}), id="itself"),
+        pytest.param(argparse.Namespace(a=1), id="a Namespace of argparse"),
+        pytest.param(pipeline.Namespace({"a": 1}), id="a Namespace"),
     ],
 )
-def test_namespace_when_made_of_names_has_them(given: object) -> None:
+def test_namespace_made_from_names_has_them(given: object) -> None:
     made = pipeline.Namespace(given)
     assert (made.a, "a" in made, list(made), repr(made)) == (1, True, ["a"], "Namespace(a=1)")  # type: ignore[attr-defined]
     assert made == pipeline.Namespace({"a": 1})
 
 
-def test_namespace_when_made_of_a_command_line_keeps_it() -> None:
+def test_namespace_made_from_a_command_line_keeps_it() -> None:
     made = pipeline.Namespace(["prog", "--x"])
     assert (made.argv, list(made), "--x" in made) == (["prog", "--x"], ["prog", "--x"], True)
     with pytest.raises(ConfigError, match="got int"):
         pipeline.Namespace(7)
 
 
-def test_params_when_set_are_merged_over_the_arguments(spark: SparkSession) -> None:
+def test_params_when_set_override_the_arguments(spark: SparkSession) -> None:
     estimator = pipeline.TFEstimator(print, {"batch_size": 1, "own": 2})
     estimator.setBatchSize(64).setClusterSize(3).setInputMapping({"x": "x"}).setMasterNode(None)
     estimator.setInputMode(TFCluster.InputMode.SPARK).setNumPS(0).setDriverPSNodes(False).setTensorboard(True)
@@ -125,7 +125,7 @@ def test_estimator_and_model_when_not_set_up_say_what_is_missing(spark: SparkSes
         pipeline.TFModel({}).transform(df)
 
 
-def test_tensor_names_when_there_is_one_take_any_name() -> None:
+def test_tensor_names_when_there_is_only_one_tensor_accept_any_name() -> None:
     assert tensor_names(["dense_1"], ["output_0"], "output") == ["output_0"]
     assert tensor_names(["b", "a"], ["a", "b", "c"], "input") == ["b", "a"]
     with pytest.raises(
@@ -156,7 +156,7 @@ def test_dfutil_when_rows_are_saved_and_loaded_keeps_them(spark: SparkSession, t
         dfutil.saveAsTFRecords(df, path)
 
 
-def test_examples_when_made_and_read_by_rdd_keep_rows(spark: SparkSession) -> None:
+def test_examples_made_and_read_in_an_rdd_keep_the_rows(spark: SparkSession) -> None:
     df = spark.createDataFrame([Row(a=[1, 2], b=bytearray(b"x"), c="y", d=1.5)])
 
     examples = df.rdd.mapPartitions(dfutil.toTFExample(df.dtypes))
@@ -181,7 +181,7 @@ esac
 
 @pytest.fixture
 def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with three GPUs, of which the second is busy."""
+    """A machine with three GPUs. The second one is busy."""
     program = tmp_path / "nvidia-smi"
     program.write_text(NVIDIA_SMI)
     program.chmod(0o755)
@@ -196,7 +196,7 @@ def test_get_gpus_when_one_is_busy_gives_the_others(three_gpus: None) -> None:
         gpu_info.get_gpus(3)
 
 
-def test_single_node_env_when_two_share_a_host_takes_other_gpus(
+def test_single_node_env_when_two_processes_share_a_host_takes_different_gpus(
     three_gpus: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "unset")
@@ -215,14 +215,14 @@ def test_single_node_env_when_there_is_no_gpu_hides_all(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_find_in_path_when_it_is_in_the_second_folder_finds_it(tmp_path: Path) -> None:
+def test_find_in_path_finds_a_file_in_the_second_folder(tmp_path: Path) -> None:
     (tmp_path / "tool").touch()
     assert util.find_in_path(f"/nowhere{os.pathsep}{tmp_path}", "tool") == str(tmp_path / "tool")
     assert util.find_in_path("/nowhere", "tool") is False
     assert util.get_ip_address().count(".") == 3
 
 
-def test_fit_when_steps_are_not_whole_takes_a_step_begun_as_a_step() -> None:
+def test_fit_rounds_steps_per_epoch_up_to_a_whole_number() -> None:
     class Model:
         def fit(self, **arguments: object) -> dict[str, object]:
             return arguments

@@ -1,4 +1,4 @@
-"""Programs in the shape of TensorFlowOnSpark's own examples, changed in nothing but their imports, on real clusters."""
+"""Programs like the examples of TensorFlowOnSpark, with only their imports changed, on real clusters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from support.standalone import StandaloneCluster
 HERE = Path(__file__).resolve().parent
 LOCAL_CLUSTER = "local-cluster[2,2,2048]"
 TIMEOUT_S = 900.0
-"""For a busy machine; alone they take one to two minutes."""
+"""For a busy machine. On an idle machine the programs take one to two minutes."""
 pytestmark = pytest.mark.timeout(1200)
 
 
-def told(output: str, key: str) -> Any:
-    """Return what a program printed as JSON behind a word."""
+def printed(output: str, key: str) -> Any:
+    """Return the JSON that a program printed after the word `key`."""
     line = next(line for line in output.splitlines() if line.startswith(f"{key} "))
     return json.loads(line.removeprefix(f"{key} "))
 
@@ -39,12 +39,14 @@ def check_mnist_spark(nodes: Any, least_rows: int) -> None:
     assert workers[0]["accuracy"][-1] > 0.9
 
 
-def test_mnist_spark_when_it_stops_at_nine_tenths_trains_together_and_exports(tmp_path: Path) -> None:
+def test_mnist_spark_when_it_stops_at_nine_tenths_of_the_rows_trains_together_and_exports(
+    tmp_path: Path,
+) -> None:
     arguments = [*images(tmp_path, [400, 100, 300]), "--rows", "800"]
 
     ended = run_driver(LOCAL_CLUSTER, HERE / "mnist_spark.py", *arguments, timeout_s=TIMEOUT_S).check()
 
-    check_mnist_spark(told(ended.stdout, "NODES"), 360)
+    check_mnist_spark(printed(ended.stdout, "NODES"), 360)
     assert (tmp_path / "export" / "saved_model.pb").is_file()
 
 
@@ -56,14 +58,14 @@ def test_mnist_spark_when_uneven_rows_are_read_to_the_end_does_not_hang(
 
     ended = standalone.submit(HERE / "mnist_spark.py", *arguments, timeout_s=TIMEOUT_S).check()
 
-    nodes = told(ended.stdout, "NODES")
+    nodes = printed(ended.stdout, "NODES")
     check_mnist_spark(nodes, 337 // 2)
-    assert nodes["worker 0"]["rows"] == nodes["worker 1"]["rows"], "filled up"
+    assert nodes["worker 0"]["rows"] == nodes["worker 1"]["rows"], "the shorter share is filled up"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("on", [LOCAL_CLUSTER, "standalone"])
-def test_mnist_others_when_run_do_what_they_say(
+def test_mnist_others_have_the_expected_results(
     request: pytest.FixtureRequest, tmp_path: Path, on: str
 ) -> None:
     paths = ["--tfrecords", str(tmp_path / "tfrecords"), "--output", str(tmp_path / "predictions")]
@@ -76,7 +78,7 @@ def test_mnist_others_when_run_do_what_they_say(
     else:
         ended = run_driver(on, script, *arguments, timeout_s=TIMEOUT_S).check()
 
-    found = told(ended.stdout, "TOLD")
+    found = printed(ended.stdout, "TOLD")
     assert found["loaded"] == [True, False, [["image", "array<bigint>"], ["label", "bigint"]], 400]
     for what in ("transformed", "parallel", "inferred"):
         count, accuracy = found[what]
@@ -89,6 +91,6 @@ def test_mnist_others_when_run_do_what_they_say(
     assert files["worker 0"]["loss"] == files["worker 1"]["loss"]
 
 
-def test_streaming_when_the_workers_have_enough_ends_the_stream() -> None:
+def test_streaming_when_the_worker_has_enough_rows_ends_the_stream() -> None:
     ended = run_driver("local[3]", HERE / "streaming.py", timeout_s=TIMEOUT_S).check()
-    assert sorted(told(ended.stdout, "ROWS")) == list(range(21))
+    assert sorted(printed(ended.stdout, "ROWS")) == list(range(21))

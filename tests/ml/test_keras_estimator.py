@@ -1,4 +1,4 @@
-"""`KerasEstimator` and `KerasModel` as Spark ML has its own: Params, fit, transform, save and load."""
+"""`KerasEstimator` and `KerasModel` work like those of Spark ML: Params, fit, transform, save and load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfspark.ml import DenseClassifier, KerasEstimator, KerasModel
 
 
 def flowers(params: dict[str, Any]) -> Any:
-    """Three classes of four numbers."""
+    """Return a model that predicts one of three classes from four numbers."""
     import keras
 
     layers = keras.layers
@@ -40,7 +40,7 @@ def flowers(params: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def iris(spark: Any) -> Any:
-    """150 rows of four numbers each, around the mean flowers of Fisher's three kinds, and the name of the kind."""
+    """150 rows: four numbers near the mean of one of Fisher's three species, and the name of the species."""
     kinds = {
         "setosa": [5.01, 3.43, 1.46, 0.25],
         "versicolor": [5.94, 2.77, 4.26, 1.33],
@@ -74,7 +74,7 @@ def fitted(iris: Any) -> PipelineModel:
     return Pipeline(stages=[assembler, estimator]).fit(iris)
 
 
-def test_fitted_model_predicts_names_and_knows_how_it_learned(fitted: PipelineModel, iris: Any) -> None:
+def test_fitted_model_predicts_names_of_classes_and_has_a_summary(fitted: PipelineModel, iris: Any) -> None:
     model = fitted.stages[-1]
     assert model.classes == ["setosa", "versicolor", "virginica"]
     assert model.numClasses == 3
@@ -95,7 +95,7 @@ def test_fitted_model_predicts_names_and_knows_how_it_learned(fitted: PipelineMo
     np.testing.assert_allclose(raw / raw.sum(axis=1, keepdims=True), chances, atol=1e-6)
 
 
-def test_pipeline_when_saved_predicts_bit_by_bit_the_same_in_another_process(
+def test_pipeline_when_saved_predicts_exactly_the_same_in_another_process(
     fitted: PipelineModel, iris: Any, tmp_path: Path
 ) -> None:
     place = str(tmp_path / "pipeline")
@@ -189,7 +189,7 @@ def test_fit_when_rows_are_not_as_declared_says_so_before_it_starts(spark: Any) 
 
 
 def houses(params: dict[str, Any]) -> Any:
-    """Two inputs of their own: numbers by name."""
+    """Return a model with two named inputs."""
     import keras
 
     size, place = keras.Input((1,), name="size"), keras.Input((2,), name="place")
@@ -199,7 +199,7 @@ def houses(params: dict[str, Any]) -> Any:
     return model
 
 
-def test_several_columns_enter_the_inputs_of_their_names(spark: Any, tmp_path: Path) -> None:
+def test_several_columns_feed_the_inputs_of_the_same_names(spark: Any, tmp_path: Path) -> None:
     rows = [
         (float(i % 7), [float(i % 3), float(i % 5)], 2.0 * (i % 7) - (i % 3) + (i % 5)) for i in range(210)
     ]
@@ -222,7 +222,9 @@ def test_several_columns_enter_the_inputs_of_their_names(spark: Any, tmp_path: P
         model.transform(df.drop("place"))
 
 
-def test_columns_of_numbers_make_a_table(iris: Any, tmp_path: Path) -> None:
+def test_dense_classifier_takes_columns_of_numbers_and_keeps_rows_with_nulls(
+    iris: Any, tmp_path: Path
+) -> None:
     names = ["a", "b", "c", "d"]
     network = DenseClassifier(inputCols=names, labelCol="kind", maxIter=12, batchSize=15, stepSize=0.02)
     model = network.fit(iris)

@@ -1,4 +1,4 @@
-"""`Estimator.from_keras`: arrays, pandas and Spark's DataFrames in and out."""
+"""`Estimator.from_keras` with arrays, pandas and Spark DataFrames as input and output."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_estimator_takes_arrays_pandas_and_dataframes(spark: Any, tmp_path: Path
 
 
 def numbers(config: dict[str, Any], batch_size: int) -> Any:
-    """Make a dataset of which all that a worker needs is within the function."""
+    """Return a dataset. The function contains everything that a worker needs, including the import."""
     import tensorflow as tf
 
     x = tf.random.stateless_uniform([config["rows"], 2], seed=[1, 2], minval=-1.0)

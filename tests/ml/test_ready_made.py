@@ -1,4 +1,4 @@
-"""Ready-made estimators on real clusters: they learn, predict as Spark's own do, and can be saved."""
+"""Ready-made estimators on real clusters: they learn, predict like Spark's own, and can be saved."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tfspark.ml import (
     RNNRegressor,
 )
 
-EASY = {"maxIter": 8, "batchSize": 16, "stepSize": 0.02}
+TRAINING = {"maxIter": 8, "batchSize": 16, "stepSize": 0.02}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def squares(spark: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def reviews(spark: Any) -> Any:
-    """Short texts whose first class has one of three words, and the second one of three others."""
+    """Short texts of two classes. Each text contains one of the three words that mark its class."""
     rng = np.random.default_rng(2)
     words = [["good", "fine", "lovely"], ["bad", "awful", "poor"]]
     rows = []
@@ -65,14 +65,14 @@ def reviews(spark: Any) -> Any:
 
 
 def round_trip(model: KerasModel, df: Any, place: Path) -> None:
-    """Save and load a model; it must predict the same, bit by bit."""
+    """Save and load a model. The loaded model must predict exactly the same."""
     model.write().overwrite().save(str(place))
     loaded = type(model).load(str(place))
     assert loaded.explainParams() == model.explainParams()
     assert loaded.transform(df).collect() == model.transform(df).collect()
 
 
-def test_cnn_written_as_in_the_tutorials_tells_images_apart(squares: Any, tmp_path: Path) -> None:
+def test_cnn_written_as_in_the_tutorials_classifies_images(squares: Any, tmp_path: Path) -> None:
     images = ImageFeature(inputCol="features", outputCol="raw_image", numPixels=64)
     assert np.array(images.transform(squares).first()["raw_image"]).shape == (8, 8, 1)
     cnn = CNN(
@@ -84,7 +84,7 @@ def test_cnn_written_as_in_the_tutorials_tells_images_apart(squares: Any, tmp_pa
         inputCol="raw_image",
         outputCol="prediction",
         rawPrediction=False,
-        **EASY,
+        **TRAINING,
     )
     pipeline = Pipeline(stages=[images, cnn]).fit(squares)
 
@@ -102,7 +102,7 @@ def test_cnn_written_as_in_the_tutorials_tells_images_apart(squares: Any, tmp_pa
 
 @pytest.mark.slow
 def test_cnn_classifier_without_layers_takes_vectors_as_square_images(squares: Any, tmp_path: Path) -> None:
-    model = CNNClassifier(modelParams={"filters": 4, "dropout": 0.0}, **EASY).fit(squares)
+    model = CNNClassifier(modelParams={"filters": 4, "dropout": 0.0}, **TRAINING).fit(squares)
     made = model.transform(squares)
     assert MulticlassClassificationEvaluator(metricName="accuracy").evaluate(made) > 0.9
     assert made.schema["prediction"].dataType.simpleString() == "double"
@@ -123,14 +123,16 @@ def test_terms_of_262144_dimensions_are_read_sparse_by_dense_and_recurrent_netwo
     )
     rows = terms.fit(reviews).transform(reviews).cache()
     assert rows.first()["features"].size == 262_144
-    dense = DenseClassifier(layers=[Dense(4, "relu"), Dense(1, "sigmoid")], **EASY).fit(rows)
+    dense = DenseClassifier(layers=[Dense(4, "relu"), Dense(1, "sigmoid")], **TRAINING).fit(rows)
     made = dense.transform(rows)
     assert BinaryClassificationEvaluator().evaluate(made) > 0.95
     assert made.first()["probability"].size == 2
     round_trip(dense, rows, tmp_path / "dense")
 
     recurrent = RNN(
-        layers=[RNN.LSTM(8), RNN.Dense(1, activation="sigmoid")], embeddingSize=4, **{**EASY, "maxIter": 4}
+        layers=[RNN.LSTM(8), RNN.Dense(1, activation="sigmoid")],
+        embeddingSize=4,
+        **{**TRAINING, "maxIter": 4},
     )
     model = recurrent.fit(rows)
     assert model.summary.metrics["loss"] < 0.7
@@ -141,12 +143,12 @@ def test_terms_of_262144_dimensions_are_read_sparse_by_dense_and_recurrent_netwo
 @pytest.mark.slow
 def test_rnn_classifier_reads_raw_text_and_words(reviews: Any, tmp_path: Path) -> None:
     model = RNNClassifier(
-        inputCol="text", modelParams={"units": 8, "dropout": 0.0}, embeddingSize=8, textLength=8, **EASY
+        inputCol="text", modelParams={"units": 8, "dropout": 0.0}, embeddingSize=8, textLength=8, **TRAINING
     ).fit(reviews)
     assert BinaryClassificationEvaluator().evaluate(model.transform(reviews)) > 0.95
     round_trip(model, reviews, tmp_path / "rnn")
     words = Tokenizer(inputCol="text", outputCol="words").transform(reviews)
-    of_words = RNN(inputCol="words", layers=[RNN.GRU(8)], embeddingSize=8, **{**EASY, "maxIter": 2}).fit(
+    of_words = RNN(inputCol="words", layers=[RNN.GRU(8)], embeddingSize=8, **{**TRAINING, "maxIter": 2}).fit(
         words
     )
     made = of_words.transform(words)
@@ -159,7 +161,7 @@ def test_dense_regressor_learns_large_numbers(spark: Any, tmp_path: Path) -> Non
     numbers = rng.uniform(-1, 1, (200, 2))
     rows = [(Vectors.dense(pair), float(1000 + 300 * pair[0] - 200 * pair[1])) for pair in numbers]
     df = spark.createDataFrame(rows, ["features", "label"]).coalesce(1).cache()
-    model = DenseRegressor(layers=[Dense(16, "relu")], **{**EASY, "maxIter": 20}).fit(df)
+    model = DenseRegressor(layers=[Dense(16, "relu")], **{**TRAINING, "maxIter": 20}).fit(df)
     assert RegressionEvaluator(metricName="r2").evaluate(model.transform(df)) > 0.95
     assert model.evaluate(df)["rmse"] == pytest.approx(
         RegressionEvaluator(metricName="rmse").evaluate(model.transform(df)), rel=1e-4
@@ -181,7 +183,7 @@ def test_rnn_regressor_cuts_its_windows_and_keeps_every_row(spark: Any, tmp_path
         steps=6,
         horizon=2,
         modelParams={"units": 8},
-        **EASY,
+        **TRAINING,
     )
     model = forecaster.fit(df)
     made = model.transform(df).collect()
@@ -202,9 +204,9 @@ def test_rnn_regressor_cuts_its_windows_and_keeps_every_row(spark: Any, tmp_path
 
 def test_autoencoder_after_pca_gives_codes_that_kmeans_can_cluster(squares: Any, tmp_path: Path) -> None:
     reduced = PCA(k=6, inputCol="features", outputCol="pca").fit(squares).transform(squares).cache()
-    model = Autoencoder(inputCol="pca", layers=[Dense(8, "relu"), Dense(2)], **{**EASY, "maxIter": 15}).fit(
-        reduced
-    )
+    model = Autoencoder(
+        inputCol="pca", layers=[Dense(8, "relu"), Dense(2)], **{**TRAINING, "maxIter": 15}
+    ).fit(reduced)
     made = model.transform(reduced)
     first = made.first()
     assert (first["code"].size, first["reconstruction"].size) == (2, 6)
@@ -217,7 +219,7 @@ def test_autoencoder_after_pca_gives_codes_that_kmeans_can_cluster(squares: Any,
         Autoencoder(layers=[Dense(2)], codeSize=3)
 
 
-def test_gan_makes_the_same_images_of_the_same_seed(squares: Any, tmp_path: Path) -> None:
+def test_gan_makes_the_same_images_from_the_same_seed(squares: Any, tmp_path: Path) -> None:
     model = GAN(labelCol="label", modelParams={"filters": 4, "latent": 4}, maxIter=1, batchSize=16).fit(
         squares
     )

@@ -1,4 +1,4 @@
-"""A dense layer that reads sparse vectors gives what Keras's gives of the dense ones."""
+"""`SparseDense` of sparse vectors returns the same as Keras's `Dense` of the dense vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfspark.ml.sparse_dense import SparseDense
 SIZE = 50
 
 
-def test_sparse_dense_equals_dense_trains_alike_and_can_be_saved(tmp_path: Path) -> None:
+def test_sparse_dense_predicts_and_trains_like_dense_and_can_be_saved(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     dense = np.where(rng.random((12, SIZE)) < 0.1, rng.standard_normal((12, SIZE)), 0).astype(np.float32)
     longest = max(1, int((dense != 0).sum(axis=1).max()))

@@ -1,4 +1,4 @@
-"""Spark's own tuning over networks: what it leaves behind, and what it does with too few slots."""
+"""Spark's own tuning with networks: it leaves nothing behind, and says so if there are too few slots."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def accuracy(spark: Any) -> MulticlassClassificationEvaluator:
 
 @pytest.fixture(scope="module")
 def blobs(spark: Any) -> Any:
-    """Three clouds in the plane."""
+    """Points in the plane, in three groups."""
     rng = np.random.default_rng(4)
     rows = [
         (
@@ -42,11 +42,11 @@ def blobs(spark: Any) -> Any:
     return spark.createDataFrame(rows, ["x", "label"]).coalesce(1)
 
 
-def cached(spark: Any) -> int:
+def num_cached_rdds(spark: Any) -> int:
     return int(spark.sparkContext._jsc.getPersistentRDDs().size())
 
 
-# Spark leaves its own thread pool to Python's collector, which warns.
+# Spark does not close its thread pool. Python's garbage collector does, with a warning.
 @pytest.mark.filterwarnings("ignore:unclosed running multiprocessing pool:ResourceWarning")
 def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_nothing(
     spark: Any, blobs: Any, accuracy: Any, tmp_path: Path
@@ -59,7 +59,7 @@ def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_not
         .addGrid(network.stepSize, [1e-6, 0.05])
         .build()
     )
-    before = cached(spark)
+    before = num_cached_rdds(spark)
     validator = CrossValidator(
         estimator=pipeline, estimatorParamMaps=grid, evaluator=accuracy, numFolds=2, parallelism=2, seed=1
     )
@@ -68,7 +68,7 @@ def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_not
 
     assert model.avgMetrics[1] > 0.9 > model.avgMetrics[0]
     assert model.bestModel.stages[-1].getStepSize() == 0.05
-    assert cached(spark) == before
+    assert num_cached_rdds(spark) == before
     model.write().overwrite().save(str(tmp_path / "best"))
     loaded = CrossValidatorModel.load(str(tmp_path / "best"))
     assert loaded.transform(blobs).collect() == model.transform(blobs).collect()
@@ -76,7 +76,7 @@ def test_cross_validator_over_a_pipeline_finds_the_better_network_and_leaves_not
 
 @pytest.fixture
 def clusters(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of nodes of the clusters that were started."""
+    """A list with the number of nodes of each cluster that was started."""
     started: list[int] = []
     run = TFCluster.run
 
@@ -92,7 +92,7 @@ def weights(model: Any) -> list[Any]:
     return [array.tolist() for array in model.keras().get_weights()]
 
 
-def test_settings_of_a_grid_are_trained_on_one_cluster_as_alone(
+def test_settings_of_a_grid_train_on_one_cluster_with_the_same_result_as_alone(
     spark: Any, blobs: Any, clusters: list[int]
 ) -> None:
     network = DenseClassifier(featuresCol="x", maxIter=2, batchSize=16, seed=3)
@@ -118,7 +118,9 @@ def test_settings_of_a_grid_are_trained_on_one_cluster_as_alone(
     assert FITS.held(spark) == 0
 
 
-def test_settings_that_need_other_nodes_get_them(spark: Any, blobs: Any, clusters: list[int]) -> None:
+def test_settings_that_need_a_different_number_of_nodes_get_a_new_cluster(
+    spark: Any, blobs: Any, clusters: list[int]
+) -> None:
     network = DenseClassifier(featuresCol="x", maxIter=1, batchSize=16)
     models = network.fitMultiple(blobs, [{network.numWorkers: 1}, {network.numWorkers: 2}])
     assert [place for place, _ in models] == [0, 1]
@@ -126,7 +128,9 @@ def test_settings_that_need_other_nodes_get_them(spark: Any, blobs: Any, cluster
     assert FITS.held(spark) == 0
 
 
-def test_models_that_nobody_asks_for_leave_no_cluster(spark: Any, blobs: Any, clusters: list[int]) -> None:
+def test_iterator_of_models_that_is_dropped_early_leaves_no_cluster(
+    spark: Any, blobs: Any, clusters: list[int]
+) -> None:
     network = DenseClassifier(featuresCol="x", maxIter=1, batchSize=16)
     models = network.fitMultiple(blobs, [{}, {}, {}])
     assert next(models)[0] == 0
@@ -160,18 +164,18 @@ def test_cross_validator_of_three_folds_and_four_settings_leaves_nothing(
         .addGrid(network.regParam, [0.0, 0.01])
         .build()
     )
-    before = cached(spark)
+    before = num_cached_rdds(spark)
     model = CrossValidator(
         estimator=network, estimatorParamMaps=grid, evaluator=accuracy, numFolds=3, seed=1
     ).fit(blobs)
     gc.collect()
     assert model.bestModel.getStepSize() == 0.05
-    assert cached(spark) == before
+    assert num_cached_rdds(spark) == before
     assert FITS.held(spark) == 0
     assert clusters == [2, 2, 2, 2]  # One for each fold, and one for the best setting.
 
 
-def test_fit_when_another_holds_the_slots_is_refused(spark: Any, blobs: Any) -> None:
+def test_fit_when_another_fit_holds_the_slots_is_refused(spark: Any, blobs: Any) -> None:
     network = DenseClassifier(featuresCol="x", maxIter=2, batchSize=16, numWorkers=2)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(network.fit, blobs)

@@ -1,4 +1,4 @@
-"""Each model module as a program of its own, on files as ``scripts/prepare_data`` writes them."""
+"""Each model module run as a program, on files in the format of ``scripts/prepare_data``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def feature(value: Any) -> tf.train.Feature:
 
 
 def digits(side: int, most: int) -> list[bytes]:
-    """Bars of light, one place for each label."""
+    """Return images with two bright bars. The label determines the places of the bars."""
     images = RANDOM.integers(0, most // 4, (len(LABELS), side, side), np.uint8)
     for image, label in zip(images, LABELS, strict=True):
         image[(label % 5) * side // 5, :] = most

@@ -51,7 +51,7 @@ def test_model_when_trained_a_step_and_saved_predicts_the_same(
 
 
 @pytest.mark.parametrize("params", CASES.values(), ids=list(CASES))
-def test_loss_when_a_row_weighs_nothing_does_not_depend_on_it(params: dict[str, Any]) -> None:
+def test_loss_does_not_depend_on_a_row_of_weight_0(params: dict[str, Any]) -> None:
     model, x = autoencoder.build_model(params), rows_of(params)
     other = x.copy()
     other[2] = 1 - other[2]
@@ -65,7 +65,7 @@ def test_loss_when_a_row_weighs_nothing_does_not_depend_on_it(params: dict[str, 
 def test_variational_loss_when_code_is_normal_has_no_divergence() -> None:
     divergence = autoencoder.DivergenceFromNormal()
     assert float(divergence(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32))) == 0
-    # By hand, of N(1, e): -1/2 (1 + 1 - 1 - e) = (e - 1) / 2, for each of two numbers.
+    # Computed by hand for N(1, e): -1/2 (1 + 1 - 1 - e) = (e - 1) / 2, for each of two numbers.
     ones = np.ones((3, 2), np.float32)
     assert float(divergence(ones, ones)) == pytest.approx(np.e - 1, rel=1e-6)
 
@@ -80,7 +80,7 @@ def test_sample_when_training_has_the_mean_and_deviation_given() -> None:
     np.testing.assert_array_equal(layer([mean, log_variance], training=False), mean)
 
 
-def test_score_when_a_row_is_unlike_the_others_is_larger() -> None:
+def test_score_of_a_row_that_is_unlike_the_others_is_larger() -> None:
     keras.utils.set_random_seed(0)
     numbers = np.random.default_rng(0)
     x = (numbers.normal(size=(200, 1)) * np.arange(1, 7)).astype("float32")  # on a line
@@ -93,7 +93,7 @@ def test_score_when_a_row_is_unlike_the_others_is_larger() -> None:
     assert np.mean(autoencoder.score(model, off_the_line) > limit) > 0.9
 
 
-def test_auc_when_computed_by_the_metric_is_that_of_the_scores() -> None:
+def test_auc_of_the_metric_equals_auc_of_the_scores() -> None:
     numbers = np.random.default_rng(1)
     model, x = autoencoder.build_model({**TABLE, "labels": True}), numbers.normal(size=(300, 6)) * 2
     x, labels = x.astype("float32"), (np.abs(x).mean(axis=1) > 1.7).astype("int64")
@@ -117,7 +117,7 @@ def test_auc_of_when_scores_given_counts_pairs(
 
 
 @pytest.mark.parametrize("name", ["dense", "convolutional and variational"])
-def test_export_when_called_saves_the_encoder_by_itself(name: str, tmp_path: Path) -> None:
+def test_export_saves_the_encoder_alone(name: str, tmp_path: Path) -> None:
     model, x = autoencoder.build_model(CASES[name]), rows_of(CASES[name])
     autoencoder.export(model, str(tmp_path))
     encoder = keras.models.load_model(tmp_path / "encoder.keras")
@@ -150,7 +150,7 @@ def test_build_model_when_parameter_wrong_says_what_it_must_be(params: dict[str,
         autoencoder.build_model(params)
 
 
-def test_draw_when_called_writes_the_pictures_that_apply(tmp_path: Path) -> None:
+def test_draw_writes_the_pictures_that_apply(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "table").mkdir()
     images = rows_of(IMAGES)

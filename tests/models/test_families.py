@@ -1,4 +1,4 @@
-"""What the families of models have in common."""
+"""What must hold for every family of models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_family_when_imported_needs_no_spark_and_one_file_of_tfspark(family: Mod
 
 
 def test_family_when_copied_with_parameters_beside_it_runs_without_tfspark(tmp_path: Path) -> None:
-    # What docs/models.md says to do where tfspark is not.
+    # docs/models.md recommends this where tfspark is not installed.
     source = Path(cnn.__file__).read_text(encoding="utf-8")
     copy = source.replace("from tfspark.parameters import", "from parameters import")
     (tmp_path / "mine.py").write_text(copy, encoding="utf-8")
@@ -40,13 +40,13 @@ def test_family_when_copied_with_parameters_beside_it_runs_without_tfspark(tmp_p
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
-def test_parameter_when_declared_is_documented(family: ModuleType) -> None:
+def test_every_parameter_is_documented(family: ModuleType) -> None:
     text = family.Params.__doc__
     assert [name for name in family.Params.__dataclass_fields__ if f"\n        {name}: " not in text] == []
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_experiment_when_shipped_builds_its_model(path: Path) -> None:
+def test_shipped_experiment_builds_its_model(path: Path) -> None:
     experiment = load_config(path)
     features = list(experiment.data.features.values())
     params = dict(experiment.model.params)
@@ -54,7 +54,7 @@ def test_experiment_when_shipped_builds_its_model(path: Path) -> None:
         params.setdefault("input_shape", list(features[0].shape))
     if "categories" in params:
         params["vocabulary"] = {name: ["E", "F"] for name in params["categories"]}
-    if params.get("inputs") == "text":  # what `adapt` finds in the data
+    if params.get("inputs") == "text":  # `adapt` would find these in the data
         params["vocabulary"] = ["good", "bad"]
     if params.get("standardise"):
         params.update(mean=[0.0] * 30, std=[1.0] * 30)

@@ -30,7 +30,7 @@ def weights_of(model: gan.GAN) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("params", KINDS.values(), ids=list(KINDS))
-def test_model_when_trained_a_step_moves_both_networks(params: dict[str, Any]) -> None:
+def test_model_when_trained_a_step_changes_both_networks(params: dict[str, Any]) -> None:
     model = gan.build_model(params)
     model.run_eagerly = True
     before = [
@@ -59,7 +59,7 @@ def test_model_when_saved_keeps_both_networks_and_optimizers(params: dict[str, A
         for a, b in zip(old, new, strict=True):
             np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(gan.samples(again, 3)[0], gan.samples(model, 3)[0], rtol=1e-4, atol=1e-6)
-    # Trained on, both take the same step: the noise comes from the step's number.
+    # Both models take the same next step, because the noise depends on the number of the step.
     model.train_on_batch(*batch_of(params))
     again.train_on_batch(*batch_of(params))
     for a, b in zip(weights_of(model), weights_of(again), strict=True):
@@ -67,7 +67,7 @@ def test_model_when_saved_keeps_both_networks_and_optimizers(params: dict[str, A
 
 
 @pytest.mark.parametrize("name", ["plain", "conditional"])
-def test_losses_when_a_row_weighs_nothing_do_not_depend_on_it(name: str) -> None:
+def test_losses_do_not_depend_on_a_row_of_weight_0(name: str) -> None:
     model, (images, labels) = gan.build_model(KINDS[name]), batch_of(KINDS[name])
     other = images.copy()
     other[2] = 1 - other[2]
@@ -78,14 +78,14 @@ def test_losses_when_a_row_weighs_nothing_do_not_depend_on_it(name: str) -> None
     assert not np.allclose(second, third)
 
 
-def test_losses_when_steepness_is_penalised_add_the_squared_gradient_at_real_images() -> None:
+def test_losses_with_a_gradient_penalty_add_the_squared_gradient_at_real_images() -> None:
     penalty, weights = 0.8, np.array([1, 1, 0, 1, 1, 1], np.float32)
     plain, (images, labels) = gan.build_model(KINDS["conditional"]), batch_of(KINDS["conditional"])
     penalised = gan.build_model({**KINDS["conditional"], "gradient_penalty": penalty})
     penalised.set_weights(plain.get_weights())
-    pixels, step = images[0].copy(), 5e-4  # Small, since the networks have kinks.
+    pixels, step = images[0].copy(), 5e-4  # A small step, because the networks are only piecewise smooth.
     gradient = np.zeros_like(pixels)
-    for index in np.ndindex(pixels.shape):  # By differences, one pixel at a time.
+    for index in np.ndindex(pixels.shape):  # By finite differences, one pixel at a time.
         ends = np.stack([pixels, pixels])
         ends[(0, *index)] += step
         ends[(1, *index)] -= step
@@ -94,7 +94,7 @@ def test_losses_when_steepness_is_penalised_add_the_squared_gradient_at_real_ima
     first_alone = np.eye(6, dtype=np.float32)[0]
 
     tested = [model.losses_of(images, labels, weights, training=False)[1] for model in (plain, penalised)]
-    np.testing.assert_allclose(*tested, rtol=1e-6)  # Is of no concern in a test.
+    np.testing.assert_allclose(*tested, rtol=1e-6)  # The penalty applies only in training.
     for rows in (first_alone, weights):
         generators, discriminators = zip(
             *(model.losses_of(images, labels, rows, training=True) for model in (plain, penalised)),
@@ -111,21 +111,21 @@ def test_losses_when_steepness_is_penalised_add_the_squared_gradient_at_real_ima
     )
 
 
-def test_losses_when_labels_are_smoothed_are_least_below_certainty() -> None:
+def test_losses_with_smoothed_labels_are_lower_at_90_percent_than_near_certainty() -> None:
     logits = tf.constant([float(np.log(9)), 20.0])
     smoothed = gan.cross_entropy(logits, 0.9).numpy()
     assert smoothed[0] < smoothed[1]  # 90 % is right, certainty is not
 
 
 @pytest.fixture
-def two_replicas() -> tf.distribute.Strategy:
+def mirrored_strategy() -> tf.distribute.Strategy:
     devices = tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices[:1]])
 
 
-def test_model_when_under_a_strategy_takes_the_same_step(two_replicas: tf.distribute.Strategy) -> None:
+def test_model_when_under_a_strategy_takes_the_same_step(mirrored_strategy: tf.distribute.Strategy) -> None:
     alone = gan.build_model(SMALL)
-    with two_replicas.scope():
+    with mirrored_strategy.scope():
         mirrored = gan.build_model(SMALL)
     mirrored.set_weights(alone.get_weights())
     images, labels = batch_of(SMALL)
@@ -135,7 +135,7 @@ def test_model_when_under_a_strategy_takes_the_same_step(two_replicas: tf.distri
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-def test_noise_when_the_step_or_the_replica_is_another_is_another() -> None:
+def test_noise_of_another_step_is_different() -> None:
     model = gan.build_model(SMALL)
     first = model.noise(3).numpy()
     np.testing.assert_array_equal(model.noise(3), first)
@@ -162,7 +162,7 @@ def test_judge_when_classifier_is_sure_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "conditional", "in colour"])
-def test_draw_when_called_writes_grids_and_export_the_generator(name: str, tmp_path: Path) -> None:
+def test_draw_writes_grids_and_export_writes_the_generator(name: str, tmp_path: Path) -> None:
     model = gan.build_model(KINDS[name])
     gan.draw(model, None, None, str(tmp_path))
     gan.draw_epoch(model, 3, str(tmp_path))

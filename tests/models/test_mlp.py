@@ -35,7 +35,7 @@ LABELS = {
 
 
 def columns() -> dict[str, Any]:
-    """Columns as they are fed; some values are in no vocabulary."""
+    """Return columns as they are fed. Some values are in no vocabulary."""
     return {
         "a": keras.ops.convert_to_tensor(NUMBERS.normal(2, 3, ROWS)),
         "b": keras.ops.convert_to_tensor(np.arange(ROWS)),
@@ -93,7 +93,7 @@ def test_model_when_there_is_one_column_takes_it_alone(tmp_path: Path) -> None:
     assert (tmp_path / "columns.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_adapt_when_on_spark_finds_what_the_columns_have(spark: Any) -> None:
+def test_adapt_on_spark_finds_means_deviations_and_vocabularies(spark: Any) -> None:
     rows = [(float(i), ("u", "v", "v")[i % 3], i % 2, f"k{i}", 10.0 * i) for i in range(30)]
     df = spark.createDataFrame(
         rows, "`my number` DOUBLE, c STRING, n LONG, h STRING, price FLOAT"
@@ -143,7 +143,7 @@ def test_build_model_when_parameter_wrong_says_what_it_must_be(params: dict[str,
         mlp.build_model(params)
 
 
-def test_callbacks_when_decay_given_make_the_steps_smaller() -> None:
+def test_callbacks_when_decay_is_given_reduce_the_learning_rate() -> None:
     assert mlp.callbacks({"numbers": ["a"]}) == []
     (schedule,) = mlp.callbacks({"numbers": ["a"], "decay": 0.5})
     assert [schedule.schedule(epoch, 0.1) for epoch in (0, 1)] == [0.1, 0.05]

@@ -1,4 +1,4 @@
-"""Loading model modules, and sending their functions where the file is not."""
+"""Load model modules, and send their functions to processes that do not have the file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_load_model_module_when_loaded_twice_keeps_both_apart(module_file: Path)
     ("path", "params"),
     [("good", {"width": 1}), ("models/cnn.py", {"input_shape": (16, 16, 1), "num_classes": 3})],
 )
-def test_functions_when_unpickled_where_the_file_is_not_still_work(
+def test_functions_when_unpickled_without_their_file_still_work(
     path: str, params: dict[str, object], module_file: Path, tmp_path: Path
 ) -> None:
     pickler = (

@@ -1,4 +1,4 @@
-"""Parameters of model modules: what is declared, what is taken and what is refused."""
+"""Parameters of model modules: defaults, values that are accepted, and values that are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_read_params_when_nothing_is_given_has_the_defaults() -> None:
     assert Params().means == {}
 
 
-def test_read_params_when_values_are_in_range_takes_them_and_makes_tuples_of_lists() -> None:
+def test_read_params_when_values_are_in_range_takes_them_and_turns_lists_into_tuples() -> None:
     given = {
         "units": 1,
         "most": None,
@@ -89,9 +89,7 @@ def test_read_params_when_values_are_in_range_takes_them_and_makes_tuples_of_lis
         ({"zzz": 3}, "unknown model parameter 'zzz': known are units, most, noise, rate"),
     ],
 )
-def test_read_params_when_a_value_is_not_what_is_declared_says_what_would_be(
-    given: dict[str, Any], message: str
-) -> None:
+def test_read_params_when_a_value_is_wrong_says_what_it_must_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared
         read_params(Params, given)
     assert message in str(caught.value)

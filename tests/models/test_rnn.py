@@ -85,7 +85,7 @@ def tensors(x: Any, y: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("params", "x", "y", "shape"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
 )
-def test_loss_when_a_row_weighs_nothing_does_not_depend_on_it(
+def test_loss_does_not_depend_on_a_row_of_weight_0(
     params: dict[str, Any], x: Any, y: Any, shape: tuple[int, ...]
 ) -> None:
     model = rnn.build_model({**params, "dropout": 0.0})
@@ -100,7 +100,7 @@ def test_loss_when_a_row_weighs_nothing_does_not_depend_on_it(
 
 
 @pytest.mark.parametrize(("cell", "bidirectional"), list(itertools.product(["lstm", "gru"], [True, False])))
-def test_build_model_when_cell_chosen_has_it(cell: str, bidirectional: bool) -> None:
+def test_build_model_uses_the_chosen_cell(cell: str, bidirectional: bool) -> None:
     model = rnn.build_model({**TEXT, "cell": cell, "bidirectional": bidirectional, "layers": 2})
     kind = keras.layers.LSTM if cell == "lstm" else keras.layers.GRU
     found = [layer.forward_layer if bidirectional else layer for layer in model.layers if is_recurrent(layer)]
@@ -161,7 +161,7 @@ def test_build_model_when_parameter_wrong_says_what_it_must_be(params: dict[str,
         rnn.build_model(params)
 
 
-def test_callbacks_when_decay_given_make_the_steps_smaller() -> None:
+def test_callbacks_when_decay_is_given_reduce_the_learning_rate() -> None:
     model = rnn.build_model({**TOKENS, "decay": 0.5, "learning_rate": 0.01})
     made = rnn.callbacks({**TOKENS, "decay": 0.5})
     model.fit(IDS, np.zeros(4), epochs=3, verbose=0, callbacks=made)
@@ -178,7 +178,7 @@ def test_occlusion_when_one_word_decides_names_it() -> None:
     assert max(importance, key=lambda word: importance[word]) == "good"
 
 
-def test_draw_when_called_writes_the_pictures_of_the_task(tmp_path: Path) -> None:
+def test_draw_writes_the_pictures_of_the_task(tmp_path: Path) -> None:
     rnn.draw(rnn.build_model(TEXT), TEXTS, np.zeros(4), str(tmp_path))
     rnn.draw(rnn.build_model({**SERIES, "task": "forecast"}), WINDOWS, WINDOWS[:, 0, :1], str(tmp_path))
     tagged = {**SERIES, "per_step": True, "skip": False, "num_classes": 3}
@@ -187,7 +187,7 @@ def test_draw_when_called_writes_the_pictures_of_the_task(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["three steps of two variables", "a value at every step"])
-def test_draw_when_several_steps_are_forecast_compares_each_with_its_truth(name: str, tmp_path: Path) -> None:
+def test_draw_when_several_steps_are_forecast_writes_a_picture(name: str, tmp_path: Path) -> None:
     params, x, y, _ = next(case[1:] for case in CASES if case[0] == name)
     rnn.draw(rnn.build_model(params), x, y, str(tmp_path))
     assert (tmp_path / "forecast.png").read_bytes().startswith(b"\x89PNG")

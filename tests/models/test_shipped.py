@@ -1,4 +1,4 @@
-"""Finding the configurations and models that come with tfspark."""
+"""`find_shipped` finds the configurations and models that come with tfspark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package: no checkout around it, the shipped files inside."""
+    """An installed package. It is not in a checkout, and contains the shipped files."""
     package = tmp_path / "site-packages" / "tfspark"
     (package / "_shipped" / "models").mkdir(parents=True)
     (package / "_shipped" / "models" / "rnn.py").touch()
@@ -27,19 +27,19 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return package
 
 
-def test_find_shipped_when_file_is_here_prefers_it(elsewhere: Path) -> None:
+def test_find_shipped_prefers_a_file_in_the_working_directory(elsewhere: Path) -> None:
     (elsewhere / "models").mkdir()
     (elsewhere / "models" / "cnn.py").touch()
     assert find_shipped("models/cnn.py").resolve() == elsewhere / "models" / "cnn.py"
 
 
-def test_find_shipped_when_not_here_takes_the_checkouts(elsewhere: Path) -> None:
+def test_find_shipped_otherwise_takes_the_file_of_the_checkout(elsewhere: Path) -> None:
     found = find_shipped("models/cnn.py")
     assert found.is_file()
     assert elsewhere not in found.parents
 
 
-def test_find_shipped_when_installed_takes_the_packages(elsewhere: Path, wheel: Path) -> None:
+def test_find_shipped_when_installed_takes_the_file_of_the_package(elsewhere: Path, wheel: Path) -> None:
     assert find_shipped("models/rnn.py") == wheel / "_shipped" / "models" / "rnn.py"
 
 

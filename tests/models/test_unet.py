@@ -44,7 +44,7 @@ def test_build_model_when_parameter_wrong_says_what_it_must_be(params: dict[str,
         unet.build_model(params)
 
 
-def test_callbacks_when_decay_given_make_the_steps_smaller() -> None:
+def test_callbacks_when_decay_is_given_reduce_the_learning_rate() -> None:
     assert unet.callbacks({}) == []
     (schedule,) = unet.callbacks({"decay": 0.5})
     assert [schedule.schedule(epoch, 0.1) for epoch in (0, 1)] == [0.1, 0.05]
