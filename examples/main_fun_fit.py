@@ -1,8 +1,8 @@
-"""Train with a loop of your own: main_fun(args, ctx) runs on every node and calls model.fit itself.
+"""Train with your own loop: main_fun(args, ctx) runs on every node and calls model.fit itself.
 
     python examples/main_fun_fit.py
 
-The data are made by Spark: points in a square, labelled by whether they lie in a circle.
+Spark generates the data: points in a square. The label says whether a point lies in a circle.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tfspark import TFCluster
 
 
 def main_fun(args: argparse.Namespace, ctx: Any) -> dict[str, Any]:
-    """Build, compile and fit; what it returns must be JSON and comes back from shutdown()."""
+    """Build, compile and fit. The returned value must be JSON; shutdown() returns it to the driver."""
     import keras
 
     keras.utils.set_random_seed(ctx.seed)
-    with ctx.strategy.scope():  # before anything else of TensorFlow, on every worker
+    with ctx.strategy.scope():  # must come before any other use of TensorFlow, on every worker
         model = keras.Sequential(
             [
                 keras.Input((2,)),
@@ -46,7 +46,7 @@ def circle(spark: SparkSession, num_rows: int) -> DataFrame:
 
 
 def main() -> None:
-    """Feed the same number of epochs as main_fun asks for."""
+    """Feed as many epochs as main_fun trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rows", type=int, default=8000)
@@ -58,7 +58,7 @@ def main() -> None:
         cluster.train(circle(spark, args.rows), args.epochs, batch_size=64)
         results = cluster.shutdown()
     finally:
-        cluster.stop()  # ends what a failure left running; harmless after shutdown()
+        cluster.stop()  # after a failure, this ends what still runs; it is harmless after shutdown()
     for name, result in results.items():
         print(name, [round(accuracy, 3) for accuracy in result["accuracy"]])
     spark.stop()

@@ -3,7 +3,7 @@
     tfspark prepare-data mnist_5k
     python examples/ml_autoencoder_kmeans.py
 
-Purity is the share of images whose cluster's most frequent digit is their own. The labels are not trained on.
+Purity is the share of images whose digit is the most frequent digit of their cluster. Training does not use the labels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def purity(clusters: DataFrame) -> float:
 
 
 def main() -> None:
-    """Cluster by codes and by the principal components themselves."""
+    """Cluster the digits by their codes, and by their principal components."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/mnist_5k/images", help="directory of TFRecord files")
     parser.add_argument("--epochs", type=int, default=20)

@@ -3,7 +3,7 @@
     tfspark prepare-data mnist_5k
     python examples/ml_cnn_digits.py
 
-The images are written as libsvm files first, as the digits of many Spark tutorials are.
+The program first writes the images as libsvm files, the format of the digits in many Spark tutorials.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfspark.ml import CNN, ImageFeature
 
 
 def digits(spark: SparkSession, images: str, folder: Path) -> DataFrame:
-    """Return the digits of libsvm files, which are written if they are not there: ``label`` and ``features``."""
+    """Return ``label`` and ``features`` of the digits in libsvm files. Write the files if they do not exist."""
     if not folder.exists():
         tfrecord.register(spark)
         rows = spark.read.format("tfrecord").schema("image BINARY, label LONG").load(images)
@@ -35,7 +35,7 @@ def digits(spark: SparkSession, images: str, folder: Path) -> DataFrame:
 
 
 def main() -> None:
-    """Train on four fifths, and print the accuracy on the others."""
+    """Train on four fifths of the images, and print the accuracy on the others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/mnist_5k/images", help="directory of TFRecord files")
     parser.add_argument(

@@ -3,7 +3,7 @@
     tfspark prepare-data mnist_5k breast_cancer
     python examples/ml_comparison.py
 
-Prints a table in Markdown: accuracy on rows set aside, and seconds of the fit.
+Prints a Markdown table with the accuracy on rows that are not for training, and the seconds of the fit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def digits(spark: SparkSession, path: str) -> DataFrame:
 
 
 def tumours(spark: SparkSession, root: str) -> DataFrame:
-    """Return the 30 measures of 569 tumours, and 1 for malignant."""
+    """Return the 30 measures of 569 tumours, and a label: 1 for malignant."""
     reader = spark.read.format("tfrecord").schema("measures ARRAY<FLOAT>, malignant LONG")
     rows = reader.load(f"{root}/fold_1/train").union(reader.load(f"{root}/fold_1/test"))
     features = array_to_vector(rows["measures"].cast("array<double>"))
@@ -45,7 +45,7 @@ def tumours(spark: SparkSession, root: str) -> DataFrame:
 
 
 def classifiers(is_image: bool, epochs: int) -> list[tuple[str, Any]]:
-    """Return what is compared, by name."""
+    """Return the names and the classifiers to compare."""
     training = {"maxIter": epochs, "blockSize": 64, "numWorkers": 2}
     svm = LinearSVC(maxIter=20, regParam=0.01)
     dense = DenseClassifier(
@@ -68,7 +68,7 @@ def classifiers(is_image: bool, epochs: int) -> list[tuple[str, Any]]:
 
 
 def main() -> None:
-    """Fit everything on four fifths, and print the table."""
+    """Fit every classifier on four fifths of the rows, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--digits", default="data/mnist_5k/images", help="directory of TFRecord files")
     parser.add_argument("--tumours", default="data/breast_cancer", help="directory of TFRecord files")

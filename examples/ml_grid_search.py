@@ -3,7 +3,7 @@
     tfspark prepare-data breast_cancer
     python examples/ml_grid_search.py
 
-The settings of a fold are trained on one running cluster, one after the other.
+All settings of a fold are trained on the same cluster, one after another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tfspark.ml import Dense, DenseClassifier
 
 
 def tumours(spark: SparkSession, root: str) -> DataFrame:
-    """Return all 569 tumours, each once: ``features`` and ``label``, 1 for malignant."""
+    """Return ``features`` and ``label`` of all 569 tumours; the label is 1 for malignant."""
     tfrecord.register(spark)
     reader = spark.read.format("tfrecord").schema("measures ARRAY<FLOAT>, malignant LONG")
     rows = reader.load(f"{root}/fold_1/train").union(reader.load(f"{root}/fold_1/test"))
@@ -29,7 +29,7 @@ def tumours(spark: SparkSession, root: str) -> DataFrame:
 
 
 def main() -> None:
-    """Search, and print what each setting scored."""
+    """Search the grid, and print the score of each setting."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/breast_cancer", help="directory of TFRecord files")
     parser.add_argument("--epochs", type=int, default=15)

@@ -1,10 +1,10 @@
-"""Tell good film reviews from bad ones by recurrent networks: on terms of HashingTF and IDF, and on the raw text.
+"""Classify film reviews as good or bad with recurrent networks: on terms of HashingTF and IDF, and on the raw text.
 
     tfspark prepare-data rotten_tomatoes
     python examples/ml_rnn_text.py
 
-The term vectors have 262,144 dimensions and stay sparse: the network reads the terms of a row one after the other, in
-the order of their numbers, each as an embedding times its weight. The raw text keeps the order of the words.
+The term vectors have 262,144 dimensions and stay sparse. The network reads the terms of a row one after another, in
+the order of their numbers. Each term is an embedding times its weight. The raw text keeps the order of the words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfspark.ml import RNN, RNNClassifier
 
 
 def main() -> None:
-    """Train three classifiers on four fifths, and print their accuracy on the others."""
+    """Train three classifiers on four fifths of the reviews, and print their accuracy on the others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/rotten_tomatoes/texts", help="directory of TFRecord files")
     parser.add_argument("--epochs", type=int, default=3)

@@ -18,7 +18,7 @@ from tfspark import Column, FeedOptions, TFCluster, tfrecord
 
 
 def build_model(params: dict[str, Any]) -> Any:
-    """Return a compiled model; runs once in every worker process, under the cluster's strategy."""
+    """Return a compiled model. It runs once in every worker process, under the strategy of the cluster."""
     import keras
 
     model = keras.Sequential(
@@ -35,7 +35,7 @@ def build_model(params: dict[str, Any]) -> Any:
 
 
 def main() -> None:
-    """Train on four fifths of the digits, test on the rest, keep the model."""
+    """Train on four fifths of the digits, test on the rest, and save the model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data/mnist_5k/images", help="directory of TFRecord files")
     parser.add_argument("--epochs", type=int, default=3)
@@ -47,7 +47,7 @@ def main() -> None:
     digits = spark.read.format("tfrecord").schema("image BINARY, label LONG").load(options.data)
     train, test = digits.randomSplit([0.8, 0.2], seed=1)
 
-    # Two workers and, of the four slots, two left for the tasks that read the files and feed.
+    # Two of the four slots are for the workers, two for the tasks that read the files and feed the rows.
     image = Column("image", shape=(28, 28, 1), dtype="uint8", scale=255)
     with TFCluster.run(
         spark, build_model, {"units": 64}, num_executors=2, log_dir=options.log_dir

@@ -1,4 +1,4 @@
-"""A program for spark-submit: rows of a parquet directory, predicted by columns of different kinds.
+"""A program for spark-submit: train on the rows of a Parquet directory, with columns of different types.
 
     python examples/submit_parquet.py                          # on this machine, local[4]
     spark-submit --master spark://host:7077 examples/submit_parquet.py --data hdfs:///rides --executors 4
@@ -21,7 +21,7 @@ from tfspark import Column, TFCluster
 
 
 def build_model(params: dict[str, Any]) -> Any:
-    """Several feature columns arrive as a dict by name, so the inputs carry these names."""
+    """Return a compiled model. Several feature columns arrive as a dict, so each input has the name of a column."""
     import keras
 
     distance = keras.Input((1,), name="distance")
@@ -44,7 +44,7 @@ def write_rides(spark: SparkSession, path: str) -> None:
 
 
 def main() -> None:
-    """Read, train, print; the master comes from spark-submit."""
+    """Read the rides, train, and print the losses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="parquet with columns distance, hour and minutes")
     parser.add_argument("--executors", type=int, default=2)
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
 
     builder = SparkSession.builder.appName("submit_parquet")
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets it, and says which master
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets this variable, and the master, too
         builder = builder.master("local[4]")
     spark = builder.getOrCreate()
     with tempfile.TemporaryDirectory(prefix="rides-") as scratch:

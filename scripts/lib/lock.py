@@ -1,7 +1,7 @@
 """Wait until no other setup works on this repository.
 
-Locks the open file whose descriptor is given, on behalf of the shell that opened it: the lock lasts until the
-shell closes it or ends, however it ends. (The flock program is missing on macOS.)
+Locks an open file, given by its descriptor, for the shell that opened it. The lock lasts until the shell closes the
+file or ends for any reason. (The program flock is missing on macOS.)
 
 Usage: lock.py DESCRIPTOR TIMEOUT_S
 """

@@ -1,7 +1,7 @@
-"""Print what scripts/setup needs to know about the interpreter that runs this.
+"""Print what scripts/setup needs to know about the interpreter that runs this program.
 
-One line: version, pointer size in bits, and whether a virtual environment can be made with it. It must run on
-old Pythons too, since it is there to recognise them.
+One line: version, pointer size in bits, and whether the interpreter can make a virtual environment. This program must
+also run on old Pythons, so that scripts/setup can recognise them.
 """
 
 import struct

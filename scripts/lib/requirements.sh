@@ -15,7 +15,7 @@ fail() {
   exit 1
 }
 
-# TensorFlow has wheels for these only.
+# TensorFlow has wheels for these platforms only.
 require_platform() {
   local platform
   platform="$(uname -s) $(uname -m)"
@@ -70,8 +70,8 @@ readonly PYTHON_HINTS=(
   'Or name one: TFSPARK_PYTHON=/path/to/python scripts/setup'
 )
 
-# find_python: print the first interpreter that will do. A name on PATH is not enough: a pyenv shim may stand for
-# a version that is not active, and Debian ships a python3 without venv.
+# find_python: print the first suitable interpreter. A name on PATH is not enough: a pyenv shim may stand for a version
+# that is not active, and Debian ships a python3 without venv.
 find_python() {
   local candidate found probe=()
   local -a candidates=(python3.13 python3.12 python3.11 python3) seen=()
@@ -94,7 +94,7 @@ find_python() {
   )." "${PYTHON_HINTS[@]}"
 }
 
-# suitable_python VERSION BITS VENV: say so, or leave the reason in REASON.
+# suitable_python VERSION BITS VENV: succeed if the interpreter is suitable; otherwise put the reason into REASON.
 suitable_python() {
   local minor="${1#3.}"
   minor="${minor%%.*}"

@@ -11,7 +11,7 @@ import sys
 
 repository, extra = sys.argv[1:]
 print("python", sys.version.split()[0])
-# Scripts of a virtual environment hold its path: a moved repository needs a new one.
+# The scripts of a virtual environment contain its path, so a moved repository needs a new environment.
 print("place", repository)
 print("extra", extra)
 print("pyproject", hashlib.sha256(pathlib.Path(repository, "pyproject.toml").read_bytes()).hexdigest())
