@@ -11,9 +11,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyspark
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 ARCHIVE = Path(sys.prefix, f"spark-{pyspark.__version__}.jsa")
 """The archive, with the classes that a session and a few queries use."""
@@ -29,7 +34,6 @@ def is_current() -> bool:
 def write() -> None:
     """Write the archive anew; running tests keep the one that they have opened."""
     from pyspark.sql import SparkSession
-    from pyspark.sql.functions import col
 
     new = ARCHIVE.with_suffix(f".{os.getpid()}")
     os.environ["PYSPARK_PYTHON"] = sys.executable
@@ -38,18 +42,32 @@ def write() -> None:
     )
     loopback = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     quiet = {"spark.ui.enabled": "false", "spark.log.level": "OFF"}
-    builder = SparkSession.builder.master("local[2]").config(map={**loopback, **quiet})
-    spark = builder.getOrCreate()
+    spark = SparkSession.builder.master("local[2]").config(map={**loopback, **quiet}).getOrCreate()
     gateway = spark.sparkContext._gateway
     assert gateway is not None
-    rows = spark.range(0, 100, 1, 2)
-    rows.mapInArrow(lambda batches: batches, rows.schema).groupBy(col("id") % 7).count().collect()
-    spark.stop()
+    with tempfile.TemporaryDirectory() as directory:
+        use(spark, directory)
+        spark.stop()
     gateway.shutdown()
     gateway.proc.stdin.close()
     gateway.proc.wait(120)
     if new.exists():
         new.replace(ARCHIVE)
+
+
+def use(spark: SparkSession, directory: str) -> None:
+    """Load the classes of what many tests do."""
+    from pyspark.sql.functions import col
+
+    rows = spark.range(0, 100, 1, 2).selectExpr(
+        "id", "array(rand(1), rand(2)) AS x", "string(id % 3) AS label"
+    )
+    rows.write.mode("overwrite").parquet(directory)
+    rows = spark.read.parquet(directory)
+    rows.persist().count()
+    rows.mapInArrow(lambda batches: batches, rows.schema).where("id > 3").collect()
+    rows.repartition(3, col("id")).groupBy("label").count().orderBy("label").collect()
+    rows.rdd.mapPartitions(lambda part: part).count()
 
 
 if __name__ == "__main__" and not is_current():
