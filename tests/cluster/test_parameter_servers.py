@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from tfspark.protocol.settings import Hooks
 
 
 @pytest.fixture(scope="module")
-def results(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
+def results(spark: SparkSession, owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Let two workers and a parameter server train a model with BatchNormalization and Dropout."""
     log_dir, events = tmp_path_factory.mktemp("ps"), Events()
     rows = df_with_partitions(spark, TRAIN_ROWS, num_classes=CLASSES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -141,6 +143,16 @@ def test_noise_of_another_step_is_different() -> None:
     np.testing.assert_array_equal(model.noise(3), first)
     model.optimizer.iterations.assign(1)
     assert not np.array_equal(model.noise(3), first)
+
+
+def test_noise_differs_between_all_replicas_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, drawn = gan.build_model(SMALL), set()
+    for step, replica in itertools.product(range(2), range(3)):
+        context = SimpleNamespace(num_replicas_in_sync=3, replica_id_in_sync_group=replica)
+        monkeypatch.setattr(tf.distribute, "get_replica_context", lambda context=context: context)
+        model.optimizer.iterations.assign(step)
+        drawn.add(model.noise(2).numpy().tobytes())
+    assert len(drawn) == 6
 
 
 def test_samples_when_conditional_are_of_every_class_in_turn() -> None:
