@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support.environment import BASE_CONF, LOOPBACK, QUICK_JVM, TEST_ID, python_path
+from support.environment import BASE_CONF, LOOPBACK, QUICK_JVM, TEST_ID, make_spark_home, python_path
 from support.leaks import Owned, Snapshot, find_leaks, kill_leaked_processes, running_jobs
 from support.processes import kill_all
 from support.standalone import StandaloneCluster
@@ -91,11 +91,11 @@ def spark(owned: Owned, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ob
     builder = SparkSession.builder.master("local[4]").appName("tests")
     for key, value in BASE_CONF.items():
         builder = builder.config(key, value)
-    session = (
-        builder.config("spark.local.dir", str(scratch / "local"))
-        .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
-        .getOrCreate()
-    )
+    builder = builder.config("spark.local.dir", str(scratch / "local"))
+    builder = builder.config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_HOME", str(make_spark_home(scratch / "spark")))
+        session = builder.getOrCreate()
     owned.jvm_pids.add(SparkContext._gateway.proc.pid)
     owned.add_since(before)
     yield session
