@@ -1,7 +1,7 @@
 """Simulate network faults between real clients and real servers, drawn from a seed.
 
-`FaultyCalls` is between a client and its connection: a call does not arrive, its reply is lost, it arrives twice or
-late. `Proxy` is between the two sockets: bytes are late, a message ends in its middle, the connection is reset.
+`FaultyCalls` is between a client and its connection: a call does not arrive, its reply is lost, or the call arrives
+twice or late. `Proxy` is between the two sockets: bytes are late, a message is cut off, or the connection is reset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow.flight as flight
 
 CHUNK_BYTES = 1 << 16
 RESET = struct.pack("ii", 1, 0)
-"""Of SO_LINGER: what is closed sends RST."""
+"""A value of SO_LINGER: a socket with it sends RST when it is closed."""
 
 
 class FaultyCalls:
@@ -30,7 +30,7 @@ class FaultyCalls:
     Args:
         client: makes the calls.
         chance: draws the faults.
-        rate: share of the calls that have one.
+        rate: share of the calls that have a fault.
     """
 
     def __init__(self, client: flight.FlightClient, chance: random.Random, rate: float):
@@ -55,7 +55,8 @@ class FaultyCalls:
     def _faulty(self, call: Callable[[], Any]) -> Any:
         fault = self._chance.choice(FAULTS) if self._chance.random() < self._rate else ""
         if fault == "answer is too late" and fault in self._before:
-            fault = ""  # In a real network each of these takes half a minute; after two the network counts as down.
+            # In a real network, a call waits half a minute for a late answer; after two, the network counts as down.
+            fault = ""
         self._before.append(fault)
         if fault == "does not arrive":
             raise flight.FlightUnavailableError("the connection was reset before the call arrived")
@@ -72,7 +73,7 @@ class FaultyCalls:
 
 
 APART = 5
-"""Calls between two whose answers come too late: a call that is made again for other faults, too, has one of them."""
+"""Minimum number of calls between two late answers. A repeated call then has at most one, beside other faults."""
 FAULTS = ("does not arrive", "answer is lost", "answer is too late", "arrives twice", "late")
 
 
@@ -88,10 +89,10 @@ class Proxy:
     """Forwards connections to a server, with faults; a context manager.
 
     Args:
-        location: of the server.
+        location: the server's.
         chance: draws the faults.
-        rate: share of the pieces of data that have one.
-        most: maximum number of resets: a network that stays broken is a different case.
+        rate: share of the pieces of data that have a fault.
+        most: maximum number of resets. A network that stays broken is a different case.
     """
 
     def __init__(self, location: str, chance: random.Random, rate: float, most: int = 10):
@@ -129,7 +130,7 @@ class Proxy:
                 client, _ = self._listening.accept()
                 try:
                     server = socket.create_connection(self._target)
-                except OSError:  # The server has ended: close the connection as it would.
+                except OSError:  # The server has ended: reset the connection, as its host would do.
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                     client.close()
                     continue

@@ -1,4 +1,4 @@
-"""A complete feed over real Flight on loopback, with threads for Spark's tasks and for the trainers."""
+"""A complete feed over real Flight on loopback. Threads take the place of Spark's tasks and of the trainers."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ SPEC = StreamSpec(
 
 
 def rows_from(first: int, count: int) -> pa.RecordBatch:
-    """Return rows whose id is their number; the other columns follow from it."""
+    """Return rows whose ids count from `first`; the values of the other columns follow from the id."""
     ids = np.arange(first, first + count)
     x = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(ids, 3).astype(np.float32)), 3)
     return pa.RecordBatch.from_arrays([pa.array(ids), x, pa.array(ids % 3)], names=["id", "x", "y"])
 
 
 def partitions_of(sizes: Sequence[int], batch_rows: int = 10) -> list[list[pa.RecordBatch]]:
-    """Return partitions of these sizes, with consecutive ids."""
+    """Return partitions of these sizes. Ids count through all partitions."""
     firsts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     return [
         [rows_from(first + start, min(batch_rows, size - start)) for start in range(0, size, batch_rows)]
@@ -94,7 +94,7 @@ class Loopback:
         self.control = ControlPlane(
             (HOST, HOST), self.secret, nodes, registry, lambda event, fields: None, None
         )
-        # Tests look into it, and replace its methods.
+        # Tests inspect it and replace its methods.
         self.directory = self.control.read(lambda state: state.directory)
         description = {**spec.to_json(), "kind": "rows", "needs_sample": True}
         self.control.update(
@@ -177,7 +177,7 @@ class Loopback:
 
 
 MAX_ATTEMPTS = 4
-"""As Spark's spark.task.maxFailures."""
+"""Default of Spark's spark.task.maxFailures."""
 
 
 def attempt_until_served(task: FeedTask, partition: int, rows: Iterable[pa.RecordBatch]) -> int:
@@ -193,7 +193,7 @@ def attempt_until_served(task: FeedTask, partition: int, rows: Iterable[pa.Recor
 
 
 class Dying:
-    """Yield rows of a partition; its task fails at the given batches, one in each attempt."""
+    """Rows of a partition whose task fails. Attempt ``n`` fails before batch ``dies_at[n]``; later attempts succeed."""
 
     def __init__(self, batches: Sequence[pa.RecordBatch], dies_at: Sequence[int]):
         self._batches = batches
@@ -210,7 +210,7 @@ class Dying:
 def in_step(
     together: int, pauses: dict[int, Callable[[int], float]], num_readers: int
 ) -> Iterator[Callable[[int], None]]:
-    """Return for each trainer a function to call after a batch: pause, then wait for the others' same step.
+    """Yield a function for each trainer, to be called after a batch: it pauses, then waits for the others' same step.
 
     The barrier simulates the collective of a training step: a trainer that ends a step early waits for the others.
     With ``together=1`` no trainer waits.
@@ -238,7 +238,7 @@ def run_pass(
 ) -> list[Taken]:
     """Feed one pass and read it with all trainers; return the batches of each.
 
-    If the trainers can read the offered files, nothing is fed.
+    If the trainers can read the offered files, no rows are fed.
     """
     index = loop.open_pass(keep, offer=offer)
     readers = loop.spec.num_readers

@@ -1,4 +1,4 @@
-"""Ragged arrays, vectors, images and times: from Arrow to NumPy, and every way in which a value can be wrong."""
+"""Convert ragged arrays, vectors, images and times from Arrow to NumPy, and refuse each kind of wrong value."""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ def converted(array: pa.Array, **column: Any) -> np.ndarray:
     first=st.integers(0, 11),
     dtype=st.sampled_from(["int8", "float32"]),
 )
-def test_ragged_rows_when_converted_come_back_one_array_each(
-    rows: Rows, kind: Any, first: int, dtype: str
-) -> None:
+def test_ragged_rows_become_one_array_per_row(rows: Rows, kind: Any, first: int, dtype: str) -> None:
     first = min(first, len(rows) - 1)
     found = converted(pa.array(rows, kind(pa.int64())).slice(first), ragged="ragged", dtype=dtype)
     assert [row.tolist() for row in found] == rows[first:]
@@ -65,7 +63,7 @@ def test_ragged_rows_when_converted_come_back_one_array_each(
 
 
 @given(rows=RAGGED, first=st.integers(0, 11), fill=st.integers(-100, 100))
-def test_ragged_rows_when_padded_keep_their_values_and_end_in_the_fill(
+def test_padded_ragged_rows_keep_their_values_and_end_with_pad_value(
     rows: Rows, first: int, fill: int
 ) -> None:
     first = min(first, len(rows) - 1)
@@ -75,7 +73,7 @@ def test_ragged_rows_when_padded_keep_their_values_and_end_in_the_fill(
 
 
 @given(rows=RAGGED)
-def test_raw_bytes_of_unequal_lengths_come_back_one_array_each(rows: Rows) -> None:
+def test_raw_bytes_of_unequal_lengths_become_one_array_per_row(rows: Rows) -> None:
     array = pa.array([np.array(row, "<i2").tobytes() for row in rows])
     assert [row.tolist() for row in converted(array, ragged="ragged", dtype="int16")] == rows
 
@@ -86,7 +84,7 @@ def test_raw_bytes_of_unequal_lengths_come_back_one_array_each(rows: Rows) -> No
     window=st.integers(0, 20),
     cut=st.integers(1, 5),
 )
-def test_ragged_rows_when_batched_shuffled_and_filled_up_come_out_once(
+def test_batcher_returns_each_ragged_row_once_and_pad_fills_the_last_batch(
     lengths: list[int], batch_size: int, window: int, cut: int
 ) -> None:
     rows = [[number] * length for number, length in enumerate(lengths)]
@@ -141,7 +139,7 @@ def vector_of(values: list[float], sparse: bool) -> dict[str, Any]:
     sparse=st.lists(st.booleans(), min_size=8, max_size=8),
     first=st.integers(0, 7),
 )
-def test_vectors_dense_and_sparse_become_one_dense_array(
+def test_dense_and_sparse_vectors_become_one_dense_array(
     dense: np.ndarray, sparse: list[bool], first: int
 ) -> None:
     first = min(first, len(dense) - 1)
@@ -152,7 +150,7 @@ def test_vectors_dense_and_sparse_become_one_dense_array(
 
 
 def image_of(pixels: np.ndarray) -> dict[str, Any]:
-    """Return pixels as Spark's image source does: blue first, as OpenCV."""
+    """Return pixels as Spark's image source does: with the blue channel first, as in OpenCV."""
     height, width, channels = pixels.shape
     swapped = pixels[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]]
     mode = {1: 0, 3: 16, 4: 24}[channels]
@@ -173,7 +171,7 @@ def image_of(pixels: np.ndarray) -> dict[str, Any]:
     ),
     first=st.integers(0, 3),
 )
-def test_images_become_red_green_blue(pixels: np.ndarray, first: int) -> None:
+def test_channels_of_images_are_ordered_red_green_blue(pixels: np.ndarray, first: int) -> None:
     first = min(first, len(pixels) - 1)
     found = converted(pa.array([image_of(one) for one in pixels], IMAGE).slice(first))
     assert found.dtype == np.uint8
@@ -212,7 +210,7 @@ def test_intervals_and_times_of_day_become_seconds() -> None:
     assert converted(pa.array([datetime.time(0, 1, 30)], pa.time64("ns"))).tolist() == [90.0]
 
 
-# --- what is refused -------------------------------------------------------------------------------
+# --- refused values --------------------------------------------------------------------------------
 
 NESTED = pa.list_(pa.list_(pa.int64()))
 RAGGED_OPTION = {"ragged": "ragged"}
@@ -221,16 +219,16 @@ DENSE_2, DENSE_3 = vector_of([1.0, 2.0], False), vector_of([1.0, 2.0, 0.0], True
 SMALL, LARGE = image_of(picture(0)), image_of(picture(0, 5, 7))
 REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
     ("a null row", pa.array([[1], None]), RAGGED_OPTION, 1, "is null"),
-    ("a null within", pa.array([[], [1], [2, None]]), RAGGED_OPTION, 2, "holds a null inside its array"),
-    ("a null list within", pa.array([[[1]], [[2], None]], NESTED), RAGGED_OPTION, 1, "holds a null array"),
-    ("inner lengths that differ", pa.array([[[1]], [], [[2], [3, 4]]], NESTED), RAGGED_OPTION, 2, "has 2 values"),
+    ("a null inside a row", pa.array([[], [1], [2, None]]), RAGGED_OPTION, 2, "holds a null inside its array"),
+    ("a null list inside a row", pa.array([[[1]], [[2], None]], NESTED), RAGGED_OPTION, 1, "holds a null array"),
+    ("different inner lengths", pa.array([[[1]], [], [[2], [3, 4]]], NESTED), RAGGED_OPTION, 2, "has 2 values"),
     ("a number", pa.array([1]), RAGGED_OPTION, 0, "expected arrays, or binaries with a dtype, to be ragged"),
     ("a string", pa.array(["a"]), RAGGED_OPTION, 0, "leave ragged='ragged' out"),
     ("a row too long", pa.array([[1], [], [1, 2, 3]]), PAD, 2, "has 3 values, more than pad_to=2"),
-    ("a fill that is no number", pa.array([[1]]), PAD | {"pad_value": "x"}, 0, "a number that int64 can hold"),
-    ("a fill that is no text", pa.array([["a"]]), PAD | {"pad_value": 1}, 0, "pad_value to be a text, got 1"),
+    ("a pad_value that is no number", pa.array([[1]]), PAD | {"pad_value": "x"}, 0, "a number that int64 can hold"),
+    ("a pad_value that is no text", pa.array([["a"]]), PAD | {"pad_value": 1}, 0, "pad_value to be a text, got 1"),
     (
-        "a fill out of range",
+        "a pad_value out of range",
         pa.array([[1]]),
         PAD | {"pad_value": -1, "dtype": "uint8"},
         0,
@@ -238,25 +236,25 @@ REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
     ),
     ("a value out of range", pa.array([[1], [2, 300]]), PAD | {"dtype": "uint8"}, 1, "the declared dtype uint8"),
     (
-        "bytes that are no multiple",
+        "a byte count that is not a multiple of the value size",
         pa.array([b"ab", b"abc"]),
         {"ragged": "ragged", "dtype": "int16"},
         1,
         "no multiple of the 2 bytes",
     ),
-    ("lengths that differ, undeclared", pa.array([[1], [2, 3]]), {}, 1, "declare Column('c', ragged='pad')"),
+    ("different lengths without ragged", pa.array([[1], [2, 3]]), {}, 1, "declare Column('c', ragged='pad')"),
     ("vectors of two sizes", pa.array([DENSE_2, DENSE_2, DENSE_3], VECTOR), {}, 2, "a vector of size 3"),
     ("a null vector", pa.array([DENSE_2, None], VECTOR), {}, 1, "is null"),
     ("images of two sizes", pa.array([SMALL, LARGE], IMAGE), {}, 1, "an image of 5 x 7 x 3 where"),
     (
-        "an image Spark could not decode",
+        "an image that Spark could not decode",
         pa.array([SMALL, SMALL | {"mode": -1}], IMAGE),
         {},
         1,
         "an image of mode -1 (file:/x.png)",
     ),
     ("a null image", pa.array([None, SMALL], IMAGE), {}, 0, "is null"),
-    ("a vector of another size than declared", pa.array([DENSE_2], VECTOR), {"shape": (3,)}, 0, "has 2 values per row"),
+    ("a vector of an undeclared size", pa.array([DENSE_2], VECTOR), {"shape": (3,)}, 0, "has 2 values per row"),
     ("numbers as files", pa.array([1]), {"decode": "image", "shape": (1, 1, 1)}, 0, "expected binary image files"),
     ("null files", pa.array([None], pa.binary()), {"decode": "image", "shape": (1, 1, 1)}, 0, "is null"),
     ("scaled strings", pa.array(["a"]), {"scale": 2.0}, 0, "holds strings, which cannot be scaled"),
@@ -269,7 +267,7 @@ REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
 @pytest.mark.parametrize(
     ("array", "column", "row", "says"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
 )
-def test_column_when_a_value_is_wrong_names_its_row_and_what_to_do(
+def test_error_of_a_wrong_value_names_its_row_and_the_fix(
     array: pa.Array, column: dict[str, Any], row: int, says: str
 ) -> None:
     for part in (array, pa.concat_arrays([array, array]).slice(len(array))):
@@ -294,9 +292,7 @@ def test_column_when_a_value_is_wrong_names_its_row_and_what_to_do(
         ({"decode": "image", "shape": (4, 4, 3), "dtype": "uint8"}, "expected neither dtype nor ragged"),
     ],
 )
-def test_options_of_a_column_that_contradict_each_other_are_refused(
-    options: dict[str, Any], says: str
-) -> None:
+def test_contradicting_options_of_a_column_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Column("c", **options)
     assert says in str(caught.value)
@@ -306,7 +302,7 @@ def test_options_of_a_column_that_contradict_each_other_are_refused(
 
 
 def sparse(rows: int, size: int) -> pa.Array:
-    """Make sparse vectors of one number each."""
+    """Return sparse vectors that have one number each."""
     return pa.array([{"type": 0, "size": size, "indices": [1], "values": [1.0]}] * rows, VECTOR)
 
 
@@ -317,11 +313,11 @@ def sparse(rows: int, size: int) -> pa.Array:
         (sparse(100, 262_144), {}, 1, "a row that is larger than the bound"),
         (sparse(100, 10), {}, 100, "small vectors"),
         (sparse(100, 1000).slice(90), {}, 8, "a slice"),
-        (pa.array([[1, 2]] * 100), {"ragged": "pad", "pad_to": 2000}, 4, "lists that are filled up"),
+        (pa.array([[1, 2]] * 100), {"ragged": "pad", "pad_to": 2000}, 4, "padded lists"),
         (pa.array([[1.0] * 2000] * 100), {}, 100, "dense arrays are as large in Arrow"),
     ],
 )
-def test_rows_at_once_stay_below_the_bound_when_dense(
+def test_rows_at_once_returns_rows_that_fit_the_bound_when_they_are_dense(
     array: pa.Array, options: dict[str, Any], expected: int, why: str
 ) -> None:
     batch = pa.RecordBatch.from_arrays([array], ["c"])
@@ -341,6 +337,6 @@ def test_rows_at_once_stay_below_the_bound_when_dense(
         (pa.array([["1"], ["3", "4"]]), {"dtype": "float32", "ragged": "ragged"}),
     ],
 )
-def test_text_when_declared_as_numbers_is_refused(array: pa.Array, options: dict[str, Any]) -> None:
+def test_text_in_a_column_declared_as_numbers_is_refused(array: pa.Array, options: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"row 0: column 'c' is text \(string\).*cast"):
         converted(array, **options)

@@ -1,4 +1,4 @@
-"""From pieces of any size to batches of one size."""
+"""Make batches of one size from pieces of any size."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batches_of(
 
 
 @given(sizes=SIZES, batch_size=st.integers(1, 12), window=st.integers(0, 40), seed=st.none() | st.just(7))
-def test_batcher_for_any_pieces_gives_every_row_once_in_full_batches(
+def test_batcher_returns_every_row_once_in_full_batches_for_pieces_of_any_size(
     sizes: list[int], batch_size: int, window: int, seed: int | None
 ) -> None:
     batches = batches_of(sizes, batch_size, window, seed)
@@ -70,7 +70,7 @@ def test_batcher_with_a_window_of_any_size_mixes_rows_of_several_batches(window:
 
 
 @given(sizes=SIZES, cuts=st.randoms(use_true_random=False), batch_size=st.integers(1, 8))
-def test_batcher_with_the_same_seed_gives_the_same_batches_however_the_rows_are_cut(
+def test_batcher_with_the_same_seed_gives_the_same_batches_for_any_sizes_of_pieces(
     sizes: list[int], cuts: object, batch_size: int
 ) -> None:
     total = sum(sizes)
@@ -80,7 +80,7 @@ def test_batcher_with_the_same_seed_gives_the_same_batches_however_the_rows_are_
     assert batches_of(sizes, batch_size, window, seed=5) == batches_of(others, batch_size, window, seed=5)
 
 
-def test_batcher_with_a_window_permutes_and_differs_by_seed() -> None:
+def test_batcher_with_a_window_shuffles_rows_and_the_seed_decides_their_order() -> None:
     first = list(chain(*batches_of([100] * 3, 10, 50, seed=1)))
     other = list(chain(*batches_of([100] * 3, 10, 50, seed=2)))
     assert first != list(range(300))
@@ -88,14 +88,14 @@ def test_batcher_with_a_window_permutes_and_differs_by_seed() -> None:
 
 
 @given(sizes=SIZES, batch_size=st.integers(1, 6), window=st.integers(7, 20))
-def test_batcher_with_a_window_gives_no_row_before_the_window_reaches_it(
+def test_batcher_with_a_window_returns_no_row_before_the_window_reaches_it(
     sizes: list[int], batch_size: int, window: int
 ) -> None:
     for index, batch in enumerate(batches_of(sizes, batch_size, window, seed=3)):
         assert max(batch) < window + (index + 1) * batch_size
 
 
-def test_batcher_holds_no_more_than_is_needed_for_a_batch() -> None:
+def test_batcher_returns_every_full_batch_and_keeps_the_rest() -> None:
     batcher = Batcher(4)
     batcher.add(rows_from(0, 10))
     assert [num_rows(batch) for batch in batcher.full_batches()] == [4, 4]
@@ -105,12 +105,12 @@ def test_batcher_holds_no_more_than_is_needed_for_a_batch() -> None:
 @pytest.mark.parametrize(
     ("have", "fillers", "expected", "reason"),
     [
-        (4, 2, [0, 1, 2, 3], "a full batch stays as it is"),
+        (4, 2, [0, 1, 2, 3], "a full batch does not change"),
         (3, 2, [0, 1, 2, 90], "one row is missing"),
         (1, 2, [0, 90, 91, 90], "fillers are used in turn"),
     ],
 )
-def test_pad_when_rows_are_missing_repeats_the_filler(
+def test_pad_repeats_the_fillers_in_place_of_missing_rows(
     have: int, fillers: int, expected: list[int], reason: str
 ) -> None:
     padded = pad(rows_from(0, have), 4, rows_from(90, fillers))
@@ -118,7 +118,7 @@ def test_pad_when_rows_are_missing_repeats_the_filler(
     assert padded["pair"].shape == (4, 2)
 
 
-def test_take_with_a_slice_gives_views_and_concatenate_of_one_piece_is_the_piece() -> None:
+def test_take_of_a_slice_returns_views_and_concatenate_returns_a_single_piece_as_it_is() -> None:
     rows = rows_from(0, 6)
     part = take(rows, slice(2, 4))
     assert np.shares_memory(part["pair"], rows["pair"])
@@ -127,7 +127,7 @@ def test_take_with_a_slice_gives_views_and_concatenate_of_one_piece_is_the_piece
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
 @pytest.mark.parametrize("shape", [(5,), (2, 3)])
-def test_rows_kept_without_their_zeros_come_back_as_they_were(dtype: str, shape: tuple[int, ...]) -> None:
+def test_rows_kept_as_sparse_become_dense_again_without_a_change(dtype: str, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).integers(-1, 2, (7, *shape)).astype(dtype)
     values[3] = 0
     if dtype != "int16":
@@ -167,7 +167,7 @@ def global_batches(
     window=st.integers(0, 100),
     cuts=st.lists(st.integers(0, 200), max_size=4),
 )
-def test_shuffled_rows_of_an_ordered_stream_are_in_the_same_global_batches_for_any_number_of_readers(
+def test_shuffled_global_batches_of_an_ordered_stream_are_the_same_for_any_number_of_readers(
     total: int, lanes: int, batch_size: int, window: int, cuts: list[int]
 ) -> None:
     global_rows = lanes * batch_size
@@ -178,7 +178,7 @@ def test_shuffled_rows_of_an_ordered_stream_are_in_the_same_global_batches_for_a
     assert [len(batch) for batch in expected[:-1]] == [global_rows] * (len(expected) - 1)
 
 
-def test_shuffled_rows_of_an_ordered_stream_come_in_another_order_from_the_whole_window() -> None:
+def test_shuffled_global_batches_of_an_ordered_stream_draw_from_the_whole_window() -> None:
     batches = global_batches(400, 4, 5, 100)
     assert batches != [list(range(first, first + 20)) for first in range(0, 400, 20)]
     assert max(batches[0]) >= 80

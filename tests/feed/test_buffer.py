@@ -1,4 +1,4 @@
-"""The buffer of a feed task: what is offered comes out once, whoever pulls when."""
+"""The buffer of a feed task returns each offered row once, in any order of calls."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PAYLOAD = 4 * VALUES_PER_ROW
 
 
 def batch_of(first: int, count: int) -> pa.RecordBatch:
-    """Make rows whose first value is their number, in lists as Spark has them."""
+    """Return rows whose first value is their number, in lists as Spark makes them."""
     cells = np.repeat(np.arange(first, first + count, dtype=np.float32), VALUES_PER_ROW)
     offsets = pa.array(np.arange(count + 1, dtype=np.int32) * VALUES_PER_ROW)
     return pa.RecordBatch.from_arrays([pa.ListArray.from_arrays(offsets, pa.array(cells))], names=["x"])
 
 
 def numbers_of(pieces: list[Piece]) -> list[int]:
-    """Return the rows' numbers by what they hold, and see that the pieces say the same."""
+    """Return the numbers that the rows contain, and check that the pieces have the same row numbers."""
     held = [int(row[0]) for piece in pieces for row in piece.batch.column(0).to_pylist()]
     said = [piece.first_row + i for piece in pieces for i in range(piece.batch.num_rows)]
     assert held == said
@@ -53,14 +53,14 @@ def numbers_of(pieces: list[Piece]) -> list[int]:
     num_readers=st.integers(1, 4),
     before=st.integers(0, 25),
 )
-def test_stripes_however_the_rows_are_cut_deal_each_by_its_position(
+def test_stripes_deal_each_row_by_its_position_for_pieces_of_any_size(
     sizes: list[int], stripe_rows: int, num_readers: int, before: int
 ) -> None:
     dealt: list[int] = []
     first_row = before
     for size in sizes:
         for reader, start, length in stripes(first_row, size, stripe_rows, num_readers):
-            assert first_row + start == before + len(dealt), "stripes come in order and leave no gap"
+            assert first_row + start == before + len(dealt), "stripes are in order and without a gap"
             dealt += [reader] * length
         first_row += size
     expected = [row // stripe_rows % num_readers for row in range(before, first_row)]
@@ -71,7 +71,7 @@ def test_stripes_however_the_rows_are_cut_deal_each_by_its_position(
 
 
 class BufferMachine(RuleBasedStateMachine):
-    """Offers, pulls and acknowledgements in any order; a timeout of 0 makes a wait fail instead."""
+    """Offers, pulls and acknowledgements in any order. The timeout is 0: a call that would wait fails instead."""
 
     striped = False
 
@@ -94,7 +94,7 @@ class BufferMachine(RuleBasedStateMachine):
         return self.offered - sum(map(len, [*self.got.values(), *self.lost.values()]))
 
     def share_of(self, reader: int) -> list[int]:
-        """Return the rows a reader must get, of those offered; only known in stripes."""
+        """Return which of the offered rows a reader must get; this is known only for stripes."""
         stripe = [(self.rows_before + row) // STRIPE_ROWS for row in range(self.offered)]
         return [row for row in range(self.offered) if stripe[row] % len(self.readers) == reader]
 
@@ -131,7 +131,7 @@ class BufferMachine(RuleBasedStateMachine):
         reader = data.draw(st.sampled_from(self.readers))
         self.buffer.acknowledge(reader, self.sequence[reader])
         self.unacknowledged.discard(reader)
-        self.lost.pop(reader, None)  # Given back: whoever pulls next gets it.
+        self.lost.pop(reader, None)  # The buffer takes the lost chunk back; the next pull returns it.
 
     @rule()
     def finish(self) -> None:
@@ -164,10 +164,10 @@ class BufferMachine(RuleBasedStateMachine):
             assert self.got[reader] == self.share_of(reader)
         else:
             assert self.waiting == 0
-            assert not self.unacknowledged, "another reader may yet lose its chunk"
+            assert not self.unacknowledged, "another reader may still lose its chunk"
 
     @invariant()
-    def no_row_came_twice(self) -> None:
+    def no_row_is_read_twice(self) -> None:
         if hasattr(self, "got"):
             rows = [row for rows in self.got.values() for row in rows]
             assert len(rows) == len(set(rows))
@@ -184,7 +184,7 @@ class BufferMachine(RuleBasedStateMachine):
             assert not self.unacknowledged
 
     def teardown(self) -> None:
-        """Readers that go on pulling all come to the end, and have everything between them."""
+        """Let all readers pull until the end; together they must have every row."""
         if not hasattr(self, "got"):
             return
         self.finish()
@@ -204,15 +204,15 @@ class StripedBufferMachine(BufferMachine):
 
 
 @pytest.mark.parametrize("machine", [BufferMachine, StripedBufferMachine])
-def test_buffer_under_any_interleaving_gives_each_row_once_and_ends(
+def test_buffer_returns_each_row_once_and_ends_for_any_order_of_calls(
     machine: type[RuleBasedStateMachine],
 ) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
 
 
-def test_buffer_that_never_runs_empty_stays_within_its_limit() -> None:
-    # Nine booleans are two bytes, and each of their parts is at least one: taken in parts they must not
-    # count for more than they did when they came in.
+def test_buffer_that_is_never_empty_stays_within_its_limit() -> None:
+    # Nine booleans take two bytes, but each slice of them takes at least one. Rows that are pulled in slices must not
+    # count as more bytes than they did when they were offered.
     rows = pa.RecordBatch.from_pydict({"x": pa.array([True] * 9)})
     buffer = ChunkBuffer(100, 0.0, num_readers=1, batch_rows=1)
     offered, pulled, sequence = 0, 0, 0
@@ -232,7 +232,7 @@ def test_buffer_that_never_runs_empty_stays_within_its_limit() -> None:
     share=st.integers(5 * UNFINISHED_BATCHES, 100),
     pulls_before=st.integers(0, 3),
 )
-def test_buffer_whose_readers_take_turns_gives_them_equal_shares_although_the_first_comes_early(
+def test_readers_of_a_buffer_that_take_turns_get_equal_shares_although_some_pull_early(
     num_readers: int, batch_rows: int, share: int, pulls_before: int
 ) -> None:
     num_rows = share * batch_rows * num_readers
@@ -245,7 +245,7 @@ def test_buffer_whose_readers_take_turns_gives_them_equal_shares_although_the_fi
         got[reader] += sum(piece.batch.num_rows for piece in pieces)
         return status
 
-    for turn in range(pulls_before):  # Before it is known that there are no more rows.
+    for turn in range(pulls_before):  # The buffer does not know yet that no more rows will follow.
         pull(turn % num_readers)
     buffer.finish()
     while "chunk" in [pull(reader) for reader in range(num_readers)]:
@@ -263,7 +263,7 @@ def run_all(*functions: Callable[[], object]) -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert not any(thread.is_alive() for thread in threads), "somebody waits for ever"
+    assert not any(thread.is_alive() for thread in threads), "a thread waits forever"
 
 
 def pull_to_the_end(buffer: ChunkBuffer, reader: int, rows: list[int]) -> Callable[[], None]:
@@ -294,7 +294,7 @@ def test_buffer_with_a_thread_for_each_reader_serves_all_rows_and_ends(
     assert sorted(row for rows in got for row in rows) == list(range(500))
 
 
-def test_buffer_when_stopped_lets_go_of_whoever_waits() -> None:
+def test_stopped_buffer_ends_all_waiting_calls() -> None:
     buffer = ChunkBuffer(LIMIT_BYTES, 20.0, num_readers=2, batch_rows=5)
     buffer.offer(0, batch_of(0, 60))
     waiting = threading.Barrier(3)
@@ -319,7 +319,7 @@ def test_buffer_when_stopped_lets_go_of_whoever_waits() -> None:
     assert (status, pieces) == ("stopped", []), "not the end: rows are left"
 
 
-def test_buffer_when_nobody_pulls_says_so_with_the_setting_to_change() -> None:
+def test_error_of_a_buffer_that_nobody_pulls_from_names_the_setting_to_change() -> None:
     buffer = ChunkBuffer(LIMIT_BYTES, 0.0, num_readers=1, batch_rows=5)
     buffer.offer(0, batch_of(0, 60))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The node cache: what a worker stored comes back, every row once, or Spark serves it again."""
+"""The node cache: later passes read the rows that a worker has stored, each once, or Spark serves them again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLENTY = 1 << 30
 def filled(
     folder: Path, sizes: list[int], limit_bytes: int = PLENTY, key: str = "a", lasting: bool = False
 ) -> tuple[NodeCache, str]:
-    """Return a cache that was given batches of these sizes, ids counting on, and the file that has them."""
+    """Return a cache with batches of these sizes and consecutive ids, and the path of its file."""
     cache = NodeCache(str(folder), str(folder), limit_bytes)
     cache.begin(key, 0, lasting)
     first = 0
@@ -53,7 +53,7 @@ def all_in(cache: NodeCache, path: str) -> list[int]:
 @given(
     sizes=st.lists(st.integers(1, 40), max_size=12), seed=st.none() | st.integers(0, 9), lasting=st.booleans()
 )
-def test_cache_whatever_was_stored_comes_back_with_its_place(
+def test_cache_returns_all_stored_batches_with_their_places(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int | None, lasting: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("cache")
@@ -76,7 +76,7 @@ def test_cache_whatever_was_stored_comes_back_with_its_place(
     assert Path(path).exists() == lasting
 
 
-def test_cache_read_twice_with_another_seed_comes_in_another_order(tmp_path: Path) -> None:
+def test_seed_decides_the_order_in_which_a_cache_is_read(tmp_path: Path) -> None:
     cache, path = filled(tmp_path, [3] * 20)
     orders = [
         [place.partition for place, _ in cache.read(path, np.random.default_rng(seed))] for seed in (1, 2, 1)
@@ -85,14 +85,16 @@ def test_cache_read_twice_with_another_seed_comes_in_another_order(tmp_path: Pat
     assert orders[0] != orders[1]
 
 
-def test_cache_beyond_its_limit_is_given_up_and_leaves_no_file(tmp_path: Path) -> None:
+def test_cache_that_exceeds_its_limit_stores_nothing_and_leaves_no_file(tmp_path: Path) -> None:
     cache, path = filled(tmp_path, [1000] * 5, limit_bytes=50_000)
     assert not path
     assert not cache.complete()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cache_on_a_full_disk_is_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cache_on_a_full_disk_stores_nothing_and_leaves_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cache = NodeCache(str(tmp_path), "", PLENTY)
     cache.begin("a", 0)
     path = tmp_path / "a-0.arrow"
@@ -103,7 +105,7 @@ def test_cache_on_a_full_disk_is_given_up(tmp_path: Path, caplog: pytest.LogCapt
     assert not path.is_symlink()
 
 
-def test_cache_begun_again_has_the_later_pass_only(tmp_path: Path) -> None:
+def test_cache_that_begins_a_second_pass_has_only_its_rows(tmp_path: Path) -> None:
     cache, path = filled(tmp_path, [7, 8])
     cache.begin("b", 0)
     cache.add(Place(0, 0), rows_from(100, 5))
@@ -111,8 +113,8 @@ def test_cache_begun_again_has_the_later_pass_only(tmp_path: Path) -> None:
     assert not Path(path).exists()
 
 
-def test_cache_of_several_data_sets_drops_the_one_used_longest_ago(tmp_path: Path) -> None:
-    """Each file has 1,000 rows, some 30 KB; there is room for two, and other workers' files do not count."""
+def test_cache_of_several_datasets_removes_the_least_recently_used(tmp_path: Path) -> None:
+    """Each file has 1,000 rows, about 30 KB. There is room for two; the files of other workers do not count."""
     limit = 80_000
     other = NodeCache(str(tmp_path), str(tmp_path), limit)
     other.begin("other", 1, lasting=True)
@@ -125,28 +127,28 @@ def test_cache_of_several_data_sets_drops_the_one_used_longest_ago(tmp_path: Pat
     assert NodeCache(str(tmp_path), "", PLENTY).found({0: paths["a"]}) == [0], "a was used after b"
     _, paths["c"] = filled(tmp_path, [1000], limit, "c", lasting=True)
     assert {key for key, path in paths.items() if Path(path).exists()} == {"other", "a", "c"}
-    assert all_in(cache, paths["b"]) == list(range(1000)), "who has a file open can read it"
+    assert all_in(cache, paths["b"]) == list(range(1000)), "a cache that has the file open can still read it"
 
 
-def test_cache_files_that_no_training_reads_any_more_are_removed(tmp_path: Path) -> None:
+def test_stale_files_of_a_cache_are_removed(tmp_path: Path) -> None:
     _, path = filled(tmp_path, [5], lasting=True)
     outside = tmp_path / "a-0.arrow"
     outside.touch()
     cache = NodeCache(str(tmp_path), str(tmp_path), PLENTY)
     cache.begin("b", 0, lasting=True, stale=[path, str(outside), str(tmp_path / FOLDER / "gone")])
     assert not Path(path).exists()
-    assert outside.exists(), "only a file of a node cache is removed"
+    assert outside.exists(), "only files in the folder of a node cache are removed"
 
 
-@pytest.mark.parametrize("fault", ["is gone", "was cut", "has the content of another", "is text"])
-def test_cache_file_that_is_not_as_it_was_stored_is_not_found(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["is missing", "was cut", "has the content of another file", "is text"])
+def test_damaged_file_of_a_cache_is_not_found(tmp_path: Path, fault: str) -> None:
     _, path = filled(tmp_path, [500], lasting=True)
     _, other = filled(tmp_path, [500], key="b", lasting=True)
-    if fault == "is gone":
+    if fault == "is missing":
         os.unlink(path)
     elif fault == "was cut":
         os.truncate(path, os.path.getsize(path) - 10)
-    elif fault == "has the content of another":
+    elif fault == "has the content of another file":
         os.replace(other, path)
     else:
         Path(path).write_text("rows")
@@ -155,7 +157,7 @@ def test_cache_file_that_is_not_as_it_was_stored_is_not_found(tmp_path: Path, fa
 
 @settings(max_examples=200)
 @given(found=st.dictionaries(st.integers(0, 4), st.lists(st.integers(0, 4), max_size=4), max_size=5))
-def test_matching_gives_as_many_readers_as_possible_a_file_that_they_can_read(
+def test_matched_gives_as_many_readers_as_possible_a_file_that_they_can_read(
     found: dict[int, list[int]],
 ) -> None:
     taken = matched(found)
@@ -181,7 +183,7 @@ def all_ids(taken: list[Taken]) -> list[int]:
 
 @pytest.mark.parametrize("shuffle_rows", [0, 20])
 @pytest.mark.parametrize("sizes", [[50, 3, 0, 30], [1], [0, 120]], ids=["uneven", "one row", "one partition"])
-def test_later_passes_from_the_cache_give_each_row_once_in_equally_many_batches(
+def test_later_passes_from_the_cache_read_each_row_once_in_equally_many_batches(
     tmp_path: Path, sizes: list[int], shuffle_rows: int
 ) -> None:
     spec = replace(SPEC, cache_bytes=PLENTY, shuffle_rows=shuffle_rows)
@@ -208,7 +210,7 @@ def test_pass_that_one_worker_cannot_store_is_not_stored(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_next_cluster_reads_the_files_of_the_one_before(tmp_path: Path, ordered: bool) -> None:
+def test_next_cluster_reads_the_files_of_the_previous_one(tmp_path: Path, ordered: bool) -> None:
     spec = replace(SPEC, cache_bytes=PLENTY, ordered=ordered)
     partitions = partitions_of([60, 60])
     with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
@@ -217,11 +219,13 @@ def test_next_cluster_reads_the_files_of_the_one_before(tmp_path: Path, ordered:
     with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
         again = run_pass(loop, partitions, keep=Keep("b", lasting=True), offer=stored)
         assert [one.ids() for one in again] == [one.ids() for one in first]
-        assert loop.directory.stored("train", 0) == stored, "its later passes read them, too"
+        assert loop.directory.stored("train", 0) == stored, (
+            "later passes of the second cluster read them, too"
+        )
         assert read_stored(loop, stored)[1].ids() == first[1].ids()
 
 
-def test_workers_in_other_places_take_the_files_that_each_can_read(tmp_path: Path) -> None:
+def test_workers_on_different_hosts_read_the_files_that_each_can_reach(tmp_path: Path) -> None:
     spec = replace(SPEC, cache_bytes=PLENTY)
     partitions = partitions_of([60, 60])
     with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
@@ -229,7 +233,7 @@ def test_workers_in_other_places_take_the_files_that_each_can_read(tmp_path: Pat
         stored = loop.directory.stored("train", 0)
 
     class Elsewhere(NodeCache):
-        """On another host, where only the file of worker 0 can be read."""
+        """The cache of a worker on another host, which can read only the file of worker 0."""
 
         def found(self, files: Mapping[int, str]) -> list[int]:
             return super().found({0: files[0]})
@@ -240,11 +244,13 @@ def test_workers_in_other_places_take_the_files_that_each_can_read(tmp_path: Pat
         assert [one.ids() for one in again] == [first[1].ids(), first[0].ids()]
     with Loopback(replace(spec, ordered=True), [here, elsewhere]) as loop:
         again = run_pass(loop, partitions, offer=stored)
-        assert all_ids(again) == list(range(120)), "in order, each worker needs its own file: Spark serves"
+        assert all_ids(again) == list(range(120)), (
+            "in an ordered stream, each worker needs its own file: Spark serves"
+        )
         assert loop.directory.stored("train", 0) == {}
 
 
-def test_files_of_which_one_is_gone_are_not_read(tmp_path: Path) -> None:
+def test_cache_is_not_read_if_the_file_of_one_worker_is_missing(tmp_path: Path) -> None:
     spec = replace(SPEC, cache_bytes=PLENTY)
     partitions = partitions_of([60, 60])
     with Loopback(spec, caches_in(tmp_path, PLENTY, PLENTY)) as loop:
@@ -266,7 +272,7 @@ def test_files_of_which_one_is_gone_are_not_read(tmp_path: Path) -> None:
 def reading_ids() -> Any:
     """Return a ``main_fun`` that returns the ids it saw in each pass."""
 
-    # A nested function travels by value: the trainers cannot import this module.
+    # A nested function is pickled by value: the trainers cannot import this module.
     def main_fun(args: Any, ctx: Any) -> list[list[int]]:
         from tfspark.training.input.dataset import open_feed
 
@@ -281,6 +287,8 @@ def reading_ids() -> Any:
 
 
 def counting(log: str) -> Any:
+    """Return a function for `mapInArrow` that notes its partition in a file each time that Spark computes it."""
+
     def note(batches: Any) -> Any:
         from pyspark import TaskContext
 
@@ -294,11 +302,11 @@ def counting(log: str) -> Any:
 @pytest.mark.parametrize(
     ("cache_bytes", "kept", "computed"),
     [
-        pytest.param(PLENTY, True, 2, id="room for all: Spark computes each train() once"),
-        pytest.param(1, False, 5, id="no room: Spark computes every epoch"),
+        pytest.param(PLENTY, True, 2, id="enough space: Spark computes the rows once per train()"),
+        pytest.param(1, False, 5, id="no space: Spark computes the rows in every epoch"),
     ],
 )
-def test_train_with_a_node_cache_reads_from_spark_as_often_as_it_must(
+def test_train_with_a_node_cache_computes_rows_again_only_if_they_do_not_fit(
     spark: SparkSession, tmp_path: Path, cache_bytes: int, kept: bool, computed: int
 ) -> None:
     log = tmp_path / "computed"
@@ -322,7 +330,13 @@ def test_train_with_a_node_cache_reads_from_spark_as_often_as_it_must(
 
 
 class Runs:
-    """Trains clusters of two workers on rows that Spark counts when it computes them."""
+    """Train clusters, by default of two workers, on rows; count how often Spark computes the rows.
+
+    Attributes:
+        computed: how often Spark has computed the first partition of `counted` rows.
+        found: for each ``cache`` event, whether an earlier training had stored the rows.
+        orders: for each cluster, pass -> the ids of each worker.
+    """
 
     def __init__(self, spark: SparkSession, folder: Path):
         self.spark = spark
@@ -332,7 +346,7 @@ class Runs:
         self.orders: list[Any] = []
 
     def counted(self, rows: DataFrame) -> DataFrame:
-        """Return the same rows; each time that Spark computes the first partition, it is counted."""
+        """Return the same rows; `computed` counts each time that Spark computes their first partition."""
         return rows.mapInArrow(counting(str(self.log)), rows.schema)
 
     @property
@@ -366,7 +380,7 @@ def runs(spark: SparkSession, tmp_path: Path) -> Runs:
 
 
 def test_later_trainings_of_the_same_rows_read_the_files_of_the_first(runs: Runs) -> None:
-    """In one cluster, in the next one, and after other rows; each row once in each pass."""
+    """This holds in the same cluster, in the next one, and after other rows. Each pass has each row once."""
     some = runs.counted(df_with_partitions(runs.spark, [500, 0, 333]))
     other = runs.counted(df_with_partitions(runs.spark, [41]))
     assert runs.train(some, some) == [list(range(833))] * 2
@@ -377,7 +391,7 @@ def test_later_trainings_of_the_same_rows_read_the_files_of_the_first(runs: Runs
     assert (runs.computed, runs.found) == (2, [True, False, True, True])
 
 
-def test_one_worker_reads_stored_rows_in_the_order_of_a_training_without_them(runs: Runs) -> None:
+def test_single_worker_reads_stored_rows_in_the_order_of_a_training_without_a_cache(runs: Runs) -> None:
     rows = df_with_partitions(runs.spark, [60, 50])
     options: dict[str, Any] = {"epochs": 3, "num_workers": 1, "shuffle_rows": 20}
     for _ in range(2):
@@ -389,7 +403,7 @@ def test_one_worker_reads_stored_rows_in_the_order_of_a_training_without_them(ru
 
 
 def numbered(spark: SparkSession, first: int) -> DataFrame:
-    """Return 100 rows with ids from `first` on."""
+    """Return 100 rows whose ids count from `first`."""
     return spark.range(first, first + 100, 1, 2).selectExpr("id", "id % 2 AS label")
 
 
@@ -402,7 +416,7 @@ def numbered(spark: SparkSession, first: int) -> DataFrame:
         pytest.param("tfrecord", "spark", marks=pytest.mark.slow),
     ],
 )
-def test_rows_of_files_are_read_anew_when_a_file_was_changed(
+def test_rows_of_files_are_read_from_spark_again_after_a_file_has_changed(
     runs: Runs, tmp_path: Path, format: str, scan: str
 ) -> None:
     register(runs.spark)
@@ -422,17 +436,17 @@ def test_rows_of_files_are_read_anew_when_a_file_was_changed(
     assert runs.train(read(), scan=scan) == [list(range(200))]
     write(7, "overwrite")
     assert runs.train(read(), scan=scan) == [list(range(7, 107))]
-    assert runs.found == [True], "no file was read in the place of rows that had changed"
+    assert runs.found == [True], "the cache was not read after the rows had changed"
     assert runs.train(read(), scan=scan) == [list(range(7, 107))]
     assert runs.found == ([True] if (format, scan) == ("tfrecord", "spark") else [True, True]), (
-        "Spark has a plan of its own for each load of a data source that is written in Python"
+        "Spark makes a different plan for each load of a data source that is written in Python"
     )
 
 
-def test_rows_whose_files_changed_behind_a_dataframe_are_not_taken_from_the_cache(
+def test_rows_are_not_read_from_the_cache_after_the_files_of_their_dataframe_have_changed(
     runs: Runs, tmp_path: Path
 ) -> None:
-    """The DataFrame still has the old list of files: Spark fails, as it does without a cache."""
+    """The DataFrame still has the old list of files, so Spark fails, as it does without a cache."""
     path = str(tmp_path / "rows")
     numbered(runs.spark, 0).write.parquet(path)
     rows = runs.spark.read.parquet(path)
@@ -443,8 +457,8 @@ def test_rows_whose_files_changed_behind_a_dataframe_are_not_taken_from_the_cach
     assert not runs.found
 
 
-def test_rows_that_depend_on_other_files_are_read_anew(runs: Runs, tmp_path: Path) -> None:
-    """The files of a subquery are not among those of the rows, and these have not changed."""
+def test_rows_of_a_query_with_a_subquery_are_always_read_from_spark(runs: Runs, tmp_path: Path) -> None:
+    """Spark does not list the files of a subquery among those of the rows, and only they have changed."""
     some, other = str(tmp_path / "some"), str(tmp_path / "other")
     numbered(runs.spark, 0).write.parquet(some)
     for most in (70, 30):
@@ -456,16 +470,16 @@ def test_rows_that_depend_on_other_files_are_read_anew(runs: Runs, tmp_path: Pat
     assert not runs.found
 
 
-def test_rows_are_read_anew_if_they_are_dealt_to_other_workers(runs: Runs) -> None:
+def test_rows_are_read_from_spark_again_if_they_are_dealt_to_workers_in_a_different_way(runs: Runs) -> None:
     rows = runs.counted(df_with_partitions(runs.spark, [100, 50]))
     for computed, options in enumerate([{"ordered": True}, {}, {"num_workers": 1}], 1):
         assert runs.train(rows, rows, **options) == [list(range(150))] * 2
         assert runs.computed == computed
     runs.train(rows, rows, ordered=True, shuffle_rows=8)
-    assert runs.computed == 5, "in each pass another order of the partitions"
+    assert runs.computed == 5, "each pass has a different order of the partitions"
 
 
-def test_functions_with_the_same_name_do_not_have_the_same_rows(runs: Runs) -> None:
+def test_rows_of_different_functions_with_the_same_name_are_not_mistaken_for_each_other(runs: Runs) -> None:
     base = df_with_partitions(runs.spark, [30])
 
     def adding(number: int) -> DataFrame:
@@ -485,6 +499,6 @@ def test_functions_with_the_same_name_do_not_have_the_same_rows(runs: Runs) -> N
     [{"cache": "disk"}, {"cache_bytes": 0}, {"chunk_bytes": 0}, {"buffer_bytes": -1}, {"shuffle_rows": -1}],
     ids=json.dumps,
 )
-def test_feeding_of_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_impossible_values_of_feeding_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"expected {next(iter(wrong))}"):
         Feeding(**wrong)

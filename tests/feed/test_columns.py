@@ -1,4 +1,4 @@
-"""From Arrow arrays to NumPy arrays, and every way in which a value can be wrong."""
+"""Convert Arrow arrays to NumPy arrays, and refuse each kind of wrong value."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def pairs(values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
     return pa.array(values, pa.list_(kind or pa.float32()))
 
 
-# --- what comes out --------------------------------------------------------------------------------
+# --- converted values ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", NUMERICS)
-def test_numbers_when_converted_keep_dtype_and_share_memory(dtype: str) -> None:
+def test_converted_numbers_keep_their_dtype_and_share_memory(dtype: str) -> None:
     values = np.arange(5).astype(dtype)
     array = pa.array(values)
     found = converted(array)
@@ -119,7 +119,7 @@ TABLE: list[tuple[str, pa.Array, dict[str, Any], Any, str]] = [
 @pytest.mark.parametrize(
     ("array", "column", "expected", "dtype"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE]
 )
-def test_column_when_converted_has_the_values_and_the_dtype(
+def test_converted_column_has_the_expected_values_and_dtype(
     array: pa.Array, column: dict[str, Any], expected: Any, dtype: str
 ) -> None:
     found = converted(array, **column)
@@ -130,7 +130,7 @@ def test_column_when_converted_has_the_values_and_the_dtype(
 @pytest.mark.parametrize(
     ("array", "column", "expected", "dtype"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE]
 )
-def test_column_when_a_slice_of_a_longer_array_has_only_its_own_rows(
+def test_converted_slice_has_only_its_own_rows(
     array: pa.Array, column: dict[str, Any], expected: Any, dtype: str
 ) -> None:
     longer = pa.concat_arrays([array, array, array])
@@ -140,16 +140,16 @@ def test_column_when_a_slice_of_a_longer_array_has_only_its_own_rows(
 
 
 @pytest.mark.parametrize("column", [{}, {"shape": (3,)}])
-def test_lists_without_any_row_become_an_empty_array(column: dict[str, Any]) -> None:
+def test_column_of_lists_without_rows_becomes_an_empty_array(column: dict[str, Any]) -> None:
     assert len(converted(pairs([]), **column)) == 0
 
 
-def test_raw_values_of_no_aligned_address_are_read_all_the_same() -> None:
+def test_raw_values_at_an_unaligned_address_are_read() -> None:
     array = pa.array([b"x", np.arange(3, dtype="<f8").tobytes()]).slice(1)
     assert converted(array, dtype="float64").tolist() == [[0.0, 1.0, 2.0]]
 
 
-def test_null_behind_the_slice_does_not_count() -> None:
+def test_nulls_outside_a_slice_are_allowed() -> None:
     assert converted(pa.array([None, 1, 2, None]).slice(1, 2)).tolist() == [1, 2]
     nested = pairs([None, [1, 2], [3, None]]).slice(1, 1)
     assert converted(nested).tolist() == [[1, 2]]
@@ -157,7 +157,7 @@ def test_null_behind_the_slice_does_not_count() -> None:
 
 @st.composite
 def tensors(draw: st.DrawFn) -> np.ndarray:
-    """Draw an array of rows of one shape, up to three axes per row."""
+    """Draw an array whose rows have the same shape, of up to three axes."""
     shape = draw(st.lists(st.integers(1, 4), max_size=3))
     rows = draw(st.integers(1, 6))
     dtype = draw(st.sampled_from([*NUMERICS, "bool"]))
@@ -167,7 +167,7 @@ def tensors(draw: st.DrawFn) -> np.ndarray:
 
 
 def arrow_of(values: np.ndarray, kinds: list[str]) -> pa.Array:
-    """Nest a tensor into Arrow lists; `kinds` says which kind of list each axis becomes."""
+    """Convert a tensor to nested Arrow lists; `kinds` has the kind of list for each axis, the innermost first."""
     array = pa.array(values.ravel())
     for size, kind in zip(reversed(values.shape[1:]), kinds, strict=False):
         offsets = np.arange(0, len(array) + 1, size)
@@ -185,7 +185,7 @@ def arrow_of(values: np.ndarray, kinds: list[str]) -> pa.Array:
     kinds=st.lists(st.sampled_from(["fixed", "large", "plain"]), min_size=3, max_size=3),
     cut=st.tuples(st.integers(0, 5), st.integers(1, 6)),
 )
-def test_tensor_when_sent_through_arrow_lists_comes_back_equal(
+def test_tensor_in_arrow_lists_is_converted_without_a_change(
     values: np.ndarray, kinds: list[str], cut: tuple[int, int]
 ) -> None:
     first, count = min(cut[0], len(values) - 1), cut[1]
@@ -195,14 +195,14 @@ def test_tensor_when_sent_through_arrow_lists_comes_back_equal(
 
 
 @given(values=tensors(), first=st.integers(0, 5))
-def test_tensor_when_sent_as_raw_bytes_comes_back_equal(values: np.ndarray, first: int) -> None:
+def test_tensor_in_raw_bytes_is_converted_without_a_change(values: np.ndarray, first: int) -> None:
     first = min(first, len(values) - 1)
     array = pa.array([row.tobytes() for row in values]).slice(first)
     found = converted(array, dtype=values.dtype.name, shape=values.shape[1:])
     np.testing.assert_array_equal(found, values[first:])
 
 
-# --- what is refused -------------------------------------------------------------------------------
+# --- refused values --------------------------------------------------------------------------------
 
 NESTED = pa.list_(pa.list_(pa.int64()))
 DEEP = pa.list_(NESTED)
@@ -218,9 +218,9 @@ REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
     ("null deep inside", pa.array([[[1], [2]], [[3], [4]], [[5], [None]]], NESTED), {}, 2, "null inside"),
     ("unequal lengths", pairs([[1, 2], [1, 2], [3]]), {}, 2, "has 1 values where those before have 2"),
     ("unequal inner lengths", pa.array([[[1], [2]], [[3], [4, 5]]], NESTED), {}, 1, "has 2 values"),
-    ("unequal within one row", pa.array([[[1], [2, 3]], [[3], [4]]], NESTED), {}, 0, "has 2 values"),
+    ("unequal lengths inside one row", pa.array([[[1], [2, 3]], [[3], [4]]], NESTED), {}, 0, "has 2 values"),
     (
-        "unequal two levels down",
+        "unequal lengths two levels down",
         pa.array([[[[1], [2]]], [[[3], [4]]], [[[5], []]]], DEEP),
         {},
         2,
@@ -228,7 +228,7 @@ REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
     ),
     ("unequal raw lengths", pa.array([b"ab", b"a"]), {"dtype": "uint8"}, 1, "has 1 bytes"),
     (
-        "raw bytes that are no multiple",
+        "a byte count that is not a multiple of the value size",
         pa.array([b"abc"]),
         {"dtype": "int16"},
         0,
@@ -244,7 +244,7 @@ REFUSED: list[tuple[str, pa.Array, dict[str, Any], int, str]] = [
 @pytest.mark.parametrize(
     ("array", "column", "row", "says"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
 )
-def test_column_when_a_value_is_wrong_names_its_row(
+def test_error_of_a_wrong_value_names_its_row(
     array: pa.Array, column: dict[str, Any], row: int, says: str
 ) -> None:
     message = message_of(array, **column)
@@ -255,7 +255,7 @@ def test_column_when_a_value_is_wrong_names_its_row(
 @pytest.mark.parametrize(
     ("array", "column", "row", "says"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
 )
-def test_column_when_a_value_is_wrong_in_a_slice_counts_from_the_slice(
+def test_error_of_a_wrong_value_in_a_slice_counts_rows_from_the_start_of_the_slice(
     array: pa.Array, column: dict[str, Any], row: int, says: str
 ) -> None:
     longer = pa.concat_arrays([array, array])
@@ -283,7 +283,7 @@ def labelled(labels: pa.Array, num_classes: int | None = 3) -> dict[str, np.ndar
         (pa.array(["a", "b"]), 0, "has type object, expected integer classes"),
     ],
 )
-def test_label_out_of_its_classes_is_refused_with_row_and_value(
+def test_label_outside_its_classes_is_refused_with_its_row_and_value(
     labels: pa.Array, row: int, says: str
 ) -> None:
     with pytest.raises(DataError) as caught:
@@ -293,7 +293,7 @@ def test_label_out_of_its_classes_is_refused_with_row_and_value(
 
 
 @pytest.mark.parametrize("labels", [pa.array([0, 2]), pa.array([True, False]), pa.array([2], pa.uint8())])
-def test_label_within_its_classes_is_converted(labels: pa.Array) -> None:
+def test_label_among_its_classes_is_converted(labels: pa.Array) -> None:
     assert labelled(labels)["y"].tolist() == labels.to_pylist()
 
 
@@ -301,21 +301,21 @@ def test_label_without_num_classes_is_not_checked() -> None:
     assert labelled(pa.array([-7.5]), num_classes=None)["y"].tolist() == [-7.5]
 
 
-def test_row_weights_for_named_classes_are_theirs_and_1_for_others() -> None:
+def test_row_weights_are_the_weights_of_the_classes_and_1_for_classes_without_a_weight() -> None:
     columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5), (2, 3.0)))
     weights = row_weights({"y": np.array([[0], [1], [2], [1]])}, columns, 4)
     assert weights.tolist() == [1.0, 0.5, 3.0, 0.5]
     assert weights.dtype == np.float32
 
 
-def test_row_weights_of_one_hot_labels_are_those_of_their_classes() -> None:
+def test_row_weights_of_one_hot_labels_are_the_weights_of_their_classes() -> None:
     columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5), (2, 3.0)))
     labels = np.eye(3, dtype=np.float32)[[0, 2, 1]]
     assert row_weights({"y": labels}, columns, 3).tolist() == [1.0, 3.0, 0.5]
     assert row_weights({"y": labels.astype(bool)}, columns, 3).tolist() == [1.0, 3.0, 0.5]
 
 
-def test_row_weights_of_a_column_are_its_numbers_times_those_of_the_classes() -> None:
+def test_row_weights_of_a_weight_column_are_multiplied_by_the_weights_of_the_classes() -> None:
     columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5),), weight=Column("w"))
     rows = {"y": np.array([0, 1, 1]), "w": np.array([[3], [2], [-0.0]])}
     weights = row_weights(rows, columns, 3)
@@ -344,7 +344,7 @@ def test_row_weights_of_a_column_are_its_numbers_times_those_of_the_classes() ->
         (np.array([b"a", b"b"], object), np.ones(2), "row 0: label 'y' has object values"),
     ],
 )
-def test_row_weights_that_cannot_be_are_refused_with_the_row(label: Any, weight: Any, says: str) -> None:
+def test_impossible_row_weights_are_refused_with_their_row(label: Any, weight: Any, says: str) -> None:
     columns = Columns((Column("x"),), Column("y"), class_weights=((1, 0.5),), weight=Column("w"))
     with pytest.raises(DataError) as caught:
         row_weights({"y": label, "w": weight}, columns, 2)
@@ -380,13 +380,13 @@ def test_row_weights_that_cannot_be_are_refused_with_the_row(label: Any, weight:
         ),
     ],
 )
-def test_columns_that_no_tensor_can_have_are_refused(make: Any, says: str) -> None:
+def test_impossible_declarations_of_columns_are_refused(make: Any, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert says in str(caught.value)
 
 
-def test_columns_when_sent_as_json_come_back_equal() -> None:
+def test_columns_are_equal_after_a_round_trip_through_json() -> None:
     columns = Columns(
         (Column("a", shape=(2, 3), dtype="uint8", scale=255.0), Column("b", shape=())),
         Column("y"),
@@ -404,14 +404,14 @@ def test_columns_when_sent_as_json_come_back_equal() -> None:
         assert Columns.from_json(json.loads(json.dumps(other.to_json()))) == other
 
 
-def test_columns_within_examples_when_checked_need_only_the_column_of_records() -> None:
+def test_columns_inside_examples_need_only_the_column_of_records_in_the_data() -> None:
     columns = Columns((Column("image"),), Column("label"), examples="byteArray")
     check_columns(columns, ["byteArray"])
     with pytest.raises(ConfigError, match="expected a column 'byteArray', the data has"):
         check_columns(columns, ["image", "label"])
 
 
-def test_column_that_the_data_lacks_is_refused_with_the_nearest_name() -> None:
+def test_column_that_the_data_lacks_is_refused_with_the_most_similar_name() -> None:
     with pytest.raises(ConfigError, match=r"expected a column 'imagee'.*did you mean 'image'"):
         check_columns(Columns((Column("imagee"),)), ["image", "label"])
 
@@ -422,11 +422,11 @@ def test_column_that_the_data_lacks_is_refused_with_the_nearest_name() -> None:
         ([1, 300], "uint8", "300 would become 44"),
         ([1, -1], "uint64", "-1 would become 2**64 - 1"),
         ([1.0, 0.5], "int64", "0.5 would become 0"),
-        ([1.0, float("nan")], "int32", "not a number has no whole number"),
+        ([1.0, float("nan")], "int32", "nan is no whole number"),
         ([0, 2], "bool", "2 would become true"),
     ],
 )
-def test_column_to_numpy_when_the_dtype_cannot_hold_a_value_refuses_it(
+def test_column_to_numpy_refuses_a_value_that_the_dtype_cannot_hold(
     values: list[float], dtype: str, reason: str
 ) -> None:
     with pytest.raises(
@@ -444,14 +444,12 @@ def test_column_to_numpy_when_the_dtype_cannot_hold_a_value_refuses_it(
         ("nothing", ["id", "label"], "name the feature and label columns"),
     ],
 )
-def test_column_that_is_not_there_is_told_with_what_it_may_mean(
-    name: str, available: list[str], hint: str
-) -> None:
+def test_error_of_a_missing_column_has_a_hint(name: str, available: list[str], hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_columns(Columns((Column(name),)), available)
     assert hint in str(caught.value)
 
 
-def test_fields_of_a_struct_are_told_as_spark_spells_them() -> None:
+def test_error_of_a_struct_names_its_fields_in_the_syntax_of_spark() -> None:
     assert "df.select('c.a', 'c.`y.z`')" in message_of(pa.array([{"a": 1, "y.z": 2}]))
     assert "expected no variant" in message_of(pa.array([{"value": b"1", "metadata": b""}]))

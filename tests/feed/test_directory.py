@@ -1,4 +1,4 @@
-"""The feed directory against simulated feed tasks and readers that die, fall silent and come twice."""
+"""The feed directory with simulated feed tasks and readers that die, stop calling, or repeat a call."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfspark.protocol.timing import SOURCE_SILENCE_S
 
 STREAM = "train"
 BATCH = 2
-"""Rows of a batch, and of a stripe of an ordered stream."""
+"""Number of rows in a batch, and in a stripe of an ordered stream."""
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class Reader:
 
 
 class DirectoryMachine(RuleBasedStateMachine):
-    """Spark starts, kills and repeats feed tasks while readers lease, pull and let go, in any order."""
+    """Spark starts, kills and repeats feed tasks while readers lease, pull and release, in any order."""
 
     ordered = False
 
@@ -88,7 +88,7 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def start_another_attempt(self, data: st.DataObject) -> None:
-        """Spark repeats a failed task; or it runs a slow one a second time."""
+        """Repeat a failed task, or run a slow one a second time, as Spark does."""
         attempts = data.draw(st.sampled_from(self.attempts))
         if not self.succeeded(attempts[0].partition) and len(attempts) < 4:
             attempts.append(Attempt(attempts[0].partition))
@@ -160,7 +160,7 @@ class DirectoryMachine(RuleBasedStateMachine):
         reply = self.directory.partition_done(
             STREAM, self.index, attempt.partition, self.sizes[attempt.partition], stopped=attempt.source
         )
-        assert reply["retry"], "rows are left: somebody must serve them"
+        assert reply["retry"], "rows are left: another attempt must serve them"
         attempt.state = "failed"
 
     def finish(self, attempt: Attempt) -> None:
@@ -194,8 +194,8 @@ class DirectoryMachine(RuleBasedStateMachine):
             self.pull(*lease, count, arrives)
 
     @rule(data=st.data())
-    def let_go(self, data: st.DataObject) -> None:
-        """A reader that is about to wait for its training thread."""
+    def release_one(self, data: st.DataObject) -> None:
+        """Release a lease, as a reader does before it waits for its training thread."""
         lease = self.draw_lease(data)
         if lease is not None:
             self.release(*lease, gone=False)
@@ -219,7 +219,7 @@ class DirectoryMachine(RuleBasedStateMachine):
         reply = self.ask_for_lease(reader)
         if reply["status"] == "end":
             assert self.finished
-            assert self.num_missing == 0, "told the end while rows are missing"
+            assert self.num_missing == 0, "the directory reported the end while rows were missing"
             reader.at_end = True
         elif reply["status"] == "source":
             attempt = next(a for every in self.attempts for a in every if a.source == reply["source"])
@@ -259,32 +259,32 @@ class DirectoryMachine(RuleBasedStateMachine):
     def agree(self, reader: Reader, steps: int, ended: bool) -> dict[str, Any]:
         return self.directory.agree(STREAM, self.index, reader.rank, steps, ended, len(reader.rows))
 
-    # --- what must hold ----------------------------------------------------------------------------
+    # --- invariants --------------------------------------------------------------------------------
 
     @property
     def num_missing(self) -> int:
         return sum(self.sizes) - sum(len(reader.rows) for reader in self.readers)
 
     @invariant()
-    def no_row_came_twice(self) -> None:
+    def no_row_is_read_twice(self) -> None:
         if hasattr(self, "readers"):
             rows = [row for reader in self.readers for row in reader.rows]
             assert len(rows) == len(set(rows))
 
     def teardown(self) -> None:
-        """When nothing fails any more, the pass comes to its end and nothing is missing."""
+        """Stop all failures: the pass must end with every row read."""
         if not hasattr(self, "readers"):
             return
         for _ in range(60):
-            self.go_on()
+            self.run_one_second()
             if all(reader.at_end for reader in self.readers):
                 break
-        assert all(reader.at_end for reader in self.readers), "somebody waits for ever"
+        assert all(reader.at_end for reader in self.readers), "a reader waits forever"
         assert self.num_missing == 0
         self.check_agreement()
 
-    def go_on(self) -> None:
-        """Let a second pass in which everyone does what it can."""
+    def run_one_second(self) -> None:
+        """Advance the clock by a second, and let every task and reader make its next call."""
         self.clock.now += 1.0
         for attempts in self.attempts:
             if not self.succeeded(attempts[0].partition) and not any(a.alive for a in attempts):
@@ -308,7 +308,7 @@ class DirectoryMachine(RuleBasedStateMachine):
             self.finish(attempt)
 
     def check_agreement(self) -> None:
-        """Readers pad until all have equally many steps, and then all are told so."""
+        """Let readers pad until all have equally many steps; all must then learn that this number is final."""
         wanted = max(-(-len(reader.rows) // BATCH) for reader in self.readers)
         for reader in self.readers:
             reader.steps = -(-len(reader.rows) // BATCH)
@@ -320,7 +320,7 @@ class DirectoryMachine(RuleBasedStateMachine):
                     reader.steps += 1
                 elif reply["final"]:
                     told.add(reader.rank)
-        assert told == {reader.rank for reader in self.readers}, "somebody waits for ever"
+        assert told == {reader.rank for reader in self.readers}, "a reader waits forever"
         assert {reader.steps for reader in self.readers} == {wanted}
         received = self.directory.rows_received(STREAM, self.index)
         assert received == {reader.rank: len(reader.rows) for reader in self.readers}
@@ -331,7 +331,7 @@ class OrderedDirectoryMachine(DirectoryMachine):
 
 
 @pytest.mark.parametrize("machine", [DirectoryMachine, OrderedDirectoryMachine])
-def test_directory_whatever_dies_gives_each_row_once_and_lets_all_end(
+def test_each_row_is_read_once_and_all_readers_end_for_any_failures_of_tasks_and_readers(
     machine: type[RuleBasedStateMachine],
 ) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=150, stateful_step_count=50))
@@ -355,7 +355,7 @@ def lease(directory: FeedDirectory, rank: int, host: str = "h", *held: str) -> d
     return directory.lease(STREAM, 0, rank, host, list(held), -1)
 
 
-def test_source_that_nobody_reads_when_silent_is_superseded() -> None:
+def test_silent_source_without_readers_is_replaced() -> None:
     clock = Clock()
     directory = opened(clock=clock)
     first = source_up(directory, 0)
@@ -366,11 +366,11 @@ def test_source_that_nobody_reads_when_silent_is_superseded() -> None:
     assert source_up(directory, 0) == {"action": "wait"}
     clock.now += 0.2
     assert source_up(directory, 0)["action"] == "serve"
-    assert directory.source_alive(first["source"])["stop"], "the first is back, and too late"
+    assert directory.source_alive(first["source"])["stop"], "the first attempt calls again, but too late"
 
 
 @pytest.mark.parametrize(("repeatable", "delivered"), [(False, True), (False, False), (True, True)])
-def test_second_attempt_whose_rows_may_have_moved_ends_the_pass_if_some_were_delivered(
+def test_second_attempt_ends_the_pass_if_the_order_of_delivered_rows_may_have_changed(
     repeatable: bool, delivered: bool
 ) -> None:
     clock = Clock()
@@ -385,7 +385,7 @@ def test_second_attempt_whose_rows_may_have_moved_ends_the_pass_if_some_were_del
     assert source_up(directory, 1)["action"] == ("stop" if moved else "serve")
 
 
-def test_partition_that_a_task_has_left_without_a_word_is_unfinished_while_it_is_wanted() -> None:
+def test_partition_is_unfinished_until_its_task_reports_it_or_the_stream_is_closed() -> None:
     directory = opened()
     for partition in range(3):
         source_up(directory, partition)
@@ -395,7 +395,7 @@ def test_partition_that_a_task_has_left_without_a_word_is_unfinished_while_it_is
     assert directory.unfinished(STREAM, 0) == []
 
 
-def test_directory_does_not_grow_with_the_passes_and_still_knows_how_many_rows_each_reader_had() -> None:
+def test_directory_does_not_grow_with_the_number_of_passes_and_remembers_the_rows_of_readers() -> None:
     directory = opened()
 
     def bytes_after(num_passes: int) -> int:
@@ -419,11 +419,11 @@ def test_directory_does_not_grow_with_the_passes_and_still_knows_how_many_rows_e
         grown = bytes_after(100) - before
     finally:
         tracemalloc.stop()
-    assert grown < 100 * 1000, "of each pass there is no more than a reference"
+    assert grown < 100 * 1000, "less than 1,000 bytes are kept for a pass"
     assert directory.most_rows("train") == 110 * 2000
 
 
-def test_stream_that_was_dropped_leaves_nothing_and_late_calls_end_in_order() -> None:
+def test_dropped_stream_keeps_no_memory_and_its_late_calls_end_without_an_error() -> None:
     directory = opened()
     directory.open_stream("evaluate-1", {"needs_sample": True}, 1)
 
@@ -446,7 +446,7 @@ def test_stream_that_was_dropped_leaves_nothing_and_late_calls_end_in_order() ->
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 100_000, "1,000 evaluations"
+    assert grown < 100_000, "less than 100 bytes are kept for each of 1,000 evaluations"
     name = "evaluate-1001"
     assert name not in directory.stream_names
     assert directory.source_alive(source)["stop"]
@@ -460,31 +460,31 @@ def test_stream_that_was_dropped_leaves_nothing_and_late_calls_end_in_order() ->
     assert directory.describe(name)["status"] == "wait"
 
 
-def test_source_that_is_unknown_is_told_to_stop() -> None:
+def test_unknown_source_must_stop() -> None:
     assert opened().source_alive("of another driver")["stop"]
 
 
-def test_lease_takes_an_unread_source_first_then_one_of_the_same_host_then_the_least_read() -> None:
+def test_lease_prefers_an_unread_source_then_one_on_the_same_host_then_the_least_read() -> None:
     directory = opened(num_readers=4)
     near = [source_up(directory, partition, "near")["source"] for partition in range(2)]
     far = source_up(directory, 2, "far")["source"]
     got = [lease(directory, rank, "near")["source"] for rank in range(3)]
-    assert got == [*near, far], "its own host first, but one that nobody reads before all"
+    assert got == [*near, far], "unread sources first, and among them those on the same host"
     assert lease(directory, 3, "far")["source"] == far
     assert lease(directory, 3, "far", far)["source"] in near
     assert lease(directory, 3, "far", far, *near)["status"] == "wait"
 
 
-def test_lease_when_closed_says_how_many_passes_there_were() -> None:
+def test_lease_of_a_closed_stream_returns_the_number_of_passes() -> None:
     directory = opened()
-    assert directory.lease(STREAM, 1, 0, "h", [], -1)["status"] == "wait", "a pass may yet come"
+    assert directory.lease(STREAM, 1, 0, "h", [], -1)["status"] == "wait", "another pass may follow"
     directory.close_stream(STREAM)
     assert directory.lease(STREAM, 1, 0, "h", [], -1) == {"status": "closed", "passes": 1}
     assert lease(directory, 0) == {"status": "closed", "passes": 1}
 
 
 @pytest.mark.parametrize("end", ["close_stream", "abandon_pass"])
-def test_source_of_a_pass_that_is_not_wanted_stops_and_is_not_repeated(end: str) -> None:
+def test_source_of_a_closed_stream_or_an_abandoned_pass_stops_and_is_not_repeated(end: str) -> None:
     directory = opened()
     source = source_up(directory, 0)["source"]
     if end == "close_stream":
@@ -496,7 +496,7 @@ def test_source_of_a_pass_that_is_not_wanted_stops_and_is_not_repeated(end: str)
     assert source_up(directory, 1) == {"action": "stop", "rows": 0}
 
 
-def test_description_waits_for_the_first_row_or_the_close() -> None:
+def test_description_of_a_stream_waits_for_its_first_row_or_its_close() -> None:
     directory = opened()
     assert directory.describe("another") == {"status": "wait"}
     assert directory.describe(STREAM)["status"] == "wait"
@@ -510,7 +510,7 @@ def test_description_waits_for_the_first_row_or_the_close() -> None:
     assert empty.describe(STREAM)["sample"] is None
 
 
-def test_announcement_that_arrives_again_after_a_later_one_changes_nothing() -> None:
+def test_repeated_announcement_that_arrives_after_a_later_one_changes_nothing() -> None:
     directory = opened()
     directory.agree(STREAM, 0, rank=1, steps=3, ended=True, rows=9)
     assert directory.agree(STREAM, 0, rank=1, steps=0, ended=False, rows=0)["steps"] == 3
@@ -522,7 +522,9 @@ def test_announcement_that_arrives_again_after_a_later_one_changes_nothing() -> 
     own=st.lists(st.integers(0, 6), min_size=1, max_size=4),
     order=st.randoms(use_true_random=False),
 )
-def test_agreement_in_any_order_ends_with_the_most_steps_for_all(own: list[int], order: Any) -> None:
+def test_readers_agree_on_the_largest_number_of_steps_for_any_order_of_calls(
+    own: list[int], order: Any
+) -> None:
     directory = opened(num_readers=len(own))
     formed = [0] * len(own)
     reading = set(range(len(own)))
@@ -530,7 +532,7 @@ def test_agreement_in_any_order_ends_with_the_most_steps_for_all(own: list[int],
         for rank in order.sample(sorted(reading), len(reading)):
             ended = formed[rank] >= own[rank]
             reply = directory.agree(STREAM, 0, rank, formed[rank], ended, rows=0)
-            assert reply["steps"] <= max(own), "nobody pads beyond what somebody has"
+            assert reply["steps"] <= max(own), "no reader pads beyond the largest number of steps"
             if not ended or formed[rank] < reply["steps"]:
                 formed[rank] += 1
             elif reply["final"]:
@@ -539,7 +541,7 @@ def test_agreement_in_any_order_ends_with_the_most_steps_for_all(own: list[int],
     assert set(formed) == {max(own)}
 
 
-def test_pass_that_is_broken_off_has_the_same_end_for_all_its_readers() -> None:
+def test_readers_of_a_pass_that_is_broken_off_end_with_the_same_number_of_steps() -> None:
     directory = opened(num_readers=2)
     directory.offer_sample(STREAM, "row")
     source = source_up(directory, 0)["source"]
@@ -549,7 +551,7 @@ def test_pass_that_is_broken_off_has_the_same_end_for_all_its_readers() -> None:
     assert directory.source_alive(source)["stop"]
     assert lease(directory, 0) == {"status": "closed", "passes": 1, "broken_off": "KeyboardInterrupt"}
     assert not directory.agree(STREAM, 0, 0, 4, False, 40)["closed"], (
-        "it must still take the steps of the other"
+        "it must still reach the number of steps of the other reader"
     )
     ends = [directory.agree(STREAM, 0, rank, 5, True, 50) for rank in (0, 1)]
     why = {"broken_off": "KeyboardInterrupt"}
@@ -557,7 +559,7 @@ def test_pass_that_is_broken_off_has_the_same_end_for_all_its_readers() -> None:
     assert directory.lease(STREAM, 1, 0, "h", [], -1)["broken_off"]
 
 
-def test_pass_that_all_readers_have_ended_is_not_broken_off_for_the_one_that_hears_it_late() -> None:
+def test_pass_that_all_readers_have_ended_is_not_broken_off_for_a_late_call() -> None:
     directory = opened(num_readers=2)
     for rank in (0, 1):
         directory.agree(STREAM, 0, rank, 5, True, 50)
@@ -565,7 +567,7 @@ def test_pass_that_all_readers_have_ended_is_not_broken_off_for_the_one_that_hea
     assert directory.agree(STREAM, 0, 1, 5, True, 50) == {"steps": 5, "final": True, "closed": True}
 
 
-def test_stream_that_is_broken_off_before_its_first_row_says_why() -> None:
+def test_description_of_a_stream_broken_off_before_its_first_row_has_the_reason() -> None:
     directory = opened()
     directory.break_off("KeyboardInterrupt")
     directory.offer_sample(STREAM, "too late")

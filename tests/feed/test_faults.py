@@ -1,8 +1,8 @@
-"""A network that fails between real clients and real servers: each row comes once, nobody waits for ever or raises.
+"""Network faults between real clients and real servers: each row is read once, and no call waits forever or raises.
 
-A thousand schedules of each kind, in an hour and without much of the CPU:
-``TFSPARK_FAULT_SCHEDULES=1000 scripts/test -m slow tests/feed/test_faults.py -k many``. What happens in a schedule
-depends on the timing of threads, too: a seed that fails does so in some of its runs.
+``TFSPARK_FAULT_SCHEDULES=1000 scripts/test -m slow tests/feed/test_faults.py -k many`` runs a thousand schedules of
+each kind. This takes an hour, but little CPU time. The course of a schedule also depends on the timing of threads, so
+a seed that fails may fail in only some of its runs.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tfspark.protocol.wire import ActionClient, new_secret
 
 SECRET = new_secret()
 SCHEDULES = {"calls": 30, "bytes": 5}
-"""A reset costs gRPC a second or two, until it tries again to connect."""
+"""Number of schedules of each kind. After a reset, gRPC waits a second or two before it connects again."""
 MANY = int(os.environ.get("TFSPARK_FAULT_SCHEDULES", "1000"))
 
 
 @contextmanager
 def faults(seed: int, kind: str, rate: float) -> Iterator[None]:
-    """Let every connection made here have faults drawn from a seed."""
+    """Give every connection that is opened in the block faults, drawn from a seed."""
     chance = random.Random(seed)
     connect = flight.connect
     proxies: dict[str, Proxy] = {}
@@ -63,7 +63,7 @@ def faults(seed: int, kind: str, rate: float) -> Iterator[None]:
 
 
 def run_pass(loop: Loopback, partitions: list[list[pa.RecordBatch]]) -> list[Taken]:
-    """Feed a pass and read it; each feed task is tried once, as on a local master."""
+    """Feed a pass and read it. Each feed task runs once, as on a local master: a failure fails the pass."""
     index, readers = loop.open_pass(), loop.spec.num_readers
     steps = list(in_step(readers, {}, readers))
     with ThreadPoolExecutor(readers + 2) as pool:
@@ -77,8 +77,8 @@ def run_pass(loop: Loopback, partitions: list[list[pa.RecordBatch]]) -> list[Tak
         return [each.result() for each in taken]
 
 
-def survives(seed: int, kind: str) -> None:
-    """Read two passes through a network of a seed's."""
+def check_passes(seed: int, kind: str) -> None:
+    """Read two passes through a network whose faults are drawn from a seed; check that each row is read once."""
     drawn = random.Random(seed)
     sizes = [drawn.choice((0, 3, 17, 40)) for _ in range(drawn.randint(1, 3))] + [5]
     spec = replace(SPEC, ordered=drawn.random() < 0.3, num_readers=drawn.choice((1, 2)))
@@ -94,7 +94,7 @@ def survives(seed: int, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["calls", "bytes"])
 def test_each_row_is_read_once_through_a_network_that_fails(kind: str) -> None:
     for seed in range(SCHEDULES[kind]):
-        survives(seed, kind)
+        check_passes(seed, kind)
 
 
 @pytest.mark.slow
@@ -102,12 +102,12 @@ def test_each_row_is_read_once_through_a_network_that_fails(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["calls", "bytes"])
 def test_each_row_is_read_once_through_a_network_that_fails_in_many_ways(kind: str) -> None:
     for seed in range(SCHEDULES[kind], MANY):
-        survives(seed, kind)
+        check_passes(seed, kind)
 
 
 @contextmanager
 def plane(directory: Path) -> Iterator[ControlPlane]:
-    """A driver's server of two workers that keeps checkpoints."""
+    """Start a driver's server that stores checkpoints of two workers."""
     nodes = plan_nodes(2)
     server = ControlPlane(
         (HOST, HOST),
@@ -125,13 +125,13 @@ def plane(directory: Path) -> Iterator[ControlPlane]:
 
 
 def part(rank: int) -> dict[str, Any]:
-    """What comes with a worker's part of a checkpoint."""
+    """Return the header of a worker's part of a checkpoint."""
     facts = {"progress": {"call": 0, "finished": False}, "model": []}
     return {"passes": 1, "steps": 0, "rank": rank, "of": 2, "used": {}, "rows": 0, "facts": facts}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_checkpoints_files_and_sums_arrive_whole_through_a_network_that_fails(
+def test_checkpoints_files_and_sums_arrive_complete_through_a_network_that_fails(
     tmp_path: Path, seed: int
 ) -> None:
     data = [np.random.default_rng(rank).bytes(3 << 20) for rank in range(2)]

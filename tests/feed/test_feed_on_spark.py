@@ -1,4 +1,4 @@
-"""The whole feed: DataFrames on real Spark, a real cluster, trainers with TensorFlow."""
+"""The complete feed: DataFrames on real Spark, a real cluster, trainers with TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tfspark.feed.source import MANY_OBJECTS, NOT_REACHED
 
 LAYOUTS: list[tuple[list[int], int, str]] = [
     ([200], 2, "one partition, two epochs"),
-    ([13, 0, 40, 1, 77, 0, 9], 1, "seven, uneven and empty"),
-    ([0, 0, 0, 150, 0], 1, "everything in one of five"),
+    ([13, 0, 40, 1, 77, 0, 9], 1, "seven partitions, uneven and empty ones"),
+    ([0, 0, 0, 150, 0], 1, "all rows in one of five partitions"),
     ([1], 1, "fewer rows than workers"),
-    ([0, 1, 0, 1], 1, "fewer rows than a batch, apart"),
-    ([n % 5 for n in range(64)], 1, "64 tiny ones"),
+    ([0, 1, 0, 1], 1, "fewer rows than a batch, in two partitions"),
+    ([n % 5 for n in range(64)], 1, "64 tiny partitions"),
     ([64, 64], 1, "whole batches"),
 ]
 NUM_PASSES = sum(epochs for _, epochs, _ in LAYOUTS)
@@ -35,7 +35,7 @@ NUM_PASSES = sum(epochs for _, epochs, _ in LAYOUTS)
 def reading_ids() -> Callable[[Any, Any], Any]:
     """Return a ``main_fun`` that returns the ids it saw in each pass, batch by batch."""
 
-    # A nested function travels by value: the trainers cannot import this module.
+    # A nested function is pickled by value: the trainers cannot import this module.
     def main_fun(args: Any, ctx: Any) -> list[list[list[int]]]:
         dataset = ctx.dataset()
         passes = []
@@ -55,15 +55,17 @@ def ids_of(steps: list[list[int]]) -> list[int]:
     return [i for step in steps for i in step]
 
 
-def test_spare_collections_when_much_was_imported_leaves_little_to_look_at(spark: SparkSession) -> None:
-    """In Spark's own worker, as feed tasks do."""
+def test_spare_collections_leaves_few_objects_to_the_collector_after_large_imports(
+    spark: SparkSession,
+) -> None:
+    """Run it in Spark's Python worker, as feed tasks do."""
 
     def spare(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import gc
 
         from tfspark.feed.source import spare_collections
 
-        gc.unfreeze()  # What other tests' tasks spared in the same process.
+        gc.unfreeze()  # Tasks of other tests may have frozen objects in the same process.
         counts = [len(gc.get_objects())]
         for _ in batches:
             pass
@@ -80,7 +82,7 @@ def test_spare_collections_when_much_was_imported_leaves_little_to_look_at(spark
 
 
 @pytest.mark.parametrize(("num_workers", "ordered"), [(2, False), (3, True)])
-def test_every_row_of_every_layout_reaches_one_worker_once_an_epoch(
+def test_every_row_of_every_layout_reaches_one_worker_once_per_epoch(
     spark: SparkSession, num_workers: int, ordered: bool
 ) -> None:
     args = {"passes": NUM_PASSES, "batch_size": 8}
@@ -142,7 +144,7 @@ RETRY = """
             dying = df.mapInArrow(dying_once(marker), df.schema)
             cluster.train(dying, features=["id"], batch_size=64, feeding=feeding)
             results = cluster.shutdown()
-        assert os.path.exists(marker), "nothing died"
+        assert os.path.exists(marker), "no task died"
         return [results["worker 0"], results["worker 1"]]
 
     def counts_of_model(spark):
@@ -171,9 +173,9 @@ RETRY = """
 """
 
 
-def test_feed_task_killed_in_the_middle_when_retried_by_spark_gives_each_row_once(tmp_path: Path) -> None:
-    """Rows of a shuffle, which Spark has in another order the second time, are not gone on with in mid-epoch."""
-    # Small pipes, too: what comes before the task dies has reached the trainers then.
+def test_rows_of_a_killed_feed_task_are_each_read_once_after_spark_has_retried_it(tmp_path: Path) -> None:
+    """The third training has rows of a shuffle, which Spark recomputes in a different order: its epoch begins again."""
+    # Small batches and a small buffer: the rows before the failure must reach the trainers before the task dies.
     small_batches = {"spark.sql.execution.arrow.maxRecordsPerBatch": "200", "spark.buffer.size": "1024"}
     finished = run_driver("local[4,4]", RETRY, str(tmp_path), timeout_s=300, conf=small_batches).check()
     (line,) = [line for line in finished.stdout.splitlines() if line.startswith("RESULT ")]
@@ -189,7 +191,7 @@ def test_feed_task_killed_in_the_middle_when_retried_by_spark_gives_each_row_onc
 
 
 @pytest.mark.timeout(90)
-def test_error_in_the_users_dataframe_reaches_the_driver_as_sparks_own(spark: SparkSession) -> None:
+def test_error_in_the_dataframe_of_the_user_is_raised_as_an_error_of_spark(spark: SparkSession) -> None:
     def fails(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from batches
         raise ValueError("the user's own mistake")
@@ -203,7 +205,7 @@ def test_error_in_the_users_dataframe_reaches_the_driver_as_sparks_own(spark: Sp
     assert not isinstance(caught.value, TfsparkError)
 
 
-def test_feed_task_that_a_worker_cannot_reach_where_spark_tries_none_again_begins_anew(
+def test_training_restarts_if_a_worker_cannot_reach_a_feed_task_that_spark_does_not_retry(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     def fails_once(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -47,7 +47,7 @@ from tfspark.protocol.wire import ActionClient, Secret, new_secret
 
 
 def check_pass(taken: list[Taken], rows: int, spec: StreamSpec) -> None:
-    """Every row once, and in synchronous mode full batches, equally many for all."""
+    """Check that each row was read once; in synchronous mode, also that all trainers got equally many full batches."""
     assert sorted(i for one in taken for i in one.ids()) == list(range(rows))
     for one in taken:
         for batch in one.batches:
@@ -58,7 +58,7 @@ def check_pass(taken: list[Taken], rows: int, spec: StreamSpec) -> None:
 
 
 def check_batch(batch: dict[str, np.ndarray], rows: int) -> None:
-    """Padding too is made of real rows: its columns fit together, and its id is one of the pass."""
+    """Check that all rows are rows of the pass. Padding is, too: it consists of copies of real rows."""
     ids = batch["id"]
     assert set(batch[WEIGHT].tolist()) <= {0.0, 1.0}
     assert set(ids.tolist()) <= set(range(max(rows, 1)))
@@ -68,13 +68,13 @@ def check_batch(batch: dict[str, np.ndarray], rows: int) -> None:
 
 LAYOUTS: list[tuple[str, list[int]]] = [
     ("one partition", [123]),
-    ("everything in the last of several", [0, 0, 0, 120]),
-    ("everything in the first of several", [120, 0, 0, 0]),
-    ("empty ones between", [0, 31, 0, 0, 17, 0]),
+    ("all rows in the last of several", [0, 0, 0, 120]),
+    ("all rows in the first of several", [120, 0, 0, 0]),
+    ("empty partitions between others", [0, 31, 0, 0, 17, 0]),
     ("fewer rows than readers", [1]),
-    ("fewer rows than readers, apart", [0, 1, 0, 1]),
+    ("fewer rows than readers, in two partitions", [0, 1, 0, 1]),
     ("64 tiny partitions", [n % 4 for n in range(64)]),
-    ("one large, many tiny", [90, *[1] * 12]),
+    ("one large and many tiny partitions", [90, *[1] * 12]),
     ("a whole number of global batches", [24, 24]),
 ]
 
@@ -82,7 +82,7 @@ LAYOUTS: list[tuple[str, list[int]]] = [
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 @pytest.mark.parametrize("num_readers", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [sizes for _, sizes in LAYOUTS], ids=[name for name, _ in LAYOUTS])
-def test_pass_over_any_layout_gives_each_row_once_in_equally_many_batches(
+def test_pass_over_any_layout_reads_each_row_once_in_equally_many_batches(
     sizes: list[int], num_readers: int, ordered: bool
 ) -> None:
     spec = replace(SPEC, num_readers=num_readers, ordered=ordered)
@@ -91,44 +91,44 @@ def test_pass_over_any_layout_gives_each_row_once_in_equally_many_batches(
 
 
 @pytest.mark.parametrize("shuffle_rows", [0, 20])
-def test_pass_over_any_layout_in_a_second_pass_gives_each_row_once_again(shuffle_rows: int) -> None:
+def test_each_of_several_passes_reads_each_row_once(shuffle_rows: int) -> None:
     spec = replace(SPEC, shuffle_rows=shuffle_rows, num_readers=3)
     with Loopback(spec) as loop:
         for sizes in ([50, 3, 0, 30], [83], [1] * 5):
             check_pass(run_pass(loop, partitions_of(sizes)), sum(sizes), spec)
 
 
-@pytest.mark.parametrize("fails", ["", "to open it", "to make it"])
-def test_pass_in_shared_memory_gives_each_row_once_and_leaves_nothing_open(
+@pytest.mark.parametrize("fails", ["", "opening it", "making it"])
+def test_pass_in_shared_memory_reads_each_row_once_and_leaves_no_open_descriptor(
     monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     tried = []
 
     def opened(found: dict[str, int]) -> pa.Table:
         tried.append(found)
-        if fails == "to open it":
+        if fails == "opening it":
             raise PermissionError("not allowed")
         return open_shared(found)
 
     def made(table: pa.Table) -> SharedChunk:
-        if fails == "to make it":
+        if fails == "making it":
             raise OSError("no memory")
         return SharedChunk(table)
 
     monkeypatch.setattr(source, "SHARED_FROM_BYTES", 1)
     monkeypatch.setattr(source, "SharedChunk", made)
     monkeypatch.setattr(reader, "open_shared", opened)
-    before = memories()
+    before = num_open_chunks()
     for ordered in (False, True):
         spec = replace(SPEC, ordered=ordered)
         with Loopback(spec) as loop:
             check_pass(run_pass(loop, partitions_of([50, 3, 0, 30])), 83, spec)
-    assert (len(tried) > 2) == (fails != "to make it")
-    assert memories() == before
+    assert (len(tried) > 2) == (fails != "making it")
+    assert num_open_chunks() == before
 
 
-def memories() -> int:
-    """Return how many chunks in shared memory this process has open."""
+def num_open_chunks() -> int:
+    """Return the number of chunks in shared memory that this process has open."""
     names = []
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -136,7 +136,7 @@ def memories() -> int:
     return sum("tfspark-chunk" in name for name in names)
 
 
-def test_pass_without_synchronous_steps_gives_each_row_once_and_pads_nothing() -> None:
+def test_pass_without_synchronous_steps_reads_each_row_once_without_padding() -> None:
     spec = replace(SPEC, synchronous=False, num_readers=3)
     with Loopback(spec) as loop:
         taken = run_pass(loop, partitions_of([41, 0, 2]))
@@ -145,7 +145,7 @@ def test_pass_without_synchronous_steps_gives_each_row_once_and_pads_nothing() -
 
 
 @pytest.mark.parametrize("window", [0, 250])
-def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(
+def test_pass_of_sparse_vectors_makes_only_a_few_rows_dense_at_a_time(
     monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     size, count, dense = 40_000, 300, []
@@ -201,10 +201,10 @@ def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(
     assert sorted(ids) == list(range(count))
     assert (ids == sorted(ids)) == (not window)
     assert max(dense) <= 1 << 20
-    assert most < 8 * size * count / 2, "a window of dense rows would be larger"
+    assert most < 8 * size * count / 2, "a window of dense rows would take more memory"
 
 
-# --- trainers of unequal speed ---------------------------------------------------------------------
+# --- trainers of different speeds ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
@@ -212,13 +212,13 @@ def test_pass_of_sparse_vectors_makes_few_rows_dense_at_a_time(
 @pytest.mark.parametrize(
     ("pauses", "reason"),
     [
-        ({1: lambda step: 0.02}, "one is slower at every step"),
+        ({1: lambda step: 0.02}, "one is slower in every step"),
         ({0: lambda step: 1.5 if step == 3 else 0.0}, "one stops for longer than a long poll"),
         ({0: lambda step: 0.06, 1: lambda step: 0.06}, "all are so slow that their queues stay full"),
     ],
     ids=["slow", "stops", "all slow"],
 )
-def test_pass_with_slow_trainers_gives_each_row_once_in_equally_many_batches(
+def test_pass_with_slow_trainers_reads_each_row_once_in_equally_many_batches(
     pauses: dict[int, Callable[[int], float]], reason: str, sizes: list[int], ordered: bool
 ) -> None:
     spec = replace(SPEC, ordered=ordered)
@@ -227,13 +227,13 @@ def test_pass_with_slow_trainers_gives_each_row_once_in_equally_many_batches(
 
 
 def other_reader_agrees(loop: Loopback, index: int, steps: int, ended: bool) -> None:
-    """Play the reader of rank 0: announce steps."""
+    """Announce steps in the place of reader 0."""
     with ActionClient(loop.control.location, loop.secret) as control:
         control.call("agree", stream="train", index=index, rank=0, steps=steps, ended=ended, rows=0)
 
 
-def test_reader_that_pads_slowly_reaches_the_steps_of_the_others() -> None:
-    # 5 rows are two batches of 4, the second short; ten more are padding.
+def test_reader_that_pads_slowly_reaches_the_number_of_steps_of_the_others() -> None:
+    # Five rows make two batches of four, the second with padding; the ten batches after them are only padding.
     with Loopback(SPEC) as loop, ThreadPoolExecutor() as pool:
         index = loop.open_pass()
         other_reader_agrees(loop, index, 12, ended=False)
@@ -244,7 +244,7 @@ def test_reader_that_pads_slowly_reaches_the_steps_of_the_others() -> None:
         assert len(taken.result().batches) == 12
 
 
-def test_reader_that_has_padded_enough_waits_for_news_without_asking_all_the_time() -> None:
+def test_reader_that_has_padded_enough_waits_in_long_polls_instead_of_many_calls() -> None:
     with Loopback(SPEC) as loop, ThreadPoolExecutor() as pool:
         index = loop.open_pass()
         other_reader_agrees(loop, index, 3, ended=False)
@@ -267,7 +267,7 @@ def test_reader_that_has_padded_enough_waits_for_news_without_asking_all_the_tim
 
 @pytest.mark.parametrize("sizes", [[90], [30, 0, 1, 1, 1, 57], [1] * 37], ids=str)
 @pytest.mark.parametrize("num_readers", [1, 2, 3])
-def test_ordered_pass_deals_step_t_the_rows_at_its_position(sizes: list[int], num_readers: int) -> None:
+def test_step_of_an_ordered_pass_has_the_rows_at_its_position(sizes: list[int], num_readers: int) -> None:
     spec = replace(SPEC, ordered=True, num_readers=num_readers)
     with Loopback(spec) as loop:
         taken = run_pass(loop, partitions_of(sizes))
@@ -278,7 +278,7 @@ def test_ordered_pass_deals_step_t_the_rows_at_its_position(sizes: list[int], nu
 
 
 @pytest.mark.parametrize("shuffle_rows", [0, 12])
-def test_ordered_pass_when_run_again_under_other_conditions_gives_identical_batches(
+def test_batches_of_an_ordered_pass_do_not_depend_on_slots_speed_or_batches_of_spark(
     shuffle_rows: int,
 ) -> None:
     spec = replace(SPEC, ordered=True, shuffle_rows=shuffle_rows, num_readers=2, seed=11)
@@ -301,10 +301,10 @@ def test_ordered_pass_when_run_again_under_other_conditions_gives_identical_batc
     [
         ([0], "before its first row"),
         ([2], "in the middle"),
-        ([4, 2, 5], "three times, the second time earlier"),
+        ([4, 2, 5], "three times, and earlier in the second attempt"),
     ],
 )
-def test_feed_task_that_dies_and_is_retried_gives_each_row_once(
+def test_rows_of_a_feed_task_that_dies_and_is_retried_are_each_read_once(
     dies_at: list[int], reason: str, slots: int, ordered: bool
 ) -> None:
     spec = replace(SPEC, ordered=ordered)
@@ -315,7 +315,7 @@ def test_feed_task_that_dies_and_is_retried_gives_each_row_once(
 
 
 class Held:
-    """Rows of a partition that come only after a gate has opened, but for the first batch."""
+    """Rows of a partition: yields the first batch, and the others after the test has set an event."""
 
     def __init__(self, batches: list[pa.RecordBatch], opened: threading.Event):
         self._batches = batches
@@ -328,15 +328,17 @@ class Held:
 
 
 def only_source(loop: Loopback, index: int) -> str:
-    """Wait for a reader to lease the source of partition 0; return its id."""
+    """Wait until a reader has leased the source of partition 0; return the id of the source."""
     feed_pass = loop.directory._streams["train"].passes[index]
     assert poll_until(lambda: bool(feed_pass.sources) and bool(feed_pass.sources[0].readers), PATIENCE_S)
     return feed_pass.sources[0].id
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-def test_source_whose_turn_has_not_come_waits_as_long_as_rows_of_others_are_taken(ordered: bool) -> None:
-    """Training through the first partition takes longer than the feed's timeout; the second waits for its turn."""
+def test_source_waits_for_its_turn_without_a_timeout_while_rows_of_other_sources_are_read(
+    ordered: bool,
+) -> None:
+    """The training on the first partition takes longer than the feed's timeout; the second partition waits."""
     spec = replace(SPEC, ordered=ordered, num_readers=1, shuffle_rows=0, timeout_s=3.0)
     partitions = partitions_of([60, 60])
     with Loopback(spec) as loop, ThreadPoolExecutor() as pool:
@@ -353,7 +355,7 @@ def test_source_whose_turn_has_not_come_waits_as_long_as_rows_of_others_are_take
 
 
 def told_to_stop(loop: Loopback) -> threading.Event:
-    """Return an event that is set when a source has been told to stop."""
+    """Return an event that is set when the directory has told a source to stop."""
     told = threading.Event()
     source_alive = loop.directory.source_alive
 
@@ -368,9 +370,9 @@ def told_to_stop(loop: Loopback) -> threading.Event:
 
 
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-def test_source_that_a_reader_lost_gives_up_and_its_retry_serves_the_rest(ordered: bool) -> None:
-    # The network between one reader and the source broke: the task itself is well, and must not
-    # report its partition as served.
+def test_source_that_a_reader_cannot_reach_fails_and_its_retry_serves_the_rest(ordered: bool) -> None:
+    # The network between the reader and the source is broken. The task itself works, but it must not report its
+    # partition as served.
     spec = replace(SPEC, ordered=ordered, num_readers=1)
     opened = threading.Event()
     held = Held(partitions_of([2000])[0], opened)
@@ -390,9 +392,9 @@ def test_source_that_a_reader_lost_gives_up_and_its_retry_serves_the_rest(ordere
     assert attempts == [2]
 
 
-def test_retry_while_a_reader_waits_for_the_step_of_another_is_served_to_that_one() -> None:
-    # Reader 0 has more batches than it may queue and cannot go on without reader 1, which has no row yet:
-    # all that is left is in the partition whose task dies.
+def test_retry_of_a_task_is_read_by_the_reader_for_whose_step_another_reader_waits() -> None:
+    # Reader 0 has filled its queue, and cannot continue without reader 1, which has no row yet. All remaining rows
+    # are in the partition whose task dies.
     first_died, second_has_rows = threading.Event(), threading.Event()
     batches = partitions_of([160], batch_rows=80)[0]
 
@@ -425,7 +427,7 @@ def test_retry_while_a_reader_waits_for_the_step_of_another_is_served_to_that_on
         check_pass([blocked.result(), other.result()], 160, spec)
 
 
-def test_second_attempt_while_the_first_lives_waits_and_serves_nothing() -> None:
+def test_second_attempt_waits_and_serves_nothing_while_the_first_runs() -> None:
     spec = replace(SPEC, num_readers=1)
     opened = threading.Event()
     held = Held(partitions_of([50])[0], opened)
@@ -435,9 +437,8 @@ def test_second_attempt_while_the_first_lives_waits_and_serves_nothing() -> None
         first = pool.submit(loop.task(index).serve, 0, iter(held))
         only_source(loop, index)
         second = pool.submit(loop.task(index).serve, 0, iter(partitions_of([50])[0]))
-        for _ in range(
-            100
-        ):  # A busy cluster wakes the waiting call all the time; that is no passing of time.
+        # A busy cluster wakes the waiting call often; the call must not count a wake-up as elapsed time.
+        for _ in range(100):
             loop.control.update(lambda _: time.sleep(0.005))
         assert not second.done()
         opened.set()
@@ -446,7 +447,7 @@ def test_second_attempt_while_the_first_lives_waits_and_serves_nothing() -> None
         check_pass([taken.result()], 50, spec)
 
 
-def test_stream_closed_in_the_middle_ends_readers_and_tasks() -> None:
+def test_readers_and_tasks_end_when_their_stream_is_closed_in_the_middle_of_a_pass() -> None:
     def endless() -> Iterator[pa.RecordBatch]:
         for first in itertools.count(0, 10):
             yield rows_from(first, 10)
@@ -465,7 +466,7 @@ def test_stream_closed_in_the_middle_ends_readers_and_tasks() -> None:
             future.result(PATIENCE_S)
 
 
-def test_reader_closed_in_the_middle_of_a_pass_returns() -> None:
+def test_reader_can_be_closed_in_the_middle_of_a_pass() -> None:
     with Loopback(replace(SPEC, num_readers=1)) as loop, ThreadPoolExecutor() as pool:
         index = loop.open_pass()
         task = pool.submit(loop.task(index).serve, 0, iter(partitions_of([2000])[0]))
@@ -477,7 +478,7 @@ def test_reader_closed_in_the_middle_of_a_pass_returns() -> None:
         task.result(PATIENCE_S)
 
 
-def test_pass_that_the_driver_never_fed_is_refused_with_the_number_of_epochs() -> None:
+def test_reading_a_pass_that_the_driver_never_fed_fails_with_the_number_of_epochs() -> None:
     with Loopback(replace(SPEC, num_readers=1)) as loop:
         run_pass(loop, partitions_of([5]))
         loop.close_stream()
@@ -500,7 +501,7 @@ def bad_rows(number: int, values: list[object], kind: pa.DataType) -> pa.RecordB
     ],
 )
 @pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
-def test_wrong_row_is_reported_with_partition_and_row(value: object, says: str, chunk_bytes: int) -> None:
+def test_error_of_a_wrong_row_has_its_partition_and_row(value: object, says: str, chunk_bytes: int) -> None:
     kind = pa.list_(pa.float32())
     rows = [bad_rows(10, [], kind), bad_rows(8, [value], kind), bad_rows(5, [], kind)]
     spec = replace(SPEC, num_readers=1, batch_size=2, chunk_bytes=chunk_bytes)
@@ -523,7 +524,7 @@ def test_class_weights_become_the_weights_of_the_rows() -> None:
         np.testing.assert_array_equal(batch[WEIGHT], np.where(batch["y"] == 1, 0.25, 1.0))
 
 
-# --- who may speak ---------------------------------------------------------------------------------
+# --- authorization ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -554,7 +555,7 @@ def calls_of(client: ActionClient) -> list[Callable[[], object]]:
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])
-def test_call_with_another_token_is_refused_by_both_servers(token: str) -> None:
+def test_call_with_a_wrong_token_is_refused_by_both_servers(token: str) -> None:
     with Loopback(SPEC) as loop, source_server(loop.secret) as source:
         for location in (loop.control.location, source.location):
             with ActionClient(location, Secret(token)) as client:
@@ -575,18 +576,20 @@ def test_call_without_a_token_is_refused_by_both_servers() -> None:
                     list(client.list_flights())
 
 
-def test_pass_over_tls_brings_every_row() -> None:
+def test_pass_over_tls_reads_each_row_once() -> None:
     with Loopback(SPEC, tls=True) as loop:
         assert loop.control.location.startswith("grpc+tls://")
         check_pass(run_pass(loop, partitions_of([9, 0, 40])), 49, SPEC)
 
 
-@pytest.mark.parametrize("certificate", ["", new_secret(tls=True).certificate], ids=["no TLS", "another"])
-def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -> None:
+@pytest.mark.parametrize(
+    "certificate", ["", new_secret(tls=True).certificate], ids=["without TLS", "another certificate"]
+)
+def test_client_without_the_certificate_of_the_cluster_cannot_call(certificate: str) -> None:
     with Loopback(SPEC, tls=True) as loop, source_server(loop.secret) as source:
         for location in (loop.control.location, source.location):
             where = location if certificate else location.replace("grpc+tls", "grpc")
-            # The connection is refused, before any call: one kind of call shows it, and each try takes seconds.
+            # The connection itself is refused, so one kind of call is enough. Each attempt takes seconds.
             secret = Secret(loop.secret.token, certificate)
             with (
                 ActionClient(where, secret, unreached_s=0.0) as client,
@@ -604,7 +607,7 @@ def test_client_that_trusts_another_certificate_is_not_heard(certificate: str) -
     ],
 )
 @pytest.mark.parametrize("chunks", [0, 1, 4])
-def test_rows_of_a_reader_that_dies_are_all_read_by_the_others(sizes: list[int], chunks: int) -> None:
+def test_rows_of_a_reader_that_dies_are_read_by_the_other_readers(sizes: list[int], chunks: int) -> None:
     spec, total = replace(SPEC, synchronous=False), sum(sizes)
     with Loopback(spec, coordinated=True) as loop, ThreadPoolExecutor(3) as pool:
         directory, index = loop.directory, loop.open_pass()
@@ -631,7 +634,7 @@ def test_rows_of_a_reader_that_dies_are_all_read_by_the_others(sizes: list[int],
         assert directory.is_over("train", index)
 
 
-def test_rows_of_a_reader_that_dies_at_the_end_of_a_pass_are_read_by_the_one_in_its_place() -> None:
+def test_rows_of_a_reader_that_dies_at_the_end_of_a_pass_are_read_by_its_replacement() -> None:
     with Loopback(replace(SPEC, synchronous=False), coordinated=True) as loop, ThreadPoolExecutor(3) as pool:
         directory, index = loop.directory, loop.open_pass()
         readers = [pool.submit(loop.take, rank, index, lambda number: None) for rank in (0, 1)]
@@ -650,7 +653,7 @@ def test_rows_of_a_reader_that_dies_at_the_end_of_a_pass_are_read_by_the_one_in_
 
 
 def read_and_die(loop: Loopback, rank: int, index: int, chunks: int) -> None:
-    """Take chunks as a reader does, each acknowledging the one before, and say nothing more."""
+    """Pull chunks as a reader does, where each pull acknowledges the previous chunk; then stop without a release."""
     with ActionClient(loop.control.location, loop.secret) as control:
 
         def lease() -> dict[str, Any]:
@@ -679,7 +682,7 @@ def read_and_die(loop: Loopback, rank: int, index: int, chunks: int) -> None:
         ("acknowledge", b'{"reader": "x"}'),
     ],
 )
-def test_malformed_call_fails_alone_and_leaves_the_servers_working(action: str, body: bytes) -> None:
+def test_malformed_call_fails_and_the_servers_still_work(action: str, body: bytes) -> None:
     with Loopback(SPEC) as loop, source_server(loop.secret) as source:
         options = flight.FlightCallOptions(
             headers=[(b"authorization", f"Bearer {loop.secret.token}".encode())]

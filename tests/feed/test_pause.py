@@ -1,4 +1,4 @@
-"""A trainer that stands still for longer than any call may take loses nothing."""
+"""A trainer that is paused for longer than any call may take loses no rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAUSE_S = CALL_TIMEOUT_S + 5
 
 
 def reading_ids() -> Callable[[Any, Any], Any]:
-    """Return a ``main_fun`` that returns the ids it saw, and tells its process id with the tenth batch."""
+    """Return a ``main_fun`` that returns the ids it saw, and reports its process id at batch 10."""
 
     def main_fun(args: Any, ctx: Any) -> list[int]:
         from tfspark.training.input.dataset import open_feed
@@ -37,14 +37,13 @@ def reading_ids() -> Callable[[Any, Any], Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_trainer_that_is_paused_for_longer_than_a_call_may_take_loses_nothing(spark: SparkSession) -> None:
+def test_trainer_that_is_paused_for_longer_than_a_call_may_take_loses_no_rows(spark: SparkSession) -> None:
     pids: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def tell(event: str, fields: Any) -> None:
         if event == "pid" and fields["node"] == "worker 0":
-            pids.put(
-                fields["pid"]
-            )  # It comes again: the pause is longer than the trainer waits for an answer.
+            # The report may arrive twice: the pause is longer than the trainer waits for an answer.
+            pids.put(fields["pid"])
 
     def pause() -> None:
         pid = pids.get(timeout=120)

@@ -28,17 +28,17 @@ def rows_of(intervals: list[tuple[int, int]]) -> set[int]:
         ([(2, 4), (0, 2)], [[0, 4]], "touching from the left"),
         ([(0, 2), (3, 4)], [[0, 2], [3, 4]], "one row between keeps them apart"),
         ([(0, 2), (6, 8), (1, 7)], [[0, 8]], "an interval over a gap closes it"),
-        ([(0, 8), (2, 3)], [[0, 8]], "what is there already changes nothing"),
+        ([(0, 8), (2, 3)], [[0, 8]], "rows that are already there change nothing"),
     ],
 )
-def test_ranges_when_intervals_are_added_keep_them_merged_and_sorted(
+def test_ranges_keep_added_intervals_merged_and_sorted(
     added: list[tuple[int, int]], expected: list[list[int]], reason: str
 ) -> None:
     assert Ranges(added).to_json() == expected, reason
 
 
 @given(added=INTERVALS, asked=INTERVAL)
-def test_ranges_for_any_intervals_are_the_set_of_their_rows(
+def test_ranges_contain_exactly_the_rows_of_the_added_intervals(
     added: list[tuple[int, int]], asked: tuple[int, int]
 ) -> None:
     ranges = Ranges(added)
@@ -51,7 +51,7 @@ def test_ranges_for_any_intervals_are_the_set_of_their_rows(
 
 
 @given(added=INTERVALS)
-def test_ranges_when_sent_as_json_come_back_equal(added: list[tuple[int, int]]) -> None:
+def test_ranges_are_equal_after_a_round_trip_through_json(added: list[tuple[int, int]]) -> None:
     sent = Ranges(added)
     received = Ranges()
     received.add_all(json.loads(json.dumps(sent.to_json())))

@@ -1,4 +1,4 @@
-"""Chunks in shared memory: read by another process, gone with the processes that hold them."""
+"""Chunks in shared memory: another process can read them, and they end with the processes that hold them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def table(rows: int = 100) -> pa.Table:
     return pa.table({"id": ids, "x": [[i / 2] * (i % 3) for i in ids], "text": [str(i) for i in ids]})
 
 
-def held() -> int:
+def num_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_chunk_is_read_by_another_process_of_the_user() -> None:
+def test_chunk_can_be_read_by_another_process_of_the_user() -> None:
     rows = table()
     chunk = SharedChunk(rows)
     told = subprocess.run(
@@ -39,18 +39,18 @@ def test_chunk_is_read_by_another_process_of_the_user() -> None:
     assert json.loads(told.stdout) == [shared_place(), rows.to_pydict()]
 
 
-def test_chunk_that_is_mapped_stays_when_its_owner_lets_it_go_and_takes_no_descriptor_after_that() -> None:
-    before = held()
+def test_mapped_chunk_can_be_read_after_its_owner_has_closed_it_and_leaves_no_descriptor() -> None:
+    before = num_descriptors()
     rows = table()
     chunk = SharedChunk(rows)
     mapped = open_shared(chunk.to_json())
     chunk.close()
     assert mapped.equals(rows)
     del mapped
-    assert held() == before
+    assert num_descriptors() == before
 
 
-def test_chunk_that_was_let_go_is_not_mistaken_for_what_has_its_descriptor_now() -> None:
+def test_closed_chunk_is_not_mistaken_for_a_later_chunk_with_the_same_descriptor() -> None:
     first = SharedChunk(table())
     found = first.to_json()
     first.close()
@@ -63,7 +63,7 @@ def test_chunk_that_was_let_go_is_not_mistaken_for_what_has_its_descriptor_now()
     second.close()
 
 
-def test_chunk_is_not_copied_when_it_is_opened() -> None:
+def test_open_shared_does_not_copy_the_chunk() -> None:
     rows = pa.table({"x": pa.array(range(1_000_000))})
     chunk = SharedChunk(rows)
     before = pa.total_allocated_bytes()

@@ -1,4 +1,4 @@
-"""DataFrames with columns of any name, and of RDDs of NumPy values, reach tasks as they are."""
+"""Columns of any name reach tasks under their names, and RDDs of NumPy values become DataFrames."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_columns_of_any_name_reach_a_task_under_their_names(spark: SparkSession)
     assert df.select(df[quoted("x`y")], df[quoted("a.b")], df[quoted("``")]).columns == ["x`y", "a.b", "``"]
 
 
-def test_column_that_is_there_twice_is_refused_by_name(spark: SparkSession) -> None:
+def test_error_of_a_column_that_exists_twice_has_its_name(spark: SparkSession) -> None:
     left, right = spark.range(3).selectExpr("id", "id AS x"), spark.range(3).selectExpr("id", "id AS x")
     joined = left.join(right, left["id"] == right["id"])
     with pytest.raises(ConfigError, match=r"expected one column 'x', the data has 2"):
@@ -71,7 +71,7 @@ def test_column_that_is_there_twice_is_refused_by_name(spark: SparkSession) -> N
         ("array<string>", Column("x", dtype="int64"), "fed as int64"),
     ],
 )
-def test_text_that_is_declared_as_numbers_is_refused_before_it_is_fed(
+def test_text_in_a_column_declared_as_numbers_is_refused_before_the_feed_starts(
     spark: SparkSession, dtype: str, column: Column, says: str
 ) -> None:
     df = spark.createDataFrame([], f"x {dtype}, label int")
@@ -79,7 +79,7 @@ def test_text_that_is_declared_as_numbers_is_refused_before_it_is_fed(
         select_columns(df, Columns((column,), Column("label")))
 
 
-def test_text_as_a_class_is_refused_and_bytes_and_text_as_such_are_not(spark: SparkSession) -> None:
+def test_text_as_a_class_is_refused_but_text_and_bytes_as_features_are_accepted(spark: SparkSession) -> None:
     df = spark.createDataFrame([], "x binary, t string, label string")
     select_columns(df, Columns((Column("x", dtype="float32"), Column("t")), Column("label")))
     with pytest.raises(DataError, match=r"label 'label' is text \(string\), expected integer classes 0 to 1"):
@@ -87,7 +87,7 @@ def test_text_as_a_class_is_refused_and_bytes_and_text_as_such_are_not(spark: Sp
 
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(4, 3)
-ELEMENTS: list[tuple[Any, str]] = [
+ITEMS: list[tuple[Any, str]] = [
     ((ARRAY, np.float32(1.5)), "struct<_1:array<array<float>>,_2:float>"),
     ((np.uint8([1, 2]), np.int64(3)), "struct<_1:array<smallint>,_2:bigint>"),
     ([np.float64(1.0), 2], "struct<_1:double,_2:bigint>"),
@@ -99,12 +99,12 @@ ELEMENTS: list[tuple[Any, str]] = [
 ]
 
 
-def test_rdds_of_numpy_values_become_dataframes_of_their_types(spark: SparkSession) -> None:
-    for element, expected in ELEMENTS:
-        df = as_dataframe(spark, spark.sparkContext.parallelize([element] * 3, 2))
+def test_rdds_of_numpy_values_become_dataframes_with_their_types(spark: SparkSession) -> None:
+    for item, expected in ITEMS:
+        df = as_dataframe(spark, spark.sparkContext.parallelize([item] * 3, 2))
         assert df.schema.simpleString() == expected
-        values = element.values() if isinstance(element, dict) else element
-        values = [element] if isinstance(element, np.ndarray) else values
+        values = item.values() if isinstance(item, dict) else item
+        values = [item] if isinstance(item, np.ndarray) else values
         for found, value in zip(df.collect()[2], values, strict=True):
             assert np.array_equal(np.array(found), np.array(value))
 
@@ -123,23 +123,23 @@ MIXED: list[tuple[list[Any], str, list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("elements", "schema", "rows"), MIXED)
-def test_numbers_of_an_rdd_that_are_whole_in_some_elements_alone_are_none_the_less_numbers(
-    spark: SparkSession, elements: list[Any], schema: str, rows: list[Any]
+@pytest.mark.parametrize(("items", "schema", "rows"), MIXED)
+def test_column_of_an_rdd_with_whole_and_fractional_numbers_becomes_double(
+    spark: SparkSession, items: list[Any], schema: str, rows: list[Any]
 ) -> None:
-    df = as_dataframe(spark, spark.sparkContext.parallelize(elements, 1))
+    df = as_dataframe(spark, spark.sparkContext.parallelize(items, 1))
     assert df.schema.simpleString() == schema
     found = [tuple(row) for row in df.collect()]
-    assert found == rows if rows else len(found) == len(elements)
+    assert found == rows if rows else len(found) == len(items)
 
 
-def test_number_of_an_rdd_that_does_not_fit_what_came_before_is_refused_by_name(spark: SparkSession) -> None:
+def test_error_of_a_fraction_in_an_rdd_after_whole_numbers_names_its_column(spark: SparkSession) -> None:
     rdd = spark.sparkContext.parallelize([(7, 1)] * 100 + [(7, 0.5)], 1)
     with pytest.raises(PySparkException, match=r"column '_2': expected whole numbers, .* got 0.5"):
         as_dataframe(spark, rdd).collect()
 
 
-def test_rdd_of_values_without_a_spark_type_is_refused_in_words(spark: SparkSession) -> None:
+def test_rdd_of_values_without_a_spark_type_is_refused_with_the_supported_types(spark: SparkSession) -> None:
     rdd = spark.sparkContext.parallelize([(np.array([1j]), 1)])
     with pytest.raises(
         ConfigError, match=r"expected an RDD of Rows, tuples or dicts of Python or NumPy .* complex128"

@@ -1,4 +1,4 @@
-"""Every column type from real Spark into the trainer's dataset: what is in a row, and what TensorFlow sees of it."""
+"""Feed every column type from real Spark to a trainer; compare the values in Spark with the tensors in TensorFlow."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Case:
 
     Attributes:
         kind: the type in Spark.
-        value: row -> its value in Spark.
-        seen: row -> what the trainer sees of it.
-        dtype: of the tensor.
-        options: of the `Column`.
+        value: row number -> its value in Spark.
+        seen: row number -> its value in the trainer.
+        dtype: dtype of the tensor.
+        options: arguments of the `Column`.
     """
 
     kind: st.DataType | str
@@ -69,7 +69,7 @@ def padded(values: list[Any], length: int, fill: Any) -> list[Any]:
 
 
 def longest_of_batch(row: int, values: Callable[[int], list[Any]]) -> int:
-    """Return the longest row of the batch that a row is in; the last one is filled up with its own rows."""
+    """Return the length of the longest value in the batch of a row; the last batch is padded with its own rows."""
     first = row // BATCH * BATCH
     return max(len(values(i)) for i in range(first, min(first + BATCH, NUM_ROWS)))
 
@@ -178,7 +178,7 @@ CASES: dict[str, Case] = {
 
 
 def all_types(spark: SparkSession, folder: Path) -> DataFrame:
-    """Return a DataFrame with a column for each case, and with images that Spark has read."""
+    """Return a DataFrame with a column for each case, and columns of images that Spark has read."""
     fields = [st.StructField("id", st.IntegerType())]
     for name, one in CASES.items():
         kind = one.kind if isinstance(one.kind, st.DataType) else st.DataType.fromDDL(one.kind)
@@ -196,10 +196,10 @@ def all_types(spark: SparkSession, folder: Path) -> DataFrame:
     return df.orderBy("id").coalesce(1)
 
 
-def telling_everything() -> Callable[[Any, Any], Any]:
-    """Return a ``main_fun`` that tells what it saw: column -> dtype, and column -> values of real rows."""
+def reporting_tensors() -> Callable[[Any, Any], Any]:
+    """Return a ``main_fun`` that returns what it saw: column -> dtype, and column -> values of real rows."""
 
-    # A nested function travels by value: the trainers cannot import this module.
+    # A nested function is pickled by value: the trainers cannot import this module.
     def main_fun(args: Any, ctx: Any) -> dict[str, Any]:
         import tensorflow as tf
 
@@ -233,18 +233,21 @@ def telling_everything() -> Callable[[Any, Any], Any]:
     return main_fun
 
 
-def told(spark: SparkSession, df: DataFrame, columns: Columns) -> dict[str, Any]:
-    with TFCluster.run(spark, telling_everything(), {"batch": BATCH}) as cluster:
+def tensors_of(spark: SparkSession, df: DataFrame, columns: Columns) -> dict[str, Any]:
+    """Train on a DataFrame; return what the trainer saw."""
+    with TFCluster.run(spark, reporting_tensors(), {"batch": BATCH}) as cluster:
         cluster.train(df, columns=columns, batch_size=BATCH)
         result: dict[str, Any] = cluster.shutdown()["worker 0"]
     return result
 
 
-def test_every_type_when_fed_by_spark_arrives_as_documented(spark: SparkSession, tmp_path: Path) -> None:
+def test_every_type_of_spark_arrives_in_the_trainer_as_documented(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     images = {f"image{channels}": channels for channels in (1, 3, 4)}
     features = tuple(Column(name, **one.options) for name, one in CASES.items())
     columns = Columns((Column("id"), *features[1:], *map(Column, images)), features[0])
-    result = told(spark, all_types(spark, tmp_path), columns)
+    result = tensors_of(spark, all_types(spark, tmp_path), columns)
 
     seen, dtypes = result["seen"], result["dtypes"]
     seen["boolean"], dtypes["boolean"] = seen.pop("label"), dtypes.pop("label")
