@@ -1,8 +1,8 @@
-"""Write the classes of Spark to an archive, from which the tests' JVMs start in half of the CPU time.
+"""Write the classes of Spark to an archive. With it, the tests' JVMs start in half of the CPU time.
 
     python tests/support/class_archive.py
 
-The archive is in the virtual environment. `support.environment` uses it if it is there. A JVM of another version does
+The archive is in the virtual environment. `support.environment` uses it if it exists. A JVM of another version does
 not use it. See "Class Data Sharing" in the documentation of Java.
 """
 
@@ -25,14 +25,14 @@ ARCHIVE = Path(sys.prefix, f"spark-{pyspark.__version__}.jsa")
 
 
 def is_current() -> bool:
-    """Return whether there is an archive, written after Java was installed."""
+    """Return whether the archive exists and is newer than the installed Java."""
     java = os.path.realpath(os.environ.get("JAVA_HOME", "") + "/bin/java")
     java = java if os.path.exists(java) else os.path.realpath(shutil.which("java") or "")
     return ARCHIVE.exists() and ARCHIVE.stat().st_mtime > os.stat(java).st_mtime
 
 
 def write() -> None:
-    """Write the archive anew; running tests keep the one that they have opened."""
+    """Write a new archive. Running tests keep the old archive, which they have open."""
     from pyspark.sql import SparkSession
 
     new = ARCHIVE.with_suffix(f".{os.getpid()}")

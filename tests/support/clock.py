@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Clock:
-    """Monotonic seconds, as long as the test only adds to them."""
+    """Monotonic seconds. A test advances the clock: it adds to ``now``."""
 
     now: float = 100.0
 

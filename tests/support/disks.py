@@ -16,7 +16,7 @@ def small_disk(place: Path, options: str) -> Iterator[Path]:
 
     Args:
         place: mount point; created if it does not exist.
-        options: of tmpfs(5), such as ``size=8k`` or ``nr_inodes=1``.
+        options: mount options of tmpfs(5), such as ``size=8k`` or ``nr_inodes=1``.
     """
     place.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]

@@ -1,7 +1,7 @@
 """Run a Spark driver program in a separate process.
 
-A process can have only one SparkContext, and the test process has that of the `spark` fixture. So a test on any
-other master runs its driver here::
+A process can have only one SparkContext, and the test process has the one of the `spark` fixture. A test on another
+master runs its driver program in a separate process::
 
     result = run_driver("local-cluster[2,2,2048]", '''
         from pyspark.sql import SparkSession
@@ -41,12 +41,12 @@ def run_driver(
 
     Args:
         master: for example ``local[2]``, ``local-cluster[2,2,2048]`` or a standalone cluster's URL.
-        code_or_script: a `Path` of a script, or source code (indented as a whole is fine).
+        code_or_script: a `Path` of a script, or source code, which may be indented as a whole.
         args: the program's arguments.
         timeout_s: deadline of the program; after it, its whole process tree is killed.
         conf: Spark confs, added to `support.environment.BASE_CONF`.
         env: environment variables, added to the test's own.
-        grace_s: seconds that the processes below it may outlive it before they count as survivors.
+        grace_s: seconds for its child processes to end after it. Processes that still run then are survivors.
     """
     driver_id = uuid.uuid4().hex
     with tempfile.TemporaryDirectory(prefix="driver-") as directory:

@@ -18,12 +18,12 @@ from support.class_archive import ARCHIVE
 LOOPBACK = "127.0.0.1"
 # Every process of one pytest run has this variable: the leak guard finds re-parented orphans by it.
 TEST_ID = "TFSPARK_TEST_ID"
-# Every process of one driver program also has this one, including executors below another daemon. Only the warm parent
-# that the programs share does not have it, nor its forks (`support.processes.marked_processes` finds them): a warm
-# parent drops variables with the prefix of Spark's own.
+# Every process of one driver program also has this variable, including executors that a daemon has started. Only the
+# warm parent that programs share and its forks do not have it, because a warm parent drops variables with Spark's
+# prefix; `support.processes.marked_processes` finds the forks.
 DRIVER_ID = "SPARK_TEST_DRIVER"
-# Driver programs with the same value of this variable share a warm parent: those of one pytest process, except in tests
-# of warm parents or of the cost of a start (`OWN_WARM_PARENT`).
+# Driver programs with the same value of this variable share a warm parent. All programs of one pytest process have the
+# same value, except in tests of warm parents or of the cost of a start (`OWN_WARM_PARENT`).
 SHARED_BY = "TFSPARK_SHARED_WARM_PARENT"
 OWN_WARM_PARENT = {SHARED_BY: ""}
 
@@ -34,7 +34,7 @@ TESTS = REPOSITORY / "tests"
 # Measured: half of the CPU of a session with a few small queries.
 QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 if ARCHIVE.exists():
-    # Only errors are logged: a JVM with other jars than those of the archive would say so on its standard output.
+    # Log only errors: a JVM whose jars differ from those of the archive would print a warning to its standard output.
     QUICK_JVM += f" -XX:SharedArchiveFile={ARCHIVE} -Xlog:disable -Xlog:all=error:stderr"
 
 # The base confs of every session and driver of the tests.
@@ -60,16 +60,16 @@ def spark_environment(spark_home: Path, local_dir: Path) -> dict[str, str]:
     """Return the variables for a process that starts a JVM of Spark.
 
     Args:
-        spark_home: a directory from `make_spark_home`; the machine's own Spark home is not read.
+        spark_home: a directory from `make_spark_home`; it replaces the machine's own Spark home.
         local_dir: for Spark's scratch files.
     """
-    # A directory of settings would be on the JVM's class path, where the archive of classes does not allow it.
+    # SPARK_CONF_DIR would be on the JVM's class path, and a JVM with an archive of classes allows no directory there.
     inherited = {name: value for name, value in os.environ.items() if name != "SPARK_CONF_DIR"}
     return {
         **inherited,
         "SPARK_HOME": str(spark_home),
         "SPARK_LOCAL_DIRS": str(local_dir),
-        # Without it, executors and daemons bind the machine's external address, independently of the driver.
+        # Without it, executors and daemons bind the machine's external address, whatever the driver binds.
         "SPARK_LOCAL_IP": LOOPBACK,
         "SPARK_NO_DAEMONIZE": "1",
         "PYSPARK_PYTHON": sys.executable,
@@ -80,14 +80,14 @@ def spark_environment(spark_home: Path, local_dir: Path) -> dict[str, str]:
 
 
 def shared_warm_parent() -> dict[str, str]:
-    """Return the variable with which programs of this pytest process share a warm parent."""
+    """Return the variable that makes the programs of this pytest process share a warm parent."""
     return {SHARED_BY: os.environ.get(TEST_ID, "")}
 
 
 def bare_environment(home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a shell without this Python: few variables, a PATH without it.
+    """Return the environment of a shell without this Python: few variables, and a PATH without it.
 
-    PYTHONPATH replaces an installed tfspark.
+    PYTHONPATH takes the place of an installed tfspark.
 
     Args:
         home: the user's home.

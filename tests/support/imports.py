@@ -21,7 +21,7 @@ BEGIN, END = "<!-- folders: made by tests/support/imports.py -->", "<!-- folders
 
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
-    """Yield the imports of a module, and whether they run when the module is imported; skip those for mypy only."""
+    """Yield the imports of a module, and whether they run when the module is imported; skip imports only for mypy."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     yield from _imports_below(tree, at_once=True)
 

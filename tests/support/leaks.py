@@ -1,7 +1,7 @@
 """Find the leftovers of a test: processes, threads, listening ports, temporary directories, Spark jobs.
 
 Call `Snapshot.take` before the test and `find_leaks` after it; the autouse fixture ``no_leaks`` in ``conftest.py``
-does both for every test. `Owned` has the things that session-wide fixtures have started.
+does both for every test. `Owned` lists the processes, threads and ports of session-wide fixtures.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Snapshot:
 
 @dataclass
 class Owned:
-    """The things that session-wide fixtures have started and will stop themselves.
+    """The processes, threads and ports that session-wide fixtures have started and will stop themselves.
 
     Attributes:
         jvm_pids: Spark JVMs; their ``pyspark.daemon`` and its idle workers belong to them.
@@ -87,12 +87,12 @@ def find_leaks(
     grace_s: float = GRACE_S,
     running_jobs: Callable[[], list[str]] = list,
 ) -> list[str]:
-    """Return one line for each thing that exists now, did not exist before and belongs to no fixture.
+    """Return one line for each leftover: it exists now, did not exist before, and does not belong to a fixture.
 
     Args:
         before: taken when the test began.
-        owned: the things of session-wide fixtures.
-        grace_s: seconds for things to disappear.
+        owned: the processes, threads and ports of session-wide fixtures.
+        grace_s: seconds for leftovers to disappear.
         running_jobs: returns one line for each running job of Spark.
     """
 
@@ -119,7 +119,7 @@ def kill_leaked_processes(before: Snapshot, owned: Owned) -> None:
 
 
 def leaked_processes(before: Snapshot, owned: Owned) -> list[psutil.Process]:
-    """Return new processes below this one, and all new ones with this run's mark."""
+    """Return the new descendants of this process, and all new processes with this run's mark."""
     mine = psutil.Process()
     children = {p.pid: p for p in mine.children(recursive=True)}
     mark = os.environ.get(TEST_ID, "")
@@ -133,7 +133,7 @@ def leaked_processes(before: Snapshot, owned: Owned) -> list[psutil.Process]:
 
 
 def _belongs(process: psutil.Process, owned: Owned) -> bool:
-    """Return whether a process belongs to a fixture, is Spark's idle Python worker, or has ended."""
+    """Return whether a process belongs to a fixture, is an idle Python worker of Spark, or has ended."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             # A zombie child of this process is a leak; for a zombie of another process, its parent is responsible.
@@ -142,7 +142,7 @@ def _belongs(process: psutil.Process, owned: Owned) -> bool:
         if process.pid in owned.jvm_pids | owned.pids or "multiprocessing.resource_tracker" in " ".join(line):
             return True
         if line[1:3] == ["-m", WARM_PARENT]:
-            # The shared warm parent of driver programs belongs to the run, which ends it.
+            # The warm parent that driver programs share belongs to the test run, which ends it.
             return line[4] == SHARED or _is_of_a_fixture(int(line[4]), owned)
         if any(_NAMES_TFSPARK.search(word) for word in line[1:]):
             return False
@@ -166,8 +166,8 @@ def _is_pyspark_daemon(command_line: list[str]) -> bool:
 def _within_two_of(process: psutil.Process, jvm_pids: set[int]) -> bool:
     """Return whether the JVM is the parent (for the daemon) or the grandparent (for its worker).
 
-    A process that a worker forked also has the daemon's command line, but is further down; if it outlived its worker,
-    the JVM is not among its ancestors.
+    A process that a worker has forked also has the daemon's command line, but the JVM is a more distant ancestor, or,
+    after the worker's end, no ancestor.
     """
     return not jvm_pids.isdisjoint(p.pid for p in process.parents()[:2])
 

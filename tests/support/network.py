@@ -1,6 +1,6 @@
-"""A network of hosts on this machine: network namespaces, joined by a bridge, whose links can be cut.
+"""A network of hosts on this machine: network namespaces that are joined by a bridge. Their links can be cut.
 
-Needs root and iproute2 (`network_refused` returns whether it is possible). The machine's own network is not used:
+It needs root and iproute2; `network_refused` returns whether it is possible. It does not use the machine's own network:
 the bridge has a separate namespace, too.
 """
 
@@ -23,8 +23,8 @@ class Network:
         num_hosts: number of hosts.
 
     Attributes:
-        hosts: their addresses, and how to run a command there.
-        switch: the namespace of the bridge; `link_to` returns the name of a host's link in it.
+        hosts: the addresses of the hosts, and prefixes that run a command on them.
+        switch: the namespace of the bridge. `link_to` returns the name of a host's link in it.
     """
 
     def __init__(self, num_hosts: int):
@@ -74,7 +74,7 @@ def set_link(switch: str, address: str, state: str) -> None:
 
     Args:
         switch: `Network.switch`.
-        address: of the host.
+        address: the host's address.
         state: ``down`` or ``up``.
     """
     _ip("-n", switch, "link", "set", link_to(address), state)

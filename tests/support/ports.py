@@ -6,6 +6,7 @@ import socket
 
 
 def free_ports() -> list[str]:
+    """Return two ports on which nothing listens."""
     sockets = [socket.socket() for _ in range(2)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

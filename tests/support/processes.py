@@ -30,7 +30,7 @@ class Finished:
     Attributes:
         returncode: as `subprocess.Popen.returncode`; negative if a signal ended it.
         timed_out: whether it was killed at the deadline.
-        survivors: processes of its tree that outlived it by the grace period and had to be killed.
+        survivors: processes of its tree that still ran after the grace period and were killed.
     """
 
     argv: tuple[str, ...]
@@ -73,8 +73,8 @@ def run_to_end(
         argv: the program and its arguments.
         env: its environment; ``mark`` is added.
         mark: name and value of a variable by which its descendants are found, including re-parented ones.
-        cwd: its working directory; its output goes to files there, because a surviving grandchild that holds a pipe
-            would block the wait for its end.
+        cwd: its working directory. Its output goes to files there: if it went to a pipe, a surviving grandchild would
+            keep the pipe open, and the wait for its end would block.
         timeout_s: deadline for the program itself.
         grace_s: seconds for its descendants to end after it.
     """
@@ -112,7 +112,7 @@ def run_to_end(
 def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: float) -> tuple[str, ...]:
     names = tuple(describe(p) for p in what_stays(lambda: marked_processes(*mark), grace_s))
     if process.poll() is None:
-        # Kill the whole group, and wait here: psutil's wait would take the return code from Popen.
+        # Kill the whole group, and wait here: psutil's wait would take the return code, and Popen would not get it.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(KILL_S)
     kill_all(marked_processes(*mark), again=lambda: marked_processes(*mark))
@@ -122,8 +122,9 @@ def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: flo
 def marked_processes(name: str, value: str) -> list[psutil.Process]:
     """Return this user's running processes with ``name=value`` in their environment, except this one.
 
-    This includes the trainers of their node tasks from a warm parent that programs share; it has no program's mark.
-    A trainer of this run that has lost its node task counts for every program: it should have ended.
+    Also return the trainers of these processes' node tasks that were forked by a shared warm parent: such a trainer
+    does not have the mark. A trainer of this run whose node task has ended counts for every program, because it should
+    have ended, too.
     """
     marked = [p for p in psutil.process_iter() if p.pid != os.getpid() and carries(p, name, value)]
     pids = {process.pid for process in marked}
@@ -161,7 +162,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def carries(process: psutil.Process, name: str, value: str) -> bool:
-    """Return whether a process runs and started with ``name=value`` in its environment; False for other users'."""
+    """Return whether a process runs and started with ``name=value`` in its environment; False if it is unreadable."""
     try:
         return process.environ().get(name) == value and is_alive(process)
     except (psutil.Error, OSError):
@@ -177,7 +178,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 def describe(process: psutil.Process) -> str:
-    """Return pid, parent and command line in one line."""
+    """Return a line with the pid, the parent's pid and the command line of a process."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return f"pid {process.pid} (ended, never waited for): {process.name()}"
@@ -193,8 +194,8 @@ def kill_all(
     """Kill processes by pid until none is left, for at most `KILL_S` seconds.
 
     Args:
-        processes: to kill first.
-        again: returns processes that were started meanwhile.
+        processes: the processes to kill first.
+        again: returns the processes to kill next, such as processes that were started meanwhile.
     """
     deadline = time.monotonic() + KILL_S
     left = list(processes)
@@ -216,7 +217,7 @@ def wait_until_ended(processes: Sequence[psutil.Process], timeout_s: float) -> l
 def poll_until(condition: Callable[[], bool], timeout_s: float) -> bool:
     """Poll until ``condition`` holds; return whether it did within ``timeout_s``.
 
-    For states of other processes that send no event to wait for.
+    Use it for the state of other processes if there is no event to wait for.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -229,7 +230,7 @@ def poll_until(condition: Callable[[], bool], timeout_s: float) -> bool:
 def what_stays(look: Callable[[], list[T]], grace_s: float) -> list[T]:
     """Poll until the result is empty, for at most ``grace_s``; return the last result.
 
-    Stop at the first empty result: a later poll could find a process that has just started and deserves its own grace
+    Stop at the first empty result. A later poll could find a process that has just started and needs its own grace
     period, such as the ``rm`` that Spark's JVM starts when it collects a session.
     """
     deadline = time.monotonic() + grace_s

@@ -1,6 +1,6 @@
-"""Small DataFrames whose rows and partitions are known exactly.
+"""Small DataFrames with known rows and partitions.
 
-Row ``i`` of the whole DataFrame has id ``i``; `features_of` and `label_of` return its other values, so a test can
+Row ``i`` of the whole DataFrame has id ``i``. `features_of` and `label_of` return its other values, so a test can
 compare received rows with sent rows without a copy.
 """
 
@@ -87,7 +87,7 @@ def _batch(ids: np.ndarray, num_features: int, num_classes: int) -> pa.RecordBat
 
 
 def assert_same_predictions(made: Sequence[Row], expected: Sequence[Row]) -> None:
-    """Compare rows in their order; predictions to float tolerance: kernels differ by the rows of a batch."""
+    """Compare rows in order, and predictions to float tolerance: rounding depends on the number of rows in a batch."""
     for rows in zip(made, expected, strict=True):
         one, other = ({**row.asDict(), "prediction": row["prediction"] is None} for row in rows)
         assert one == other

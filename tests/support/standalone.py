@@ -1,6 +1,6 @@
-"""A real Spark standalone cluster on this machine: master and workers, ephemeral ports, loopback only.
+"""A real Spark standalone cluster on this machine: a master and workers on ephemeral ports of loopback.
 
-Or in network namespaces, which behave like separate machines: see `support.network`.
+Hosts may also be network namespaces, which behave like separate machines: see `support.network`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Host:
     """A host of daemons and drivers.
 
     Attributes:
-        address: on which they listen, and at which others reach them.
-        enter: prefix of a command to run it there.
+        address: the address on which they listen, and at which other hosts reach them.
+        enter: prefix that runs a command on the host.
     """
 
     address: str = LOOPBACK
@@ -49,7 +49,7 @@ class Daemon:
     log: Path
 
     def wait_for_line(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        """Wait until the log has a line like ``pattern``; fail if the daemon ends or `START_S` pass."""
+        """Wait until the log matches ``pattern``; fail if the daemon ends before, or after `START_S`."""
         found: list[re.Match[str]] = []
 
         def logged_or_ended() -> bool:
@@ -72,8 +72,8 @@ class StandaloneCluster:
     """A context manager: daemons run inside ``with``, and all have ended after it.
 
     Attributes:
-        directory: for the daemons' logs, the workers' ``work`` directories and a Spark home.
-        hosts: of the master and the drivers, then of each worker; loopback for all others.
+        directory: directory for the daemons' logs, the workers' ``work`` directories and a Spark home.
+        hosts: the host of the master and the drivers, then the host of each worker; loopback where the list ends.
         master_url: ``spark://127.0.0.1:<port>``, once started.
         daemons: the master first.
     """
@@ -121,7 +121,7 @@ class StandaloneCluster:
             worker.wait_for_line(_REGISTERED)
 
     def start_worker(self) -> None:
-        """Start one more worker and wait until it has registered at the master."""
+        """Start one more worker, and wait until it has registered with the master."""
         self._launch_worker(len(self.worker_pids)).wait_for_line(_REGISTERED)
 
     def _host(self, index: int) -> Host:

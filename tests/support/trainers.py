@@ -20,14 +20,14 @@ def trainers() -> dict[str, psutil.Process]:
 
 
 def all_trainers() -> list[tuple[str, psutil.Process]]:
-    """Return node names and trainers; those of an executor that ends slowly may still be there beside new ones."""
+    """Return node names and trainers. An old trainer of an executor that ends slowly may be there beside a new one."""
     return [(line[3], process) for process, line in _running(TRAINER)]
 
 
 def warm_parents() -> list[psutil.Process]:
     """Return the warm parents of this test run, except those that driver programs share.
 
-    In a driver program, return those of this program: a session of the tests has separate ones.
+    In a driver program, return only those of the program itself, not those of the tests' own session.
     """
     program = os.environ.get(DRIVER_ID, "")
     return [
@@ -43,7 +43,7 @@ def shared_warm_parents() -> list[psutil.Process]:
 
 
 def _warm_parents() -> list[tuple[psutil.Process, str]]:
-    """Return warm parents with their owners. A fork has its parent's command line until it becomes a trainer."""
+    """Return warm parents with their owners. Skip forks, which have the same command line until they are trainers."""
     found = _running(WARM_PARENT)
     pids = {process.pid for process, _ in found}
     return [(process, line[4]) for process, line in found if _parent_of(process) not in pids]

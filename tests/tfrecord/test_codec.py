@@ -1,4 +1,4 @@
-"""The codec against TensorFlow's own protobuf messages, and against itself."""
+"""Compare the codec with TensorFlow's protobuf messages, and its decoder with its encoder."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def same(left: pa.RecordBatch, right: pa.RecordBatch) -> bool:
 
 @settings(max_examples=150)
 @given(batches())
-def test_decode_after_encode_gives_the_same_batch(batch: pa.RecordBatch) -> None:
+def test_decode_returns_the_encoded_batch(batch: pa.RecordBatch) -> None:
     assert same(decode(blocks_of(encode_batch(batch).tobytes()), batch.schema), batch)
 
 
 @settings(max_examples=80)
 @given(batches())
-def test_encode_gives_what_tensorflow_reads(batch: pa.RecordBatch) -> None:
+def test_tensorflow_reads_encoded_batches(batch: pa.RecordBatch) -> None:
     block = blocks_of(encode_batch(batch).tobytes())
     for row in range(batch.num_rows):
         example = tf_train.Example.FromString(block.record(row))
@@ -116,11 +116,11 @@ LISTS = pa.schema([("i", pa.list_(pa.int64())), ("f", pa.list_(pa.float32())), (
 
 @settings(max_examples=100)
 @given(st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=20), st.booleans())
-def test_decode_of_what_tensorflow_wrote_gives_its_values(rows: list[dict[str, Any]], reverse: bool) -> None:
+def test_decode_reads_examples_that_tensorflow_wrote(rows: list[dict[str, Any]], reverse: bool) -> None:
     examples = []
     for place, row in enumerate(rows):
         names = sorted(row, reverse=reverse and place % 2 == 1)
-        # One message per feature: joined messages merge, so the order of the map entries is ours to choose.
+        # One message per feature: protobuf merges joined messages, so the test can choose the order of map entries.
         examples.append(b"".join(example_of({name: row[name]}).SerializeToString() for name in names))
     batch = decode(framed(examples), LISTS)
     expected = {name: [row[name] and row[name][1] for row in rows] for name in LISTS.names}
@@ -172,7 +172,9 @@ ODD_SHAPES = {
 
 @pytest.mark.parametrize("copies", [1, 12], ids=["one by one", "in lockstep"])
 @pytest.mark.parametrize("shape", ODD_SHAPES)
-def test_decode_of_a_legal_but_odd_message_gives_what_protobuf_gives(shape: str, copies: int) -> None:
+def test_decode_of_a_legal_but_unusual_message_returns_the_same_values_as_protobuf(
+    shape: str, copies: int
+) -> None:
     record, expected = ODD_SHAPES[shape]
     example = tf_train.Example.FromString(record)
     reference = example.features.feature["x"].int64_list.value if expected is not None else None
@@ -192,7 +194,7 @@ DAMAGED_MESSAGES = {
 
 @pytest.mark.parametrize("copies", [1, 12], ids=["one by one", "in lockstep"])
 @pytest.mark.parametrize("shape", DAMAGED_MESSAGES)
-def test_decode_of_no_example_names_the_records(shape: str, copies: int) -> None:
+def test_error_of_records_that_are_no_examples_names_their_rows(shape: str, copies: int) -> None:
     good = field(1, entry(b"x", field(3, field(1, b"\x05"))))
     block = framed([good, *[DAMAGED_MESSAGES[shape]] * copies, good])
     with pytest.raises(BadRecords) as error:
@@ -202,7 +204,7 @@ def test_decode_of_no_example_names_the_records(shape: str, copies: int) -> None
 
 @pytest.mark.parametrize("copies", [1, 12], ids=["one by one", "in lockstep"])
 @pytest.mark.parametrize("with_context", [True, False])
-def test_decode_of_a_sequence_example_names_it(copies: int, with_context: bool) -> None:
+def test_error_of_a_sequence_example_names_its_type_and_the_fix(copies: int, with_context: bool) -> None:
     record = tf_train.SequenceExample()
     if with_context:
         record.context.feature["x"].int64_list.value.append(1)
@@ -227,7 +229,7 @@ def test_decode_skips_columns_that_are_not_asked_for() -> None:
     assert decode(block, pa.schema([("b", pa.list_(pa.binary()))])).to_pydict() == {"b": [[b"x", b"y"]] * 20}
 
 
-def test_decode_of_a_column_absent_everywhere_gives_nulls() -> None:
+def test_decode_of_a_column_that_no_record_has_returns_nulls() -> None:
     block = blocks_of(encode_batch(pa.record_batch({"a": [1] * 20})).tobytes())
     schema = pa.schema([("z", pa.string()), ("l", pa.list_(pa.float64())), ("a", pa.int8())])
     assert decode(block, schema).to_pydict() == {"z": [None] * 20, "l": [None] * 20, "a": [1] * 20}
@@ -241,21 +243,21 @@ def test_decode_without_columns_keeps_the_number_of_rows() -> None:
 MISFITS = [
     ([1, 2], pa.int64(), "array<bigint>", "several values for a scalar"),
     (300, pa.int8(), "-128 to 127", "out of range"),
-    (2, pa.bool_(), "0 to 1", "no boolean"),
-    (2**40, pa.date32(), "got 1099511627776", "no date"),
-    (b"\xff", pa.string(), "declare the column as binary", "no UTF-8"),
-    (1.5, pa.int64(), "got float values", "another kind"),
-    ("1", pa.float32(), "got bytes values", "another kind"),
+    (2, pa.bool_(), "0 to 1", "not a boolean"),
+    (2**40, pa.date32(), "got 1099511627776", "not a date"),
+    (b"\xff", pa.string(), "declare the column as binary", "not UTF-8"),
+    (1.5, pa.int64(), "got float values", "a different kind"),
+    ("1", pa.float32(), "got bytes values", "a different kind"),
     (12345.0, pa.decimal128(5, 2), "fits decimal128(5, 2)", "too large for the decimal"),
     (99.999, pa.decimal128(4, 2), "fits decimal128(4, 2)", "too large for the decimal when it is rounded"),
-    (-9.5, pa.decimal128(1, 0), "fits decimal128(1, 0)", "the same, negative"),
-    (math.nan, pa.decimal128(4, 2), "fits decimal128(4, 2)", "no number"),
+    (-9.5, pa.decimal128(1, 0), "fits decimal128(1, 0)", "negative, and too large when it is rounded"),
+    (math.nan, pa.decimal128(4, 2), "fits decimal128(4, 2)", "not a number"),
     (None, pa.field("x", pa.int64(), nullable=False), "declare it nullable", "null though declared not null"),
 ]
 
 
 @pytest.mark.parametrize(("value", "declared", "message", "why"), MISFITS)
-def test_decode_of_a_value_that_does_not_fit_names_file_offset_and_fix(
+def test_error_of_a_value_that_does_not_fit_names_file_offset_and_fix(
     value: Any, declared: Any, message: str, why: str
 ) -> None:
     declared = declared if isinstance(declared, pa.Field) else pa.field("x", declared)
@@ -312,7 +314,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("column", "message", "why"), REFUSED)
-def test_encode_of_what_an_example_cannot_hold_is_refused(column: Any, message: str, why: str) -> None:
+def test_encode_of_values_that_an_example_cannot_hold_is_refused(column: Any, message: str, why: str) -> None:
     with pytest.raises(DataError, match=message):
         encode_batch(pa.record_batch({"x": column}))
 
@@ -329,7 +331,7 @@ def test_encode_of_a_slice_writes_only_the_slice() -> None:
     } or part.schema.field("f").type != pa.list_(pa.float32())
 
 
-def test_decode_of_large_payloads_takes_every_copying_path() -> None:
+def test_decode_of_values_of_very_different_sizes_returns_the_encoded_batch() -> None:
     sizes = [700, 3, 700, 0, 90_000, 12] * 4
     values = [[float(place)] * size for place, size in enumerate(sizes)]
     batch = pa.record_batch(
@@ -340,7 +342,7 @@ def test_decode_of_large_payloads_takes_every_copying_path() -> None:
 
 @settings(max_examples=300)
 @given(st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=4), st.data())
-def test_lockstep_on_mutated_messages_never_differs_from_the_complete_parser(
+def test_lockstep_parser_agrees_with_the_complete_parser_on_mutated_messages(
     rows: list[dict[str, Any]], data: st.DataObject
 ) -> None:
     records = [bytearray(example_of(row).SerializeToString()) for row in rows] * 3
@@ -348,7 +350,7 @@ def test_lockstep_on_mutated_messages_never_differs_from_the_complete_parser(
         for _ in range(data.draw(st.integers(0, 2)) if record else 0):
             place = data.draw(st.integers(0, min(len(record), 60) - 1))
             record[place] = data.draw(st.sampled_from([0x00, 0x01, 0x0A, 0x12, 0x1A, 0x7F, 0x80, 0xFF]))
-    # What the complete parser refuses is left out: lockstep does not look into entries that it steps over.
+    # Leave out records that the complete parser refuses: the lockstep parser does not check entries that it skips.
     legal = [bytes(record) for record in records if parsed([bytes(record)], 10**9) is not None]
     assert repr(parsed(legal, 1)) == repr(parsed(legal, 10**9))
 
@@ -364,7 +366,7 @@ def parsed(records: list[bytes], min_lanes: int) -> list[dict[str, Any]] | None:
             return None
 
 
-def test_decode_of_keys_in_any_order_and_number_gives_every_value() -> None:
+def test_decode_reads_features_in_any_order_and_number() -> None:
     rng = np.random.default_rng(0)
     rows = [
         {f"k{key}": int(rng.integers(-5, 300)) for key in rng.permutation(12)[: rng.integers(0, 12)]}

@@ -1,4 +1,4 @@
-"""What a directory holds after a save that failed at any place of its commit."""
+"""The contents of a directory after a save, also if the commit fails at any step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OLD = {"part-00000-old.tfrecord": b"old", "year=2024/part-00001-old.tfrecord": b
 
 
 class Failing:
-    """A file system of which the n-th move, or the n-th removal, fails."""
+    """A file system whose n-th call of one action, such as a move or a removal, fails."""
 
     def __init__(self, action: str, number: int):
         self._inner, self._action, self._left = fs.LocalFileSystem(), action, number
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def written(folder: Path, overwrite: bool) -> tuple[Job, list[str]]:
-    """Let three tasks write."""
+    """Write the files of three tasks; return the job and the files' names."""
     job = Job(str(folder), "job-1", overwrite, "")
     names = [job.file_name(partition, 100 + partition) for partition in range(3)]
     for name in names:
@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_commit_when_a_move_fails_leaves_the_directory_as_it_was(
+def test_commit_whose_move_fails_does_not_change_the_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, overwrite: bool
 ) -> None:
     job, names = written(folder, overwrite)
@@ -72,7 +72,9 @@ def test_commit_when_a_move_fails_leaves_the_directory_as_it_was(
     assert contents(folder) == OLD
 
 
-def test_commit_when_a_task_wrote_elsewhere_changes_nothing_and_says_why(folder: Path) -> None:
+def test_commit_without_the_file_of_a_task_does_not_change_the_directory_and_explains_why(
+    folder: Path,
+) -> None:
     job, names = written(folder, overwrite=True)
     (folder / "_temporary" / "job-1" / names[1]).unlink()
     with pytest.raises(
@@ -83,7 +85,7 @@ def test_commit_when_a_task_wrote_elsewhere_changes_nothing_and_says_why(folder:
     assert contents(folder) == OLD
 
 
-def test_commit_when_an_old_file_cannot_be_removed_keeps_all_new_ones_and_is_no_success(
+def test_commit_that_cannot_remove_an_old_file_keeps_all_new_files_and_writes_no_success_marker(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, names = written(folder, overwrite=True)
@@ -98,7 +100,7 @@ def test_commit_when_an_old_file_cannot_be_removed_keeps_all_new_ones_and_is_no_
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_commit_when_nothing_fails_replaces_or_adds(folder: Path, overwrite: bool) -> None:
+def test_commit_replaces_old_files_or_adds_to_them(folder: Path, overwrite: bool) -> None:
     job, names = written(folder, overwrite)
     commit_job(job, names)
     found = contents(folder)

@@ -1,4 +1,4 @@
-"""The data source through a real Spark session."""
+"""The data source in a real Spark session."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def load(session: SparkSession, path: Path, schema: Any = None, **options: str) 
     return (reader.schema(schema) if schema is not None else reader).load(str(path))
 
 
-def test_formats_are_found_in_a_thread_of_the_program_that_registers_them(
-    session: SparkSession, tmp_path: Path
-) -> None:
+def test_formats_can_be_registered_and_used_in_a_thread(session: SparkSession, tmp_path: Path) -> None:
     def write_and_read() -> int:
         register(session)
         save(session.range(10), tmp_path / "out")
@@ -72,7 +70,7 @@ ROW: dict[str, tuple[str, list[Any]]] = {
 }
 
 
-def test_read_with_the_written_schema_restores_every_type(session: SparkSession, tmp_path: Path) -> None:
+def test_read_with_the_schema_of_the_save_restores_every_type(session: SparkSession, tmp_path: Path) -> None:
     schema = ", ".join(f"{name} {kind}" for name, (kind, _) in ROW.items())
     df = session.createDataFrame(list(zip(*(values for _, values in ROW.values()), strict=True)), schema)
     save(df.coalesce(1), tmp_path / "out")
@@ -92,7 +90,7 @@ def test_read_without_a_schema_infers_it(session: SparkSession, tmp_path: Path) 
     assert sorted(came.select("i", "d", "s", "l").collect()) == sorted(df.collect())
 
 
-def test_read_of_vectors_gives_arrays_or_dense_vectors(session: SparkSession, tmp_path: Path) -> None:
+def test_read_of_vectors_returns_arrays_or_dense_vectors(session: SparkSession, tmp_path: Path) -> None:
     df = session.createDataFrame([(DenseVector([1.0, 2.0]),), (SparseVector(3, {1: 5.0}),), (None,)], ["v"])
     save(df.coalesce(1), tmp_path / "out")
     assert [row.v for row in load(session, tmp_path / "out").collect()] == [[1.0, 2.0], [0.0, 5.0, 0.0], None]
@@ -101,7 +99,7 @@ def test_read_of_vectors_gives_arrays_or_dense_vectors(session: SparkSession, tm
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-def test_save_writes_named_files_and_a_marker(
+def test_save_names_files_as_spark_does_and_writes_a_success_marker(
     session: SparkSession, tmp_path: Path, compression: str
 ) -> None:
     save(session.range(0, 1000, 1, 3), tmp_path / "out", compression=compression)
@@ -142,7 +140,7 @@ def test_save_with_partition_by_is_refused(session: SparkSession, tmp_path: Path
     ("column", "message"),
     [("array(array(id))", "flatten it"), ("struct(id)", "select its fields"), ("map(id, id)", "cast it")],
 )
-def test_save_of_a_type_that_does_not_fit_is_refused_before_any_task(
+def test_save_of_an_unsupported_type_is_refused_before_any_task_runs(
     session: SparkSession, tmp_path: Path, column: str, message: str
 ) -> None:
     with pytest.raises(AnalysisException, match=message):
@@ -150,7 +148,7 @@ def test_save_of_a_type_that_does_not_fit_is_refused_before_any_task(
     assert not (tmp_path / "out").exists()
 
 
-def test_save_that_fails_leaves_the_directory_as_it_was(session: SparkSession, tmp_path: Path) -> None:
+def test_save_that_fails_does_not_change_the_directory(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(10), tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
     bad = session.range(0, 100, 1, 2).selectExpr("if(id = 99, array(null), array(id)) c")
@@ -159,7 +157,7 @@ def test_save_that_fails_leaves_the_directory_as_it_was(session: SparkSession, t
     assert sorted((tmp_path / "out").rglob("*")) == before
 
 
-def test_read_of_partitioned_directories_adds_columns(session: SparkSession, tmp_path: Path) -> None:
+def test_read_of_partitioned_directories_adds_their_columns(session: SparkSession, tmp_path: Path) -> None:
     for year, name in ((2020, "x"), (2021, "y")):
         save(session.range(3), tmp_path / f"out/year={year}/name={name}")
     came = load(session, tmp_path / "out")
@@ -169,14 +167,14 @@ def test_read_of_partitioned_directories_adds_columns(session: SparkSession, tmp
     assert sorted(declared.collect())[0] == ("x", 0, "2020")
 
 
-def test_read_in_small_splits_gives_every_record_once(session: SparkSession, tmp_path: Path) -> None:
+def test_read_in_small_splits_returns_every_record_once(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(0, 2000, 1, 1).selectExpr("id", "repeat('x', id % 50) s"), tmp_path / "out")
     came = load(session, tmp_path / "out", splitBytes="10000")
     assert came.rdd.getNumPartitions() > 5
     assert sorted(row.id for row in came.collect()) == list(range(2000))
 
 
-def test_read_of_a_damaged_file_fails_or_drops(session: SparkSession, tmp_path: Path) -> None:
+def test_read_of_a_damaged_file_fails_or_drops_its_bad_record(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(0, 100, 1, 1), tmp_path / "out")
     (file,) = list_files(str(tmp_path / "out"))
     data = bytearray(Path(file.path).read_bytes())
@@ -187,13 +185,15 @@ def test_read_of_a_damaged_file_fails_or_drops(session: SparkSession, tmp_path: 
     assert load(session, tmp_path / "out", "id bigint", mode="DROPMALFORMED").count() == 99
 
 
-def test_read_of_more_values_than_declared_names_the_fix(session: SparkSession, tmp_path: Path) -> None:
+def test_error_of_several_values_for_an_inferred_scalar_names_the_fix(
+    session: SparkSession, tmp_path: Path
+) -> None:
     save(session.range(0, 100, 1, 1).selectExpr("if(id < 50, array(id), array(id, id)) c"), tmp_path / "out")
     with pytest.raises(Exception, match=r"got 2 values; declare the column as array<bigint>"):
         load(session, tmp_path / "out", inferSamples="50").collect()
 
 
-def test_read_under_the_other_name_gives_the_same(session: SparkSession, tmp_path: Path) -> None:
+def test_format_name_tfrecords_works_as_well(session: SparkSession, tmp_path: Path) -> None:
     session.range(10).write.format("tfrecords").mode("append").save(str(tmp_path / "out"))
     assert session.read.format("tfrecords").load([str(tmp_path / "out")] * 2).count() == 20
 
@@ -205,7 +205,7 @@ def test_read_of_an_empty_save_needs_a_schema(session: SparkSession, tmp_path: P
         load(session, tmp_path / "out")
 
 
-def test_records_when_read_as_bytes_are_what_the_file_holds(session: SparkSession, tmp_path: Path) -> None:
+def test_records_read_as_bytes_are_the_records_of_the_files(session: SparkSession, tmp_path: Path) -> None:
     rows = session.range(0, 40, 1, 3).selectExpr("id", "repeat('x', int(id % 7) * 10) AS text")
     for compression in ("none", "gzip"):
         path = tmp_path / compression / "part=7"
@@ -237,7 +237,7 @@ def test_records_when_read_as_bytes_are_what_the_file_holds(session: SparkSessio
         ),
     ],
 )
-def test_record_type_that_does_not_fit_is_refused(
+def test_unknown_record_type_or_unsuitable_schema_is_refused(
     session: SparkSession, tmp_path: Path, options: dict[str, str], schema: str | None, says: str
 ) -> None:
     save(session.range(3), tmp_path / "rows")

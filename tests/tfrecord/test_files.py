@@ -1,4 +1,4 @@
-"""Listing, partition columns, splits, inference, feature specs: no Spark session."""
+"""Lists of files, partition columns, splits, inferred schemas and feature specs; without a Spark session."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ GLOBS = [
     ("a=?/b=*/*.tfrecord", 1, "a glob that matches files"),
     ("a={1,3}", 1, "alternatives"),
     ("a=[2-9]", 2, "a range"),
-    ("a=[!2]", 1, "a range left out"),
+    ("a=[!2]", 1, "a negated range"),
     ("a=1/b=x/p0.tfrecord", 1, "a file"),
 ]
 
@@ -76,13 +76,13 @@ def test_list_of_several_paths_keeps_their_order(tree: Path) -> None:
     assert [Path(file.path).name for file in files] == ["p1", "p0.tfrecord.gz", "p0.tfrecord"]
 
 
-def test_list_of_gzip_without_suffix_is_seen_by_its_content(tmp_path: Path) -> None:
+def test_list_detects_gzip_without_a_suffix_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(gzip.compress(b""))
     assert list_files(str(tmp_path))[0].compression == "gzip"
 
 
 @pytest.mark.parametrize("path", ["nothing", "empty", "nothing/*", "a*"])
-def test_list_of_nothing_is_an_error_that_names_the_path(tmp_path: Path, path: str) -> None:
+def test_list_of_a_path_without_files_is_an_error(tmp_path: Path, path: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="check the path"):
         list_files(str(tmp_path / path))
@@ -126,15 +126,15 @@ def sizes(split_bytes: int, *num_bytes: int, compression: str = "") -> list[list
     return [[(piece.start, piece.end) for piece in group] for group in plan_splits(files, split_bytes)]
 
 
-def test_plan_of_a_large_plain_file_cuts_it() -> None:
+def test_plan_splits_a_large_uncompressed_file() -> None:
     assert sizes(100, 250) == [[(0, 100)], [(100, 200)], [(200, None)]]
 
 
-def test_plan_of_a_large_compressed_file_leaves_it_whole() -> None:
+def test_plan_does_not_split_a_large_compressed_file() -> None:
     assert sizes(100, 250, compression="gzip") == [[(0, None)]]
 
 
-def test_plan_of_small_files_puts_them_together() -> None:
+def test_plan_puts_small_files_together() -> None:
     assert sizes(100, 40, 60, 1, 99, 0) == [[(0, None)] * 2, [(0, None)] * 2, [(0, None)]]
 
 
@@ -146,7 +146,7 @@ def test_plan_without_splitting_gives_one_partition_per_file() -> None:
     ("total", "given", "expected"),
     [(1 << 40, None, 128 << 20), (10, None, 32 << 20), (2 << 30, None, 64 << 20), (10, 7, 7), (10, 0, 0)],
 )
-def test_split_size_follows_the_size_of_the_dataset(total: int, given: int | None, expected: int) -> None:
+def test_split_size_depends_on_the_size_of_the_dataset(total: int, given: int | None, expected: int) -> None:
     assert split_size([InputFile("/f", total, "")], given) == expected
 
 
@@ -165,32 +165,32 @@ def test_read_schema_takes_the_union_over_the_files(tmp_path: Path) -> None:
     )
 
 
-def test_read_schema_takes_small_raw_numbers_for_bytes_though_they_are_utf8(tmp_path: Path) -> None:
+def test_read_schema_infers_binary_for_raw_numbers_that_are_valid_utf8(tmp_path: Path) -> None:
     numbers, lines = np.array([1, 2, 127], "<i4").tobytes(), b"two\nlines\tand a tab, \x1b[1mbold"
     write(tmp_path / "0", raw=[numbers, b"text"], text=[lines, "é".encode()])
     assert read_schema(str(tmp_path)) == pa.schema([("raw", pa.binary()), ("text", pa.string())])
 
 
-def test_read_schema_looks_at_no_more_than_the_sample(tmp_path: Path) -> None:
+def test_read_schema_reads_only_the_given_number_of_samples(tmp_path: Path) -> None:
     write(tmp_path / "0", x=[[1]] * 10 + [[1, 2]])
     assert read_schema(str(tmp_path), samples=10).field("x").type == pa.int64()
     assert read_schema(str(tmp_path), samples=11).field("x").type == pa.list_(pa.int64())
 
 
-def test_read_schema_of_contradicting_kinds_names_the_feature(tmp_path: Path) -> None:
+def test_error_of_read_schema_for_contradicting_kinds_names_the_feature(tmp_path: Path) -> None:
     write(tmp_path / "0", x=[1])
     write(tmp_path / "1", x=["1"])
     with pytest.raises(DataError, match=r"1, byte 0: feature 'x': expected int64 values .* got bytes"):
         read_schema(str(tmp_path))
 
 
-def test_read_schema_without_records_asks_for_a_declared_one(tmp_path: Path) -> None:
+def test_error_of_read_schema_without_records_asks_for_a_declared_schema(tmp_path: Path) -> None:
     write(tmp_path / "0")
     with pytest.raises(DataError, match=r"spark\.read\.schema"):
         read_schema(str(tmp_path))
 
 
-def test_feature_specs_of_a_spark_schema_are_plain_data() -> None:
+def test_feature_specs_of_a_spark_schema_have_the_types_of_its_columns() -> None:
     schema = T.StructType().add("x", T.ArrayType(T.DoubleType())).add("y", "integer").add("s", "string")
     schema = schema.add("b", T.ArrayType(T.BinaryType())).add("d", "decimal(5,2)").add("t", "timestamp")
     assert feature_specs(schema.add("o", "boolean")) == (
@@ -219,7 +219,7 @@ def test_feature_specs_of_a_map_are_refused() -> None:
         feature_specs(T.StructType().add("m", T.MapType(T.StringType(), T.IntegerType())))
 
 
-def test_options_of_any_case_are_read() -> None:
+def test_names_of_options_may_have_any_case() -> None:
     given = {
         "PATH": "/x",
         "Mode": "dropmalformed",
@@ -240,6 +240,6 @@ def test_options_of_any_case_are_read() -> None:
         {"splitBytes": "1m"},
     ],
 )
-def test_options_that_mean_nothing_are_refused(given: dict[str, str]) -> None:
+def test_unknown_options_and_values_are_refused(given: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=next(iter(given))):
         parse_options(given)

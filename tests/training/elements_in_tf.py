@@ -1,7 +1,9 @@
 """Build elements from rows and from files in a process with TensorFlow, as a trainer does; print them as JSON.
 
-Usage: elements_in_tf.py CASES FILES. CASES: a file, a JSON list of ``{"columns", "batches", "replicas"}``; a batch is
-text of `encode_sample`. FILES: a folder of TFRecord files with the columns x and label.
+Usage: elements_in_tf.py CASES FILES
+
+CASES is a file with a JSON list of ``{"columns", "batches", "replicas", "hook"}``, where each batch is a text from
+`encode_sample`. FILES is a folder of TFRecord files with the columns x and label.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ HOOKS = {"with_python_control_flow": with_python_control_flow}
 
 
 def outcome(case: dict[str, Any]) -> dict[str, Any]:
-    """Return the elements, or the error that the driver would raise."""
+    """Return the elements of a case, or the error that the driver would raise."""
     from tfspark.training.input.graph_errors import as_data_error
 
     try:

@@ -3,7 +3,7 @@
 Usage: every_model.py mirrored INDEX PORT0 PORT1 CASE...     one of two synchronous workers
        every_model.py servers CASE...                        two workers and two parameter servers, in this process
 
-One line ``RESULT {json}`` for each case.
+Prints one line ``RESULT {json}`` for each case.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ MADE: dict[str, Any] = {"input_shape": [4, 4, 1], "filters": 2, "latent": 3, "nu
 PIXELS: dict[str, Any] = {**TABLE, "architecture": "convolutional", "input_shape": [7, 6, 1], "filters": 2}
 
 Case = Callable[[], tuple[Any, dict[str, Any], Any, Any]]
-"""Makes a case: the module, its parameters, rows and labels."""
+"""Returns the module of a case, its parameters, rows and labels."""
 
 CNN: dict[str, Case] = {name: functools.partial(of_images, name) for name in cnn.ARCHITECTURES}
 OTHERS: dict[str, Case] = {
@@ -130,7 +130,7 @@ def inputs_of(model: keras.Model, x: np.ndarray) -> Any:
 
 
 def outcome(strategy_model: keras.Model, exported: keras.Model, x: np.ndarray) -> dict[str, Any]:
-    """Save the exported model and load it; compare its predictions with those of the trained one."""
+    """Save the exported model and load it; compare its predictions with those of the trained model."""
     with tempfile.TemporaryDirectory() as folder:
         exported.save(f"{folder}/model.keras")
         again = keras.models.load_model(f"{folder}/model.keras")
@@ -175,7 +175,7 @@ def mirrored(name: str, strategy: tf.distribute.Strategy, index: int) -> dict[st
     with strategy.scope():
         model = module.build_model(params)
     before = digest(model.get_weights())
-    x, y = np.roll(x, index, 0), np.roll(x if y is None else y, index, 0)  # different rows on each worker
+    x, y = np.roll(x, index, 0), np.roll(x if y is None else y, index, 0)  # Different rows on each worker.
     local = tf.data.Dataset.from_tensor_slices(
         (list(x) if x.dtype == object else x, y, np.ones(len(x), np.float32))
     ).batch(BATCH, drop_remainder=True)
@@ -225,7 +225,7 @@ def served(name: str, strategy: tf.distribute.Strategy, index: int) -> dict[str,
 
 def main() -> None:
     kind, *rest = sys.argv[1:]
-    # To rewrite the graphs takes longer than two steps.
+    # Rewriting the graphs takes longer than two steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if kind == "mirrored":
         index, ports, names = int(rest[0]), rest[1:3], rest[3:]

@@ -1,7 +1,9 @@
 """Train some of the models below with parameter servers in this process; print the results as JSON.
 
-Usage: ps_trial.py WORKERS SERVERS MODEL... Plain Keras trains each model on the same batches, too: the steps of one
-worker are sequential, so both must give the same weights.
+Usage: ps_trial.py WORKERS SERVERS MODEL...
+
+Plain Keras trains each model on the same batches, too. The steps of one worker are sequential, so both trainings must
+end with the same weights.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def with_state() -> keras.Model:
 
 
 def unbuilt() -> keras.Model:
-    """A model without an input shape: variables are created from the data."""
+    """A model without an input shape: Keras creates its variables from the data."""
     model = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(3, "softmax")])
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
@@ -99,7 +101,7 @@ def text(cell: Any, vocabulary: int = 50) -> keras.Model:
 
 
 def places() -> keras.Model:
-    """A layer without `build` of its own: Keras calls it to build the large table and the small one in it."""
+    """A layer without its own `build`: Keras calls the layer to build the large and the small table in it."""
 
     class Places(keras.layers.Layer):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -138,7 +140,7 @@ def words() -> keras.Model:
 
 
 class TwoOptimizers(keras.Model):
-    """Adversarial training: its own `train_step`, two optimizers, no `call`."""
+    """A model for adversarial training: its own `train_step`, two optimizers, no `call`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,10 +266,10 @@ class FakeContext(SimpleNamespace):
 def servers(num_workers: int, num_ps: int) -> tf.distribute.Strategy:
     """Start TensorFlow's servers in this process and join them."""
     counts = {"worker": num_workers, "ps": num_ps}
-    # Port 0 is not allowed in a cluster's description, so ports are chosen beforehand.
+    # A cluster's description may not have port 0, so the ports are chosen before.
     addresses = {job: [f"127.0.0.1:{free_port()}" for _ in range(n)] for job, n in counts.items()}
     spec = tf.train.ClusterSpec(addresses)
-    # All servers share this process's threads: enough for each to wait for another.
+    # All servers share the threads of this process. It needs enough threads for each server to wait for another one.
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4 * (num_workers + num_ps))
     started = [
         tf.distribute.Server(spec, job, i, protocol="grpc", config=config)
@@ -298,7 +300,7 @@ def plain(name: str) -> tuple[Any, dict[str, list[float]], Any]:
 
 
 def trial(name: str, strategy: tf.distribute.Strategy, num_workers: int) -> dict[str, Any]:
-    """Train and evaluate a model both ways; return the differences and the other results."""
+    """Train and evaluate a model with parameter servers and with plain Keras; return the results of both."""
     feed = FakeFeed(num_workers, dict(zip("xy", rows(), strict=True)), BATCH)
     context = FakeContext.of(strategy, num_workers)
     session = parameter_server.ParameterServerSession(lambda: MODELS[name](), None, context)

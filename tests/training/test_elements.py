@@ -1,4 +1,4 @@
-"""From batches to what Keras takes, in TensorFlow: ragged columns, images, Examples, and how their errors are told."""
+"""Convert batches to elements for Keras, in TensorFlow: ragged columns, images, Examples, and their errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DONE_S = 120.0
 
 
 def examples(**features: list[Any]) -> pa.RecordBatch:
-    """Serialize rows as Examples, as the data source writes them, without the framing of the file."""
+    """Return rows as serialized Examples: the records that the data source writes, without framing."""
     stream, records = bytes(encode_batch(pa.RecordBatch.from_pydict(features))), []
     while stream:
         (length,) = struct.unpack("<Q", stream[:8])
@@ -40,7 +40,7 @@ def batch(**columns: Any) -> pa.RecordBatch:
 
 @dataclass(frozen=True)
 class Case:
-    """Rows, what is declared, and what comes of it: elements, or the words of the error."""
+    """Rows with their declared columns, and the expected elements, or expected parts of the error's message."""
 
     columns: Columns
     batches: list[pa.RecordBatch]
@@ -59,7 +59,7 @@ PICTURES = [png(picture(0)), png(picture(1))]
 
 
 def records(*rows: dict[str, Any]) -> list[pa.RecordBatch]:
-    """Return one batch of Examples whose rows may lack features."""
+    """Return one batch of Examples. Rows may lack features."""
     parts = [examples(**{name: [value] for name, value in row.items()}) for row in rows]
     return [pa.Table.from_batches(parts).combine_chunks().to_batches()[0]]
 
@@ -158,7 +158,7 @@ CASES: dict[str, Case] = {
         y=[("int64", [1, 0])],
         weight=[[1, 1]],
     ),
-    "no picture": Case(
+    "a file that is no picture": Case(
         Columns((FILE,)),
         [batch(**{"a photo!": [PICTURES[0], b"GIF? no"]})],
         says=(
@@ -187,7 +187,7 @@ CASES: dict[str, Case] = {
         records({"x": [1.0, 2.0], "y": 1}, {"x": [1.0, 2.0, 3.0], "y": 1}),
         says=("column 'x' of the Examples", "Values size: 3 but output shape: [2]", "declare it ragged"),
     ),
-    "an Example of another kind": Case(
+    "an Example with values of another kind": Case(
         TWO,
         records({"x": [1.0, 2.0], "y": 1}, {"x": [1, 2], "y": 1}),
         says=("column 'x' of the Examples", "Data types don't match"),
@@ -210,7 +210,7 @@ CASES: dict[str, Case] = {
     "a first Example without a feature": Case(
         TWO, [examples(x=[[1.0]])], says=("column 'y' is no feature of the first Example, which has ['x']",)
     ),
-    "a label out of its classes": Case(
+    "a label outside its classes": Case(
         TWO,
         [examples(x=[[1.0], [2.0]], y=[1, 2])],
         says=("label 'y' expected classes from 0 to 1; correct the data or num_classes; came 2",),
@@ -249,12 +249,15 @@ CASES: dict[str, Case] = {
 
 
 NUM_FILES = 1000
-"""So many were not read within a minute when each was a node of the graph."""
+"""When each file was a node of the graph, reading this number of files took more than a minute."""
 
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process with TensorFlow made of all cases, and of many files of one record each, but for the last."""
+    """Return the output of a process with TensorFlow, for all cases and for many files.
+
+    Each file has one record, except for the last, which has 51.
+    """
     given = [
         {
             "columns": case.columns.to_json(),
@@ -286,14 +289,14 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def outcomes(printed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What came of each case."""
+    """Return the outcome of each case."""
     return dict(zip(CASES, printed["RESULT"], strict=True))
 
 
-def test_epoch_of_many_files_has_each_row_once_however_many_devices_a_worker_has(
+def test_epoch_of_many_files_has_each_row_once_for_any_number_of_devices(
     printed: dict[str, Any],
 ) -> None:
-    """The last batch is filled up with rows that weigh nothing."""
+    """The last batch is padded with copies of rows, of weight 0."""
     labels = list(range(NUM_FILES + 50))
     for steps in printed["FILES"]:
         assert [len(step) for step in steps] == [100] * 11
@@ -302,7 +305,7 @@ def test_epoch_of_many_files_has_each_row_once_however_many_devices_a_worker_has
 
 
 def told(tensor: Any) -> Any:
-    """Bring what a case expects into the form in which the process tells it."""
+    """Return an expected tensor in the form in which the process prints it."""
     if isinstance(tensor, dict):
         return {name: told(value) for name, value in tensor.items()}
     dtype, rows = tensor
@@ -310,7 +313,9 @@ def told(tensor: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.says])
-def test_element_of_a_batch_has_tensors_labels_and_weights(name: str, outcomes: dict[str, Any]) -> None:
+def test_element_of_a_batch_has_the_expected_tensors_labels_and_weights(
+    name: str, outcomes: dict[str, Any]
+) -> None:
     case, outcome = CASES[name], outcomes[name]
     assert "elements" in outcome, outcome
     assert [element["x"] for element in outcome["elements"]] == [told(tensor) for tensor in case.x]
@@ -320,29 +325,33 @@ def test_element_of_a_batch_has_tensors_labels_and_weights(name: str, outcomes: 
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.says])
-def test_element_of_wrong_rows_is_an_error_that_names_the_column(name: str, outcomes: dict[str, Any]) -> None:
+def test_error_of_wrong_rows_names_the_column(name: str, outcomes: dict[str, Any]) -> None:
     outcome = outcomes[name]
     assert outcome.get("error") == "DataError", outcome
     assert [part for part in CASES[name].says if part not in outcome["says"]] == [], outcome["says"]
 
 
 class InvalidArgumentError(Exception):
-    """Has the name of TensorFlow's."""
+    """An error with the same name as TensorFlow's error."""
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        pytest.param(ValueError("assertion failed: [column 'x' is odd] [3]"), id="of another kind"),
-        pytest.param(InvalidArgumentError("assertion failed: [my own words] [3]"), id="the user's assertion"),
-        pytest.param(InvalidArgumentError("Matrix size-incompatible: In[0]: [2,3]"), id="of a model"),
+        pytest.param(ValueError("assertion failed: [column 'x' is odd] [3]"), id="an error of Python"),
+        pytest.param(
+            InvalidArgumentError("assertion failed: [my own words] [3]"), id="an assertion of the user"
+        ),
+        pytest.param(
+            InvalidArgumentError("Matrix size-incompatible: In[0]: [2,3]"), id="an error of a model"
+        ),
     ],
 )
-def test_error_that_is_not_about_data_is_left_as_it_is(error: Exception) -> None:
+def test_error_that_is_not_about_data_is_not_changed(error: Exception) -> None:
     assert as_data_error(error) is error
 
 
-def test_error_of_an_image_in_any_column_is_told_with_its_name() -> None:
+def test_error_of_an_image_has_the_name_of_its_column() -> None:
     name = 'größe / "x"'
     error = as_data_error(
         InvalidArgumentError(f"... [[{{{{node {image_scope(name)}/map/while/DecodeImage}}}}]]")

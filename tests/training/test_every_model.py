@@ -1,4 +1,4 @@
-"""Every architecture of ``models/`` under both strategies: it trains, is saved and loaded, and predicts the same."""
+"""Every architecture of ``models/`` trains under both strategies, and predicts the same after saving and loading."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ GROUPS = [
     [name for name in CNN if not name.startswith("resnet")],
     [name for name in CASES if name not in CNN],
 ]
-"""Cases that share processes: to start TensorFlow takes longer than most of them."""
+"""Cases that share processes: starting TensorFlow takes longer than most cases."""
 GROUP_OF = {name: tuple(group) for group in GROUPS for name in group}
 
 
 @functools.cache
 def trained(strategy: str, names: tuple[str, ...]) -> list[dict[str, dict[str, Any]]]:
-    """Train some cases; return what each process said of each case."""
-    # Files, not pipes: nobody reads the second while the first is waited for.
+    """Train some cases; return the results of each process: case -> result."""
+    # Files instead of pipes: the second process would block on a full pipe while the test waits for the first one.
     ports = free_ports()
     kinds = [["mirrored", str(i), *ports] for i in range(2)] if strategy == "mirrored" else [["servers"]]
     environment = {**os.environ, "PYTHONPATH": python_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -49,7 +49,7 @@ def trained(strategy: str, names: tuple[str, ...]) -> list[dict[str, dict[str, A
             for kind, log in zip(kinds, logs, strict=True)
         ]
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # Told below, by what is missing.
+            with contextlib.suppress(subprocess.TimeoutExpired):  # The results then lack cases.
                 for process in processes:
                     process.wait(max(until - time.monotonic(), 0))
         finally:
@@ -60,7 +60,7 @@ def trained(strategy: str, names: tuple[str, ...]) -> list[dict[str, dict[str, A
 
 
 def results_in(log: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return what a process said of each case; of one that is missing, how its log ends."""
+    """Return the result of each case in a process's log; for a missing case, the end of the log."""
     log.seek(0)
     lines = log.read().splitlines()
     said = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
@@ -70,7 +70,7 @@ def results_in(log: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_model_under_synchronous_workers_trains_and_is_saved_whole(case: str) -> None:
+def test_model_trains_under_synchronous_workers_and_is_saved_complete(case: str) -> None:
     first, second = (said[case] for said in trained("mirrored", GROUP_OF[case]))
     check(first)
     check(second)
@@ -79,14 +79,14 @@ def test_model_under_synchronous_workers_trains_and_is_saved_whole(case: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_model_under_parameter_servers_trains_and_is_saved_whole(case: str) -> None:
+def test_model_trains_under_parameter_servers_and_is_saved_complete(case: str) -> None:
     (said,) = trained("servers", GROUP_OF[case])
     check(said[case])
     assert said[case]["rows"] == [STEPS * BATCH]
 
 
 def check(said: dict[str, Any]) -> None:
-    """See that a model was trained, and that the one loaded from its file is the same."""
+    """Check that a model was trained, and that the model loaded from its file predicts the same."""
     assert "missing" not in said, said["missing"]
     assert said["logs"]
     assert all(map(math.isfinite, said["logs"].values())), said["logs"]

@@ -1,4 +1,4 @@
-"""How a trainer reports the exception that ends it."""
+"""A trainer's report of the exception that ends it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABEL, WEIGHT = keras.KerasTensor((32,), "int64"), keras.KerasTensor((32,), "flo
         ),
     ],
 )
-def test_error_of_a_model_says_what_the_model_was_given(features: object, words: str) -> None:
+def test_error_of_a_model_describes_the_inputs_of_the_model(features: object, words: str) -> None:
     model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(4)])
     with pytest.raises(ValueError) as caught, noting_what_was_given((features, LABEL, WEIGHT)):  # noqa: PT011
         model.compute_output_spec([features, features])
@@ -41,14 +41,16 @@ def test_error_of_a_model_says_what_the_model_was_given(features: object, words:
     assert words not in told["cause"]
 
 
-def test_error_of_a_model_of_any_shape_stays_its_own() -> None:
+def test_error_of_a_model_keeps_its_message_for_inputs_of_any_shape() -> None:
     given = tf.TensorSpec(None, tf.float32), LABEL, WEIGHT
     with pytest.raises(ValueError, match=r"^the model's own") as caught, noting_what_was_given(given):
         raise ValueError("the model's own")
     assert "features float32 of any shape and" in describe(caught.value)["traceback"]
 
 
-def test_trainer_whose_directory_was_removed_is_lost_with_its_executor(tmp_path: Path) -> None:
+def test_error_of_a_trainer_whose_directory_was_removed_is_reported_as_a_lost_executor(
+    tmp_path: Path,
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     shutil.rmtree(scratch)
@@ -58,7 +60,9 @@ def test_trainer_whose_directory_was_removed_is_lost_with_its_executor(tmp_path:
         assert told["cause"].startswith(f"its directory {scratch} was removed, as Spark does")
 
 
-def test_trainer_whose_files_are_removed_before_their_directory_is_lost(tmp_path: Path) -> None:
+def test_error_of_a_trainer_whose_files_are_removed_before_their_directory_is_reported_as_lost(
+    tmp_path: Path,
+) -> None:
     removal = threading.Timer(0.3, shutil.rmtree, [tmp_path])
     removal.start()
     assert describe(FileNotFoundError(2, "none", f"{tmp_path}/part.npz"), str(tmp_path))["kind"] == "lost"
@@ -66,11 +70,11 @@ def test_trainer_whose_files_are_removed_before_their_directory_is_lost(tmp_path
 
 
 @pytest.mark.parametrize("name", ["epoch-1.keras", "/elsewhere/rows"])
-def test_file_that_a_program_does_not_find_is_its_own_error(tmp_path: Path, name: str) -> None:
+def test_missing_file_of_the_program_is_reported_as_an_exception(tmp_path: Path, name: str) -> None:
     error = FileNotFoundError(2, "none", str(tmp_path / name))
     told = describe(error, str(tmp_path))
     assert (told["kind"], told["cause"]) == ("exception", f"FileNotFoundError: {error}")
 
 
-def test_error_in_the_rows_is_one_also_without_a_directory_to_look_at() -> None:
+def test_error_of_rows_is_reported_as_a_data_error_without_a_directory() -> None:
     assert describe(DataError("row 3: a null"))["kind"] == "data"

@@ -1,7 +1,7 @@
-"""Keras 3 under two real workers: it trains with the corrections, and still fails without each of them.
+"""Keras 3 under two real workers trains with the corrections, and still fails without any one of them.
 
-A test named ``..._upstream_still_...`` that fails is good news: Keras has mended that fault. Remove the
-correction from `tfspark.training.keras_corrections` then.
+If a test named ``..._upstream_still_...`` fails, Keras has corrected that fault: remove the correction from
+`tfspark.training.keras_corrections`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ALL = ("reduce", "build", "epochs", "state", "gradients")
 
 
 def fit_on_two_workers(*left_out: str) -> list[dict[str, object]]:
-    """Run both workers; a worker that fails is followed by the other, which has lost its peer."""
+    """Run both workers; return their results. If one fails, the other one fails, too, because it has lost its peer."""
     ports = free_ports()
     environment = {**os.environ, "PYTHONPATH": python_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
     workers = [
@@ -51,16 +51,16 @@ def corrected() -> list[dict[str, object]]:
     return fit_on_two_workers()
 
 
-def test_fit_when_corrected_trains_epochs_of_different_lengths(corrected: list[dict[str, object]]) -> None:
+def test_corrected_fit_trains_epochs_of_different_lengths(corrected: list[dict[str, object]]) -> None:
     assert [worker["error"] for worker in corrected] == [None, None]
     assert [worker["epochs"] for worker in corrected] == [3, 3]
 
 
-def test_optimizer_iterations_when_corrected_equal_the_steps(corrected: list[dict[str, object]]) -> None:
+def test_optimizer_iterations_of_a_corrected_fit_equal_the_steps(corrected: list[dict[str, object]]) -> None:
     assert [worker["iterations"] for worker in corrected] == [STEPS, STEPS]
 
 
-def test_weights_when_corrected_are_identical_on_both_workers(corrected: list[dict[str, object]]) -> None:
+def test_weights_of_a_corrected_fit_are_identical_on_both_workers(corrected: list[dict[str, object]]) -> None:
     first, second = corrected
     assert first["trained"] == second["trained"]
     assert first["state"] == second["state"]
@@ -69,7 +69,7 @@ def test_weights_when_corrected_are_identical_on_both_workers(corrected: list[di
 @pytest.mark.parametrize("fault", ["reduce", "build", "gradients"])
 def test_fit_without_correction_upstream_still_fails(fault: str) -> None:
     errors = [worker["error"] for worker in fit_on_two_workers(fault)]
-    assert errors, "neither worker said how it ended"
+    assert errors, "neither worker printed a result"
     assert all(error is not None for error in errors)
 
 

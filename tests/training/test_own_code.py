@@ -1,4 +1,4 @@
-"""The gradient of a loss in a model's own step, in one process, as of a replica that has half of the rows."""
+"""The gradient of a loss in a model's own step; one process computes it as a replica that has half of the rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gradient(weight: tf.Variable, rows: Any, loss_of: Any) -> float:
 @pytest.mark.parametrize(
     ("loss_of", "expected"), [(tf.reduce_mean, 0.5 * 2), (lambda values: values, 1 + 2 + 3)]
 )
-def test_gradient_of_a_mean_is_weighted_by_the_share_and_that_of_values_of_rows_added_up(
+def test_gradient_of_a_mean_is_weighted_by_the_share_but_the_gradient_of_row_values_is_a_sum(
     weight: tf.Variable, loss_of: Any, expected: float
 ) -> None:
     step = tf.function(
@@ -45,12 +45,12 @@ def test_gradient_of_a_mean_is_weighted_by_the_share_and_that_of_values_of_rows_
     assert float(step(tf.constant([1.0, 2.0, 3.0]))) == pytest.approx(expected)
 
 
-def test_gradient_of_several_values_that_may_be_of_rows_or_not_is_rejected(weight: tf.Variable) -> None:
+def test_gradient_of_several_values_that_may_not_belong_to_rows_is_rejected(weight: tf.Variable) -> None:
     with pytest.raises(ConfigError, match="a loss that is one number"):
         gradient(weight, tf.constant([1.0, 2.0]), lambda values: values)
 
 
-def test_gradient_by_an_input_is_left_alone(weight: tf.Variable) -> None:
+def test_gradient_with_respect_to_an_input_is_not_changed(weight: tf.Variable) -> None:
     rows = tf.constant([1.0, 2.0])
     with as_in_one_process(HALF):
         with tf.GradientTape() as tape:

@@ -1,4 +1,4 @@
-"""A batch that is filled up with padding has the losses and metrics of its real rows: in one process, step by step."""
+"""A padded batch has the losses and metrics of its real rows; single steps in one process."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def own_mean(truth: Any, guess: Any) -> Any:
 
 
 def mean_and_dice(truth: Any, guess: Any) -> Any:
-    """Made of other losses, one of which is one number."""
+    """The sum of a loss for each row and a loss for the whole batch."""
     return keras.losses.binary_crossentropy(truth, guess) + keras.losses.Dice()(truth, guess)
 
 
 def among_others(truth: Any, guess: Any) -> Any:
-    """A value for each row, which depends on the other rows."""
+    """A value for each row that depends on the other rows."""
     flat = keras.ops.reshape(guess, (-1, 6))
     likeness = keras.ops.matmul(flat, keras.ops.transpose(flat))
     return keras.ops.logsumexp(likeness, axis=1) - keras.ops.diagonal(likeness)
 
 
 class OwnCall(keras.losses.Loss):
-    """Takes its mean itself."""
+    """A Loss whose own `__call__` computes the mean."""
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         return keras.ops.mean(keras.ops.abs(y_true - y_pred))
@@ -48,10 +48,10 @@ LOSSES: dict[str, Any] = {
     "sum": keras.losses.MeanSquaredError(reduction="sum"),
     "no reduction": keras.losses.MeanSquaredError(reduction="none"),
     "a function of the batch": dice,
-    "a mean of one's own": own_mean,
-    "made of others": mean_and_dice,
+    "a function with its own mean": own_mean,
+    "a sum of other losses": mean_and_dice,
     "values that depend on other rows": among_others,
-    "a __call__ of its own": OwnCall(),
+    "a Loss with its own __call__": OwnCall(),
     "Dice over rows and places": keras.losses.Dice(axis=(0, 1)),
     "Dice of each row": keras.losses.Dice(axis=(1, 2)),
 }
@@ -77,16 +77,17 @@ def filled(rows: Any) -> Any:
     return tf.constant(np.concatenate([rows, rows[-1:].repeat(SIZE - REAL, axis=0)]))
 
 
-def test_padding_is_told_from_a_row_of_weight_0() -> None:
+def test_real_rows_distinguishes_padding_from_rows_of_weight_0() -> None:
     weights = tf.constant([1.0, 0.0, PADDING, -2.0])
     assert real_rows(weights).numpy().tolist() == [True, True, False, True]
     assert float(PADDING) == 0.0
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
-def test_a_batch_filled_up_has_the_loss_and_metrics_of_its_real_rows(loss: Any) -> None:
+def test_padded_batch_has_the_loss_and_metrics_of_its_real_rows(loss: Any) -> None:
     x, y = batch()
-    regularizer = None if getattr(loss, "reduction", "") == "none" else "l2"  # Keras cannot add the two.
+    # Keras cannot add a regularizer to row values.
+    regularizer = None if getattr(loss, "reduction", "") == "none" else "l2"
     plain = model_of(loss, regularizer).evaluate(x, y, batch_size=REAL, verbose=0, return_dict=True)
     model = model_of(loss, regularizer)
     count_real_rows_alone(model, weights_given=False)
@@ -100,7 +101,7 @@ def test_a_batch_filled_up_has_the_loss_and_metrics_of_its_real_rows(loss: Any) 
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
-def test_a_batch_filled_up_trains_as_its_real_rows(loss: Any) -> None:
+def test_training_step_on_a_padded_batch_equals_a_step_on_its_real_rows(loss: Any) -> None:
     x, y = batch()
     regularizer = None if getattr(loss, "reduction", "") == "none" else "l2"
     plain, model = model_of(loss, regularizer), model_of(loss, regularizer)
@@ -118,7 +119,7 @@ def test_a_batch_filled_up_trains_as_its_real_rows(loss: Any) -> None:
 
 
 class AddsSquares(keras.layers.Layer):
-    """Adds a value for each row to the loss."""
+    """A layer that adds a value for each row to the loss."""
 
     def call(self, x: Any) -> Any:
         self.add_loss(keras.ops.sum(keras.ops.square(x), axis=(1, 2)))
@@ -126,7 +127,7 @@ class AddsSquares(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("loss", ["mse", None])
-def test_what_a_layer_adds_for_each_row_counts_for_real_rows_alone(loss: str | None) -> None:
+def test_loss_that_a_layer_adds_for_each_row_counts_only_real_rows(loss: str | None) -> None:
     x, y = batch()
     start = keras.initializers.RandomNormal(stddev=0.5, seed=2)
     plain, model = (
@@ -149,7 +150,7 @@ def test_what_a_layer_adds_for_each_row_counts_for_real_rows_alone(loss: str | N
         np.testing.assert_allclose(trained, value, rtol=1e-5, atol=1e-7)
 
 
-def test_rows_of_weight_0_count_in_metrics_that_know_no_weights() -> None:
+def test_rows_of_weight_0_count_in_unweighted_metrics() -> None:
     x, y = batch()
     weights = np.array([1, 0, 0, 2, 1], np.float32)
     plain = model_of("mse").evaluate(

@@ -1,4 +1,4 @@
-"""The loop of parameter servers against plain Keras: real servers of TensorFlow, in a process without Spark."""
+"""Compare training with parameter servers with plain Keras: real TensorFlow servers in a process without Spark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXACT = ("sgd", "momentum", "adam", "adamw", "unbuilt", "conv", "lstm", "large",
 
 
 def trial(num_workers: int, num_ps: int, *models: str) -> dict[str, Any]:
-    """Train models in a process of its own."""
+    """Train models in a separate process; return their results."""
     done = subprocess.run(
         [sys.executable, str(TRIAL), str(num_workers), str(num_ps), *models],
         capture_output=True,
@@ -36,18 +36,18 @@ def trial(num_workers: int, num_ps: int, *models: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    """One worker with two parameter servers: its steps come one after the other, as in one process."""
+    """Train with one worker and two parameter servers: the steps are sequential, as in one process."""
     return trial(1, 2, *EXACT, "state", "gan")
 
 
 @pytest.fixture(scope="module")
 def together() -> dict[str, Any]:
-    """Two workers with one parameter server."""
+    """Train with two workers and one parameter server."""
     return trial(2, 1, "momentum", "gru")
 
 
 @pytest.mark.parametrize("model", EXACT)
-def test_weights_of_one_worker_are_those_of_plain_keras(alone: dict[str, Any], model: str) -> None:
+def test_weights_of_one_worker_equal_those_of_plain_keras(alone: dict[str, Any], model: str) -> None:
     result = alone[model]
     assert result["apart"] < 1e-6
     for name, values in result["plain_history"].items():
@@ -64,16 +64,16 @@ def test_training_with_random_layers_learns_as_plain_keras_does(alone: dict[str,
         assert result["history"][name][-1] == pytest.approx(values[-1], abs=0.15), name
 
 
-def test_iterations_of_every_optimizer_are_the_steps_done(
+def test_iterations_of_every_optimizer_equal_the_number_of_steps(
     alone: dict[str, Any], together: dict[str, Any]
 ) -> None:
     assert alone["adamw"]["iterations"] == [STEPS * EPOCHS]
     assert together["momentum"]["iterations"] == together["gru"]["iterations"] == [STEPS * EPOCHS]
-    # The model's own, which its train_step does not use, and the two that it does.
+    # The GAN has a third optimizer, from `compile`, which its train_step does not use.
     assert sorted(alone["gan"]["iterations"])[-2:] == [STEPS * EPOCHS] * 2
 
 
-def test_rows_of_every_epoch_are_all_rows(alone: dict[str, Any], together: dict[str, Any]) -> None:
+def test_every_epoch_trains_on_all_rows(alone: dict[str, Any], together: dict[str, Any]) -> None:
     for result in [*alone.values(), *together.values()]:
         assert result["rows"] == [ROWS] * EPOCHS
 
@@ -125,11 +125,11 @@ def test_two_workers_learn_as_plain_keras_does(together: dict[str, Any]) -> None
         pytest.param(
             {"optimizer": keras.optimizers.SGD, "run_eagerly": True},
             "without run_eagerly=True",
-            id="steps are graphs",
+            id="steps must be graphs",
         ),
     ],
 )
-def test_refuse_unsupported_when_compiled_with_it_says_what_to_change(
+def test_error_of_an_unsupported_argument_of_compile_says_what_to_change(
     compiled: dict[str, Any], message: str
 ) -> None:
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

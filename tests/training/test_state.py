@@ -1,4 +1,4 @@
-"""What of a training's state is kept beside weights and optimizers: what callbacks have counted."""
+"""The state of a training beside weights and optimizers: counters of callbacks, learning rates, metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfspark.training.state import (
 
 
 class Counting(keras.callbacks.Callback):
-    """Counts, and has something of its own."""
+    """A callback with a counter, and an attribute that cannot be saved."""
 
     def __init__(self, count: int = 0):
         super().__init__()
@@ -27,7 +27,7 @@ class Counting(keras.callbacks.Callback):
         self._own = object()
 
 
-def test_callbacks_get_back_what_they_counted_and_remembered() -> None:
+def test_callbacks_get_their_counters_and_weights_back() -> None:
     before, after = (
         [Counting(7), keras.callbacks.EarlyStopping("loss", restore_best_weights=True), Counting(8)],
         [Counting(), keras.callbacks.EarlyStopping("loss", restore_best_weights=True), Counting()],
@@ -43,7 +43,7 @@ def test_callbacks_get_back_what_they_counted_and_remembered() -> None:
     assert after[0]._own is not before[0]._own
 
 
-def test_callbacks_that_only_the_chief_has_leave_the_others_to_theirs() -> None:
+def test_callbacks_of_a_worker_without_a_counterpart_on_the_chief_are_not_changed() -> None:
     of_chief = [keras.callbacks.TerminateOnNaN(), Counting(7), Counting(8)]
     of_worker = [Counting(), keras.callbacks.EarlyStopping("loss"), Counting(), Counting(9)]
     untouched = dict(vars(of_worker[1]))
@@ -54,7 +54,7 @@ def test_callbacks_that_only_the_chief_has_leave_the_others_to_theirs() -> None:
     assert vars(of_worker[1]) == untouched
 
 
-def test_callbacks_of_a_run_that_is_resumed_keep_the_settings_it_asks_for() -> None:
+def test_callbacks_of_a_resumed_run_keep_their_new_settings() -> None:
     before = [keras.callbacks.EarlyStopping("loss", patience=2), keras.callbacks.ReduceLROnPlateau("loss")]
     settings = settings_of(before)
     before[0].wait, before[0].best, before[1].wait = 1, 0.25, 3
@@ -67,7 +67,7 @@ def test_callbacks_of_a_run_that_is_resumed_keep_the_settings_it_asks_for() -> N
     assert (after[1].monitor, after[1].factor, after[1].wait) == ("loss", 0.5, 3)
 
 
-def test_callback_of_a_run_that_is_resumed_begins_anew_if_it_watches_another_metric() -> None:
+def test_callback_of_a_resumed_run_starts_again_if_it_monitors_a_different_metric() -> None:
     before = [
         keras.callbacks.EarlyStopping("val_accuracy", patience=2, restore_best_weights=True),
         keras.callbacks.ReduceLROnPlateau("loss", mode="min"),
@@ -94,11 +94,11 @@ def model_with(rate: float) -> keras.Model:
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        pytest.param(0.1, 0.1, id="another one"),
-        pytest.param(0.01, 0.002, id="the same, which a callback had lowered"),
+        pytest.param(0.1, 0.1, id="a new rate"),
+        pytest.param(0.01, 0.002, id="the same rate, which a callback had lowered"),
     ],
 )
-def test_learning_rate_of_a_run_that_is_resumed_is_that_asked_for_if_it_is(
+def test_learning_rate_of_a_resumed_run_is_the_new_rate_or_else_the_saved_one(
     asked: float, expected: float
 ) -> None:
     before, after = model_with(0.01), model_with(asked)
@@ -110,7 +110,7 @@ def test_learning_rate_of_a_run_that_is_resumed_is_that_asked_for_if_it_is(
     assert float(after.optimizer.learning_rate) == pytest.approx(expected)
 
 
-def test_results_of_metrics_become_plain_numbers_under_one_name_each() -> None:
+def test_plain_logs_has_a_python_number_or_list_for_each_name() -> None:
     class Several(keras.metrics.Mean):
         def result(self) -> dict[str, object]:
             mean = super().result()

@@ -1,4 +1,4 @@
-"""The batches of steps that a coordinator schedules, over a whole feed on loopback."""
+"""The batches of steps that a coordinator schedules, from a complete feed on loopback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASYNCHRONOUS = replace(SPEC, synchronous=False)
 
 
 class Worker(SimpleNamespace):
-    """A worker's context; keeps the failures it is to tell."""
+    """A worker's context that collects the failures that it reports."""
 
     def tell_failure(self, error: BaseException) -> None:
         self.told.append(error)
@@ -44,7 +44,7 @@ def worker(loop: Loopback, rank: int, control: ActionClient) -> Worker:
 
 
 def take_all(loop: Loopback, rank: int, indexes: int) -> list[list[list[int]]]:
-    """Do what steps do: ask for the next batch of each pass until there is none; return pass -> batch -> ids."""
+    """Take batches as steps do: request the next batch of each pass until its end; return pass -> batch -> ids."""
     with ActionClient(loop.control.location, loop.secret) as control:
         feed = WorkerFeed(worker(loop, rank, control))
         passes: list[list[list[int]]] = []
@@ -70,7 +70,7 @@ def take_all(loop: Loopback, rank: int, indexes: int) -> list[list[list[int]]]:
         pytest.param([0, 0, 25], id="empty partitions"),
     ],
 )
-def test_workers_in_two_passes_get_every_row_once_in_each(sizes: list[int]) -> None:
+def test_workers_get_every_row_once_in_each_of_two_passes(sizes: list[int]) -> None:
     with Loopback(ASYNCHRONOUS) as loop, ThreadPoolExecutor(2) as pool:
         loop.directory.offer_sample("train", encode_sample(rows_from(0, 1)))
         workers = [pool.submit(take_all, loop, rank, 2) for rank in range(2)]
@@ -84,7 +84,7 @@ def test_workers_in_two_passes_get_every_row_once_in_each(sizes: list[int]) -> N
         assert all(0 < len(batch) <= SPEC.batch_size for batch in batches)
 
 
-def test_row_that_is_not_as_declared_is_told_by_the_worker_itself() -> None:
+def test_worker_reports_a_row_that_does_not_match_its_declaration() -> None:
     columns = replace(SPEC.columns, num_classes=2)  # The rows have three.
     with (
         Loopback(replace(ASYNCHRONOUS, columns=columns, num_readers=1)) as loop,
@@ -106,7 +106,7 @@ def test_row_that_is_not_as_declared_is_told_by_the_worker_itself() -> None:
     ]
 
 
-def test_records_of_share_of_all_workers_are_all_records_without_padding(
+def test_shares_of_all_workers_contain_every_record_once_without_padding(
     spark: SparkSession, tmp_path: Path
 ) -> None:
     tfrecord.register(spark)

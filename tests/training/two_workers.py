@@ -1,6 +1,8 @@
-"""One of two workers that fit the same small model, as users write it; prints the results as JSON.
+"""Run one of two workers that fit the same small model, as a user's program does; print the results as JSON.
 
-Usage: two_workers.py INDEX PORT0 PORT1 [FAULT ...]: the corrections of these faults are not applied.
+Usage: two_workers.py INDEX PORT0 PORT1 [FAULT ...]
+
+The corrections of the given faults are not applied.
 """
 
 import hashlib
