@@ -1,7 +1,7 @@
-"""Small models in the shapes of the code examples on keras.io, and rows for them.
+"""Small models with the architectures of the code examples on keras.io, and rows for them.
 
-Every function that makes rows takes their number, and returns features, labels and no weights. Initial weights are
-drawn from a seed. Layers that draw random numbers while they train are left out; noise is an input.
+Every function that makes rows takes their number, and returns features, labels, and None for weights. A seed decides
+the initial weights. The models have no layers that draw random numbers during training; noise is an input instead.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def classes_of_images(rows: int) -> Any:
 
 
 def noisy_images(rows: int) -> Any:
-    """Images with noise, and without."""
+    """Images with noise, and the same images without noise."""
     rng = _rng()
     clean = (rng.random((rows, SIZE, SIZE, 1)) > 0.6).astype(np.float32)
     return clean + 0.3 * rng.normal(size=clean.shape).astype(np.float32), clean, None
 
 
 def films(rows: int) -> Any:
-    """Frames of pixels, and the last frame again as the label."""
+    """Three frames of pixels, and the last frame as the label."""
     x = _rng().random((rows, 3, SIZE, SIZE, 1)).astype(np.float32)
     return x, x[:, -1], None
 
 
 def reviews(rows: int) -> Any:
-    """Numbers of words, and yes or no."""
+    """Numbers of words, and a binary label."""
     x = _rng().integers(1, WORDS, (rows, STEPS))
     return x, (x.sum(1, keepdims=True) > x.sum(1).mean()).astype(np.float32), None
 
 
 def series(rows: int) -> Any:
-    """Two values per step, and the next one."""
+    """Two values per time step, and the next value of the first."""
     x = _rng().normal(size=(rows, STEPS, 2)).astype(np.float32).cumsum(1)
     return x, x[:, -1, :1] + 0.1, None
 
@@ -75,7 +75,7 @@ def ratings(rows: int) -> Any:
 
 
 def customers(rows: int) -> Any:
-    """A number, two categories, and yes or no."""
+    """A number, two categories, and a binary label."""
     rng = _rng()
     age, job = rng.normal(size=(rows, 1)).astype(np.float32), rng.integers(0, 4, (rows, 1))
     town = rng.choice([89, 118, 47], (rows, 1))
@@ -83,7 +83,7 @@ def customers(rows: int) -> Any:
 
 
 def noisy_points(rows: int) -> Any:
-    """Points, noise, a share by which both are mixed, and the points again as labels."""
+    """Points, noise, a ratio for a mixture of both, and the points as labels."""
     rng = _rng()
     x = rng.normal(size=(rows, 4)).astype(np.float32)
     noise = rng.normal(size=(rows, 4)).astype(np.float32)
@@ -91,7 +91,7 @@ def noisy_points(rows: int) -> Any:
 
 
 def triplets(rows: int) -> Any:
-    """A point, one far from it, one near it, and a label that nobody uses."""
+    """A point, a point far from it, a point near it, and an unused label."""
     rng = _rng()
     anchor, far, change = rng.normal(size=(3, rows, 4)).astype(np.float32)
     return (
@@ -102,26 +102,26 @@ def triplets(rows: int) -> Any:
 
 
 def classes(rows: int) -> Any:
-    """Points of three classes."""
+    """Points, and one of three classes each."""
     x = _rng().normal(size=(rows, 4)).astype(np.float32)
     return x, x[:, :3].argmax(1), None
 
 
 def gaps(rows: int) -> Any:
-    """Numbers of words, 0 in place of some, and all of them."""
+    """Numbers of words with 0 in place of some, and all of the words as labels."""
     rng = _rng()
     words = rng.integers(1, WORDS, (rows, STEPS))
     return np.where(rng.random((rows, STEPS)) < 0.4, 0, words), words, None
 
 
 def next_words(rows: int) -> Any:
-    """Numbers of words, and for each the next one."""
+    """Numbers of words, and the next word for each."""
     words = _rng().integers(1, WORDS, (rows, STEPS + 1))
     return words[:, :-1], words[:, 1:], None
 
 
 def captions(rows: int) -> Any:
-    """An image, the beginning of what is said of it, and the whole: numbers of words, 0 behind the last."""
+    """An image, the beginning of its caption, and the whole caption: numbers of words, with 0 after the last."""
     rng = _rng()
     said = rng.integers(1, WORDS, (rows, STEPS)) * (np.arange(STEPS) < rng.integers(1, STEPS + 1, (rows, 1)))
     begun = np.concatenate([np.ones((rows, 1), said.dtype), said[:, :-1]], 1)
@@ -129,7 +129,7 @@ def captions(rows: int) -> Any:
 
 
 def lines_of_text(rows: int) -> Any:
-    """Columns of pixels, the text they show, and a label that nobody uses."""
+    """Columns of pixels, the text that they show, and an unused label."""
     rng = _rng()
     text = rng.integers(1, 4, (rows, 2))
     columns = rng.normal(size=(rows, 5, 2)).astype(np.float32)
@@ -137,7 +137,7 @@ def lines_of_text(rows: int) -> Any:
 
 
 def answers(rows: int) -> Any:
-    """Points, whether they are on one side, how much each counts, and a label that nobody uses."""
+    """Points, a binary answer for each, the weight of each answer, and an unused label."""
     rng = _rng()
     x = rng.normal(size=(rows, 4)).astype(np.float32)
     yes = (x.sum(1, keepdims=True) > 0).astype(np.float32)
@@ -152,13 +152,13 @@ def bags(rows: int) -> Any:
 
 
 def roads(rows: int) -> Any:
-    """The traffic on three roads for some steps, and in the next step."""
+    """The traffic on three roads for some time steps, and in the next step."""
     x = _rng().normal(size=(rows, STEPS, 3)).astype(np.float32).cumsum(1)
     return x, x[:, -1] + 0.1, None
 
 
 def members(rows: int) -> Any:
-    """A number, a text, and yes or no."""
+    """A number, a text, and a binary label."""
     rng = _rng()
     age, job = rng.normal(40, 9, (rows, 1)).astype(np.float32), rng.choice(["cook", "pilot"], rows)
     yes = ((age > 40) == (job == "cook")[:, None]).astype(np.float32)
@@ -189,7 +189,7 @@ def convnet() -> Any:
 
 
 def xception() -> Any:
-    """Separable convolutions around which a shortcut leads."""
+    """Separable convolutions with a shortcut around them."""
     keras = _seeded()
     layers = keras.layers
     image = keras.Input((SIZE, SIZE, 1))
@@ -257,7 +257,7 @@ def transformer() -> Any:
     words = keras.Input((STEPS,), dtype="int64")
     x = keras.layers.GlobalAveragePooling1D()(_attended(keras, Positions()(words)))
     model = keras.Model(words, keras.layers.Dense(1, "sigmoid")(x))
-    # Adam takes a step of one size even where the gradient is only rounding, as for the keys' bias.
+    # Adam's steps are large even where the gradient is only a rounding error, as for the bias of the keys: use SGD.
     model.compile(keras.optimizers.SGD(0.5), "binary_crossentropy", metrics=["accuracy"])
     return model
 
@@ -266,7 +266,7 @@ def vision_transformer() -> Any:
     keras = _seeded()
 
     class Patches(keras.layers.Layer):  # type: ignore[misc]
-        """Squares of an image, one after the other."""
+        """Splits an image into a sequence of squares."""
 
         def call(self, images: Any) -> Any:
             patches = keras.ops.image.extract_patches(images, 4)
@@ -279,7 +279,7 @@ def vision_transformer() -> Any:
 
 
 def mixer() -> Any:
-    """Dense layers over channels, and over places in turn."""
+    """Dense layers over positions and over channels, in turn."""
     keras = _seeded()
     layers = keras.layers
     words = keras.Input((STEPS,), dtype="int64")
@@ -301,7 +301,7 @@ def forecast() -> Any:
 
 
 def translation() -> Any:
-    """An encoder whose state a decoder begins with."""
+    """An encoder, and a decoder that begins with the encoder's state."""
     keras = _seeded()
     layers = keras.layers
     sentence = keras.Input((STEPS,), dtype="int64", name="sentence")
@@ -359,7 +359,7 @@ def wide_and_deep() -> Any:
 
 
 def distiller() -> Any:
-    """A small model that learns from the labels and from a large one, which stays as it is."""
+    """A small model that learns from the labels and from a large model, which is not trained."""
     keras = _seeded()
 
     def network(units: int) -> Any:
@@ -394,7 +394,7 @@ def distiller() -> Any:
     return _compiled(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
 
-# --- models with steps of their own ------------------------------------------------------------------
+# --- models with their own steps ---------------------------------------------------------------------
 
 
 def _network(keras: Any, *units: int, size: int = 4) -> Any:
@@ -403,12 +403,12 @@ def _network(keras: Any, *units: int, size: int = 4) -> Any:
 
 
 def _stepping(loss_of: Callable[[Any, Any, Any], Any], **networks: Any) -> Any:
-    """Return a model whose own steps take the loss that a function returns.
+    """Return a model with its own steps, whose loss a function returns.
 
     Args:
-        loss_of: of the model, features and labels: a number, or a value for each row; or a pair of these and their
-            weights.
-        networks: the model's attributes; the first is what the model says of the first of its inputs.
+        loss_of: (model, features, labels) -> the loss: a number, or a value for each row, or a pair of such values and
+            their weights.
+        networks: the model's attributes. The model's output is that of the first network for the first input.
     """
     import keras
     import tensorflow as tf
@@ -446,7 +446,7 @@ def _stepping(loss_of: Callable[[Any, Any, Any], Any], **networks: Any) -> Any:
             return {"measured_loss": self.measured.result()}
 
     model = Stepping()
-    model.built = True  # Its networks are.
+    model.built = True  # Its networks are built.
     model.compile(keras.optimizers.SGD(0.02))
     return model
 
@@ -478,7 +478,7 @@ def triplet_network() -> Any:
 
 
 def masked_language_model() -> Any:
-    """The loss has a value for each word. Only words that were left out count."""
+    """The loss has a value for each word. Only masked words count."""
     keras = _seeded()
     words = keras.Input((STEPS,), dtype="int64")
     x = keras.layers.Dense(WORDS, "softmax")(_attended(keras, keras.layers.Embedding(WORDS, 4)(words)))
@@ -506,7 +506,7 @@ def contrasted_views() -> Any:
 
 
 def _teller(keras: Any) -> Any:
-    """A network that goes on with what is said of an image."""
+    """A network that continues the caption of an image."""
     layers = keras.layers
     image, begun = keras.Input((4,), name="image"), keras.Input((STEPS,), dtype="int64", name="begun")
     x = layers.Embedding(WORDS, 4)(begun)
@@ -545,7 +545,7 @@ def dictation() -> Any:
 
 
 def diffusion() -> Any:
-    """The step keeps an exponential mean of the weights."""
+    """The step keeps an exponential moving average of the weights."""
     keras = _seeded()
     ops = keras.ops
 
@@ -594,7 +594,7 @@ def diffusion() -> Any:
 
 
 def gradient_penalty() -> Any:
-    """A critic takes two steps, with a gradient in its loss, for each step of what it judges."""
+    """The critic takes two steps, with a gradient in its loss, for each step of the generator."""
     keras = _seeded()
     import tensorflow as tf
 
@@ -659,7 +659,7 @@ def gradient_penalty() -> Any:
 
 
 def own_call_contrast() -> Any:
-    """A Loss with a `__call__` of its own, which compares rows."""
+    """A Loss with its own `__call__`, which compares rows."""
     keras = _seeded()
     ops = keras.ops
 
@@ -697,7 +697,7 @@ def transcription() -> Any:
 
 
 def endpoint() -> Any:
-    """A layer calls a loss of Keras, and adds it; it has a metric, too."""
+    """A layer calls a loss of Keras and adds it to the model; it also has a metric."""
     keras = _seeded()
 
     class Endpoint(keras.layers.Layer):  # type: ignore[misc]
@@ -732,11 +732,11 @@ def mixing_rows() -> Any:
     return _compiled(model, "binary_crossentropy", metrics=["mse"])
 
 
-# --- layers and inputs of their own ----------------------------------------------------------------------
+# --- models with their own layers and inputs -------------------------------------------------------------
 
 
 def miniature_gpt() -> Any:
-    """A Transformer that sees no later word; its second output has no loss."""
+    """A Transformer with a causal mask; its second output has no loss."""
     keras = _seeded()
     words = keras.Input((STEPS,), dtype="int64")
     x = keras.layers.Embedding(WORDS, 4)(words)
@@ -773,7 +773,7 @@ def pixel_cnn() -> Any:
 
 
 def decision_forest() -> Any:
-    """Two trees of three decisions, whose leaves are learned; each knows three features, which are drawn."""
+    """Two trees of three decisions with trained leaves. Each tree uses three randomly chosen features."""
     known = [np.random.permutation(4)[:3].tolist() for _ in range(2)]
     keras = _seeded()
     ops = keras.ops
@@ -813,7 +813,7 @@ def graph_convolution() -> Any:
     keras = _seeded()
 
     class Neighbours(keras.layers.Layer):  # type: ignore[misc]
-        """Mixes what is known of a road with what is known of its neighbours."""
+        """Mixes the features of a road with those of its neighbours."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,7 +1,7 @@
-"""The examples of Keras's repository, and the rows of the table that stand for what they train.
+"""The examples of Keras's repository, and the rows of the table that stand for their training.
 
-`conformance.page` makes `docs/keras-examples.md` of it. An example that went through several folders is named in its
-last one, and one that Keras has removed in its own.
+`conformance.page` makes `docs/keras-examples.md` from this module. An example that Keras has moved is listed in its
+last folder. An example that Keras has removed is listed in the folder that it was in.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Covered:
-    """An example that is trained as rows of the table are.
+    """An example whose training is covered by rows of the table.
 
     Attributes:
         rows: names of features.
-        note: a difference that no row names.
+        note: a difference that is not in these rows.
     """
 
     rows: tuple[str, ...]
@@ -24,10 +24,10 @@ class Covered:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An example that does not go through `fit` on rows.
+    """An example that does not train with `fit` on rows.
 
     Attributes:
-        reason: why.
+        reason: the reason.
     """
 
     reason: str
@@ -38,11 +38,11 @@ def by(*rows: str, note: str = "") -> Covered:
 
 
 UNTRAINED = LeftOut("no training")
-OWN_LOOP = LeftOut("a training loop of its own, without `fit`")
+OWN_LOOP = LeftOut("its own training loop, without `fit`")
 OWN_DATA = LeftOut("reinforcement learning: makes its own data")
-JAX, PYTORCH, MLX = (LeftOut(f"{name} trains") for name in ("JAX", "PyTorch", "MLX"))
+JAX, PYTORCH, MLX = (LeftOut(f"trains with {name}") for name in ("JAX", "PyTorch", "MLX"))
 KERAS_NLP, KERAS_CV = (LeftOut(f"needs {name}") for name in ("KerasNLP", "KerasCV"))
-TRANSFORMERS = LeftOut("needs Hugging Face Transformers, whose models are of Keras 2")
+TRANSFORMERS = LeftOut("needs Hugging Face Transformers, whose models use Keras 2")
 
 IMAGES = "images: Conv2D, MaxPooling2D"
 SHORTCUTS = "images: SeparableConv2D with shortcuts"
@@ -63,13 +63,13 @@ SMOOTHED = "label_smoothing, from_logits"
 ADAMW = "AdamW(weight_decay, global_clipnorm)"
 WHOLE = "a function of the whole batch"
 RIVALS = "train_step with two optimizers"
-OWN_MEAN = "train_step with a mean of its own"
+OWN_MEAN = "train_step with its own mean"
 GUIDE = "train_step of Keras's guide"
-RETURNED = "train_step that returns its loss beside metrics"
+RETURNED = "train_step that returns its loss and metrics"
 OF_ROWS = "triplets: train_step with a loss for each row"
 COMPARED = "views: train_step that compares the rows of a batch"
-OWN_CALL = "images: a Loss with a `__call__` of its own, which compares rows"
-DIFFUSION = "images: diffusion, a mean of the weights kept by train_step"
+OWN_CALL = "images: a Loss with its own `__call__`, which compares rows"
+DIFFUSION = "images: diffusion, train_step that keeps a moving average of the weights"
 STRINGS = "strings"
 TEXTS = "TextVectorization adapted in build_model"
 NORMALIZED = "Normalization adapted in build_model"
@@ -78,9 +78,9 @@ STOPS = "EarlyStopping(restore_best_weights)"
 BEST = "ModelCheckpoint(save_best_only)"
 PLATEAU = "ReduceLROnPlateau"
 TENSORBOARD = "TensorBoard"
-OF_YES = "class_weight of yes and no"
+OF_BINARY = "class_weight of binary labels"
 OF_CLASSES = "class_weight of one-hot classes"
-MIXED = "rows are mixed with others before `fit`, in Spark or in a `main_fun`'s dataset"
+MIXED = "rows must be mixed before `fit`, in Spark or in the dataset of a `main_fun`"
 
 EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
     "examples": {
@@ -114,12 +114,12 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
     "examples/keras_io/pytorch": {"torchvision_keras": PYTORCH},
     "examples/keras_io/structured_data": {
         "collaborative_filtering_movielens": by(MIXING),
-        "deep_neural_decision_forests": by("tables: decision forest, whose features are drawn", STRINGS),
+        "deep_neural_decision_forests": by("tables: decision forest with randomly chosen features", STRINGS),
         "tabtransformer": by(WIDE, TEXT, STRINGS, "sample_weight"),
     },
     "examples/keras_io/tensorflow/audio": {
         "speaker_recognition_using_cnn": by(SERIES, SHORTCUTS, STOPS, BEST),
-        "transformer_asr": by("speech: compute_loss with weights of words, in train_step", TEXT),
+        "transformer_asr": by("speech: train_step that calls compute_loss with weights of words", TEXT),
         "uk_ireland_accent_recognition": by(
             OF_CLASSES, "metrics of one-hot classes", STOPS, BEST, TENSORBOARD
         ),
@@ -137,7 +137,7 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
     },
     "examples/keras_io/tensorflow/keras_recipes": {
         "antirectifier": by(IMAGES),
-        "endpoint_layer_pattern": by("tables: endpoint layer, which calls a loss of Keras"),
+        "endpoint_layer_pattern": by("tables: endpoint layer that calls a loss of Keras"),
         "subclassing_conv_layers": by(IMAGES),
         "tensorflow_numpy_models": by("metrics of numbers", WHOLE, TENSORBOARD),
         "tf_serving": UNTRAINED,
@@ -147,7 +147,7 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
         "end_to_end_mlm_with_bert": by(
             "text: masked language model, train_step with weights of words", FROZEN, AGAIN, PREDICTS
         ),
-        "multi_label_classification": by("BinaryCrossentropy of several", TEXTS),
+        "multi_label_classification": by("BinaryCrossentropy, multi-hot", TEXTS),
         "ner_transformers": by(TEXT, WHOLE),
         "pretrained_word_embeddings": by(SERIES, FROZEN, TEXTS),
         "text_classification_from_scratch": by(SERIES, TEXTS),
@@ -155,7 +155,7 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
     },
     "examples/keras_io/tensorflow/rl": {"actor_critic_cartpole": OWN_DATA},
     "examples/keras_io/tensorflow/structured_data": {
-        "imbalanced_classification": by(OF_YES, "metrics of yes and no"),
+        "imbalanced_classification": by(OF_BINARY, "metrics of binary labels"),
         "movielens_recommendations_transformers": by(RATINGS, TEXT, STRINGS),
         "structured_data_classification_from_scratch": by(WIDE, STRINGS, NORMALIZED),
         "structured_data_classification_with_feature_space": by("tables: FeatureSpace"),
@@ -166,8 +166,8 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
     },
     "examples/keras_io/tensorflow/vision": {
         "bit": by(FROZEN, "PiecewiseConstantDecay", STOPS),
-        "captcha_ocr": by("lines of text: CTC added by a layer", LSTM, STOPS),
-        "cutmix": by(SHORTCUTS, "CategoricalCrossentropy of one hot", note=MIXED),
+        "captcha_ocr": by("lines of text: a layer that adds the CTC loss", LSTM, STOPS),
+        "cutmix": by(SHORTCUTS, "CategoricalCrossentropy, one-hot", note=MIXED),
         "deit": by(PATCHES, OWN_MEAN, "distillation: a teacher in compute_loss"),
         "grad_cam": UNTRAINED,
         "image_captioning": by(
@@ -177,7 +177,7 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
         "involution": by(IMAGES, PATCHES),
         "knowledge_distillation": by("distillation: a teacher in compute_loss", RETURNED),
         "mirnet": by(PIXELS, WHOLE, PLATEAU),
-        "mixup": by(IMAGES, "CategoricalCrossentropy of one hot", note=MIXED),
+        "mixup": by(IMAGES, "CategoricalCrossentropy, one-hot", note=MIXED),
         "mobilevit": by(SHORTCUTS, PATCHES, SMOOTHED, "ModelCheckpoint(save_weights_only)"),
         "perceiver_image_classification": by(PATCHES, PLATEAU, STOPS),
         "reptile": OWN_LOOP,
@@ -209,7 +209,7 @@ EXAMPLES: dict[str, dict[str, Covered | LeftOut]] = {
         "deeplabv3_plus": by(SEGMENTS, SHORTCUTS),
         "eanet": by(PATCHES, SMOOTHED, ADAMW),
         "fixres": by(IMAGES, FROZEN, AGAIN),
-        "gradient_centralization": by("an optimizer of one's own", IMAGES),
+        "gradient_centralization": by("a user-defined optimizer", IMAGES),
         "image_classification_efficientnet_fine_tuning": by(SHORTCUTS, FROZEN, AGAIN),
         "image_classification_from_scratch": by(SHORTCUTS, BEST),
         "image_classification_using_global_context_vision_transformer": by(PATCHES, SMOOTHED),

@@ -1,4 +1,4 @@
-"""``docs/keras-features.md`` and ``docs/keras-examples.md``: ``PYTHONPATH=tests python -m conformance.page``."""
+"""Write ``docs/keras-features.md`` and ``docs/keras-examples.md``: ``PYTHONPATH=tests python -m conformance.page``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE, EXAMPLES_PAGE = DOCS / "keras-features.md", DOCS / "keras-examples.md"
 HEAD = """# Features of Keras
 
-Which features of Keras's `compile` and `fit` train as in plain Keras. This page is generated from the table in
-`tests/conformance/table.py`. Each row is a small model. Plain Keras trains it in one process, and tfspark trains it on
-the same global batches with one and with two workers, and with a worker of parameter servers. *Equal* means: weights,
+This page lists which features of Keras's `compile` and `fit` train as in plain Keras. It is generated from the table in
+`tests/conformance/table.py`. Each row is a small model. Plain Keras trains it in one process. tfspark trains it on the
+same global batches with one and with two workers, and with one worker and a parameter server. *Equal* means: weights,
 history and `evaluate` are the same to float tolerance.
 
 Two rules apply to all rows:
@@ -24,32 +24,33 @@ Two rules apply to all rows:
   weight 0. Losses, gradients, metrics and history are those of the real rows: workers add up their numbers of real
   rows.
 - **Parameter servers** let workers take steps at the same time, on weights that other workers change meanwhile. *Equal*
-  holds for one worker, whose steps are sequential; with several, for metrics and evaluations on the same weights.
+  holds for one worker, whose steps are sequential. With several workers, it holds only for metrics and evaluations on
+  the same weights.
 
-*Refused* means an error before the first step, which says what to use instead. A `main_fun` calls Keras's `fit` itself,
-on `ctx.dataset()` and under `ctx.strategy`; it trains as synchronous training does.
+*Refused* means an error before the first step; the error says what to use instead. A `main_fun` calls Keras's `fit`
+itself, on `ctx.dataset()` and under `ctx.strategy`; it trains as synchronous training does.
 
-[Keras's examples](keras-examples.md) says which rows stand for which example of Keras.
+[Keras's examples](keras-examples.md) lists the rows that stand for each example of Keras.
 """
 EXAMPLES_HEAD = """# Keras's examples
 
 The examples for Keras 3 that are or were in [Keras's repository](https://github.com/keras-team/keras/tree/master/examples),
-and the rows of [features of Keras](keras-features.md) that stand for each. A row stands for what an example's
-`compile`, `fit`, steps, losses and layers do, in a small model; for neither its data nor its size. This page is
-generated from `tests/conformance/keras_examples.py`.
+and the rows of [features of Keras](keras-features.md) that stand for each. A row is a small model with the example's
+kinds of `compile`, `fit`, steps, losses and layers. It does not have the example's data or size. This page is generated
+from `tests/conformance/keras_examples.py`.
 
-The last column says what synchronous workers train: *equal* to plain Keras, or what is equal instead. Three things hold
-for every example:
+The last column describes training with synchronous workers: *equal* to plain Keras, or with the named differences.
+Three rules apply to every example:
 
-- Its rows come from a DataFrame or from files, and its model from `build_model`, or from a `main_fun`.
-- A step of its own gets `(x, y, sample_weight)`: `x, y, _ = keras.utils.unpack_x_y_sample_weight(data)`.
+- Its rows come from a DataFrame or from files, and its model comes from `build_model` or from a `main_fun`.
+- Its own `train_step` gets `(x, y, sample_weight)`: `x, y, _ = keras.utils.unpack_x_y_sample_weight(data)`.
 - [Dropout and other random layers, and BatchNormalization](keras-features.md#models) are not as in one process. Many
   examples have them.
 """
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the page of features."""
     parts = [HEAD]
     rows = [*FEATURES, *STATED]
     for group, features in itertools.groupby(
@@ -90,7 +91,7 @@ def counts_of_examples(rows: dict[str, Feature]) -> str:
 
 
 def promises(example: Covered, rows: dict[str, Feature]) -> list[str]:
-    """Return what an example's rows say if they are not equal, and its note."""
+    """Return the promises of an example's rows that are not *equal*, and its note."""
     differences = [rows[name].synchronous for name in example.rows if rows[name].synchronous != EQUAL]
     return [*dict.fromkeys(differences), *filter(None, [example.note])]
 
@@ -109,7 +110,7 @@ def order(group: str) -> int:
 def line(row: Feature | Stated) -> str:
     synchronous = row.synchronous
     if isinstance(row, Feature) and row.of_batches:
-        synchronous += "; `evaluate`: over each worker's own batches"
+        synchronous += "; the loss of `evaluate` depends on each worker's own batches"
     name = row.name.replace("|", "\\|")
     return f"| {name} | {synchronous} | {row.servers} | {row.main_fun or synchronous} |"
 

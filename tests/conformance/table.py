@@ -1,6 +1,6 @@
-"""The features of Keras's ``compile`` and ``fit``, and what is promised of each: `docs/keras-features.md`.
+"""The features of Keras's ``compile`` and ``fit``, and the promise for each; the source of `docs/keras-features.md`.
 
-Every row is a small model and its data. `trial` trains it by plain Keras and by tfspark on the same global batches.
+Every row is a small model and its data. `trial` trains it with plain Keras and with tfspark on the same global batches.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import numpy as np
 from conformance import examples
 
 BATCH, ROWS = 8, 28
-"""The last batch is short by half, so that the second of two workers has nothing of it."""
+"""The last batch has only half of its rows, so the second of two workers gets no row of it."""
 
 EQUAL = "equal"
-EXAMPLES_OF_KERAS = "shapes of Keras's examples"
+EXAMPLES_OF_KERAS = "models like Keras's examples"
 RNG_SEED = 3
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A row.
+    """A row of the table.
 
     Attributes:
-        group: what it belongs to.
-        name: unique.
-        build: makes the compiled model.
-        data: features, label and weights (or None), as arrays.
-        synchronous: ``equal``; or what is equal instead.
-        servers: the same of parameter servers.
-        refused: by whom, of ``synchronous``, ``servers``, and ``several`` synchronous workers; the promise is then what
-            the error says.
+        group: heading of the row on the page.
+        name: unique name.
+        build: returns the compiled model.
+        data: returns features, label and weights (or None), as arrays.
+        synchronous: the promise for synchronous training: ``equal``, or a description of the differences.
+        servers: the promise for parameter servers.
+        refused: kinds of training that refuse the feature: ``synchronous``, ``servers``, or ``several`` for two or more
+            synchronous workers. The promise is then the reason.
         class_weights: class -> weight.
-        compare: what must be equal: weights, history, tests.
-        slow: left to ``--all``.
-        needs_graph: plain Keras is not run eagerly.
-        of_batches: the loss is no mean over rows, so what `evaluate` says depends on how rows make batches.
-        main_fun: what a `main_fun` gets; empty: the same as synchronous training.
-        epochs: how many.
-        callbacks: makes callbacks, of a folder to write to.
-        written: reads what they wrote, of the folder; on workers that wrote nothing it is not asked.
-        chief_alone: only the chief writes.
-        validates: rows are evaluated after each epoch, the same as are trained on.
+        compare: the results that must be equal: weights, history, tests.
+        slow: whether only ``--all`` trains it.
+        needs_graph: whether plain Keras cannot train it eagerly.
+        of_batches: whether the loss is no mean over rows, so that the loss of `evaluate` depends on the batches.
+        main_fun: the promise for a `main_fun`; empty if it is the same as for synchronous training.
+        epochs: number of epochs.
+        callbacks: folder to write to -> callbacks.
+        written: folder -> content that the callbacks have written. A worker without files does not call it.
+        chief_alone: whether only the chief writes.
+        validates: whether the training rows are evaluated after each epoch.
         hook: changes the features of a batch, as a `features` hook does.
-        between: changes the model between two trainings, the first of which is not compared.
-        not_compared: by whom it is trained only: ``servers``, or ``several`` synchronous workers, whose weights are
-            others then.
+        between: changes the model between two trainings. Only the results of the second training are compared.
+        not_compared: kinds of training that train it, but whose results are not compared: ``servers``, or ``several``
+            synchronous workers, whose weights must differ.
     """
 
     group: str
@@ -90,7 +90,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Stated:
-    """A row of the page that is shown by a test elsewhere."""
+    """A row of the page that other tests check."""
 
     group: str
     name: str
@@ -107,7 +107,7 @@ def generator() -> np.random.Generator:
 
 
 def table_rows(kind: str = "number", weights: bool = False) -> Any:
-    """Four numbers a row, and a label of a kind."""
+    """Return rows of four numbers, and labels of a kind."""
     rng = generator()
     x = rng.normal(size=(ROWS, 4)).astype(np.float32)
     classes = x[:, :3].argmax(1)
@@ -116,9 +116,9 @@ def table_rows(kind: str = "number", weights: bool = False) -> Any:
         "flat": (x.sum(1) * 2 + 1).astype(np.float32),
         "numbers": np.stack([x.sum(1), x[:, 0] - x[:, 1], x[:, 2] * 2], 1).astype(np.float32),
         "classes": classes.astype(np.int64),
-        "one hot": np.eye(3, dtype=np.float32)[classes],
-        "yes": (x.sum(1, keepdims=True) > 0).astype(np.float32),
-        "several": (x[:, :3] > 0).astype(np.float32),
+        "one-hot": np.eye(3, dtype=np.float32)[classes],
+        "binary": (x.sum(1, keepdims=True) > 0).astype(np.float32),
+        "multi-hot": (x[:, :3] > 0).astype(np.float32),
         "positive": np.abs(x.sum(1, keepdims=True)).astype(np.float32) + 0.1,
         "signs": np.sign(x.sum(1, keepdims=True)).astype(np.float32),
     }[kind]
@@ -126,16 +126,16 @@ def table_rows(kind: str = "number", weights: bool = False) -> Any:
 
 
 def images(kind: str = "classes", weights: bool = False) -> Any:
-    """Six by six pixels, and a label for each."""
+    """Return images of six by six pixels, and a label for each pixel."""
     rng = generator()
     x = rng.normal(size=(ROWS, 6, 6, 1)).astype(np.float32)
     inside = (x > 0.2).astype(np.int64)
-    y = {"classes": inside[..., 0], "yes": inside.astype(np.float32), "same": x}[kind]
+    y = {"classes": inside[..., 0], "binary": inside.astype(np.float32), "same": x}[kind]
     return x, y, rng.choice([0.0, 0.5, 1.0, 4.0], ROWS).astype(np.float32) if weights else None
 
 
 def series(steps: int = 5, weights: bool = False) -> Any:
-    """Two numbers and a class for each step of time; with 4 steps there are as many as a worker has rows."""
+    """Return two numbers and a class for each time step. Four steps are as many as a worker's rows in a batch."""
     rng = generator()
     x = rng.normal(size=(ROWS, steps, 2)).astype(np.float32)
     y = (x.sum(-1) > 0).astype(np.int64) + (x[..., 0] > 1)
@@ -143,7 +143,7 @@ def series(steps: int = 5, weights: bool = False) -> Any:
 
 
 def tokens(label: str = "steps") -> Any:
-    """Numbers of words, 0 where there is none."""
+    """Return numbers of words, with 0 where there is no word."""
     rng = generator()
     lengths = rng.integers(1, 6, ROWS)
     x = rng.integers(1, 9, (ROWS, 5)) * (np.arange(5) < lengths[:, None])
@@ -242,7 +242,7 @@ CLIPPING = [
 
 
 def own_optimizer() -> Any:
-    """An optimizer of one's own: each value's step is the sign of its gradient."""
+    """Return a user-defined optimizer with a slot variable; its step is the tanh of gradient and previous gradient."""
     import keras
 
     class Signs(keras.optimizers.Optimizer):
@@ -285,7 +285,7 @@ TOGETHER = [
         "RMSprop(centered, momentum)", optimizer_of("RMSprop", centered=True, momentum=0.5), slow=True
     ),
     regression("Adam(amsgrad, clipvalue)", optimizer_of("Adam", amsgrad=True, clipvalue=0.1), slow=True),
-    regression("an optimizer of one's own", own_optimizer),
+    regression("a user-defined optimizer", own_optimizer),
     regression(
         "LossScaleOptimizer around gradient accumulation",
         lambda: __import__("keras").optimizers.LossScaleOptimizer(
@@ -311,7 +311,7 @@ def loss_of(name: str, **options: Any) -> Callable[[], Any]:
 
 
 def dice(truth: Any, guess: Any) -> Any:
-    """One number for the whole batch."""
+    """A loss with one number for the whole batch."""
     import keras
 
     truth = keras.ops.cast(truth, guess.dtype)
@@ -320,14 +320,14 @@ def dice(truth: Any, guess: Any) -> Any:
 
 
 def mean_and_dice(truth: Any, guess: Any) -> Any:
-    """A value for each row, and one for the whole batch."""
+    """The sum of a loss for each row and a loss for the whole batch."""
     import keras
 
     return keras.losses.binary_crossentropy(truth, guess) + keras.losses.Dice()(truth, guess)
 
 
 def among_others(truth: Any, guess: Any) -> Any:
-    """A value for each row, which depends on the other rows of the batch."""
+    """A loss with a value for each row that depends on the other rows of the batch."""
     import keras
 
     likeness = keras.ops.matmul(guess, keras.ops.transpose(guess))
@@ -354,7 +354,7 @@ def of_pixels(
     def build() -> Any:
         import keras
 
-        units, activation = {"classes": (2, "softmax"), "yes": (1, "sigmoid"), "same": (1, None)}[kind]
+        units, activation = {"classes": (2, "softmax"), "binary": (1, "sigmoid"), "same": (1, None)}[kind]
         layer = keras.layers.Conv2D(
             units, 3, padding="same", activation=activation, kernel_initializer=initial()
         )
@@ -424,7 +424,7 @@ WEIGHED = ("MeanAbsoluteError", "BinaryCrossentropy", "SparseCategoricalCrossent
 QUICK_LOSSES = ("BinaryCrossentropy", "SparseCategoricalCrossentropy", "Huber", "Dice", "Circle")
 LOSSES = [
     of_table(
-        f"{name} of {kind}",
+        f"{name}, {kind}",
         kind,
         units,
         activation,
@@ -440,17 +440,17 @@ LOSSES = [
         ("LogCosh", "number", 1, None),
         ("CosineSimilarity", "numbers", 3, None),
         ("Poisson", "positive", 1, "softplus"),
-        ("KLDivergence", "one hot", 3, "softmax"),
-        ("BinaryCrossentropy", "several", 3, "sigmoid"),
-        ("BinaryFocalCrossentropy", "yes", 1, "sigmoid"),
-        ("CategoricalCrossentropy", "one hot", 3, "softmax"),
-        ("CategoricalFocalCrossentropy", "one hot", 3, "softmax"),
+        ("KLDivergence", "one-hot", 3, "softmax"),
+        ("BinaryCrossentropy", "multi-hot", 3, "sigmoid"),
+        ("BinaryFocalCrossentropy", "binary", 1, "sigmoid"),
+        ("CategoricalCrossentropy", "one-hot", 3, "softmax"),
+        ("CategoricalFocalCrossentropy", "one-hot", 3, "softmax"),
         ("SparseCategoricalCrossentropy", "classes", 3, "softmax"),
-        ("CategoricalHinge", "one hot", 3, None),
+        ("CategoricalHinge", "one-hot", 3, None),
         ("Hinge", "signs", 1, "tanh"),
         ("SquaredHinge", "signs", 1, "tanh"),
-        ("Tversky", "several", 3, "sigmoid"),
-        ("Dice", "several", 3, "sigmoid"),
+        ("Tversky", "multi-hot", 3, "sigmoid"),
+        ("Dice", "multi-hot", 3, "sigmoid"),
         ("Circle", "classes", 3, None),
         ("CategoricalGeneralizedCrossEntropy", "classes", 3, "softmax"),
     ]
@@ -469,10 +469,10 @@ LOSSES += [
     for weighs in (False, True)
 ]
 LOSSES += [
-    of_table("a function of the whole batch", "yes", 1, "sigmoid", lambda: dice),
+    of_table("a function of the whole batch", "binary", 1, "sigmoid", lambda: dice),
     of_table(
         "a function of the whole batch, with weights",
-        "yes",
+        "binary",
         1,
         "sigmoid",
         lambda: dice,
@@ -480,7 +480,7 @@ LOSSES += [
     ),
 ]
 LOSSES += [
-    of_table("a function made of other losses", "yes", 1, "sigmoid", lambda: mean_and_dice),
+    of_table("a function that adds other losses", "binary", 1, "sigmoid", lambda: mean_and_dice),
     of_table("a function that compares rows", "numbers", 3, None, lambda: among_others, slow=True),
     of_table(
         "a function that compares rows, with weights",
@@ -495,12 +495,12 @@ LOSSES += [
 
 
 def squares(truth: Any, guess: Any) -> Any:
-    """A value for each value of the output, not for each row."""
+    """A loss with a value for each value of the output, instead of each row."""
     return (truth - guess) ** 2
 
 
 class Halves:
-    """Makes a loss whose `__call__` is its own: it takes weights in its own way."""
+    """Returns a user-defined loss when it is called."""
 
     def __call__(self) -> Any:
         import keras
@@ -514,11 +514,11 @@ class Halves:
 
 LOSSES += [
     of_table("a function of each value, with weights", "number", 1, None, lambda: squares, weighs=True),
-    of_table("a Loss of one's own, with weights", "numbers", 3, None, Halves(), weighs=True, slow=True),
-    of_table("Dice of each row", "several", 3, "sigmoid", loss_of("Dice", axis=(1,)), slow=True),
+    of_table("a user-defined Loss, with weights", "numbers", 3, None, Halves(), weighs=True, slow=True),
+    of_table("Dice of each row", "multi-hot", 3, "sigmoid", loss_of("Dice", axis=(1,)), slow=True),
     of_table(
         "label_smoothing, from_logits",
-        "one hot",
+        "one-hot",
         3,
         None,
         loss_of("CategoricalCrossentropy", from_logits=True, label_smoothing=0.2),
@@ -532,7 +532,7 @@ def without_class(index: int) -> Callable[[], Any]:
 
 
 def transcribed() -> Any:
-    """Steps of time to a shorter text, whose places nobody knows: CTC."""
+    """Return a model that maps time steps to a shorter text at unknown positions (CTC)."""
     import keras
 
     layers = [keras.Input((5, 2)), keras.layers.Dense(4, "softmax", kernel_initializer=initial())]
@@ -563,7 +563,13 @@ OUTPUTS = [
         of_batches=True,
         slow=True,
     ),
-    of_pixels("pixels, none", "same", loss_of("MeanSquaredError", reduction="none"), weighs=True, slow=True),
+    of_pixels(
+        "pixels, reduction none",
+        "same",
+        loss_of("MeanSquaredError", reduction="none"),
+        weighs=True,
+        slow=True,
+    ),
     Feature("outputs of several values", "CTC", transcribed, texts_of_series, slow=True),
     of_pixels(
         "segmentation, classes",
@@ -572,14 +578,14 @@ OUTPUTS = [
         lambda: ["accuracy", *made(metric_of("MeanIoU", 2, sparse_y_pred=False))()],
     ),
     of_pixels(
-        "segmentation, yes or no",
-        "yes",
+        "segmentation, binary",
+        "binary",
         "binary_crossentropy",
         made(metric_of("BinaryIoU"), metric_of("Precision"), metric_of("AUC"), metric_of("BinaryAccuracy")),
     ),
     of_pixels(
         "segmentation, weighted",
-        "yes",
+        "binary",
         "binary_crossentropy",
         made(metric_of("BinaryIoU"), metric_of("Recall"), metric_of("AUC"), metric_of("BinaryAccuracy")),
         weighs=True,
@@ -591,21 +597,21 @@ OUTPUTS = [
         made(metric_of("MeanIoU", 2, sparse_y_pred=False), metric_of("SparseCategoricalAccuracy")),
         weighs=True,
     ),
-    of_pixels("segmentation, Dice of the batch", "yes", loss_of("Dice")),
+    of_pixels("segmentation, Dice of the batch", "binary", loss_of("Dice")),
     of_pixels("image autoencoder", "same", "mse", lambda: ["mae"]),
     of_pixels(
-        "pixels, mean_with_sample_weight",
+        "pixels, reduction mean_with_sample_weight",
         "same",
         loss_of("MeanSquaredError", reduction="mean_with_sample_weight"),
         weighs=True,
     ),
-    of_pixels("pixels, sum", "same", loss_of("MeanSquaredError", reduction="sum"), slow=True),
+    of_pixels("pixels, reduction sum", "same", loss_of("MeanSquaredError", reduction="sum"), slow=True),
     of_steps("tagging", lambda: ["accuracy"]),
     of_steps("tagging, as many steps as rows", lambda: ["accuracy"], steps=4, weighs=True),
     of_steps("tagging, weighted", lambda: ["accuracy"], weighs=True),
     masked("mask of steps", "steps"),
     masked("mask of steps, weighted metrics", "steps", weighted=True),
-    masked("mask that a layer takes", "rows"),
+    masked("mask that a layer consumes", "rows"),
 ]
 
 # --- metrics ---------------------------------------------------------------------------------------
@@ -617,7 +623,7 @@ def classes_metrics() -> list[Any]:
     m = keras.metrics
 
     class Largest(m.Metric):
-        """A metric of one's own."""
+        """A user-defined metric."""
 
         def __init__(self, name: str = "largest"):
             super().__init__(name=name)
@@ -743,10 +749,10 @@ def binary_metrics() -> list[Any]:
 
 METRICS = [
     with_metrics(
-        "metrics of one-hot classes", "one hot", 3, "softmax", "categorical_crossentropy", classes_metrics
+        "metrics of one-hot classes", "one-hot", 3, "softmax", "categorical_crossentropy", classes_metrics
     ),
     with_metrics(
-        "weighted metrics", "one hot", 3, "softmax", "categorical_crossentropy", weighted_metrics, weighs=True
+        "weighted metrics", "one-hot", 3, "softmax", "categorical_crossentropy", weighted_metrics, weighs=True
     ),
     with_metrics(
         "weighted metrics without weights",
@@ -756,7 +762,7 @@ METRICS = [
         "sparse_categorical_crossentropy",
         sparse_metrics,
     ),
-    with_metrics("metrics of yes and no", "yes", 1, "sigmoid", "binary_crossentropy", binary_metrics),
+    with_metrics("metrics of binary labels", "binary", 1, "sigmoid", "binary_crossentropy", binary_metrics),
     with_metrics("metrics of numbers", "positive", 1, "softplus", "mse", regression_metrics),
 ]
 
@@ -775,7 +781,7 @@ WEIGHTS = [
     ),
     of_table(
         "class_weight of one-hot classes",
-        "one hot",
+        "one-hot",
         3,
         "softmax",
         "categorical_crossentropy",
@@ -785,7 +791,7 @@ WEIGHTS = [
     ),
     of_table(
         "class_weight of several labels",
-        "several",
+        "multi-hot",
         3,
         "sigmoid",
         "binary_crossentropy",
@@ -818,8 +824,8 @@ WEIGHTS += [
         epochs=2,
     ),
     of_table(
-        "class_weight of yes and no",
-        "yes",
+        "class_weight of binary labels",
+        "binary",
         1,
         "sigmoid",
         "binary_crossentropy",
@@ -829,7 +835,7 @@ WEIGHTS += [
     ),
     Feature(
         "weights",
-        "sample_weight of strings",
+        "sample_weight with string features",
         lambda: of_strings(),
         lambda: (*words()[:2], table_rows(weights=True)[2]),
         needs_graph=True,
@@ -890,7 +896,7 @@ SCHEDULES = [
 
 
 def two_columns(weights: bool = False) -> Any:
-    """Two features, and two labels by the names of the outputs."""
+    """Return two features, and two labels with the names of the outputs."""
     x, y, given = table_rows("classes", weights)
     return {"left": x[:, :2], "right": x[:, 2:]}, {"kind": y, "size": x.sum(1, keepdims=True)}, given
 
@@ -938,7 +944,7 @@ def pixels_and_class() -> Any:
 
 
 def pixels_and_class_data() -> Any:
-    x, y, _ = images("yes")
+    x, y, _ = images("binary")
     return x, {"mask": y, "mean": x.mean((1, 2))}, None
 
 
@@ -970,7 +976,7 @@ def own_step() -> Any:
     import tensorflow as tf
 
     class Own(keras.Model):
-        """A training step of its own, on Keras's loss."""
+        """A model with its own training step, which uses Keras's loss."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -997,7 +1003,7 @@ def own_loss() -> Any:
     import keras
 
     class Own(keras.Model):
-        """`compute_loss` of its own."""
+        """A model with its own `compute_loss`."""
 
         def compute_loss(
             self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, **more: Any
@@ -1011,11 +1017,11 @@ def own_loss() -> Any:
 
 
 def guided_step(data: str = "weights") -> Callable[[], Any]:
-    """Make a model whose step is that of Keras's guides.
+    """Return a function that makes a model with the training step of Keras's guides.
 
     Args:
-        data: whether the step passes on the weights of rows, or knows none; or takes the mean by itself, for which it
-            has a metric of its own.
+        data: ``weights``: the step uses the weights of rows. ``none``: it ignores them. ``own mean``: it computes the
+            mean itself, and has its own metrics.
     """
 
     def build() -> Any:
@@ -1074,7 +1080,7 @@ def guided_step(data: str = "weights") -> Callable[[], Any]:
 
 
 def returned_numbers() -> Any:
-    """A step that returns its loss itself, beside a metric of another name."""
+    """Return a model whose step returns its loss and a metric under another name."""
     import keras
     import tensorflow as tf
 
@@ -1100,7 +1106,7 @@ def returned_numbers() -> Any:
 
 
 def two_optimizers() -> Any:
-    """Two networks against each other, with losses of Keras called by the step itself, as in Keras's GANs."""
+    """Return a model of two networks that compete; its step calls losses of Keras, as in Keras's GANs."""
     import keras
     import tensorflow as tf
 
@@ -1153,7 +1159,7 @@ def two_optimizers() -> Any:
 
 
 def mean_of_ones_own(beside: bool) -> Callable[[], Any]:
-    """Make a model whose `compute_loss` takes means by itself, beside Keras's loss or alone."""
+    """Return a function that makes a model whose `compute_loss` computes means itself, with or without Keras's loss."""
 
     def build() -> Any:
         import keras
@@ -1178,7 +1184,7 @@ def mean_of_ones_own(beside: bool) -> Callable[[], Any]:
 
 
 def shared_layers() -> Any:
-    """A model within a model, used twice."""
+    """Return a model that uses an inner model twice."""
     import keras
 
     encoder = keras.Sequential(
@@ -1194,7 +1200,7 @@ def shared_layers() -> Any:
 
 
 def spectral() -> Any:
-    """A layer whose state follows its weights."""
+    """Return a model with a layer whose state depends on its weights."""
     import keras
 
     keras.utils.set_random_seed(5)  # The state begins with random numbers.
@@ -1210,7 +1216,7 @@ def spectral() -> Any:
 
 
 def added_alone() -> Any:
-    """All of the loss is what a layer adds."""
+    """Return a model whose only loss is the loss that a layer adds."""
     import keras
 
     class Apart(keras.layers.Layer):
@@ -1301,34 +1307,34 @@ MODELS = [
         lambda: two_outputs({"kind": 0.3, "size": 2.0}, True),
         lambda: two_columns(True),
     ),
-    of_model("outputs of pixels and of a row", pixels_and_class, pixels_and_class_data),
+    of_model("an output for each pixel and one for the row", pixels_and_class, pixels_and_class_data),
     of_model("regularizers and constraints", regularised),
     of_model("frozen layers", frozen),
     of_model("train_step", own_step),
     of_model("compute_loss", own_loss),
     of_model("train_step of Keras's guide", guided_step(), lambda: table_rows(weights=True)),
     of_model(
-        "train_step that knows no weights",
+        "train_step that ignores weights",
         guided_step("none"),
         slow=True,
     ),
-    of_model("train_step with a mean of its own", guided_step("own mean")),
+    of_model("train_step with its own mean", guided_step("own mean")),
     of_model(
-        "train_step that returns its loss beside metrics",
+        "train_step that returns its loss and metrics",
         returned_numbers,
         epochs=2,
         servers="equal for metrics; for other values that a step returns, the mean over steps",
         not_compared=("servers",),
         slow=True,
     ),
-    of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("yes"), of_batches=True),
+    of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("binary"), of_batches=True),
     of_model(
-        "compute_loss with a mean of its own",
+        "compute_loss with its own mean",
         mean_of_ones_own(beside=False),
         of_batches=True,
     ),
     of_model(
-        "compute_loss with a mean beside Keras's loss",
+        "compute_loss that adds its own mean to Keras's loss",
         mean_of_ones_own(beside=True),
         of_batches=True,
         slow=True,
@@ -1347,28 +1353,28 @@ MODELS = [
         "BatchNormalization",
         lambda: batch_normalised(False),
         compare=(),
-        synchronous="each worker's own statistics of its part of the batch; after each epoch, their mean",
-        servers="statistics of each step's batch, in the order in which steps run",
+        synchronous="each worker has the statistics of its part of the batch; after each epoch, all get the mean",
+        servers="statistics of each step's batch, in the order in which the steps run",
     ),
     of_model(
         "BatchNormalization(synchronized=True)",
         lambda: batch_normalised(True),
         compare=(),
         synchronous="statistics of the whole batch, including padding rows",
-        servers="statistics of each step's batch, in the order in which steps run",
+        servers="statistics of each step's batch, in the order in which the steps run",
     ),
     of_model(
         "Dropout and other random layers",
         dropped_out,
         compare=(),
-        synchronous="each worker draws its own numbers, the same in each run",
-        servers="numbers drawn from the step's number",
+        synchronous="each worker draws different random numbers, which are the same in each run",
+        servers="the random numbers depend on the step's number",
     ),
     of_model(
         "run_eagerly",
         compiled(run_eagerly=True),
         refused=("servers",),
-        servers="refused: its steps are graphs",
+        servers="refused: steps must be graphs",
     ),
     of_model(
         "jit_compile",
@@ -1380,7 +1386,7 @@ MODELS = [
         "steps_per_execution",
         compiled(steps_per_execution=2),
         refused=("servers",),
-        servers="refused: each step is given to whichever worker is free",
+        servers="refused: each single step goes to the next free worker",
     ),
     of_model(
         "mixed_bfloat16",
@@ -1398,7 +1404,7 @@ MODELS = [
         refused=("servers",),
     ),
 ]
-# --- numbers of rows, values that are no numbers ------------------------------------------------------
+# --- numbers of rows, values that are not finite ------------------------------------------------------
 
 
 def some_rows(count: int) -> Callable[[], Any]:
@@ -1410,7 +1416,7 @@ def some_rows(count: int) -> Callable[[], Any]:
 
 
 def with_infinity(value: float) -> Callable[[], Any]:
-    """One label is no number."""
+    """Return a function that makes rows with one label that is infinite or nan."""
 
     def rows() -> Any:
         x, y, _ = table_rows()
@@ -1429,10 +1435,10 @@ BATCHES = [
             some_rows(count),
         )
         for count, name in (
-            (32, "rows that divide: 32 in batches of 8"),
-            (25, "25 rows in batches of 8: the last has one"),
-            (31, "31 rows in batches of 8: the last lacks one"),
-            (3, "3 rows in a batch of 8: the second worker has none"),
+            (32, "32 rows in batches of 8: no short batch"),
+            (25, "25 rows in batches of 8: one row in the last batch"),
+            (31, "31 rows in batches of 8: one row missing in the last batch"),
+            (3, "3 rows in a batch of 8: no row for the second worker"),
         )
     ),
     *(
@@ -1445,7 +1451,7 @@ BATCHES = [
 
 
 def without_weight(value: float) -> Callable[[], Any]:
-    """The label that is no number has no weight."""
+    """Return a function that makes rows with one label that is infinite or nan, in a row of weight 0."""
 
     def rows() -> Any:
         x, y, _ = with_infinity(value)()
@@ -1459,7 +1465,7 @@ def without_weight(value: float) -> Callable[[], Any]:
 BATCHES.append(
     Feature(
         "batches",
-        "a label that is nan, of weight 0",
+        "a label that is nan, in a row of weight 0",
         lambda: dense(1, None, sgd(), "mse", weighted_metrics=["mae"]),
         without_weight(np.nan),
         slow=True,
@@ -1471,7 +1477,7 @@ WORDS = ("red", "green", "blue", "gray")
 
 
 def words(texts: bool = False) -> Any:
-    """A word, or some words, and a number; of what is said of them one word is not known."""
+    """Return a word or several words for each row, and a number as label. One of the words is not in `WORDS`."""
     rng = generator()
     chosen = rng.choice([*WORDS, "pink"], (ROWS, 3))
     y = (chosen == "red").sum(1, keepdims=True).astype(np.float32)
@@ -1480,7 +1486,7 @@ def words(texts: bool = False) -> Any:
 
 
 def ragged_rows() -> Any:
-    """Rows of one to five numbers."""
+    """Return rows of one to five numbers."""
     import tensorflow as tf
 
     rng = generator()
@@ -1565,7 +1571,7 @@ def of_sparse(**options: Any) -> Any:
 def of_parts(
     inputs_as: Callable[[Any, Any], Any], outputs_as: Callable[[Any, Any], Any]
 ) -> Callable[[], Any]:
-    """Make a model of two inputs and two outputs that come in some structure."""
+    """Return a function that makes a model whose two inputs and two outputs have the given structures."""
 
     def build() -> Any:
         import keras
@@ -1627,7 +1633,7 @@ INPUTS = [
         hook=as_sparse,
         needs_graph=True,
         refused=("several",),
-        synchronous="refused with several workers: the norm of parts is not that of their sum",
+        synchronous="refused with several workers: the norms of the parts do not give the norm of their sum",
         slow=True,
     ),
     Feature(
@@ -1684,12 +1690,12 @@ def callback(name: str, *args: Any, **options: Any) -> Callable[[str], Any]:
 
 
 def lines_of(name: str) -> Callable[[str], Any]:
-    """Read a file of comma-separated numbers, less its header; what is no number becomes NaN."""
+    """Return a function that reads comma-separated numbers, without the header; other values become NaN."""
     return lambda folder: np.genfromtxt(f"{folder}/{name}", delimiter=",", skip_header=1).tolist()
 
 
 def saved_model(folder: str) -> Any:
-    """Return the weights of what was saved; the last of several."""
+    """Return the number of steps and the weights of the saved model, or of the last of several."""
     import keras
 
     path = sorted(Path(folder).glob("*.keras"))[-1]
@@ -1705,7 +1711,7 @@ def saved_weights(folder: str) -> Any:
 
 
 def scalars(folder: str) -> Any:
-    """Return how many files of events there are of training and validation, and what the first says of the loss."""
+    """Return the numbers of event files of training and of validation, and the losses in the training's events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     counts = [len(list(Path(folder, part).glob("events*"))) for part in ("train", "validation")]
@@ -1716,7 +1722,7 @@ def scalars(folder: str) -> Any:
 
 
 def noted(folder: str) -> Any:
-    """A `LambdaCallback` that writes down what it is called for."""
+    """Return a `LambdaCallback` that writes its calls to a file."""
     import keras
 
     def note(name: str) -> Callable[..., None]:
@@ -1731,7 +1737,7 @@ def noted(folder: str) -> Any:
 
 
 def of_validation(folder: str) -> Any:
-    """A callback of one's own that looks at evaluations."""
+    """Return a user-defined callback that writes the losses of evaluations to a file."""
     import keras
 
     class Evaluations(keras.callbacks.Callback):
@@ -1749,7 +1755,7 @@ def of_validation(folder: str) -> Any:
 
 
 def noted_logs(folder: str) -> Any:
-    """A callback that writes down what it is told after each step, and changes the rate."""
+    """Return a callback that writes the logs of each step to a file, and changes the learning rate."""
     import keras
 
     class Steps(keras.callbacks.Callback):
@@ -1764,7 +1770,7 @@ def noted_logs(folder: str) -> Any:
 
 
 def predicting(folder: str) -> Any:
-    """A callback that looks at predictions after each epoch."""
+    """Return a callback that writes predictions to a file after each epoch."""
     import keras
 
     class Predictions(keras.callbacks.Callback):
@@ -1777,7 +1783,7 @@ def predicting(folder: str) -> Any:
 
 
 def stopping(folder: str) -> Any:
-    """A callback that ends the training within an epoch."""
+    """Return a callback that stops the training in the middle of an epoch."""
     import keras
 
     class Stop(keras.callbacks.Callback):
@@ -1880,14 +1886,14 @@ CALLBACKS = [
         "LambdaCallback", noted, epochs=2, written=lambda folder: Path(folder, "calls.txt").read_text()
     ),
     fitted_with(
-        "logs of each step, a rate for each step",
+        "logs of each step, a learning rate for each step",
         noted_logs,
         data=some_rows(32),
         written=lines_of("steps.csv"),
         epochs=2,
-        synchronous="equal; after a short batch, the mean of the workers' own values",
+        synchronous="equal; after a short batch, the logs have the mean of the workers' values",
         main_fun="like synchronous training",
-        servers="callbacks see steps afterwards: a new rate applies to steps that begin later",
+        servers="callbacks run after the steps: a new rate applies to steps that begin later",
         not_compared=("servers",),
     ),
     fitted_with(
@@ -1895,11 +1901,11 @@ CALLBACKS = [
         predicting,
         written=lines_of("said.csv"),
         epochs=2,
-        servers="refused when they do: the variables are in other processes; call the model",
+        servers="refused when they call `predict`: the variables are in other processes; call the model instead",
         refused=("servers",),
     ),
     fitted_with(
-        "a callback that stops within an epoch",
+        "a callback that stops in the middle of an epoch",
         stopping,
         not_compared=("servers",),
         servers="stops after the running steps",
@@ -1919,7 +1925,7 @@ CALLBACKS = [
         slow=True,
     ),
     fitted_with(
-        "callbacks that look at evaluations", of_validation, written=lines_of("tests.csv"), validates=True
+        "callbacks that use evaluations", of_validation, written=lines_of("tests.csv"), validates=True
     ),
 ]
 
@@ -1928,14 +1934,16 @@ CALLBACKS = [
 
 
 def loaded() -> Any:
-    """A compiled model from its file, with an optimizer that has taken steps."""
+    """Return a compiled model that was loaded from a file, with an optimizer that has taken steps."""
     import tempfile
 
     import keras
 
     model = dense(1, None, optimizer_of("Adam", clipnorm=0.5), "mse", metrics=["mae"])
     model.optimizer.build(model.trainable_variables)
-    for variable in model.optimizer.variables[2:]:  # Behind the number of steps and the rate.
+    for variable in model.optimizer.variables[
+        2:
+    ]:  # The first two are the number of steps and the learning rate.
         variable.assign(np.full(variable.shape, 0.01))
     model.optimizer.iterations.assign(5)
     with tempfile.TemporaryDirectory() as folder:
@@ -1952,13 +1960,13 @@ def own_test_step() -> Any:
     import keras
 
     class Own(keras.Model):
-        """An evaluation of its own, on Keras's loss."""
+        """A model with its own evaluation step, which uses Keras's loss."""
 
         def test_step(self, data: Any) -> Any:
             x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
             guess = 2 * self(x, training=False)
             loss = self.compute_loss(x, y, guess, weight, training=False)
-            for metric in self.metrics:  # As Keras's guide has it.
+            for metric in self.metrics:  # As in Keras's guide.
                 if metric.name == "loss":
                     metric.update_state(loss)
                 else:
@@ -1975,7 +1983,7 @@ def with_loss_of_activity() -> Any:
     import keras
 
     class Spread(keras.layers.Layer):
-        """Adds a loss of its input, a mean over rows."""
+        """Adds a loss that depends on its input: a mean over rows."""
 
         def call(self, x: Any) -> Any:
             self.add_loss(keras.ops.mean(keras.ops.square(x)))
@@ -1988,7 +1996,7 @@ def with_loss_of_activity() -> Any:
     return model
 
 
-MEANS_OF_LAYERS = "equal on full batches for a mean over rows; in a short one, padding rows count, too"
+MEANS_OF_LAYERS = "equal on full batches for a mean over rows; in a short batch, padding rows count, too"
 CHANGED = [
     of_model(
         "activity_regularizer, add_loss",
@@ -2002,7 +2010,7 @@ CHANGED = [
         lambda: (some_rows(32)()[0], some_rows(32)()[1], None),
         synchronous=MEANS_OF_LAYERS,
     ),
-    of_model("loaded compiled", loaded),
+    of_model("a compiled model loaded from a file", loaded),
     of_model(
         "trainable changed between two trainings, compiled again",
         compiled(),
@@ -2059,13 +2067,13 @@ EXAMPLES = [
         of_batches=True,
     ),
     of_example(
-        "images: diffusion, a mean of the weights kept by train_step",
+        "images: diffusion, train_step that keeps a moving average of the weights",
         examples.diffusion,
         examples.noisy_points,
     ),
     of_example("images: PixelCNN, a kernel masked in each step", examples.pixel_cnn, examples.noisy_images),
     of_example(
-        "images: a Loss with a `__call__` of its own, which compares rows",
+        "images: a Loss with its own `__call__`, which compares rows",
         examples.own_call_contrast,
         examples.classes,
         of_batches=True,
@@ -2087,26 +2095,26 @@ EXAMPLES = [
         examples.next_words,
     ),
     of_example(
-        "speech: compute_loss with weights of words, in train_step",
+        "speech: train_step that calls compute_loss with weights of words",
         examples.dictation,
         examples.captions,
         of_batches=True,
     ),
     of_example(
-        "lines of text: CTC added by a layer",
+        "lines of text: a layer that adds the CTC loss",
         examples.transcription,
         examples.lines_of_text,
         of_batches=True,
     ),
     of_example(
-        "tables: endpoint layer, which calls a loss of Keras",
+        "tables: endpoint layer that calls a loss of Keras",
         examples.endpoint,
         lambda rows: examples.answers(32),
         synchronous=MEANS_OF_LAYERS,
         slow=False,
     ),
     of_example(
-        "tables: decision forest, whose features are drawn", examples.decision_forest, examples.classes
+        "tables: decision forest with randomly chosen features", examples.decision_forest, examples.classes
     ),
     of_example("tables: FeatureSpace", examples.feature_space, examples.members, needs_graph=True),
     of_example(
@@ -2122,7 +2130,7 @@ EXAMPLES = [
         examples.mixing_rows,
         lambda rows: examples.ratings(32),
         of_batches=True,
-        synchronous="equal with one worker on full batches; of several, each mixes the rows of its part, and padding",
+        synchronous="equal with one worker on full batches; with several, each mixes only its rows, including padding",
         not_compared=("several",),
     ),
     of_example(
@@ -2130,7 +2138,7 @@ EXAMPLES = [
         examples.contrasted_views,
         examples.triplets,
         of_batches=True,
-        synchronous="equal with one worker; of several, each compares the rows of its part of the batch",
+        synchronous="equal with one worker; with several, each compares only the rows of its part of the batch",
         not_compared=("several",),
     ),
     of_example(
@@ -2138,7 +2146,7 @@ EXAMPLES = [
         examples.captioning,
         examples.captions,
         of_batches=True,
-        synchronous="equal with one worker; of several, each divides by the number of words in its part of the batch",
+        synchronous="equal with one worker; with several, each divides by the number of words in its part of the batch",
         not_compared=("several",),
     ),
 ]
@@ -2175,25 +2183,25 @@ SLOW = (
     "Adam",
     "Lion",
     "PiecewiseConstantDecay",
-    "Huber of numbers",
-    "SparseCategoricalCrossentropy of classes",
+    "Huber, numbers",
+    "SparseCategoricalCrossentropy, classes",
     "reduction sum_over_batch_size with weights",
     "a function of the whole batch",
     "image autoencoder",
     "tagging",
-    "metrics of yes and no",
+    "metrics of binary labels",
     "class_weight of integer classes",
     "several inputs and outputs, by name",
     "Embedding with clipnorm",
     "BatchNormalization",
-    "rows that divide: 32 in batches of 8",
-    "31 rows in batches of 8: the last lacks one",
+    "32 rows in batches of 8: no short batch",
+    "31 rows in batches of 8: one row missing in the last batch",
     "a loss that is inf",
     "CSVLogger",
     "LambdaCallback",
     "TextVectorization adapted in build_model",
 )
-"""More that is left to ``--all``: a row beside each shows most of it."""
+"""More rows that only ``--all`` trains: for each, a similar row covers most of it."""
 OF_BATCHES = (
     "Tversky",
     "Dice",
@@ -2216,18 +2224,18 @@ STATED = [
     Stated("weights", "a column of weights (`weight=`, `data.weight`)", EQUAL, EQUAL),
     Stated("weights", "class weights of text and bool labels", EQUAL, EQUAL),
     Stated("callbacks", "RemoteMonitor", "on the chief only", "on the chief only"),
-    Stated("callbacks", "callbacks of one's own", "run on every worker", "run on the chief"),
+    Stated("callbacks", "user-defined callbacks", "run on every worker", "run on the chief"),
     Stated(
         "models",
         "stateful recurrent layers with a fixed batch",
         "equal with one worker and `FeedOptions(ordered=True)`; each "
-        "worker keeps the states of its rows; `evaluate` fills batches up",
-        "states of the batch before, whichever it was",
+        "worker keeps the states of its rows; `evaluate` pads batches",
+        "states of the previous batch, whichever batch that was",
     ),
     Stated(
         "fit",
         "validation rows",
-        "evaluated once each, without padding",
+        "each evaluated once, without padding",
         "like synchronous training",
         '`validation_data=ctx.dataset("validation")`',
     ),

@@ -1,6 +1,6 @@
-"""Every feature of the table by plain Keras and by tfspark: the same comes of it, or it is refused.
+"""Train every feature of the table with plain Keras and with tfspark: the results are equal, or tfspark refuses it.
 
-Each process trains many models, one after the other: to start TensorFlow takes longer than most of them.
+Each process trains many models, one after another, because starting TensorFlow takes longer than most trainings.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ SCRIPT = Path(__file__).with_name("trial.py")
 DEADLINE_S = 1500.0
 pytestmark = pytest.mark.timeout(2 * DEADLINE_S + 60)
 PARTS = 6
-"""So many runs the whole table takes: each ends in minutes, and what fails shows soon."""
+"""Number of runs for the whole table: each run ends within minutes, so failures show early."""
 QUICK = tuple(feature.name for feature in FEATURES if not feature.slow)
 SLOW = tuple(feature.name for feature in FEATURES if feature.slow)
 ON_SERVERS = tuple(feature.name for feature in FEATURES if feature.quick_on_servers)
 KINDS = ["two workers", "parameter servers"]
 
 Results = dict[str, dict[str, Any]]
-"""Feature -> what a process said of it."""
+"""Feature -> the result that a process printed."""
 
 
 def commands(kind: str, names: Sequence[str]) -> list[list[str]]:
-    """Return what each process of a cluster is to do."""
+    """Return the arguments of `trial` for each process of a cluster."""
     if kind == "plain":
         return [["plain", *names]]
     if kind == "parameter servers":
@@ -55,13 +55,13 @@ Wanted = dict[str, tuple[str, ...]]
 
 
 def trained(wanted: Wanted) -> dict[str, list[Results]]:
-    """Train features in all kinds of clusters at a time; return what each of their processes said."""
+    """Train features in all kinds of clusters at the same time; return the results of each of their processes."""
     orders = {kind: commands(kind, names) for kind, names in wanted.items()}
     environment = {
         **os.environ, "PYTHONPATH": f"{python_path()}{os.pathsep}{TESTS}", "TF_CPP_MIN_LOG_LEVEL": "3"
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        # Files, not pipes: nobody reads the second while the first is waited for.
+        # Files instead of pipes: a process would block on a full pipe, because nobody reads it before all have ended.
         logs = {
             kind: [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in orders[kind]] for kind in wanted
         }
@@ -80,18 +80,18 @@ def trained(wanted: Wanted) -> dict[str, list[Results]]:
 
 
 def are_over(exit_codes: Sequence[int | None]) -> bool:
-    """Return whether all processes have ended, or one has failed: the others would wait for it until the deadline."""
+    """Return whether all processes have ended or one has failed; the others would wait for it until the deadline."""
     return None not in exit_codes or any(exit_codes)
 
 
 @functools.cache
 def quick() -> dict[str, list[Results]]:
-    """Train the quick part of the table, once: each process trains many models, and plain Keras is asked once."""
+    """Train the quick part of the table, once for all tests."""
     return trained({"plain": QUICK, "two workers": QUICK, "parameter servers": ON_SERVERS})
 
 
 def results_in(log: Any, names: Sequence[str]) -> Results:
-    """Return what a process said of each feature; of one that is missing, how its log ends."""
+    """Return the result of each feature in a process's log; for a missing feature, the end of the log."""
     log.seek(0)
     lines = log.read().splitlines()
     said = [json.loads(line.removeprefix("RESULT ")) for line in lines if line.startswith("RESULT ")]
@@ -102,7 +102,7 @@ def results_in(log: Any, names: Sequence[str]) -> Results:
 def check(
     feature: Feature, kind: str, expected: dict[str, Any], found: dict[str, Any], rank: int = 0
 ) -> None:
-    """Compare what the table promises to be equal."""
+    """Compare the results that the table promises to be equal."""
     side = "servers" if kind == "parameter servers" else "synchronous"
     if side in feature.refused or (kind == "two workers" and "several" in feature.refused):
         assert "ConfigError: expected" in found.get("error", ""), found
@@ -112,7 +112,9 @@ def check(
         return
     assert "error" not in expected, expected["error"]
     if kind == "two workers" and "several" in feature.not_compared:
-        assert not np.allclose(found["weights"], expected["weights"], rtol=1e-4), "it is equal: say so"
+        assert not np.allclose(found["weights"], expected["weights"], rtol=1e-4), (
+            "the results are equal: change the promise"
+        )
         return
     assert np.isfinite(found["weights"]).all() or not np.isfinite(expected["weights"]).all()
     assert found["iterations"] == expected["iterations"]
@@ -144,7 +146,7 @@ def close(found: Any, expected: Any, what: str) -> None:
 
 
 @pytest.mark.parametrize("feature", [f for f in FEATURES if not f.slow], ids=lambda feature: feature.name)
-def test_two_workers_train_what_plain_keras_trains(feature: Feature) -> None:
+def test_two_workers_train_as_plain_keras_does(feature: Feature) -> None:
     results = quick()
     for rank, found in enumerate(results["two workers"]):
         check(feature, "two workers", results["plain"][0][feature.name], found[feature.name], rank)
@@ -153,27 +155,27 @@ def test_two_workers_train_what_plain_keras_trains(feature: Feature) -> None:
 @pytest.mark.parametrize(
     "feature", [f for f in FEATURES if f.quick_on_servers], ids=lambda feature: feature.name
 )
-def test_a_worker_of_parameter_servers_trains_what_plain_keras_trains(feature: Feature) -> None:
+def test_worker_of_parameter_servers_trains_as_plain_keras_does(feature: Feature) -> None:
     results = quick()
     (found,) = results["parameter servers"]
     check(feature, "parameter servers", results["plain"][0][feature.name], found[feature.name])
 
 
 def names_of(part: int) -> tuple[str, ...]:
-    """Return the features of a part of the table: each has some of every group."""
+    """Return the features of a part of the table. Each part has features of every group."""
     return tuple(feature.name for feature in FEATURES[part::PARTS])
 
 
 @functools.cache
 def plain(part: int) -> Results:
-    """Train a part of the table by plain Keras, once for all kinds of clusters."""
+    """Train a part of the table with plain Keras, once for all kinds of clusters."""
     return trained({"plain": names_of(part)})["plain"][0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["two workers", "one worker", "parameter servers"])
 @pytest.mark.parametrize("part", range(PARTS))
-def test_the_whole_table_holds(part: int, kind: str) -> None:
+def test_part_of_the_table_trains_as_plain_keras_does(part: int, kind: str) -> None:
     failed = {}
     names = names_of(part)
     results = trained({kind: names})[kind]
@@ -186,12 +188,14 @@ def test_the_whole_table_holds(part: int, kind: str) -> None:
     assert failed == {}
 
 
-def test_page_when_table_changed_is_made_anew() -> None:
+def test_page_of_features_is_generated_from_the_table() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: PYTHONPATH=tests python -m conformance.page"
 
 
-def test_page_of_keras_examples_when_they_changed_is_made_anew() -> None:
-    assert EXAMPLES_PAGE.read_text(encoding="utf-8") == examples_page(), "run: see the page's module"
+def test_page_of_keras_examples_is_generated_from_the_list_of_examples() -> None:
+    assert EXAMPLES_PAGE.read_text(encoding="utf-8") == examples_page(), (
+        "run: PYTHONPATH=tests python -m conformance.page"
+    )
 
 
 def test_rows_of_keras_examples_are_in_the_table() -> None:
@@ -208,5 +212,5 @@ def test_rows_of_keras_examples_are_in_the_table() -> None:
     assert of_examples <= named, "no example needs this row"
 
 
-def test_features_have_names_of_their_own() -> None:
+def test_names_of_features_are_unique() -> None:
     assert len({feature.name for feature in FEATURES}) == len(FEATURES)

@@ -1,11 +1,11 @@
 """Train the models of the table, one after another, in one process; print the results of each.
 
 Usage: trial.py plain NAME...                        plain Keras
-       trial.py mirrored INDEX PORT... -- NAME...    one of as many synchronous workers as there are ports
+       trial.py mirrored INDEX PORT... -- NAME...    one of several synchronous workers; each has a port
        trial.py servers WORKERS NAME...              workers and a parameter server, in this process
 
-One line ``RESULT {json}`` for each name: ``history``, ``tests`` (the results of `evaluate`), ``weights`` (flat), or
-``error``.
+Prints one line ``RESULT {json}`` for each name: ``history``, ``tests`` (the results of `evaluate`), ``weights`` (flat),
+``iterations`` and ``written``, or ``error``.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def plain(feature: Feature) -> dict[str, Any]:
     x, y, weights = feature.data()
     keras.utils.set_random_seed(1)
     model = feature.build()
-    model.run_eagerly = not feature.needs_graph  # No tracing, which is much faster.
+    # Eager steps are much faster, because Keras does not trace them.
+    model.run_eagerly = not feature.needs_graph
     given = {} if weights is None else {"sample_weight": for_values(model, y, weights)}
     fitted: dict[str, Any] = {**given, "class_weight": feature.class_weights}
-    if weights is not None and feature.class_weights:  # Keras takes one of them; tfspark multiplies.
+    # Keras takes only one of them; tfspark multiplies them.
+    if weights is not None and feature.class_weights:
         both = (weights * class_weights(y, feature.class_weights)).astype(np.float32)
         fitted = {"sample_weight": for_values(model, y, both)}
     x = feature.hook(x)
@@ -111,7 +113,7 @@ def for_values(model: keras.Model, y: Any, weights: Any) -> Any:
 
 
 class Shard:
-    """A worker's part of every batch, as in the feed: the last batch is filled up with padding."""
+    """A worker's part of every batch, as in the feed: the last batch is padded."""
 
     def __init__(self, feature: Feature, rank: int, num_workers: int):
         from tfspark.feed.reader import PADDING
@@ -169,7 +171,7 @@ def class_weights(y: Any, given: Any) -> Any:
 
 
 class MirroredContext(SimpleNamespace):
-    """A worker whose driver adds sums up by the workers' own collectives."""
+    """A worker's context. It takes the place of the driver: the workers' own collectives add up sums."""
 
     has_parameter_servers = False
 
@@ -260,7 +262,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
     from tfspark.training.ps.worker_feed import NEXT_BATCH, WorkerStream
 
     def flat_parts(x: Any, y: Any) -> list[Any]:
-        """Return arrays; for rows of unequal lengths their values and their lengths."""
+        """Return arrays; for ragged rows, return their values and their lengths."""
         parts = []
         for values in [*tf.nest.flatten(x), *tf.nest.flatten(y)]:
             is_ragged = isinstance(values, tf.RaggedTensor)
@@ -340,7 +342,7 @@ def served(strategy: Any, num_workers: int) -> Callable[[Feature], dict[str, Any
 
 def trainer_of(kind: str, arguments: list[str]) -> tuple[Callable[[Feature], dict[str, Any]], list[str]]:
     """Return the function that trains a feature, and the names of the wanted features."""
-    # To rewrite the graphs takes longer than the steps.
+    # Rewriting the graphs takes longer than the steps.
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if kind == "plain":
         return plain, arguments
