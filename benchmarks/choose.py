@@ -1,15 +1,15 @@
-"""Choose the parameters of one of tfspark's experiments by validation rows, which are neither trained on nor tested.
+"""Choose the parameters of one of tfspark's experiments by validation rows, which are neither training nor test rows.
 
     python benchmarks/choose.py diamonds model.params.dropout=0,0.1 model.params.hidden=[64],[128,64]
 
-Plain Keras trains with every combination, on the same rows and with the same seed, and is measured on the validation
-rows after each epoch: the number of epochs, up to that of the experiment, is chosen as well. Validation rows are those
-of the experiment, or a tenth of the training rows if it has none. For sunspots they are the last months before those of
-the test. For breast cancer, where only the test has malignant rows, they are half of the test rows; the other half is
-the test. A GAN is measured by the distance of its samples from these rows, see `gans.Judge`.
+Plain Keras trains with every combination, on the same rows and with the same seed. It is measured on the validation
+rows after each epoch, so the number of epochs is chosen, too, up to that of the experiment. The validation rows are
+those of the experiment, or a tenth of the training rows if it has none. For sunspots, they are the last months before
+the test rows. For breast cancer, only the test rows have malignant rows: half of the test rows are validation rows, and
+the other half is the test. The measure of a GAN is the distance of its samples from these rows, see `gans.Judge`.
 
-Only the chosen parameters are measured on the test rows: plain Keras trains with them as in the experiment, that is on
-all training rows if it has no validation rows.
+Only the chosen parameters are measured on the test rows. Plain Keras trains with them as in the experiment: on all
+training rows if the experiment has no validation rows.
 
 Needs the experiment's data set below data/: ``scripts/prepare_data NAME``.
 """
@@ -41,9 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     job = JOBS[options.job]
     runs = [(*run, *options.set) for run in job.runs or [()]]
-    rows_of = functools.cache(
-        rows_to_choose_by
-    )  # Spark reads them again only where options of the data differ.
+    # Spark reads the rows again only for different options of the data.
+    rows_of = functools.cache(rows_to_choose_by)
     found = []
     for values in itertools.product(*(choices(part) for part in options.grid)):
         of_data = tuple(value for value in values if value.startswith("data."))
@@ -59,14 +58,14 @@ def main() -> None:
 
 
 def choices(part: str) -> list[str]:
-    """Return the options of one part of the grid: ``a=1,2`` -> ``a=1``, ``a=2``."""
+    """Return the options of one dimension of the grid: ``a=1,2`` -> ``a=1``, ``a=2``."""
     key, _, values = part.partition("=")
     return [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
             for value in yaml.safe_load(f"[{values}]")]  # fmt: skip
 
 
 def rows_to_choose_by(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the module, the parameters from `adapt`, rows to train on and to choose by, and the judge of a GAN."""
+    """Return the module, the parameters from `adapt`, training rows, validation rows, and the judge of a GAN."""
     _, module, params, train, validation, test = read(job, changes)
     if job.halves_test:
         validation = halves(test)[0]
@@ -84,7 +83,7 @@ def each_epoch(
     validation: Any,
     judge: Judge | None,
 ) -> list[float]:
-    """Train; return the metrics of the validation rows after each epoch."""
+    """Train a model; return the metrics of the validation rows after each epoch."""
     from tfspark.experiment.config import load_config
 
     with contextlib.chdir(ROOT):
@@ -106,7 +105,7 @@ def test_figure(job: Job, changes: tuple[str, ...]) -> float:
 
 
 def halves(rows: tuple[Any, Any]) -> list[tuple[Any, Any]]:
-    """Divide rows by their content: a row that is in several tests is in the same half of each."""
+    """Divide rows by their content: equal rows of several tests are in the same half."""
     x, y = rows
     is_second = [zlib.crc32(row.tobytes()) % 2 == 1 for row in x]
     return [

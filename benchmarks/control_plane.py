@@ -2,10 +2,10 @@
 
     python benchmarks/control_plane.py [--nodes 10 100 1000] [--seconds 60]
 
-Each node has its own connection; with every second heartbeat its trainer reports, too. Meanwhile the driver waits as in
-training: first for all nodes, then for the end of a job, checking the state whenever it changes. A heartbeat is late if
-its answer arrives more than a second after it was due. CPU is that of the serving process; the clients run in a
-separate process.
+Each node has its own connection. With every second heartbeat, the node's trainer also sends a report. Meanwhile, the
+driver waits as in a training: first for all nodes, then for the end of a job; it checks the state after each change. A
+heartbeat is late if its answer arrives more than a second after the heartbeat was due. The CPU time is that of the
+serving process; the clients run in a separate process.
 
 Needs no data.
 """

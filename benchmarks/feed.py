@@ -3,9 +3,9 @@
     python benchmarks/feed.py                  four kinds of rows: limits, feed, node cache, CPU per row
     python benchmarks/feed.py --files tfrecord --kinds float,digit      the same from TFRecord files
     python benchmarks/feed.py --ordered        rows in order of arrival, by position, and shuffled by position
-    python benchmarks/feed.py --again          rows of a later training: read anew, and from what the first has stored
+    python benchmarks/feed.py --again          rows of a later training: read again, and from the first one's cache
     python benchmarks/feed.py --growth         time per row by partitions, rows and workers; draws feed_growth.png
-    python benchmarks/feed.py --training       two workers that train, fed and from memory
+    python benchmarks/feed.py --training       two workers that train, on rows from the feed and from memory
 
 limit A: `mapInArrow` whose function only counts the rows that Spark sends to Python.
 limit B: tf.data over the same rows in the memory of one process; with --files tfrecord, tf.data over the files
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         spark = local_session(options.slots)
         try:
-            # Trainers cannot import these modules: their functions travel by value.
+            # Trainers cannot import these modules, so their functions are pickled by value.
             for module in (growth, training_from_feed):
                 cloudpickle.register_pickle_by_value(module)
             if options.growth:
@@ -160,7 +160,7 @@ def write_tfrecords(spark: Any, directory: Path, table: pa.Table, partitions: in
     rows.write.format("tfrecord").mode("append").save(str(directory))
 
 
-# --- what is timed ---------------------------------------------------------------------------------
+# --- timed functions -------------------------------------------------------------------------------
 
 
 def limit_a(df: Any) -> float:
@@ -244,7 +244,7 @@ def fed(
             cluster.train(df, 1, columns=columns, batch_size=2 * BATCH_ROWS, feeding=options)
             ours.append(time.monotonic() - began)
             after = cpu_by_process()
-            if number == PASSES // 2:  # Not the last, after which the trainers end.
+            if number == PASSES // 2:  # Not after the last pass: the trainers end then.
                 cpu = {name: after[name] - before[name] for name in after}
     return ours[1:], limit[1:], cpu
 
@@ -323,13 +323,14 @@ def in_order(spark: Any, df: Any, rows: int, columns: Any, scan: str) -> str:
         options = {"scan": scan, "ordered": ordered, "shuffle_rows": window}
         return rows / statistics.median(fed(spark, df, columns, cache=False, tls=False, **options)[0])
 
-    window = 16 * BATCH_ROWS  # Of one worker; in order, that of both.
+    # The rows of one worker's window. The window of an ordered stream has those of both workers.
+    window = 16 * BATCH_ROWS
     free, mixed, ordered, both = rate(False, 0), rate(False, window), rate(True, 0), rate(True, 2 * window)
     return f"{free:,.0f} | {mixed:,.0f} | {ordered:,.0f} | {free / ordered:.2f} | {both:,.0f} | {mixed / both:.2f}"
 
 
 def report_again(spark: Any, directory: Path, options: argparse.Namespace) -> None:
-    """Measure one-epoch trainings in a cluster that comes after the one that has stored the rows."""
+    """Measure trainings of one epoch in a second cluster, after the first one has stored the rows."""
     from tfspark import FeedOptions
 
     print("| rows | computed by | read anew | from stored rows | ratio |")
@@ -347,7 +348,7 @@ def report_again(spark: Any, directory: Path, options: argparse.Namespace) -> No
 
 
 def trainings(spark: Any, df: Any, columns: Any, feeding: Any) -> list[float]:
-    """Return the seconds of several trainings of one epoch, but the first, in one cluster."""
+    """Run several trainings of one epoch in one cluster; return their seconds, without the first one's."""
     from tfspark import TFCluster
 
     seconds = []

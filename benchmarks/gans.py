@@ -1,4 +1,4 @@
-"""Judge what a GAN generates by a classifier of real digits, which is trained on the same rows as the GAN."""
+"""Judge the images of a GAN by a classifier of real digits that was trained on the same rows as the GAN."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Judge:
         self._real, self._digits = images, labels
         keras.utils.set_random_seed(0)
         self._classifier = self._gan.train_classifier(images, labels)
-        *_, hidden, _, _ = self._classifier.layers  # Then its dropout and its probabilities.
+        *_, hidden, _, _ = self._classifier.layers  # The dropout and the probabilities follow.
         self._features = keras.Model(self._classifier.inputs, hidden.output)
 
     def figures(self, model: Any, real: Array) -> tuple[float, float]:
         """Return the distance of samples from real images, and the classifier's mean confidence in them.
 
-        It prints how the samples divide into classes, and how much they differ.
+        Print the number of samples in each class, and how much the samples differ.
         """
         made, wanted = self._gan.samples(model, NUM_SAMPLES)
         confidence, shares = self._gan.judge(made, self._classifier)
@@ -66,7 +66,7 @@ class Judge:
         return Measure()
 
     def _seen(self, images: Array) -> Array:
-        """Return the classifier's features, in 64 random directions: a thousand images are enough for their covariance.
+        """Return the classifier's features in 64 random directions. A thousand images are enough for their covariance.
 
         Shape: (rows, 64).
         """
@@ -79,8 +79,8 @@ class Judge:
 def frechet_distance(some: Array, others: Array) -> float:
     """Return the Fréchet distance between two sets of vectors, taken for samples of normal distributions.
 
-    Between features of generated and of real images, it grows if samples look different from real images, and if they
-    differ less from each other (Heusel et al., 2017, whose features are those of another network).
+    Between features of generated and of real images, it grows if samples look different from real images, and also if
+    they differ less from each other (Heusel et al., 2017, with the features of a different network).
 
     ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))``, where m are their means and S their covariances (Dowson and Landau,
     1982).
@@ -95,7 +95,7 @@ def frechet_distance(some: Array, others: Array) -> float:
 
 
 def deviation_within(images: Array, labels: Array) -> float:
-    """Return how much images of one class differ: a pixel's standard deviation, averaged over pixels and classes."""
+    """Return how much images of a class differ: the standard deviation of a pixel, averaged over pixels and classes."""
     return statistics.mean(
         float(images[labels == label].std(axis=0).mean()) for label in set(labels.tolist())
     )

@@ -2,9 +2,10 @@
 
     python benchmarks/hostile.py [--calls 100000]
 
-Kinds, in turn: without a token, with another cluster's token, an action that does not exist, a body that is not JSON,
-JSON with wrong keys, a heartbeat from an attempt that is over. Prints how many of each kind were answered, which must
-be none (a heartbeat from an old attempt gets the answer "stop"), and the duration of the node's own calls meanwhile.
+The kinds take turns: a call without a token, with another cluster's token, with an action that does not exist, with a
+body that is not JSON, with JSON of wrong keys, and a heartbeat from an attempt that is over. Prints the number of
+answered calls of each kind, which must be 0 (a heartbeat from an old attempt gets the answer "stop"), and the duration
+of the node's own calls meanwhile.
 
 Needs no data.
 """

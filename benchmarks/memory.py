@@ -1,9 +1,9 @@
-"""Measure the memory of every process while a DataFrame is fed that is much larger than all buffers.
+"""Measure the memory of every process during the feed of a DataFrame that is much larger than all buffers.
 
     python benchmarks/memory.py [--gigabytes 4]
 
-Spark computes rows of 3,072 bytes, two trainers read batches of 128 and discard them. Prints the peak memory of each
-kind of process, sampled ten times a second, beside its memory before the feed. Pages that processes share, such as
+Spark computes rows of 3,072 bytes; two trainers read batches of 128 rows and discard them. Prints the peak memory of
+each kind of process, sampled ten times a second, beside its memory before the feed. Pages that processes share, such as
 those of a warm parent and its trainers, are divided among them (proportional set size).
 
 Needs no data.
@@ -111,7 +111,7 @@ def kind_of(process: psutil.Process, me: psutil.Process, tasks: set[int]) -> str
 
 
 def report(spark: Any, rows: int) -> None:
-    """Feed the rows, and print the figures."""
+    """Feed the rows and print the figures."""
     from tfspark import TFCluster
 
     df = spark.range(0, rows, 1, PARTITIONS).selectExpr(

@@ -7,10 +7,10 @@ Needs no data: rows are random, because the time does not depend on their values
 
 ``transform``: a LeNet on images of 28 x 28 and a dense network on 40 columns. Plain Keras predicts the same rows from
 NumPy arrays in memory, in one process with the same cores; Spark on ``local[2]`` reads Parquet or TFRecord files, and
-adds up the predictions. Both have already loaded the model, and run in turn.
+adds up the predictions. Both have already loaded the model. They run in turn.
 
-``tuning``: CrossValidator, 3 folds x 4 settings, 2 workers, on ``local[4]``; the time of each fit, and of the same
-training on a running cluster.
+``tuning``: CrossValidator with 3 folds, 4 settings and 2 workers, on ``local[4]``. Prints the time of each fit, and of
+the same training on a running cluster.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def network(kind: str) -> Any:
 
 def files(spark: Any, folder: str, kind: str, rows: int, size: int, form: str) -> Any:
     place = str(Path(folder, f"{kind}-rows"))
-    # Compute some values once and shift them from row to row: it would take minutes to compute each of them.
+    # Compute some values once and shift them from row to row: computing every value would take minutes.
     row = f"transform(sequence(1, {size}), i -> float(pmod(id * 7919 + i * 104729, 997)) / 997f) AS x"
     spark.range(0, rows, 1, 4).selectExpr("id", row).write.format(form).mode("append").save(place)
     return spark.read.format(form).load(place)
@@ -169,7 +169,7 @@ def tuning() -> None:
 
 
 def on_a_running_cluster(spark: Any, network: Any, df: Any) -> float:
-    """Return the seconds of a training of two thirds of the rows on a cluster that has trained before."""
+    """Return the seconds of a training on two thirds of the rows, on a cluster that has trained before."""
     from tfspark import FeedOptions, TFCluster
 
     part = df.sample(2 / 3, seed=1).persist()

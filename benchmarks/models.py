@@ -37,10 +37,11 @@ class Job:
 
     Attributes:
         config: the experiment.
-        metric: of the test rows; "distance": of a GAN's 10,000 samples from the test rows, see `gans.Judge`.
-        runs: options of each of its runs; empty: one run for each seed.
-        choosing: options only for `choose.py`: the source of the rows to choose by, if the experiment has none.
-        halves_test: `choose.py` uses half of the test rows to choose by and the other half to test.
+        metric: name of the metric of the test rows. "distance" is the distance of a GAN's 10,000 samples from the test
+            rows, see `gans.Judge`.
+        runs: options of each run; if empty, there is one run for each seed.
+        choosing: options only for `choose.py`: the source of the validation rows, if the experiment has none.
+        halves_test: whether `choose.py` uses half of the test rows as validation rows, and the other half as test rows.
     """
 
     config: str
@@ -128,7 +129,7 @@ def reached_by_plain_keras(job: Job, changes: tuple[str, ...]) -> float:
 
 
 def read(job: Job, changes: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return an experiment, its module, parameters, and rows to train on, to validate and to test."""
+    """Return an experiment, its module, its parameters, and its training, validation and test rows."""
     from tfspark.experiment.config import load_config
     from tfspark.experiment.modules import load_model_module
 
@@ -181,7 +182,7 @@ def measured(model: Any, rows: Any, metric: str) -> float:
 
 
 def reached_by_trees(job: Job, changes: tuple[str, ...]) -> float:
-    """Train boosted trees on an experiment's rows, choose the depth by its validation rows; return the test metric."""
+    """Train boosted trees on an experiment's rows with the depth that validates best; return the test metric."""
     from pyspark.ml import Pipeline
     from pyspark.ml.classification import GBTClassifier, OneVsRest
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator, RegressionEvaluator
@@ -239,7 +240,7 @@ def rows_of(experiment: Any, module: Any) -> tuple[dict[str, Any], Any, Any, Any
 
 
 def tensors(table: Any, columns: Any, features: Any) -> tuple[Any, Any]:
-    """Return features and labels in the form for Keras; the features twice if they are their own target."""
+    """Return features and labels in the form for Keras; if the features are the target, return them twice."""
     import tensorflow as tf
 
     from tfspark.feed.arrays import to_numpy

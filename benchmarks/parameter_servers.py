@@ -4,15 +4,16 @@
     python benchmarks/parameter_servers.py digits
     python benchmarks/parameter_servers.py text
 
-speed: the same LeNet on the same digits, two workers on this machine: synchronous, then with one and with two parameter
-servers, then synchronous again. A synchronous step uses a batch of both workers, a step of parameter servers
-half of it on one worker; so rows per second are compared as well. Medians over the epochs after the first.
+speed: two workers on this machine train the same LeNet on the same digits: synchronously, then with one and with two
+parameter servers, then synchronously again. A synchronous step uses a batch of both workers; a step of parameter
+servers uses half of it, on one worker. So rows per second are compared, too. Figures are medians over the epochs after
+the first.
 
-digits, text: the test accuracy of a LeNet on 1,000 digits, and of an LSTM on 1,706 sentences, with one and with two
-parameter servers and two workers, and of the same model in plain Keras on the same rows with the batch of one worker.
-Several seeds, because the result of one run varies.
+digits, text: the test accuracy of a LeNet on 1,000 digits, and of an LSTM on 1,706 sentences. Two workers train them
+with one and with two parameter servers; plain Keras trains the same model on the same rows with the batch of one
+worker. There are several seeds, because the results of runs vary.
 
-Needs data/mnist_5k, for text data/rotten_tomatoes: ``scripts/prepare_data mnist_5k rotten_tomatoes``.
+Needs data/mnist_5k and, for text, data/rotten_tomatoes: ``scripts/prepare_data mnist_5k rotten_tomatoes``.
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-# --- what is trained -------------------------------------------------------------------------------
+# --- rows and models -------------------------------------------------------------------------------
 
 
 def read(task: str) -> tuple[pa.Table, pa.Table]:
-    """Return rows to train on and every fifth row to test on, in random but fixed order."""
+    """Return training rows, and every fifth row as test rows, in random but fixed order."""
     from tfspark.tfrecord import list_files, read_batches
 
     schema = pa.schema(FIELDS[task])
@@ -84,7 +85,7 @@ def lenet(params: Any = None) -> Any:
 
 
 def lstm(vocabulary: list[str]) -> Any:
-    """Build a network of words, an embedding of 2 MB (two servers divide it) and an LSTM."""
+    """Build a network for words, with an LSTM and an embedding of 2 MB, which two servers divide."""
     import keras
 
     model = keras.Sequential(
@@ -104,12 +105,12 @@ def lstm(vocabulary: list[str]) -> Any:
 
 def vocabulary(texts: pa.Table) -> list[str]:
     counts = Counter(word for text in texts["text"].to_pylist() for word in text.lower().split())
-    # TensorFlow's own tokens are not words; the layer splits texts into words in the same way.
+    # The layer splits texts in the same way. Skip tokens that are not words, such as TensorFlow's own.
     return [word for word, _ in counts.most_common(8000) if word.isalnum()]
 
 
 def session() -> Any:
-    """Return a session with slots for two workers, two parameter servers, and two tasks that feed."""
+    """Return a session with slots for two workers, two parameter servers and two feed tasks."""
     from pyspark.sql import SparkSession
 
     spark = (

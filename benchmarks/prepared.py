@@ -1,4 +1,4 @@
-"""Find the data sets of the benchmarks; say how to get a missing one."""
+"""Find the datasets of the benchmarks, and tell the user how to get a missing one."""
 
 from __future__ import annotations
 

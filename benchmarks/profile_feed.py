@@ -38,7 +38,7 @@ RATE_HZ = 100
 WAITS = ("read ", "poll ", "epoll_wait ", "clock_nanosleep ", "syscall ")
 LOCK = "PyThread_acquire_lock_timed"
 OUTER = ("ReaderInputStream.read", "FeedTask.__call__", "PassReader._run", "drain ")
-"""The work of the feed begins below these frames; their callers are the same in all stacks."""
+"""The work of the feed begins below these frames. Their callers are the same in all stacks."""
 EVENTS = "jdk.ExecutionSample,jdk.NativeMethodSample"
 PASSES = 40
 SHOWN_SHARE = 0.004
@@ -53,7 +53,7 @@ def main() -> None:
     if shutil.which("py-spy") is None:
         sys.exit("expected py-spy on the PATH; pip install py-spy")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    cloudpickle.register_pickle_by_value(feed)  # Trainers cannot import it.
+    cloudpickle.register_pickle_by_value(feed)  # Trainers cannot import this module.
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         spark = feed.local_session(4)
         try:
@@ -118,7 +118,7 @@ def sample_all(seconds: int, directory: Path) -> dict[str, Stacks]:
 
 
 def busy_pids() -> dict[str, list[int]]:
-    """Return the JVM, the Python workers that feed and the trainers: those that worked within the last two seconds."""
+    """Return the JVM, the Python workers of feed tasks and the trainers that used the CPU in the last two seconds."""
     before = {
         process: sum(process.cpu_times()[:2]) for process in all_processes() if process.pid != os.getpid()
     }
@@ -174,18 +174,18 @@ def jvm_stacks(recording: Path) -> Stacks:
 
 
 def inner(stack: tuple[str, ...]) -> tuple[str, ...]:
-    """Return a stack without the frames above the feed's work, and without unnamed frames."""
+    """Return a stack without the callers of the feed's work, and without frames that have no name."""
     first = next((i for i, frame in enumerate(stack) if any(outer in frame for outer in OUTER)), 0)
     return tuple(frame for frame in stack[first:] if not frame.startswith("0x")) or stack[-1:]
 
 
 def is_wait(name: str) -> bool:
-    """Whether a native method waits: its samples are not CPU time."""
+    """Return whether a native method waits: its samples are not CPU time."""
     return any(word in name.lower() for word in ("poll", "wait", "accept", "read", "park"))
 
 
 def print_largest(name: str, stacks: Stacks) -> None:
-    """Print the functions in which time was spent, and below which functions."""
+    """Print the functions that used the most time, and the functions below which the time was used."""
     total = sum(stacks.values())
     within: Counter[str] = Counter()
     itself: Counter[str] = Counter()

@@ -60,7 +60,7 @@ def lose_a_trainer(spark: Any, num_rows: int) -> dict[str, float]:
         elif "killed" in at and event in ("restarting", "reserved", "tensorflow", "restored", "step"):
             if event in at and event in ("restarting", "reserved", "step"):
                 return
-            if event == "step" and "restored" not in at:  # Sent before the kill.
+            if event == "step" and "restored" not in at:  # The worker sent this event before the kill.
                 return
             at[event] = now  # The last report of each node counts.
             took.update({f"{event} {name}": value for name, value in fields.items() if name.endswith("s")})

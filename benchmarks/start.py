@@ -3,9 +3,9 @@
     python benchmarks/start.py [--times 3]
 
 Needs no data. Each application is a separate process with a new Spark session on ``local[6]``. It starts clusters of
-two nodes one after another, then runs five clusters that build a model, train it on 2,000 rows for one epoch and shut
-down, then lets four nodes wait and adds up their memory. Applications with and without the warm parent run in turn. In
-between, the import of TensorFlow and Keras in a fresh interpreter is measured.
+two nodes, one after another. Then it runs five clusters that build a model, train it on 2,000 rows for one epoch and
+shut down. At the end, four nodes wait while it adds up their memory. Applications with and without the warm parent run
+in turn. In between, the benchmark measures the import of TensorFlow and Keras in a new interpreter.
 """
 
 from __future__ import annotations

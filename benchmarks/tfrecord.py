@@ -1,9 +1,9 @@
-"""Measure the speed of TFRecord files to record batches and back: the codec alone, and through Spark.
+"""Measure the speed of the conversion of TFRecord files to record batches and back: of the codec, and through Spark.
 
     python benchmarks/tfrecord.py [--rows 60000] [--repeat 3]
 
-The limit through Spark is the speed of the same rows from parquet. `mapInArrow` drains each read; the best of the
-repeats counts.
+The limit through Spark is the speed of the same rows from Parquet files. `mapInArrow` reads all rows and discards them.
+The best of several repeats counts.
 
 Needs no data.
 """
@@ -74,7 +74,7 @@ def rate(rows: int, repeat: int, action: Callable[[], object]) -> float:
 
 def encode_all(batch: pa.RecordBatch) -> bytes:
     stream = io.BytesIO()
-    for start in range(0, batch.num_rows, 10_000):  # rows that Spark passes at a time
+    for start in range(0, batch.num_rows, 10_000):  # Number of rows that Spark passes at a time.
         for piece in pieces(batch.slice(start, 10_000)):
             stream.write(encode_batch(piece))
     return stream.getvalue()

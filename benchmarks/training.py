@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--rows 20000] [--epochs 4] [--batch-size 128]
 
-plain: one process, rows in memory, `model.fit`. ours: two workers on this machine, rows streamed from a Spark
-DataFrame, synchronous training of the same model with the same global batch. The first epoch, which compiles,
-is reported separately.
+plain: `model.fit` in one process, on rows in memory. ours: synchronous training of the same model with the same global
+batch by two workers on this machine, on rows streamed from a Spark DataFrame. The first epoch, which compiles the
+model, is reported separately.
 
 Needs data/mnist_full: ``scripts/prepare_data mnist_full``.
 """

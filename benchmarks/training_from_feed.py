@@ -1,4 +1,4 @@
-"""Train LeNet with two workers: fed by Spark against rows in their own memory. Part of `feed.py --training`."""
+"""Train LeNet with two workers, on rows from the feed and on rows in their own memory. Part of `feed.py --training`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(spark: Any, rows: int) -> None:
 
 
 def both_ways(args: dict[str, int], ctx: Any) -> dict[str, list[float]]:
-    """Fit on the feed and on rows in memory, in turn; return the seconds of each epoch."""
+    """Fit on rows from the feed and on rows in memory, in turn; return the seconds of each epoch."""
     import time
 
     import keras
