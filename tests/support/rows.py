@@ -78,12 +78,18 @@ def _expand(
 
 
 def _batch(ids: np.ndarray, num_features: int, num_classes: int) -> pa.RecordBatch:
-    flat = pa.array(features_of(ids, num_features).ravel())
-    offsets = pa.array(np.arange(len(ids) + 1, dtype=np.int32) * num_features)
+    flat = _array(pa.float32(), features_of(ids, num_features).ravel())
+    offsets = _array(pa.int32(), np.arange(len(ids) + 1, dtype=np.int32) * num_features)
     features = pa.ListArray.from_arrays(offsets, flat)
+    labels = _array(pa.int64(), label_of(ids, num_classes))
     return pa.RecordBatch.from_arrays(
-        [pa.array(ids), features, pa.array(label_of(ids, num_classes))], names=["id", "features", "label"]
+        [_array(pa.int64(), ids), features, labels], names=["id", "features", "label"]
     )
+
+
+def _array(dtype: pa.DataType, values: np.ndarray) -> pa.Array:
+    """Return an array of the values' bytes; see `tfspark.protocol.rows` for what ``pa.array`` costs."""
+    return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values.tobytes())])
 
 
 def assert_same_predictions(made: Sequence[Row], expected: Sequence[Row]) -> None:
