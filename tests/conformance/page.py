@@ -118,7 +118,8 @@ def line(row: Feature | Stated) -> str:
 def kind_of(promise: str) -> str:
     if promise == EQUAL:
         return "equal"
-    return "refused" if promise.startswith("refused") else "equal except for the named differences"
+    is_refused = promise.startswith(("refused", "not possible"))
+    return "refused" if is_refused else "equal except for the named differences"
 
 
 if __name__ == "__main__":

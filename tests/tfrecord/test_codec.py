@@ -320,15 +320,14 @@ def test_encode_of_values_that_an_example_cannot_hold_is_refused(column: Any, me
 
 
 def test_encode_of_a_slice_writes_only_the_slice() -> None:
-    batch = pa.record_batch(
-        {"s": ["a", "bb", None, "dd"], "l": [[1], [2, 3], [], None], "f": [[1.0], [], None, [2.0]]}
-    )
+    numbers = pa.array([[1.0], [], None, [2.0]], pa.list_(pa.float32()))
+    batch = pa.record_batch({"s": ["a", "bb", None, "dd"], "l": [[1], [2, 3], [], None], "f": numbers})
     part = batch.slice(1, 2)
     assert decode(blocks_of(encode_batch(part).tobytes()), batch.schema).to_pydict() == {
         "s": ["bb", None],
         "l": [[2, 3], []],
         "f": [[], None],
-    } or part.schema.field("f").type != pa.list_(pa.float32())
+    }
 
 
 def test_decode_of_values_of_very_different_sizes_returns_the_encoded_batch() -> None:
