@@ -168,7 +168,9 @@ def lent_to(
     check_platform()
     owner = None if is_shared else driver
     places = _places(PACKAGES, path)
-    libraries = list(dict.fromkeys(os.path.realpath(entry) for entry in path if _is_library_of_spark(entry)))
+    # Spark names all of them, also those that its home does not have.
+    there = [entry for entry in path if _is_library_of_spark(entry) and os.path.exists(entry)]
+    libraries = list(dict.fromkeys(map(os.path.realpath, there)))
     variables = _read_early(environment)
     identity = {
         "owner": vars(owner) if owner else None,
