@@ -74,15 +74,21 @@ class _Uninterrupted:
             _beside(_repeat_without, answered)
 
         signal.signal(signal.SIGINT, hold)
+        answer: object = None
         try:
-            return self._send(*args, **kwargs)
-        except _GivenUpError:
-            raise KeyboardInterrupt from None
+            try:
+                answer = self._send(*args, **kwargs)
+            finally:
+                signal.signal(signal.SIGINT, before)
+        except _GivenUpError:  # Raised before or after Py4J's wait for the answer.
+            signal.signal(signal.SIGINT, before)
         finally:
             answered.set()
-            signal.signal(signal.SIGINT, before)
             if held:
                 before(signal.SIGINT, held[0])
+            if len(held) > 1:  # The call was given up, and the handler has not raised.
+                raise KeyboardInterrupt
+        return answer
 
 
 def _beside(work: Callable[..., None], *args: object) -> threading.Thread:
