@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from support.disks import small_disk
 from support.driver import run_driver
 from support.errors import raises
-from support.rows import df_with_partitions
+from support.rows import df_with_partitions, noting_partitions
 from support.trainers import node_task_of, trainers
 
 from tfspark import Feeding, InputMode, TFCluster, TFRecordFiles
@@ -559,7 +559,7 @@ LOSE_AN_EXECUTOR = """
     from cluster.programs import dense
     from cluster.strikes import Strike
     from support.trainers import node_task_of, trainers
-    from support.rows import df_with_partitions
+    from support.rows import df_with_partitions, noting_partitions
     from tfspark import TFCluster
     from tfspark import Feeding
 
@@ -620,13 +620,6 @@ def test_stored_rows_are_read_again_after_a_restart(
     """A trainer is killed in an epoch that is read from stored rows; each row is used once in each epoch."""
     total, log = sum(ROWS), tmp_path / "computed"
 
-    def noting(batches: Any) -> Any:
-        from pyspark import TaskContext
-
-        with log.open("a") as out:
-            out.write(f"{TaskContext.get().partitionId()}\n")
-        yield from batches
-
     def strike() -> None:
         if is_lost:
             max(Path(directory, FOLDER).glob("*-1.arrow"), key=lambda path: path.stat().st_mtime_ns).unlink()
@@ -634,7 +627,7 @@ def test_stored_rows_are_read_again_after_a_restart(
 
     directory = spark.sparkContext.range(1).map(lambda _: os.environ["SPARK_LOCAL_DIRS"]).first()
     rows = df_with_partitions(spark, ROWS)
-    rows = rows.mapInArrow(noting, rows.schema).select("id")
+    rows = rows.mapInArrow(noting_partitions(log), rows.schema).select("id")
     observer = Strike(strike, "state", epoch=2, step=3)
     with TFCluster.run(
         spark,

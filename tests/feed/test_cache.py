@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import SPEC, Loopback, Taken, partitions_of, read_stored, rows_from, run_pass
 from pyspark.sql import DataFrame, SparkSession
-from support.rows import df_with_partitions
+from support.rows import df_with_partitions, noting_partitions
 
 from tfspark import Feeding, FeedOptions, TFCluster
 from tfspark.errors import ConfigError
@@ -286,19 +286,6 @@ def reading_ids() -> Any:
     return main_fun
 
 
-def counting(log: str) -> Any:
-    """Return a function for `mapInArrow` that notes its partition in a file each time that Spark computes it."""
-
-    def note(batches: Any) -> Any:
-        from pyspark import TaskContext
-
-        with open(log, "a") as out:
-            out.write(f"{TaskContext.get().partitionId()}\n")
-        yield from batches
-
-    return note
-
-
 @pytest.mark.parametrize(
     ("cache_bytes", "kept", "computed"),
     [
@@ -311,9 +298,9 @@ def test_train_with_a_node_cache_computes_rows_again_only_if_they_do_not_fit(
 ) -> None:
     log = tmp_path / "computed"
     rows = df_with_partitions(spark, [500, 0, 333])
-    counted = rows.mapInArrow(counting(str(log)), rows.schema)
+    counted = rows.mapInArrow(noting_partitions(log), rows.schema)
     other = df_with_partitions(spark, [41])
-    noted = other.mapInArrow(counting(str(log)), other.schema)
+    noted = other.mapInArrow(noting_partitions(log), other.schema)
     events: list[Any] = []
     feeding = Feeding(cache="node", cache_bytes=cache_bytes)
     with TFCluster.run(
@@ -347,7 +334,7 @@ class Runs:
 
     def counted(self, rows: DataFrame) -> DataFrame:
         """Return the same rows; `computed` counts each time that Spark computes their first partition."""
-        return rows.mapInArrow(counting(str(self.log)), rows.schema)
+        return rows.mapInArrow(noting_partitions(self.log), rows.schema)
 
     @property
     def computed(self) -> int:

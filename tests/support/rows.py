@@ -7,6 +7,7 @@ compare received rows with sent rows without a copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +61,20 @@ def partition_sizes(df: DataFrame) -> list[int]:
 
     counted = df.mapInArrow(count, "partition bigint, rows bigint").collect()
     return [row.rows for row in sorted(counted)]
+
+
+def noting_partitions(log: Path | str) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return a function for `mapInArrow` that notes its partition in a file each time that Spark computes it."""
+    file = str(log)
+
+    def note(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from pyspark import TaskContext
+
+        with open(file, "a") as out:
+            out.write(f"{TaskContext.get().partitionId()}\n")
+        yield from batches
+
+    return note
 
 
 def _expand(
