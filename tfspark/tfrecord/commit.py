@@ -1,7 +1,9 @@
 """Write files so that readers see all of them or none.
 
 Tasks write below ``<path>/_temporary/<job>``, which listings ignore; the driver moves the files of the
-successful attempts into place and writes ``_SUCCESS``. A job that fails does not change the directory."""
+successful attempts into place and writes ``_SUCCESS``. A job that fails does not change the directory, except that a
+task which still runs at that time may leave its temporary file.
+"""
 
 from __future__ import annotations
 
