@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 import decimal
 import re
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyspark.errors import AnalysisException
 from pyspark.ml.linalg import DenseVector, SparseVector
@@ -151,8 +154,19 @@ def test_save_of_an_unsupported_type_is_refused_before_any_task_runs(
 def test_save_that_fails_does_not_change_the_directory(session: SparkSession, tmp_path: Path) -> None:
     save(session.range(10), tmp_path / "out")
     before = sorted((tmp_path / "out").rglob("*"))
-    # One task: another one could still be writing its temporary file after the job has failed.
-    bad = session.range(0, 100, 1, 1).selectExpr("if(id = 99, array(null), array(id)) c")
+
+    def after_the_other_task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Fail only when the other task has its temporary file: it could create it after the job has failed."""
+        for batch in batches:
+            until = time.monotonic() + 60
+            while 99 in batch.column(0).to_pylist() and time.monotonic() < until:
+                if list((tmp_path / "out").glob("_temporary/*/*/part-00000-*")):
+                    break
+                time.sleep(0.05)
+            yield batch
+
+    ids = session.range(0, 100, 1, 2).mapInArrow(after_the_other_task, "id bigint")
+    bad = ids.selectExpr("if(id = 99, array(null), array(id)) c")
     with pytest.raises(Exception, match="array_compact"):
         save(bad, tmp_path / "out", "overwrite")
     assert sorted((tmp_path / "out").rglob("*")) == before
