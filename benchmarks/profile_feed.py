@@ -38,7 +38,7 @@ RATE_HZ = 100
 WAITS = ("read ", "poll ", "epoll_wait ", "clock_nanosleep ", "syscall ")
 LOCK = "PyThread_acquire_lock_timed"
 OUTER = ("ReaderInputStream.read", "FeedTask.__call__", "PassReader._run", "drain ")
-"""The work of the feed begins below these frames. Their callers are the same in all stacks."""
+"""Frames that call the work of the feed. Stacks are cut here, because all stacks are alike above."""
 EVENTS = "jdk.ExecutionSample,jdk.NativeMethodSample"
 PASSES = 40
 SHOWN_SHARE = 0.004

@@ -55,7 +55,7 @@ Wanted = dict[str, tuple[str, ...]]
 
 
 def trained(wanted: Wanted) -> dict[str, list[Results]]:
-    """Train features in all kinds of clusters at the same time; return the results of each of their processes."""
+    """Train features in all kinds of clusters at the same time. Return each kind's results, one per process."""
     orders = {kind: commands(kind, names) for kind, names in wanted.items()}
     environment = {
         **os.environ, "PYTHONPATH": f"{python_path()}{os.pathsep}{TESTS}", "TF_CPP_MIN_LOG_LEVEL": "3"

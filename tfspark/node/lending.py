@@ -143,10 +143,12 @@ def _libraries_of_spark(environment: Mapping[str, str]) -> list[str]:
 
 
 def _is_library_of_spark(entry: str) -> bool:
+    """Return whether an entry is a file of Spark's. Spark also names files that its home does not have."""
     name = os.path.basename(entry)
-    return name == "pyspark.zip" or (
+    is_named = name == "pyspark.zip" or (
         name.startswith(("py4j-", "spark-core_")) and name.endswith((".zip", ".jar"))
     )
+    return is_named and os.path.exists(entry)
 
 
 def lent_to(
@@ -168,9 +170,7 @@ def lent_to(
     check_platform()
     owner = None if is_shared else driver
     places = _places(PACKAGES, path)
-    # Spark names all of them, also those that its home does not have.
-    there = [entry for entry in path if _is_library_of_spark(entry) and os.path.exists(entry)]
-    libraries = list(dict.fromkeys(map(os.path.realpath, there)))
+    libraries = list(dict.fromkeys(os.path.realpath(entry) for entry in path if _is_library_of_spark(entry)))
     variables = _read_early(environment)
     identity = {
         "owner": vars(owner) if owner else None,
