@@ -103,7 +103,7 @@ def _batch(ids: np.ndarray, num_features: int, num_classes: int) -> pa.RecordBat
 
 
 def _array(dtype: pa.DataType, values: np.ndarray) -> pa.Array:
-    """Return an array of the values' bytes; see `tfspark.protocol.rows` for what ``pa.array`` costs."""
+    """Return an array of the values' bytes; see `tfspark.feed.stream.first_row` for what ``pa.array`` costs."""
     return pa.Array.from_buffers(dtype, len(values), [None, pa.py_buffer(values.tobytes())])
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from py4j.java_collections import JavaArray
 
+from tfspark.cluster.jvm import each
 from tfspark.cluster.preflight import is_on
 from tfspark.errors import ConfigError
 from tfspark.feed.scan import (
@@ -205,12 +205,12 @@ class _Query:
 
     def __post_init__(self) -> None:
         self._of: dict[int, int] = {}
-        self.given = [(column.name(), column.exprId().id()) for column in _each(self.root.output())]
+        self.given = [(column.name(), column.exprId().id()) for column in each(self.root.output())]
         node = self.root
         while (children := node.children()).size() == 1:
             name = _simple(node)
             if name == "ProjectExec":
-                for column in _each(node.projectList()):
+                for column in each(node.projectList()):
                     self._note(column)
             elif name == "FilterExec":
                 self.conditions.append(node.condition())
@@ -241,7 +241,7 @@ class _Query:
         Args:
             columns: attribute number -> name of the column in the files or their directories.
         """
-        types = {a.exprId().id(): a.dataType().sql().lower() for a in _each(self.scan.output())}
+        types = {a.exprId().id(): a.dataType().sql().lower() for a in each(self.scan.output())}
         found: dict[str, pa.DataType] = {}
 
         def read(attribute: int) -> str:
@@ -263,7 +263,7 @@ class _Query:
 
 def _condition(expression: JavaObject, read: Callable[[int], str]) -> Condition:
     kind = _simple(expression)
-    below = list(_each(expression.children()))
+    below = list(each(expression.children()))
     if kind in _LOGIC:
         return (_LOGIC[kind], *(_condition(each, read) for each in below))
     if below and _simple(below[0]) == "AttributeReference":
@@ -324,16 +324,16 @@ def _parquet_files(
     ]
     if tolerant or is_on(spark, _BY_FIELD_ID):
         raise NotDirectError(f"{(tolerant or [_BY_FIELD_ID])[0]} is set, which only Spark's reader knows")
-    outputs = list(_each(scan.output()))
-    in_files = [each.name() for each in _each(scan.requiredSchema().fields())]
-    in_paths = [(each.name(), each.dataType()) for each in _each(relation.partitionSchema().fields())]
+    outputs = list(each(scan.output()))
+    in_files = [each.name() for each in each(scan.requiredSchema().fields())]
+    in_paths = [(each.name(), each.dataType()) for each in each(relation.partitionSchema().fields())]
     names = [*in_files, *(name for name, _ in in_paths)]
     columns = {a.exprId().id(): name for a, name in zip(outputs, names, strict=False)}
     selection = query.selection(columns)
     partitions = scan.inputRDD()
     if _simple(partitions) != "FileScanRDD":
         raise NotDirectError(f"Spark reads the files by {_simple(partitions)}")
-    listed = [list(_listed(part, in_paths)) for part in _each(partitions.filePartitions())]
+    listed = [list(_listed(part, in_paths)) for part in each(partitions.filePartitions())]
     remote = next((f.path for part in listed for f, *_ in part if not f.path.startswith("file:")), None)
     if remote is not None and not anywhere:
         raise NotDirectError(
@@ -402,7 +402,7 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
 
 def _tfrecords(query: _Query) -> DirectRows:
     splits = _tfrecord_splits(query.scan)
-    columns = {a.exprId().id(): a.name() for a in _each(query.scan.output())}
+    columns = {a.exprId().id(): a.name() for a in each(query.scan.output())}
     selection = query.selection(columns)
     if any(split.mode != FAILFAST for split in splits):
         # The feed does not read all columns, so it would keep a record that Spark drops for one of the others.
@@ -417,7 +417,7 @@ def _tfrecord_splits(scan: JavaObject) -> list[Any]:
     if not name.endswith((" tfrecord", " tfrecords")):
         raise NotDirectError(f"the rows come from {name}, not from Parquet or TFRecord files")
     try:
-        splits = [pickle.loads(bytes(part.pickedPartition())) for part in _each(scan.inputPartitions())]
+        splits = [pickle.loads(bytes(part.pickedPartition())) for part in each(scan.inputPartitions())]
     except (ImportError, AttributeError, pickle.UnpicklingError) as error:
         raise NotDirectError(f"the splits of {name} are not tfspark's: {error}") from error
     if not all(type(split).__module__ == "tfspark.tfrecord.datasource" for split in splits):
@@ -435,16 +435,9 @@ def tfrecord_files(execution: JavaObject) -> list[list[str]]:
         NotDirectError: another data source written in Python is read.
         Py4JError: Spark's plan has a form that this code does not know.
     """
-    scans = filter(_is_python_scan, _each(execution.sparkPlan().collectLeaves()))
+    scans = filter(_is_python_scan, each(execution.sparkPlan().collectLeaves()))
     splits = [_tfrecord_splits(scan) for scan in scans]
     return [sorted({piece.file.path for split in of_scan for piece in split.slices}) for of_scan in splits]
-
-
-def _each(scala: JavaObject | JavaArray) -> Iterator[JavaObject]:
-    """Yield the items of a Scala sequence or a Java array."""
-    if isinstance(scala, JavaArray):
-        return iter(scala)
-    return (scala.apply(i) for i in range(scala.size()))
 
 
 def _simple(java: JavaObject) -> str:

@@ -12,6 +12,7 @@ from tfspark.cluster.control import ControlPlane
 from tfspark.cluster.direct import DirectRows
 from tfspark.cluster.layout import PlannedRows, is_determinate
 from tfspark.cluster.partition_order import mixed_order, with_mixed_partitions, without_partitions
+from tfspark.cluster.python_tasks import NO_ROWS_DDL, python_tasks
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.cluster.state.checkpoint_store import Checkpoint
 from tfspark.cluster.state.driver_state import DriverState
@@ -21,7 +22,7 @@ from tfspark.feed.columns import Columns
 from tfspark.feed.directory import Keep
 from tfspark.feed.rdd_rows import ElementsTask
 from tfspark.feed.scan import ScanTask
-from tfspark.feed.source import FEED_RESULT_DDL, NOT_REACHED, FeedTask
+from tfspark.feed.source import NOT_REACHED, FeedTask
 from tfspark.feed.spark_names import map_in_arrow
 from tfspark.feed.stream import SAMPLE_DDL, StreamSpec, first_row
 from tfspark.protocol.roles import NodeSpec
@@ -370,8 +371,8 @@ class Feeder:
 
     def _serving(
         self, stream: str, index: int, rows: PlannedRows | RDD[Any], whole: Mapping[int, int]
-    ) -> DataFrame:
-        """Return the DataFrame that serves a pass when Spark computes it.
+    ) -> DataFrame | RDD[Any]:
+        """Return what Spark computes to serve a pass.
 
         If rows are shuffled, the partitions come in mixed order. Partitions that were already served are not computed,
         except on Spark Connect, where they cannot be chosen.
@@ -379,8 +380,7 @@ class Feeder:
         spec, order = self._specs[stream], list[int]()
         if not isinstance(rows, PlannedRows):
             self._note_layout(stream, index, {"repeatable": is_determinate(rows)})
-            elements = rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
-            return self._spark.createDataFrame(elements, FEED_RESULT_DDL)
+            return rows.mapPartitionsWithIndex(ElementsTask(self._task(stream, index, order)))
         planned, layout = rows.of_pass(index)
         self._note_layout(stream, index, layout.to_json())
         direct = rows.direct()
@@ -392,14 +392,14 @@ class Feeder:
         if not hasattr(planned, "_jdf"):
             left_out = []
         task = replace(self._task(stream, index, order), left_out=tuple(left_out))
-        served = map_in_arrow(planned, task, FEED_RESULT_DDL)
+        served = map_in_arrow(planned, task, NO_ROWS_DDL)
         # Prune after the task was added: Spark then plans these partitions exactly as for the whole pass.
         return without_partitions(served, left_out) if left_out else served
 
     def _serving_files(
         self, stream: str, index: int, direct: DirectRows, whole: Mapping[int, int]
-    ) -> DataFrame:
-        """Return the DataFrame that serves a pass when feed tasks read the files; rows come in Spark's order."""
+    ) -> DataFrame | RDD[Any]:
+        """Return the tasks that serve a pass by reading the files themselves; rows come in Spark's order."""
         spec = self._specs[stream]
         order = mixed_order(len(direct.splits), spec.seed, index) if spec.shuffle_rows else []
         left_out = set(self._leave_out(stream, index, whole, order))
@@ -409,8 +409,7 @@ class Feeder:
             if number not in left_out
         )
         task = ScanTask(self._task(stream, index, order), direct.scan, splits)
-        tasks = self._spark.range(0, len(splits), 1, max(1, len(splits)))
-        return tasks.mapInArrow(task, FEED_RESULT_DDL)
+        return python_tasks(self._spark, task, len(splits))
 
     def _note_layout(self, stream: str, index: int, layout: Json) -> None:
         self._control.update(lambda state: state.directory.note_layout(stream, index, layout))

@@ -18,6 +18,7 @@ from tfspark.cluster.decommission import DecommissionWatch
 from tfspark.cluster.feeder import Feeder
 from tfspark.cluster.options import ClusterOptions
 from tfspark.cluster.preflight import driver_addresses
+from tfspark.cluster.python_tasks import python_tasks
 from tfspark.cluster.sparkjob import CANCEL_TIMEOUT_S, SparkJob, without_java_stack
 from tfspark.cluster.state.checkpoint_store import CheckpointStore
 from tfspark.cluster.state.driver_state import DriverState
@@ -26,7 +27,7 @@ from tfspark.cluster.state.restarts import RestartBudget
 from tfspark.cluster.warm_up import driver_of_local_executor
 from tfspark.driver_python import python_advice
 from tfspark.errors import DeadlineError, ReservationError, TfsparkError
-from tfspark.node.task import NODE_RESULT_DDL, NodeTask
+from tfspark.node.task import NodeTask
 from tfspark.node.warm import installed_versions
 from tfspark.protocol.failures import FailureKind
 from tfspark.protocol.roles import NodeSpec
@@ -42,13 +43,13 @@ class DriverNode:
     """A node on the driver's machine. It runs in a thread of the driver's program instead of a Spark task.
 
     Args:
-        task: the function that a Spark task would run.
+        task: the function that a Spark task would run; `node` is its first node.
         node: which node it is.
     """
 
     def __init__(self, task: NodeTask, node: NodeSpec):
         name = f"tfspark-{node.name.replace(' ', '-')}"
-        self._thread = threading.Thread(target=task.run, args=(node.index,), name=name, daemon=True)
+        self._thread = threading.Thread(target=task, args=(0,), name=name, daemon=True)
         self._thread.start()
 
     def join(self, timeout_s: float) -> None:
@@ -205,10 +206,9 @@ class Incarnation:
 
     def _start_nodes(self, role: str, group: Sequence[NodeSpec]) -> SparkJob:
         task, count = self._task(group[0].index), len(group)
-        nodes = self._spark.range(0, count, 1, count).mapInArrow(task, NODE_RESULT_DDL)
         return SparkJob(
             self._spark,
-            lambda: nodes,
+            lambda: python_tasks(self._spark, task, count),
             f"tfspark {role} nodes",
             lambda error: self._spark_failed(role, group[0].index, error),
         )

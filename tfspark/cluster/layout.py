@@ -10,6 +10,7 @@ length, size and modification time) and of the seeds by which Spark draws rows.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
@@ -23,10 +24,11 @@ from typing import TYPE_CHECKING
 from py4j.protocol import Py4JError
 
 from tfspark.cluster.direct import DirectRows, NotDirectError, direct_rows
+from tfspark.cluster.jvm import each, java_class
 from tfspark.errors import ConfigError
 
 if TYPE_CHECKING:
-    from py4j.java_gateway import JavaObject, JVMView
+    from py4j.java_gateway import JavaObject
     from pyspark import RDD
     from pyspark.sql import DataFrame, SparkSession
 
@@ -281,7 +283,7 @@ class _Plan:
     """What a physical plan says about its partitions."""
 
     def __init__(self, spark: SparkSession, root: JavaObject):
-        self._jvm: JVMView = spark.sparkContext._jvm
+        self._class = functools.partial(java_class, spark.sparkContext)
         self._scans: list[JavaObject] = []
         self._drawn: list[str] = []
         self.is_comparable = True
@@ -300,7 +302,7 @@ class _Plan:
         if name == "AQEShuffleReadExec":
             self.is_comparable = False  # It merged partitions by their size in this one run.
         below, had_shuffle = keeps_order and any(kind in name for kind in _KEEPS_ORDER), self.has_shuffle
-        are_repeatable = [self._look_at(each, below) for each in self._below(node, name)]
+        are_repeatable = [self._look_at(child, below) for child in self._below(node, name)]
         if name == "InMemoryTableScanExec":
             self.has_shuffle = had_shuffle  # Persisted rows are not computed again.
         self.has_shuffle |= "ShuffleExchange" in name or name in _SHUFFLES_ITSELF
@@ -321,8 +323,8 @@ class _Plan:
         if name == "SampleExec":
             self._drawn.append(str(node.seed()))
         if not node.deterministic():
-            drawn = [str(each) for each in self._list(node.expressions()) if not each.deterministic()]
-            self._drawn.extend(_NUMBER_OF_EXPRESSION.sub("", each) for each in drawn)
+            drawn = [str(one) for one in each(node.expressions()) if not one.deterministic()]
+            self._drawn.extend(_NUMBER_OF_EXPRESSION.sub("", one) for one in drawn)
 
     def _below(self, node: JavaObject, name: str) -> list[JavaObject]:
         if name == "AdaptiveSparkPlanExec":
@@ -331,7 +333,7 @@ class _Plan:
             return [node.relation().cachedPlan()]
         if name == "ReusedExchangeExec":
             return [node.child()]
-        return [node.plan()] if name.endswith("QueryStageExec") else self._list(node.children())
+        return [node.plan()] if name.endswith("QueryStageExec") else list(each(node.children()))
 
     def digest(self, rdd: JavaObject) -> str:
         """Return a digest of all splits from which the partitions are computed."""
@@ -356,7 +358,7 @@ class _Plan:
         path = split.getPath()  # A split of something else has none: then the layout is unknown.
         name = str(path)
         if name not in known:
-            conf = self._jvm.org.apache.spark.deploy.SparkHadoopUtil.get().conf()
+            conf = self._class("org.apache.spark.deploy.SparkHadoopUtil").get().conf()
             status = path.getFileSystem(conf).getFileStatus(path)
             known[name] = f"{status.getLen()} {status.getModificationTime()}"
         return known[name]
@@ -368,21 +370,17 @@ class _Plan:
             if rdd.id() in seen:
                 continue
             seen.add(rdd.id())
-            on = self._list(rdd.dependencies())
+            on = list(each(rdd.dependencies()))
             above.extend(dependency.rdd() for dependency in on)
             if not on:
                 yield rdd
 
     def _serialized(self, partitions: JavaObject) -> bytes:
         """Return a digest of the partitions, serialized as Spark sends them to executors; the bytes stay in the JVM."""
-        digest = self._jvm.java.security.MessageDigest.getInstance("SHA-256")
-        nowhere = self._jvm.java.io.OutputStream.nullOutputStream()
-        out = self._jvm.java.io.ObjectOutputStream(
-            self._jvm.java.security.DigestOutputStream(nowhere, digest)
-        )
+        digest = self._class("java.security.MessageDigest").getInstance("SHA-256")
+        nowhere = self._class("java.io.OutputStream").nullOutputStream()
+        digested = self._class("java.security.DigestOutputStream")(nowhere, digest)
+        out = self._class("java.io.ObjectOutputStream")(digested)
         out.writeObject(partitions)
         out.flush()
         return bytes(digest.digest())
-
-    def _list(self, scala: JavaObject) -> list[JavaObject]:
-        return list(self._jvm.scala.jdk.javaapi.CollectionConverters.asJava(scala))

@@ -7,10 +7,13 @@ its partitions (`PartitionPruningRDD`). No row moves, and every partition keeps 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from tfspark.cluster.jvm import java_class
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -63,13 +66,13 @@ def _of_blocks(df: DataFrame, rows: object, blocks: list[list[int]]) -> DataFram
     from pyspark.sql import DataFrame
 
     spark = df.sparkSession
-    jvm = spark.sparkContext._jvm
-    assert jvm is not None
-    scala = jvm.scala.jdk.javaapi.CollectionConverters
-    parts = jvm.java.util.ArrayList()
+    java = functools.partial(java_class, spark.sparkContext)
+    scala = java("scala.jdk.javaapi.CollectionConverters")
+    pruned = java("org.apache.spark.rdd.PartitionPruningRDD")
+    parts = java("java.util.ArrayList")()
     for block in blocks:
         # In Scala, a set of numbers is also a function that returns whether a number is in the set.
-        chosen = scala.asScala(jvm.java.util.HashSet(block)).toSet()
-        parts.add(jvm.org.apache.spark.rdd.PartitionPruningRDD.create(rows, chosen))
+        chosen = scala.asScala(java("java.util.HashSet")(block)).toSet()
+        parts.add(pruned.create(rows, chosen))
     union = spark.sparkContext._jsc.sc().union(scala.asScala(parts).toSeq(), rows.elementClassTag())  # type: ignore[attr-defined]
     return DataFrame(spark._jsparkSession.internalCreateDataFrame(union, df._jdf.schema(), False), spark)

@@ -8,23 +8,24 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tfspark.cluster.interrupts import OUR_JOBS
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark import RDD
+    from pyspark.sql import DataFrame, SparkSession
 
 CANCEL_TIMEOUT_S = 10.0
 CANCEL_AGAIN_S = 0.5
 
 
 class SparkJob:
-    """Collects a small DataFrame in the background.
+    """Collects a small DataFrame or RDD in the background.
 
     Args:
         spark: the session.
-        make: returns the DataFrame to collect; runs in the thread, because planning may run Spark stages.
+        make: returns what to collect; runs in the thread, because planning may run Spark stages.
         description: text shown in Spark's UI.
         on_error: called with the exception when the job fails without being cancelled.
         on_end: called when the job is over, for any reason.
@@ -33,7 +34,7 @@ class SparkJob:
     def __init__(
         self,
         spark: SparkSession,
-        make: Callable[[], DataFrame],
+        make: Callable[[], DataFrame | RDD[Any]],
         description: str,
         on_error: Callable[[Exception], None] | None = None,
         on_end: Callable[[], None] | None = None,
@@ -46,7 +47,7 @@ class SparkJob:
         self._on_end = on_end
         self._over = False
         self._cancelled = False
-        self._rows: list[Row] = []
+        self._rows: list[Any] = []
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=description.replace(" ", "-"), daemon=True)
         self._thread.start()
@@ -95,7 +96,7 @@ class SparkJob:
         """Whether the job is over, for any reason."""
         return self._over
 
-    def result(self) -> list[Row]:
+    def result(self) -> list[Any]:
         """Return the rows of a job that has ended, or raise the error from Spark."""
         if self._error is not None:
             raise self._error

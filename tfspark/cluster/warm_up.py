@@ -7,9 +7,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tfspark.cluster.preflight import is_local, is_local_master
+from tfspark.cluster.python_tasks import python_tasks
 from tfspark.cluster.sparkjob import SparkJob
 from tfspark.node.lending import Process, parent_before_spark, parent_of_local_executor
-from tfspark.node.task import NODE_RESULT_DDL, WarmUp
+from tfspark.node.task import WarmUp
 from tfspark.node.warm import ColdError, WantedParent, prepare
 
 if TYPE_CHECKING:
@@ -35,11 +36,7 @@ def warming_up(spark: SparkSession, num_nodes: int) -> Iterator[None]:
             _start_ahead(lambda: parent_of_local_executor(spark))
         yield
         return
-    job = SparkJob(
-        spark,
-        lambda: spark.range(0, num_nodes, 1, num_nodes).mapInArrow(WarmUp(), NODE_RESULT_DDL),
-        "tfspark warm-up",
-    )
+    job = SparkJob(spark, lambda: python_tasks(spark, WarmUp(), num_nodes), "tfspark warm-up")
     try:
         yield
     finally:

@@ -218,7 +218,7 @@ class TFRecordScan:
 
 @dataclass(frozen=True)
 class ScanTask:
-    """A feed task that reads its split itself; Spark calls it with a batch of one row, which is not used.
+    """A feed task that reads its split itself; Spark calls it with the number of its task.
 
     Attributes:
         task: serves the rows.
@@ -230,15 +230,11 @@ class ScanTask:
     scan: Scan
     splits: tuple[tuple[int, Any], ...]
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Serve the partition of this Spark task; yield one row: partition, rows."""
-        from pyspark import TaskContext
-
+    def __call__(self, number: int) -> None:
+        """Serve the partition of this Spark task."""
         spare_collections()
-        for _ in batches:
-            pass
-        partition, split = self.splits[TaskContext.get().partitionId()]
-        yield self.task.serve(partition, self.scan.read(split))
+        partition, split = self.splits[number]
+        self.task.serve(partition, self.scan.read(split))
 
 
 def _check_unchanged(file: FileVersion) -> tuple[fs.FileSystem, str]:

@@ -27,7 +27,6 @@ from tfspark.feed.buffer import ChunkBuffer
 from tfspark.feed.ranges import Ranges
 from tfspark.feed.shared import SharedChunk, shared_place
 from tfspark.feed.stream import encode_sample
-from tfspark.protocol.rows import one_row
 from tfspark.protocol.timing import HEARTBEAT_S
 from tfspark.protocol.values import Json
 from tfspark.protocol.wire import ActionClient, ActionServer, Secret, local_address_towards
@@ -162,7 +161,7 @@ class FeedTask:
     left_out: tuple[int, ...] = ()
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Serve the partition of this Spark task; yield one row: partition, rows."""
+        """Serve the partition of this Spark task; yield no rows."""
         from pyspark import TaskContext
 
         spare_collections()
@@ -170,15 +169,16 @@ class FeedTask:
         number = task.partitionId() if task is not None else 0
         for partition in self.left_out:
             number += partition <= number
-        yield self.serve(number, batches)
+        self.serve(number, batches)
+        yield from ()
 
-    def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
-        """Serve a partition to its end; return one row: partition, rows."""
+    def serve(self, partition: int, batches: Iterator[pa.RecordBatch]) -> None:
+        """Serve a partition to its end."""
         with ActionClient(self.location, self.secret) as control:
             try:
                 rows, stopped = self._serve(control, partition, batches)
             except InputBrokeOffError:
-                return _feed_result(partition, 0)  # Spark fails this task and runs it again.
+                return  # Spark fails this task and runs it again.
             reply = control.call(
                 "partition_done",
                 stream=self.stream,
@@ -192,7 +192,6 @@ class FeedTask:
                 f"partition {partition}: {NOT_REACHED}; Spark serves the rest in another attempt, if "
                 "spark.task.maxFailures allows one"
             )
-        return _feed_result(partition, rows)
 
     def _serve(
         self, control: ActionClient, partition: int, batches: Iterator[pa.RecordBatch]
@@ -256,15 +255,6 @@ class FeedTask:
             f"partition {partition}: waited feed_timeout_s={self.timeout_s:g} s for an earlier attempt of this "
             "task to end; it still serves"
         )
-
-
-FEED_RESULT = pa.schema([("partition", pa.int64()), ("rows", pa.int64())])
-FEED_RESULT_DDL = "partition bigint, rows bigint"
-
-
-def _feed_result(partition: int, rows: int) -> pa.RecordBatch:
-    """Return the row that a feed task returns to Spark."""
-    return one_row(FEED_RESULT, partition, rows)
 
 
 def _fill(buffer: ChunkBuffer, first: pa.RecordBatch, rest: Iterator[pa.RecordBatch], skip: Ranges) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ import pyarrow as pa
 
 from tfspark.errors import ConfigError
 from tfspark.feed.columns import Columns
-from tfspark.protocol.rows import one_row
 from tfspark.protocol.values import Json, plain
 
 
@@ -93,8 +93,20 @@ def first_row(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Yield the first row of a partition, encoded; for Spark's `mapInArrow`."""
     for batch in batches:
         if batch.num_rows:
-            yield one_row(SAMPLE, encode_sample(batch.slice(0, 1)))
+            yield _row_of_text(encode_sample(batch.slice(0, 1)))
             return
+
+
+def _row_of_text(text: str) -> pa.RecordBatch:
+    """Return a row of `SAMPLE`.
+
+    pyarrow imports pandas when it first converts a Python object. In a fresh Python worker of Spark this takes 0.3 s of
+    CPU, often while TensorFlow is imported beside it, so the row is made of its bytes.
+    """
+    encoded = text.encode()
+    parts = (struct.pack("<ii", 0, len(encoded)), encoded)
+    array = pa.Array.from_buffers(pa.string(), 1, [None, *map(pa.py_buffer, parts)])
+    return pa.RecordBatch.from_arrays([array], schema=SAMPLE)
 
 
 def decode_sample(text: str) -> pa.RecordBatch:

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.flight as flight
 
 from tfspark.node import warm
@@ -33,7 +32,6 @@ from tfspark.node.log import NodeLog
 from tfspark.node.tensorboard import TensorBoard
 from tfspark.node.warm import ColdError, installed_versions, own_parent
 from tfspark.protocol.roles import NodeSpec
-from tfspark.protocol.rows import one_row
 from tfspark.protocol.settings import TrainerSettings
 from tfspark.protocol.timing import DRIVER_SILENCE_S, HEARTBEAT_S, LAST_WORDS_S, STOP_GRACE_S
 from tfspark.protocol.values import Json
@@ -44,25 +42,20 @@ RECEIVED_SIGTERM = "its Spark worker process received SIGTERM"
 SHOW_STACKS = signal.SIGUSR1
 """Signal that makes a trainer write the stacks of all its threads to its log, whatever it is doing."""
 
-NODE_RESULT = pa.schema([("node", pa.int64()), ("outcome", pa.string())])
-NODE_RESULT_DDL = "node bigint, outcome string"
-
 
 @dataclass(frozen=True)
 class WarmUp:
     """A short task that starts the warm parent of its executor, for nodes that start there later."""
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Start it and return at once; yield nothing."""
-        for _ in batches:
-            with contextlib.suppress(ColdError):  # The node will report the reason.
-                warm.prepare(lent_parent(None) or own_parent())
-        yield from ()
+    def __call__(self, number: int) -> None:
+        """Start it and return at once."""
+        with contextlib.suppress(ColdError):  # The node will report the reason.
+            warm.prepare(lent_parent(None) or own_parent())
 
 
 @dataclass(frozen=True)
 class NodeTask:
-    """Everything that a node task needs; Spark calls it with one row, the node's number.
+    """Everything that a node task needs; Spark calls it with the number of its task.
 
     Attributes:
         location: address of the control plane.
@@ -89,28 +82,22 @@ class NodeTask:
     tensorboard_dir: str | None
     driver: Process | None = None
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Run the node; yield one row: node, outcome."""
-        (row,) = batches  # To the end: Spark gives its next task to this process only then.
-        index = self.first_index + row.column(0)[0].as_py()
-        yield one_row(NODE_RESULT, index, self.run(index))
-
-    def run(self, index: int) -> str:
-        """Run a node to its end; return the outcome."""
-        saves_state = self.settings.saves_state
+    def __call__(self, number: int) -> None:
+        """Run a node to its end."""
+        spec, saves_state = self.nodes[self.first_index + number], self.settings.saves_state
         with ActionClient(self.location, self.secret) as control, _sigterm_noted(saves_state) as sigterm:
-            return self._run_with_chief(self.nodes[index], control, sigterm)
+            self._run_with_chief(spec, control, sigterm)
 
-    def _run_with_chief(self, spec: NodeSpec, control: ActionClient, sigterm: threading.Event) -> str:
+    def _run_with_chief(self, spec: NodeSpec, control: ActionClient, sigterm: threading.Event) -> None:
         """Run the node; for worker 0, also run the chief, which coordinates parameter servers, if there is one."""
         chiefs = [node for node in self.nodes if node.role == "chief"]
         if spec.name != "worker 0" or not chiefs:
-            return _Node(self, spec, control, sigterm).run()
+            _Node(self, spec, control, sigterm).run()
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="tfspark-chief-node") as beside:
             chief = beside.submit(_Node(self, chiefs[0], control, sigterm).run)
-            outcome = _Node(self, spec, control, sigterm).run()
+            _Node(self, spec, control, sigterm).run()
             chief.result()
-        return outcome
 
 
 class _Node:
@@ -125,7 +112,7 @@ class _Node:
         self._attempt = 0
         self._log = NodeLog()
 
-    def run(self) -> str:
+    def run(self) -> None:
         with contextlib.ExitStack() as held, self._tensorboard():
             port = held.enter_context(_reserved_port())
             reply = self._control.call(
@@ -138,7 +125,7 @@ class _Node:
                 executor=executor_id(),
             )
             if reply["action"] == "stop":
-                return "refused"
+                return
             self._attempt = reply["attempt"]
             cause = ""
             if "port" in reply:
@@ -152,7 +139,6 @@ class _Node:
                 while cause and self._is_replaced(cause):
                     cause = self._supervise(config, port)
         self._say_ended(cause)
-        return cause or "ended"
 
     def _is_replaced(self, cause: str) -> bool:
         """Report to the driver that the trainer was killed; return whether another one replaces it."""
