@@ -12,6 +12,7 @@ from pyspark.errors import PythonException
 from pyspark.sql import SparkSession
 
 from tfspark.cluster.python_tasks import SIMPLIFIED_TRACEBACK, python_tasks
+from tfspark.cluster.sparkjob import SparkJob
 
 
 def parents_of_tasks(spark: SparkSession, folder: Path, count: int) -> set[str]:
@@ -53,5 +54,7 @@ def test_error_of_a_task_is_raised_with_its_own_words(spark: SparkSession) -> No
     def fail(number: int) -> None:
         raise ValueError(f"task {number} has no luck")
 
+    job = SparkJob(spark, lambda: python_tasks(spark, fail, 1), "fails")
+    job.join(60.0)
     with pytest.raises(PythonException, match="ValueError: task 0 has no luck"):
-        python_tasks(spark, fail, 1).collect()
+        job.result()

@@ -56,7 +56,8 @@ class SparkJob:
         try:
             self._mark()
             self._rows = self._make().collect()
-        except Exception as error:
+        except Exception as raised:
+            error = _error_of_python(raised)
             self._error = error
             if self._on_error is not None and not self._cancelled:
                 self._on_error(error)
@@ -118,6 +119,20 @@ class SparkJob:
             with contextlib.suppress(Exception):
                 self._interrupt()
             self._thread.join(CANCEL_AGAIN_S)
+
+
+def _error_of_python(error: Exception) -> Exception:
+    """Return the error of a task's Python code if Spark raised one of the JVM for it, as before 4.3 for RDDs."""
+    from pyspark.errors import PythonException
+
+    java = getattr(error, "java_exception", None)
+    cause = None if java is None else java.getCause()
+    if cause is None or cause.getClass().getSimpleName() != "PythonException":
+        return error
+    told: Exception = PythonException(
+        f"An exception was thrown from the Python worker:\n{cause.getMessage()}"
+    )
+    return told
 
 
 def without_java_stack(message: str) -> str:
