@@ -1,12 +1,12 @@
 """The clusters that tests use have two executors, and leave nothing behind."""
 
-import json
 import socket
 import textwrap
 
 import psutil
 import pytest
 from support.driver import run_driver
+from support.processes import last_json
 from support.standalone import StandaloneCluster
 
 # Each task waits until all four have started. So one executor cannot run all of them, one after another.
@@ -47,7 +47,7 @@ def test_local_cluster_runs_a_job_on_two_executors(meeting_place):
         "local-cluster[2,2,2048]", JOB, "a b", timeout_s=240, env={"MEETING_PLACE": str(meeting_place)}
     ).check()
 
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = last_json(result.stdout)
     assert len(set(found["executors"])) == 2
     assert found["rows"] == 100
     assert found["args"] == ["a b"]
@@ -65,7 +65,7 @@ def test_standalone_runs_a_submitted_job_on_two_executors(standalone, meeting_pl
         env={"MEETING_PLACE": str(meeting_place)},
     ).check()
 
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = last_json(result.stdout)
     assert len(set(found["executors"])) == 2
     assert found["rows"] == 100
     assert found["args"] == ["a b"]

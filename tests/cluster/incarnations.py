@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 from pyspark.sql import SparkSession
 from support.leaks import Owned, Snapshot, find_leaks, running_jobs
+from support.processes import json_of_python
 from support.rows import features_of, label_of
 
 PLAIN_KERAS_S = 120.0
@@ -61,15 +59,7 @@ def save_rows(path: Path, num_rows: int, num_classes: int = 2) -> Path:
 
 def plain_keras(code: str, *args: object) -> dict[str, Any]:
     """Run code in a separate process, without tfspark's corrections; return the JSON that it prints last."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=PLAIN_KERAS_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json_of_python("-c", code, *map(str, args), timeout_s=PLAIN_KERAS_S)
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from cluster.programs import TOLD_S, dense, say
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.environment import OWN_WARM_PARENT
+from support.processes import last_json
 from support.rows import df_with_partitions
 from support.trainers import trainers
 
@@ -199,7 +199,7 @@ def test_node_task_when_killed_before_it_registers_is_started_again_by_spark() -
     result = run_driver("local-cluster[2,2,1024]", KILL_BEFORE_IT_REGISTERS, timeout_s=360).check()
 
     hello = {"said": "hello", "workers": 2}
-    assert json.loads(result.stdout.splitlines()[-1]) == {
+    assert last_json(result.stdout) == {
         "killed": 1,
         "registered": 2,
         "told": {"worker 0": hello, "worker 1": hello},
@@ -209,7 +209,7 @@ def test_node_task_when_killed_before_it_registers_is_started_again_by_spark() -
 def test_node_task_when_killed_before_it_registers_is_an_error_where_spark_retries_nothing() -> None:
     result = run_driver("local[4]", KILL_BEFORE_IT_REGISTERS, timeout_s=360).check()
 
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     assert told["killed"] == 1
     assert told["told"].startswith("ReservationError: the Spark job of the worker nodes failed: ")
 
@@ -272,7 +272,7 @@ def test_inference_when_the_python_worker_that_asks_is_killed_gives_every_result
         "local-cluster[2,2,1024]", KILL_WHILE_IT_INFERS, str(tmp_path / "killed"), timeout_s=240
     ).check()
 
-    assert json.loads(result.stdout.splitlines()[-1]) == {"right": True, "killed": True}
+    assert last_json(result.stdout) == {"right": True, "killed": True}
 
 
 KILL_WHILE_A_MODEL_IS_APPLIED = """
@@ -333,6 +333,6 @@ def test_applying_a_model_when_python_workers_are_killed_gives_every_result(tmp_
         "local-cluster[2,2,1024]", KILL_WHILE_A_MODEL_IS_APPLIED, str(tmp_path), timeout_s=300
     ).check()
 
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     assert told["right"]
     assert told["killed"] >= 2

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from cluster.file_rows import FORMATS, NUM_ROWS, files
 from cluster.programs import ALL_EXECUTORS_FIRST
 from support.driver import run_driver
+from support.processes import last_json
 from support.standalone import StandaloneCluster
 
 __all__ = ["files"]
@@ -23,7 +23,7 @@ DEADLINE_S = 900.0
 
 def check(stdout: str, kind: str, cells: tuple[str, ...]) -> None:
     """Check that each training continued in its epoch, and that its weights count each row once for each epoch."""
-    told = json.loads(stdout.splitlines()[-1])
+    told = last_json(stdout)
     assert [one["cell"] for one in told] == list(cells)
     for one in told:
         before, after = one["cuts"]

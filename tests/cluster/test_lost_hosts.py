@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 from cluster.programs import ALL_EXECUTORS_FIRST
 from support.network import Network, namespaces, network_refused, set_link
-from support.processes import poll_until
+from support.processes import last_json, poll_until
 from support.standalone import StandaloneCluster
 
 PROGRAM = Path(__file__).with_name("lose_and_tell.py")
@@ -30,7 +29,7 @@ SPARK_NOTICES = {
 
 def check(stdout: str) -> dict[str, Any]:
     """Check that training continued once, and ended as if nothing had been lost; return the program's results."""
-    told: dict[str, Any] = json.loads(stdout.splitlines()[-1])
+    told: dict[str, Any] = last_json(stdout)
     (cause,) = told["causes"]
     assert cause.startswith("worker 1 on ")
     assert [event["epoch"] for event in told["resumed"]] == [1]
@@ -65,7 +64,7 @@ def test_training_without_a_replacement_for_a_worker_goes_on_with_fewer_until_th
         poll_until(lambda: submitted.done() or shrunk.exists(), DEADLINE_S)
         cluster.start_worker()
         result = submitted.result().check()
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     assert told["sized"] == [2, 1, 2]
     assert told["restarts"] == 1
     assert told["trained"]["rows"] == [640] * told["epochs"]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from support.driver import run_driver
+from support.processes import last_json
 from support.standalone import StandaloneCluster
 
 PROGRAM = Path(__file__).with_name("train_and_tell.py")
 
 
 def check_training(stdout: str, log_dir: Path) -> None:
-    told = json.loads(stdout.splitlines()[-1])
+    told = last_json(stdout)
     first, second = told["nodes"]["worker 0"], told["nodes"]["worker 1"]
     assert first["weights_sha256"] == second["weights_sha256"]
     assert first["iterations"] == second["iterations"] >= 2 * 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -26,6 +25,7 @@ from cluster.programs import TOLD_S, accumulating, dense, save_drawn_rows, savin
 from pyspark.sql import SparkSession
 from support.driver import run_driver
 from support.leaks import Owned
+from support.processes import last_json
 from support.rows import df_with_partitions
 from support.trainers import node_task_of, trainers
 
@@ -272,7 +272,7 @@ WITH_A_PARAMETER_SERVER = """
 def test_program_with_a_parameter_server_trains_on_tfrecords_in_a_separate_driver(master: str) -> None:
     result = run_driver(master, WITH_A_PARAMETER_SERVER, timeout_s=480).check()
 
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     assert len(told["loss"]) == 10
     assert told["nodes"]["worker 0"]["rows"] == [200] * 10
     assert told["nodes"]["chief 0"]["iterations"] == 10 * 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ from cluster.strikes import Strike
 from cluster.trained import Trained, train, uninterrupted
 from pyspark.sql import SparkSession
 from support.driver import run_driver
+from support.processes import last_json
 from support.trainers import node_task_of, trainers
 
 __all__ = ["uninterrupted"]
@@ -97,7 +97,7 @@ def test_training_on_separate_executors_ends_as_if_nothing_had_paused(
 ) -> None:
     """The weights are the same for each process and each length of the pause, with a restart or without."""
     result = run_driver("local-cluster[4,1,1024]", PROGRAM, what, str(pause_s), timeout_s=1200).check()
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     assert told["struck"] == 1
     assert len(told["causes"]) <= 1 if pause_s == 400 else told["causes"] == [], told["causes"]
     assert all(cause in found for found in told["causes"]), told["causes"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pyspark.sql import SparkSession
 from support.disks import small_disk
 from support.driver import run_driver
 from support.errors import raises
+from support.processes import last_json
 from support.rows import df_with_partitions, noting_partitions
 from support.trainers import node_task_of, trainers
 
@@ -595,7 +595,7 @@ def test_training_when_spark_decommissions_an_executor_saves_its_state_and_goes_
     conf = {"spark.decommission.enabled": "true"}
     program = DECOMMISSION_AN_EXECUTOR.replace("rows, 2,", "rows, 24,")
     result = run_driver("local-cluster[2,2,1024]", program, conf=conf, timeout_s=360).check()
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     (cause,) = told["causes"]
     assert "Spark decommissions its executor" in cause
     assert told["rows"] == [640] * 24
@@ -604,7 +604,7 @@ def test_training_when_spark_decommissions_an_executor_saves_its_state_and_goes_
 
 def test_training_when_an_executor_is_killed_goes_on_with_another(tmp_path: Path) -> None:
     result = run_driver("local-cluster[2,2,1024]", LOSE_AN_EXECUTOR, timeout_s=360).check()
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     assert len(told["causes"]) == 1
     assert "worker 1" in told["causes"][0]
     # The trainer learns from its pipe that the executor is gone, and may have made some steps until then.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from cluster.programs import dense
 from cluster.strikes import Strike, kill
 from pyspark.sql import DataFrame, SparkSession
 from support.driver import run_driver
+from support.processes import last_json
 from support.rows import df_with_partitions
 
 from tfspark import TFCluster
@@ -95,7 +95,7 @@ def test_worker_that_is_lost_in_mid_epoch_is_replaced_and_the_remaining_nodes_go
     tmp_path: Path, what: str, master: str
 ) -> None:
     result = run_driver(master, LOSE_A_WORKER, what, str(tmp_path), timeout_s=480).check()
-    told = json.loads(result.stdout.splitlines()[-1])
+    told = last_json(result.stdout)
     names = [event for event, _ in told["events"]]
     assert [names.count(name) for name in ("reserved", "replacing", "replaced", "restarting")] == [1, 1, 1, 0]
     lost, back = names.index("replacing"), names.index("replaced")

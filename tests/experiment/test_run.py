@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from docs.pages import REPOSITORY, Page
 from experiment.runs import Images, run_directory, tfspark, tfspark_run
 from pyspark.sql import SparkSession
+from support.processes import json_of_python
 
 from tfspark.experiment.config import load_config
 from tfspark.tfrecord import register
@@ -183,11 +182,7 @@ def test_tensorboard_after_a_run_reads_every_epoch(run: Run) -> None:
         "print(json.dumps({tag: [[e.step, e.value] for e in events.Scalars(tag)]\n"
         "                  for tag in events.Tags()['scalars']}))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(run.directory / "tensorboard")],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    scalars = json.loads(done.stdout.splitlines()[-1])
+    scalars = json_of_python("-c", code, str(run.directory / "tensorboard"), timeout_s=300)
     losses = [event["loss"] for event in run.events if event["event"] == "epoch"]
     assert {"epoch_loss", "epoch_accuracy", "epoch_val_loss", "epoch_val_accuracy"} <= set(scalars)
     assert scalars["epoch_loss"] == [[1, pytest.approx(losses[0])], [2, pytest.approx(losses[1])]]

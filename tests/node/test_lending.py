@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from support.driver import run_driver
 from support.environment import OWN_WARM_PARENT, SHARED_BY, TESTS
-from support.processes import kill_all
+from support.processes import kill_all, last_json
 from support.trainers import shared_warm_parents
 
 from tfspark.node.lending import Process, known_entries, lent_to, modules_found, other_modules, reads_late
@@ -126,7 +125,7 @@ def test_local_executor_uses_the_parent_that_the_driver_started_and_it_ends_with
         print(json.dumps({**told, "parent": parent.pid, "left": len(wait_until_ended([parent], 20.0))}))
     """
     done = run_driver("local[3]", program, env=OWN_WARM_PARENT, timeout_s=300, grace_s=5.0).check()
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = last_json(done.stdout)
     assert [seen["parent"] for seen in told["seen"]] == [told["parent"]] * 2
     assert [seen["variable"] for seen in told["seen"]] == ["given"] * 2
     assert [seen["files"] for seen in told["seen"]] == [[]] * 2
@@ -152,7 +151,7 @@ def shares(master: str, **env: str) -> dict[str, Any]:
     """Run an application that shares a warm parent; return what its trainers saw and logged."""
     env = {SHARED_BY: "test_lending", **env}
     done = run_driver(master, SHARES, env=env, timeout_s=400, grace_s=5.0).check()
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return dict(last_json(done.stdout))
 
 
 def test_applications_share_a_parent_that_outlives_them_unless_their_modules_differ(

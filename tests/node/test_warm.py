@@ -33,7 +33,7 @@ from support.disks import small_disk
 from support.driver import run_driver
 from support.environment import OWN_WARM_PARENT
 from support.errors import raises
-from support.processes import is_alive, kill_all, poll_until, wait_until_ended
+from support.processes import is_alive, kill_all, last_json, poll_until, wait_until_ended
 from support.rows import df_with_partitions
 from support.trainers import node_task_of, trainers, warm_parents
 
@@ -313,7 +313,7 @@ def test_applications_of_one_user_have_separate_warm_parents_with_the_variables_
             )
             for conf in confs
         ]
-        told = [json.loads(done.result().check().stdout.splitlines()[-1]) for done in started]
+        told = [last_json(done.result().check().stdout) for done in started]
     parents = [{seen["parent"] for seen in first} for first, _ in told]
     assert [len(of_one) for of_one in parents] == [1, 1]
     assert parents[0].isdisjoint(parents[1])

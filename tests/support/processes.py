@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -107,6 +109,19 @@ def run_to_end(
         timed_out,
         () if timed_out else survivors,
     )
+
+
+def last_json(printed: str) -> Any:
+    """Return the JSON in the last line that a program printed."""
+    return json.loads(printed.splitlines()[-1])
+
+
+def json_of_python(*arguments: str, timeout_s: float) -> Any:
+    """Run Python with the given arguments; return the JSON that it prints last, or fail with the end of its stderr."""
+    argv = [sys.executable, *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, done.stderr[-_TAIL_CHARS:]
+    return last_json(done.stdout)
 
 
 def _clear(process: subprocess.Popen[bytes], mark: tuple[str, str], grace_s: float) -> tuple[str, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import keras
 import pytest
+from support.processes import json_of_python
 
 from tfspark.errors import ConfigError
 from tfspark.training.ps.session import refuse_unsupported
@@ -22,15 +20,8 @@ EXACT = ("sgd", "momentum", "adam", "adamw", "unbuilt", "conv", "lstm", "large",
 
 def trial(num_workers: int, num_ps: int, *models: str) -> dict[str, Any]:
     """Train models in a separate process; return their results."""
-    done = subprocess.run(
-        [sys.executable, str(TRIAL), str(num_workers), str(num_ps), *models],
-        capture_output=True,
-        text=True,
-        timeout=TRIAL_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    arguments = str(TRIAL), str(num_workers), str(num_ps), *models
+    result: dict[str, Any] = json_of_python(*arguments, timeout_s=TRIAL_S)
     return result
 
 
