@@ -50,6 +50,16 @@ def test_tasks_run_in_the_python_workers_of_queries(
     assert "SPARK_SIMPLIFIED_TRACEBACK" not in spark.sparkContext.environment
 
 
+def test_function_of_more_than_a_megabyte_is_called(spark: SparkSession, tmp_path: Path) -> None:
+    large = os.urandom(3 << 20)  # Spark sends it as a broadcast.
+
+    def note(number: int) -> None:
+        (tmp_path / f"{number}").write_bytes(large[:10])
+
+    assert python_tasks(spark, note, 2).collect() == []
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [large[:10]] * 2
+
+
 def test_error_of_a_task_is_raised_with_its_own_words(spark: SparkSession) -> None:
     def fail(number: int) -> None:
         raise ValueError(f"task {number} has no luck")

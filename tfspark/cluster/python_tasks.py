@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tfspark.cluster.jvm import java_class
+
 if TYPE_CHECKING:
     from pyspark import RDD, SparkContext
     from pyspark.sql import DataFrame, SparkSession
@@ -26,14 +28,19 @@ def python_tasks(spark: SparkSession, run: Callable[[int], object], count: int) 
         run: picklable; its return value is not used.
         count: number of tasks.
     """
+    from pyspark import RDD
+    from pyspark.serializers import NoOpSerializer
+
     task = _Task(run)
     if not hasattr(spark, "_jsparkSession"):  # Spark Connect.
         return spark.range(0, count, 1, count).mapInArrow(task.of_query, NO_ROWS_DDL)
+    context = _with_environment_of_queries(spark)
     if not count:
-        return spark.sparkContext.emptyRDD()
-    tasks = spark.sparkContext.parallelize(range(count), count).mapPartitionsWithIndex(task.of_rdd)
-    tasks.ctx = _with_environment_of_queries(spark)
-    return tasks
+        return context.emptyRDD()
+    # `SparkContext.parallelize` of pyspark would write a file.
+    items = java_class(context, "java.util.Collections").nCopies(count, bytearray())
+    rows = RDD(context._jsc.parallelize(items, count), context, NoOpSerializer())
+    return rows.mapPartitionsWithIndex(task.of_rdd)
 
 
 @dataclass(frozen=True)
