@@ -1105,6 +1105,68 @@ def returned_numbers() -> Any:
     return model
 
 
+def step_that_changes_gradients(how: str) -> Callable[[], Any]:
+    """Return a function that makes a model whose step changes its gradients before an optimizer gets them.
+
+    Args:
+        how: ``clip``: it clips them by their global norm. ``sign``: it keeps only their signs. ``apart``: a
+            `tf.function` of its own takes them, and they are not changed. ``ahead``: they are those after a step of
+            gradient descent, which the step makes by itself.
+    """
+
+    def build() -> Any:
+        import keras
+        import tensorflow as tf
+
+        class Changing(keras.Model):
+            def gradients_of(self, x: Any, y: Any) -> Any:
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(
+                        keras.losses.sparse_categorical_crossentropy(y, self(x, training=True))
+                    )
+                return loss, tape.gradient(loss, self.trainable_weights)
+
+            @tf.function
+            def gradients_apart(self, x: Any, y: Any) -> Any:
+                return self.gradients_of(x, y)
+
+            def gradients_ahead(self, x: Any, y: Any) -> Any:
+                with tf.GradientTape() as tape:
+                    loss, gradients = self.gradients_of(x, y)
+                    ahead = [
+                        (variable, tf.convert_to_tensor(variable) - 0.3 * tf.convert_to_tensor(gradient))
+                        for variable, gradient in zip(self.trainable_weights, gradients, strict=True)
+                    ]
+                    with keras.StatelessScope(state_mapping=ahead):
+                        guess = self(x, training=True)
+                    later = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, guess))
+                return loss, tape.gradient(later, self.trainable_weights)
+
+            def train_step(self, batch: Any) -> Any:
+                x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+                take = {"apart": self.gradients_apart, "ahead": self.gradients_ahead}.get(
+                    how, self.gradients_of
+                )
+                loss, gradients = take(x, y)
+                if how == "clip":
+                    gradients, _ = tf.clip_by_global_norm(gradients, 0.02)
+                if how == "sign":
+                    gradients = [tf.sign(tf.convert_to_tensor(gradient)) for gradient in gradients]
+                self.optimizer.apply(gradients, self.trainable_weights)
+                for metric in self.metrics:
+                    metric.update_state(loss)
+                return {metric.name: metric.result() for metric in self.metrics}
+
+        inputs = keras.Input((5,), dtype="int64")
+        table = keras.initializers.RandomNormal(stddev=0.5, seed=4)
+        words = keras.layers.Flatten()(keras.layers.Embedding(9, 3, embeddings_initializer=table)(inputs))
+        model = Changing(inputs, keras.layers.Dense(3, "softmax", kernel_initializer=initial(7))(words))
+        model.compile(sgd(0.5)(), "sparse_categorical_crossentropy")
+        return model
+
+    return build
+
+
 def two_optimizers() -> Any:
     """Return a model of two networks that compete; its step calls losses of Keras, as in Keras's GANs."""
     import keras
@@ -1325,6 +1387,33 @@ MODELS = [
         epochs=2,
         servers="equal for metrics; for other values that a step returns, the mean over steps",
         not_compared=("servers",),
+        slow=True,
+    ),
+    of_model(
+        "train_step that clips its gradients",
+        step_that_changes_gradients("clip"),
+        lambda: tokens("rows"),
+        of_batches=True,
+    ),
+    of_model(
+        "train_step that moves by the signs of its gradients",
+        step_that_changes_gradients("sign"),
+        lambda: tokens("rows"),
+        of_batches=True,
+        slow=True,
+    ),
+    of_model(
+        "train_step whose gradients a tf.function of its own takes",
+        step_that_changes_gradients("apart"),
+        lambda: tokens("rows"),
+        of_batches=True,
+        slow=True,
+    ),
+    of_model(
+        "train_step whose gradients are those after a first step",
+        step_that_changes_gradients("ahead"),
+        lambda: tokens("rows"),
+        of_batches=True,
         slow=True,
     ),
     of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("binary"), of_batches=True),

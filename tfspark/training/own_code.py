@@ -19,6 +19,7 @@ averaged. Code that compares rows, or divides by a count of its own, sees the re
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import keras
 import tensorflow as tf
 from keras.src import backend, tree
+from tensorflow.python.eager import record
 
 from tfspark.errors import ConfigError
 
@@ -37,8 +39,59 @@ MIRRORED = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.MirroredStr
 
 Gradient: TypeAlias = "tf.Tensor | tf.IndexedSlices"
 
-_shares: list[tf.Tensor] = []
-"""This replica's share of the rows of all replicas, while a model's own code runs."""
+_running = threading.local()
+"""Each replica has a thread."""
+
+
+class _OwnCode:
+    """A model's own code while a replica runs or traces it.
+
+    Attributes:
+        share: this replica's share of the rows of all replicas, in [0, 1].
+        has_sums: whether it took gradients that were added up over the replicas at once.
+        has_gradients_of_its_own: whether it took gradients of the replica's rows alone.
+    """
+
+    def __init__(self, share: tf.Tensor):
+        self.share = share
+        self.has_sums = self.has_gradients_of_its_own = False
+        self._graph = _graph()
+
+    def is_traced_here(self) -> bool:
+        """Return whether replicas can meet: not within a function or a branch, which is a graph of its own."""
+        return _graph() is self._graph
+
+    def summed(self, gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
+        """Add up gradients over the replicas."""
+        known = [_changed(each, self._of_rows) for each in gradients if each is not None]
+        if (
+            record.could_possibly_record()
+        ):  # Another tape may want the gradient of this: slices would have none.
+            known = [tf.convert_to_tensor(each) for each in known]
+        context = tf.distribute.get_replica_context()
+        sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, known) if known else [])
+        return [None if each is None else next(sums) for each in gradients]
+
+    def _of_rows(self, values: tf.Tensor) -> tf.Tensor:
+        # Without rows a gradient may be NaN, from 0 / 0.
+        return tf.where(self.share > 0, values, tf.zeros_like(values))
+
+    def multiplied(self, values: tf.Tensor) -> tf.Tensor:
+        """Multiply a gradient by the share."""
+        return self._of_rows(values * tf.cast(self.share, values.dtype))
+
+    def divided(self, values: tf.Tensor) -> tf.Tensor:
+        """Divide a gradient by the share; 0 without rows."""
+        return tf.math.divide_no_nan(values, tf.cast(self.share, values.dtype))
+
+
+def _graph() -> tf.Graph | None:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _code() -> _OwnCode | None:
+    stack = getattr(_running, "stack", ())
+    return stack[-1] if stack else None
 
 
 def is_own(model: keras.Model, name: str) -> bool:
@@ -48,7 +101,8 @@ def is_own(model: keras.Model, name: str) -> bool:
 
 def share() -> tf.Tensor | None:
     """Return this replica's share of all rows; None while no own code of a model runs."""
-    return _shares[-1] if _shares else None
+    code = _code()
+    return None if code is None else code.share
 
 
 @contextmanager
@@ -58,11 +112,12 @@ def as_in_one_process(of_rows: tf.Tensor) -> Iterator[None]:
     Args:
         of_rows: this replica's share of the rows of all replicas, in [0, 1].
     """
-    _shares.append(of_rows)
+    before = getattr(_running, "stack", ())
+    _running.stack = (*before, _OwnCode(of_rows))
     try:
         yield
     finally:
-        _shares.pop()
+        _running.stack = before
 
 
 def watch_steps(
@@ -84,7 +139,7 @@ def watch_steps(
             setattr(model, name, watched)
             _let_results_be_those_of_all(model, results)
     tf.nn.compute_average_loss = _of_these_rows(tf.nn.compute_average_loss)
-    tf.GradientTape.gradient = _with_values_added_up(tf.GradientTape.gradient)
+    tf.GradientTape.gradient = _with_sums(tf.GradientTape.gradient)
 
 
 _Results = dict[frozenset[str], dict[str, tuple[keras.Metric, str | None]]]
@@ -281,28 +336,47 @@ def _of_these_rows(original: Callable[..., tf.Tensor]) -> Callable[..., tf.Tenso
     return compute_average_loss
 
 
-def _with_values_added_up(original: Callable[..., Structure]) -> Callable[..., Structure]:
-    """Return a `GradientTape.gradient` by which values of rows are added up over all rows, in a model's own code.
+def _with_sums(original: Callable[..., Structure]) -> Callable[..., Structure]:
+    """Return a `GradientTape.gradient` which, in a model's own code, adds up the weights' gradients of all replicas.
 
-    The gradients are multiplied by the share later, so they are divided by it here.
+    The code may then clip them, or do with them whatever it likes, as in one process. Values of rows are added up over
+    all rows.
     """
     if hasattr(original, "_tfspark_original"):
         return original
 
     @functools.wraps(original)
     def gradient(
-        self: tf.GradientTape, target: Structure, sources: Structure, *args: object, **kwargs: object
+        self: tf.GradientTape,
+        target: Structure,
+        sources: Structure,
+        output_gradients: Structure | None = None,
+        **kwargs: object,
     ) -> Structure:
-        found = original(self, target, sources, *args, **kwargs)
-        of_rows = share()
+        code = _code()
         are_weights = all(isinstance(each, tf.Variable | keras.Variable) for each in tf.nest.flatten(sources))
-        if of_rows is None or not are_weights or not _has_values_of_rows(target):
-            return found
-
-        def divided(values: tf.Tensor) -> tf.Tensor:
-            return tf.math.divide_no_nan(values, tf.cast(of_rows, values.dtype))
-
-        return tf.nest.map_structure(lambda each: _changed(each, divided), found)
+        if code is None or not are_weights:
+            return original(self, target, sources, output_gradients, **kwargs)
+        are_of_rows = _has_values_of_rows(target)
+        if not code.is_traced_here():
+            code.has_gradients_of_its_own = True
+            found = original(self, target, sources, output_gradients, **kwargs)
+            return (
+                tf.nest.map_structure(lambda each: _changed(each, code.divided), found)
+                if are_of_rows
+                else found
+            )
+        code.has_sums = True
+        if not are_of_rows:
+            # Not the results: they may be those of gradients that were added up before.
+            factors = (
+                tf.nest.map_structure(tf.ones_like, target) if output_gradients is None else output_gradients
+            )
+            output_gradients = tf.nest.map_structure(
+                lambda each: each * tf.cast(code.share, each.dtype), factors
+            )
+        found = original(self, target, sources, output_gradients, **kwargs)
+        return tf.nest.pack_sequence_as(found, code.summed(tf.nest.flatten(found)))
 
     gradient._tfspark_original = original  # type: ignore[attr-defined]
     return gradient
@@ -326,17 +400,29 @@ def _has_values_of_rows(target: Structure) -> bool:
     return True
 
 
+def are_sums() -> bool:
+    """Return whether the gradients that a model's own code passes to an optimizer are those of all replicas.
+
+    Raises:
+        ConfigError: only some of them are.
+    """
+    code = _code()
+    if code is None or not code.has_sums:
+        return False
+    if code.has_gradients_of_its_own:
+        raise ConfigError(
+            "expected all gradients of a step to be taken in the step itself, or all in a tf.function or a branch "
+            "within it, got both; remove @tf.function from the step's functions"
+        )
+    return True
+
+
 def by_share(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
     """Multiply gradients by this replica's share of the rows if they come from a model's own code."""
-    of_rows = share()
-    if of_rows is None:
+    code = _code()
+    if code is None:
         return gradients
-
-    def scaled(values: tf.Tensor) -> tf.Tensor:
-        # Without rows the gradient may be NaN, from 0 / 0.
-        return tf.where(of_rows > 0, values * tf.cast(of_rows, values.dtype), tf.zeros_like(values))
-
-    return [_changed(gradient, scaled) for gradient in gradients]
+    return [_changed(gradient, code.multiplied) for gradient in gradients]
 
 
 def _changed(gradient: Gradient | None, change: Callable[[tf.Tensor], tf.Tensor]) -> Gradient | None:

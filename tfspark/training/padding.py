@@ -387,7 +387,7 @@ class _Step:
         original = metric.update_state
 
         def update_state(value: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
-            if self._rows is None:
+            if self._rows is None or not _is_in_scope(self._rows.real):
                 of_rows = share() if sample_weight is None else None
                 original(value, sample_weight=sample_weight if of_rows is None else of_rows)
                 return
@@ -467,6 +467,16 @@ def _of_own_rows(loss: tf.Tensor) -> tf.Tensor:
     if of_rows is None or tf.convert_to_tensor(loss).shape.rank:
         return loss
     return tf.math.divide_no_nan(loss, tf.cast(of_rows, loss.dtype))
+
+
+def _is_in_scope(tensor: tf.Tensor) -> bool:
+    """Return whether a tensor belongs to what is traced now. A model's own step may leave one of another trace."""
+    if not tf.is_symbolic_tensor(tensor):
+        return True
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None and graph is not tensor.graph:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None
 
 
 def _is_row_weight(weight: Any) -> bool:

@@ -20,7 +20,7 @@ from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from tensorflow.python.distribute import distribute_lib, distribute_utils
 
-from tfspark.training.own_code import MIRRORED, Gradient, by_share
+from tfspark.training.own_code import MIRRORED, Gradient, are_sums, by_share
 
 Pairs: TypeAlias = "Iterable[tuple[Gradient | None, keras.Variable]]"
 
@@ -97,8 +97,11 @@ def _of_sums(original: Callable[..., None]) -> Callable[..., None]:
         if not self.built:
             self.build(variables)
         adding = getattr(self, "inner_optimizer", self)
-        pairs = adding._all_reduce_sum_gradients(zip(by_share(grads), variables, strict=True))
-        summed = [gradient for gradient, _ in pairs]
+        if are_sums():
+            summed = list(grads)
+        else:
+            pairs = adding._all_reduce_sum_gradients(zip(by_share(grads), variables, strict=True))
+            summed = [gradient for gradient, _ in pairs]
         if tf.__internal__.distribute.strategy_supports_no_merge_call():
             return _applied_in_place(original, self, summed, variables)
 

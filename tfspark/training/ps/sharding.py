@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from keras.src import backend
 
 MIN_PART_BYTES = 256 << 10
 """Minimum bytes of a part; a smaller one is not worth a separate request. TensorFlow's `MinSizePartitioner` default."""
@@ -82,10 +83,18 @@ def _call_with_lookup(original: Callable[..., tf.Tensor]) -> Callable[..., tf.Te
             )
         # With several tables, TensorFlow expects consecutive rows in one, and one row more in the first tables, as
         # above.
-        rows = tf.nn.embedding_lookup([part._value for part in parts], indices)
+        rows = tf.nn.embedding_lookup([_value_now(part) for part in parts], indices)
         return tf.cast(rows, self.compute_dtype)
 
     return call
+
+
+def _value_now(variable: keras.Variable) -> tf.Variable | tf.Tensor:
+    """Return the variable itself, so that only rows are read, or what a `keras.StatelessScope` has instead of it."""
+    if not backend.in_stateless_scope():
+        return variable._value
+    value = backend.get_stateless_scope().get_current_value(variable)
+    return variable._value if value is None else value
 
 
 def _save_whole(original: Callable[..., None]) -> Callable[..., None]:
