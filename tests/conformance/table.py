@@ -747,7 +747,83 @@ def binary_metrics() -> list[Any]:
     ]
 
 
+def one_metric(make: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: dense(1, None, sgd(), "mse", metrics=[make()])
+
+
+def kept_state(keep: str) -> Any:
+    """Return a user-defined metric.
+
+    Args:
+        keep: ``largest``: its state is the largest error. ``batches``: it counts batches. ``last``: its state is the
+            mean error of the last batch.
+    """
+    import keras
+
+    class Kept(keras.metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name=keep)
+            self.state = self.add_weight(name="state", initializer="zeros")
+
+        def update_state(self, truth: Any, guess: Any, sample_weight: Any = None) -> None:
+            errors = keras.ops.abs(truth - guess)
+            self.state.assign(
+                {
+                    "largest": keras.ops.maximum(self.state, keras.ops.max(errors)),
+                    "batches": self.state + 1.0,
+                    "last": keras.ops.mean(errors),
+                }[keep]
+            )
+
+        def result(self) -> Any:
+            return self.state
+
+    return Kept()
+
+
+def number_of_a_batch() -> Callable[..., Any]:
+    import keras
+
+    def spread(truth: Any, guess: Any) -> Any:
+        return keras.ops.max(guess) - keras.ops.min(guess) + keras.ops.mean(truth)
+
+    return spread
+
+
+OF_BATCHES = "equal; the result of `evaluate` depends on each worker's own batches"
 METRICS = [
+    Feature(
+        "metrics",
+        "a user-defined metric: the largest error",
+        one_metric(lambda: kept_state("largest")),
+        table_rows,
+    ),
+    Feature(
+        "metrics",
+        "a user-defined metric: the number of batches",
+        one_metric(lambda: kept_state("batches")),
+        table_rows,
+        synchronous=OF_BATCHES,
+        compare=("weights", "history"),
+        slow=True,
+    ),
+    Feature(
+        "metrics",
+        "a function that returns one number for the batch",
+        one_metric(number_of_a_batch),
+        table_rows,
+        synchronous=OF_BATCHES,
+        compare=("weights", "history"),
+    ),
+    Feature(
+        "metrics",
+        "a user-defined metric: a value of the last batch",
+        one_metric(lambda: kept_state("last")),
+        table_rows,
+        synchronous="refused with several workers: their states cannot be merged",
+        servers="refused: states of steps cannot be merged",
+        refused=("several", "servers"),
+    ),
     with_metrics(
         "metrics of one-hot classes", "one-hot", 3, "softmax", "categorical_crossentropy", classes_metrics
     ),
@@ -1393,27 +1469,23 @@ MODELS = [
         "train_step that clips its gradients",
         step_that_changes_gradients("clip"),
         lambda: tokens("rows"),
-        of_batches=True,
     ),
     of_model(
         "train_step that moves by the signs of its gradients",
         step_that_changes_gradients("sign"),
         lambda: tokens("rows"),
-        of_batches=True,
         slow=True,
     ),
     of_model(
         "train_step whose gradients a tf.function of its own takes",
         step_that_changes_gradients("apart"),
         lambda: tokens("rows"),
-        of_batches=True,
         slow=True,
     ),
     of_model(
         "train_step whose gradients are those after a first step",
         step_that_changes_gradients("ahead"),
         lambda: tokens("rows"),
-        of_batches=True,
         slow=True,
     ),
     of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("binary"), of_batches=True),
@@ -2330,7 +2402,7 @@ STATED = [
     ),
     Stated(
         "metrics",
-        "metrics whose states are not sums over rows",
+        "metrics that a model's own step updates, and whose states are not sums over rows",
         "added up anyway, as `tf.distribute` does",
         "added up anyway",
     ),

@@ -349,8 +349,8 @@ def test_source_waits_for_its_turn_without_a_timeout_while_rows_of_other_sources
             for number, rows in enumerate(partitions)
         ]
         for task in tasks:
-            assert task.result().column("rows").to_pylist() == [60]
-        loop.finish_pass(index)
+            task.result()
+        assert loop.finish_pass(index) == 120
         assert sorted(taken.result().ids()) == list(range(120))
 
 
@@ -442,8 +442,9 @@ def test_second_attempt_waits_and_serves_nothing_while_the_first_runs() -> None:
             loop.control.update(lambda _: time.sleep(0.005))
         assert not second.done()
         opened.set()
-        assert first.result().to_pydict() == second.result().to_pydict() == {"partition": [0], "rows": [50]}
-        loop.finish_pass(index)
+        first.result()
+        second.result()
+        assert loop.finish_pass(index) == 50
         check_pass([taken.result()], 50, spec)
 
 

@@ -7,7 +7,7 @@ all partitions are added up, and one Python worker computes the results from the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,11 @@ def evaluate(
     use_own_python(df.sparkSession)
     predictor = Predictor(model, columns, (), batch_rows=batch_rows)
     task = _EvaluatePartition(predictor, counted)
-    ddl = "state array<double>, kind string, first_row binary"
+    ddl = "state array<double>, merges array<string>, kind string, first_row binary"
     parts = map_in_arrow(select_columns(df, columns), task, ddl).collect()
     if not parts:
         raise DataError("expected rows to evaluate, the DataFrame has none; check its filter")
-    total = np.sum([part["state"] for part in parts], axis=0)
+    total = _merged([part["state"] for part in parts], parts[0]["merges"])
     spark = df.sparkSession
     finish = _Finish(predictor, counted, parts[0]["kind"], total.tolist(), bytes(parts[0]["first_row"]))
     result = spark.range(0, 1, 1, 1).mapInArrow(finish, "result string").collect()[0][0]
@@ -91,9 +91,19 @@ class _EvaluatePartition:
             metrics.add(rows)
         if metrics is not None:
             state = pa.array([metrics.state().tolist()], pa.list_(pa.float64()))
-            first_row = pa.array([metrics.first_row], pa.binary())
-            kind = pa.array([metrics.kind or ""])
-            yield pa.RecordBatch.from_arrays([state, kind, first_row], ["state", "kind", "first_row"])
+            merges = pa.array([metrics.merges()], pa.list_(pa.string()))
+            kind, first_row = pa.array([metrics.kind or ""]), pa.array([metrics.first_row], pa.binary())
+            names = ["state", "merges", "kind", "first_row"]
+            yield pa.RecordBatch.from_arrays([state, merges, kind, first_row], names)
+
+
+def _merged(states: Sequence[Sequence[float]], merges: Sequence[str]) -> Array:
+    """Merge the states of all partitions, number by number; those behind the last one with a name are added up."""
+    every = np.asarray(states)
+    total: Array = every.sum(axis=0)
+    for place, merge in enumerate(merges):
+        total[place] = getattr(np, merge).reduce(every[:, place])
+    return total
 
 
 @dataclass(frozen=True)
@@ -195,6 +205,17 @@ class PartMetrics:
             np.asarray(variable.numpy(), np.float64).reshape(-1) for variable in self._model.metrics_variables
         ]
         return np.concatenate([*states, self._counts])
+
+    def merges(self) -> list[str]:
+        """Return the name of NumPy's function that merges two states, for each number of the metrics' states.
+
+        Raises:
+            ConfigError: there is none for a metric.
+        """
+        from tfspark.training.metric_states import merges_of
+
+        pairs = zip(merges_of(self._model), self._model.metrics_variables, strict=True)
+        return [merge.__name__ for merge, variable in pairs for _ in range(int(np.prod(variable.shape)))]
 
     def result(self, total: Array, kind: str) -> dict[str, Any]:
         """Return the results from summed states.

@@ -23,6 +23,7 @@ from tfspark.training.class_counts import (
     num_counts,
 )
 from tfspark.training.input.dataset import Feed, local_dataset
+from tfspark.training.metric_states import merges_of
 from tfspark.training.own_code import fixed_batch_size
 from tfspark.training.padding import count_real_rows_alone
 
@@ -39,7 +40,7 @@ SHOWN_ROWS = 1000
 class LocalEvaluator:
     """Evaluate a model that belongs to no strategy, on this rank's rows and together with the other ranks.
 
-    Metric states must be sums over rows, as in Keras (``tf.distribute`` assumes this, too).
+    The states of metrics are merged; see `tfspark.training.metric_states`.
 
     Args:
         model: a compiled model.
@@ -87,7 +88,11 @@ class LocalEvaluator:
         rank = self._context.node.task_index
         shown = np.zeros(self._num_ranks)
         shown[rank] = sum(len(weights) for *_, weights in first)
-        states = [np.asarray(variable.numpy(), np.float64) for variable in model.metrics_variables]
+        merges = merges_of(model) if self._num_ranks > 1 else [np.add] * len(model.metrics_variables)
+        states = [
+            self._to_add_up(np.asarray(variable.numpy(), np.float64), merge)
+            for variable, merge in zip(model.metrics_variables, merges, strict=True)
+        ]
         # Every rank adds its part, also if it did not get all rows, so that no rank waits for another in vain.
         lacking = np.asarray([feed.is_broken_off], np.float64)
         *total, counts, shown, lacking = _sum_over_ranks(
@@ -100,10 +105,19 @@ class LocalEvaluator:
         self.confusion_matrix, curves = None, None
         if num_classes and kind:
             self.confusion_matrix, curves = matrix_and_curves(np.asarray(counts), num_classes, kind)
-        for variable, value in zip(model.metrics_variables, total, strict=True):
-            variable.assign(np.asarray(value).astype(variable.numpy().dtype))
+        for variable, value, merge in zip(model.metrics_variables, total, merges, strict=True):
+            state = np.asarray(value) if merge is np.add else merge.reduce(np.asarray(value))
+            variable.assign(state.astype(variable.numpy().dtype))
         self.roc = roc_of(model) or curves
         return plain_logs(model.get_metrics_result())
+
+    def _to_add_up(self, state: npt.NDArray[np.float64], merge: np.ufunc) -> npt.NDArray[np.float64]:
+        """Return what this rank adds to the sum. If states are not added up, each rank has a place of its own in it."""
+        if merge is np.add:
+            return state
+        places = np.zeros((self._num_ranks, *state.shape))
+        places[self._context.node.task_index] = state
+        return places
 
     def _build(self, feed: Feed) -> None:
         """Evaluate the sample: metrics create their variables at the first batch, which this rank may not have."""

@@ -35,6 +35,7 @@ from tfspark.training.build import check_synchronous
 from tfspark.training.chief_callbacks import is_chief_of, written_by_chief
 from tfspark.training.failing import noting_what_was_given
 from tfspark.training.feeding import ReadPass, TrainingFeed, feed_of_dataset
+from tfspark.training.metric_states import merges_of
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.several_steps import Block, run_blocks
 from tfspark.training.summed_gradients import sum_gradients_first
@@ -145,10 +146,16 @@ def _build_from_element_spec(original: Callable[..., None]) -> Callable[..., Non
 
 
 def build_for(model: keras.Model, dataset: tf.distribute.DistributedDataset) -> None:
-    """Create all variables of a model, its optimizers and its metrics, for a distributed dataset."""
+    """Create all variables of a model, its optimizers and its metrics, for a distributed dataset.
+
+    Raises:
+        ConfigError: the states that several workers have of a metric cannot be merged.
+    """
     batch = tree.map_structure(_local_spec, dataset.element_spec)
     with model.distribute_strategy.scope(), noting_what_was_given(batch):
         model._symbolic_build(data_batch=batch)
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        merges_of(model)
 
 
 def _local_spec(spec: tf.TypeSpec) -> tf.TypeSpec:

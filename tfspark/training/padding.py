@@ -7,13 +7,16 @@ with one value per row, divides by the count of one replica, and passes every ro
 - a row's weight applies to all its values (pixels, time steps);
 - a reduction divides by the count over all replicas: real rows, sums of weights, values that are not masked;
 - a loss that is not a sum over rows, such as Dice of the whole batch, is computed on the rows of all replicas;
-- metrics get the real rows, without weights if the user gave none;
+- metrics get the real rows, without weights if the user gave none; those whose states are not sums over rows get the
+  rows of all replicas;
 - the loss of an epoch, and of each output, is the mean over real rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ from keras.src import backend, tree
 from keras.src.backend.common import global_state
 from keras.src.losses import loss as loss_module
 
+from tfspark.training.metric_states import is_of_rows_alone, nature_of, random_values, watched_metrics
 from tfspark.training.own_code import (
     MIRRORED,
     as_in_one_process,
@@ -192,8 +196,12 @@ def _over_replicas(value: tf.Tensor) -> tf.Tensor:
 def _joined(tensor: tf.Tensor) -> tf.Tensor:
     """Concatenate the rows of all replicas: ``(B, ...)`` -> ``(replicas * B, ...)``."""
     context = _replicas()
+    if context is None:
+        return tensor
+    if tensor.dtype == tf.bool:
+        return tf.cast(context.all_gather(tf.cast(tensor, tf.int32), axis=0), tf.bool)
     # Only a tensor that was created on this device can be sent.
-    return tensor if context is None else context.all_gather(tf.identity(tensor), axis=0)
+    return context.all_gather(tf.identity(tensor), axis=0)
 
 
 class _LossOfRows:
@@ -225,7 +233,7 @@ class _LossOfRows:
 
     def _of_whole_batch(self, rows: _Rows, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
         """Return this replica's share of the loss of all replicas' real rows."""
-        real = tf.cast(_joined(tf.cast(rows.real, tf.int32)), tf.bool)
+        real = _joined(rows.real)
         truth, guess, weights = (
             tf.boolean_mask(_joined(tf.convert_to_tensor(t)), real) for t in (y_true, y_pred, rows.weights)
         )
@@ -233,8 +241,7 @@ class _LossOfRows:
             weights = None  # The remaining axis may be classes, not rows.
         mask = backend.get_keras_mask(y_pred)
         if mask is not None:
-            mask = _joined(tf.cast(mask, tf.int32))
-            backend.set_keras_mask(guess, tf.cast(tf.boolean_mask(mask, real), tf.bool))
+            backend.set_keras_mask(guess, tf.boolean_mask(_joined(tf.cast(mask, tf.bool)), real))
         of_rows = _current[:]
         _current.clear()
         _whole.append(self)
@@ -259,18 +266,11 @@ def _compares_rows(loss: keras.losses.Loss, y_true: tf.Tensor, y_pred: tf.Tensor
 
 def _depends_on_other_rows(loss: keras.losses.Loss, y_true: tf.Tensor, y_pred: tf.Tensor) -> bool:
     """Try a loss on a row among others, and on the row alone."""
-    rng = np.random.default_rng(1)
-
-    def tried(part: tf.Tensor) -> tf.Tensor:
-        values = rng.random([4, *(4 if size is None else size for size in part.shape[1:])])
-        is_float = part.dtype.is_floating
-        return tf.cast(values if is_float else values > 0.5, part.dtype)  # Classes are 0 and 1.
-
     of_rows = _current[:]
     _current.clear()
     try:
         with tf.init_scope():
-            truth, guess = tried(y_true), tried(y_pred)
+            truth, guess = random_values(y_true, 4, 0), random_values(y_pred, 4, 1)
             among, alone = (np.asarray(loss.call(truth[:n], guess[:n])) for n in (4, 1))
     except Exception:  # It takes no such values.
         return False
@@ -424,7 +424,7 @@ class _Step:
     def watch_metrics(self, metrics: CompileMetrics) -> None:
         """Wrap a model's compiled metrics."""
         metrics._tfspark_step = self
-        update_state = metrics.update_state
+        model, update_state = self._model, metrics.update_state
 
         def updated(y_true: Structure, y_pred: Structure, sample_weight: Structure | None = None) -> None:
             is_of_rows = _is_row_weight(sample_weight)
@@ -445,17 +445,87 @@ class _Step:
             else:  # A model's own step that passes no weights on.
                 has_rows = tf.greater(of_rows, 0)
                 chosen, weights = (y_true, y_pred), sample_weight
+            for metric in watched_metrics(model):
+                _let_state_be_known(metric)
 
-            def count() -> tf.Tensor:
-                update_state(*chosen, sample_weight=weights)
+            def count(parts: Structure, weights: Structure | None, of_rows: bool | None) -> tf.Tensor:
+                with _counting_metrics(of_rows):
+                    update_state(*parts, sample_weight=weights)
                 return tf.constant(True)
 
             if _replicas() is None:
-                count()
-            else:  # One of several workers may have no more rows.
-                tf.cond(has_rows, count, lambda: tf.constant(False))
+                count(chosen, weights, None)
+                return
+            can_be_joined = all(_can_be_joined(part) for part in tree.flatten((chosen, weights)))
+
+            def count_own() -> tf.Tensor:
+                return count(chosen, weights, True if can_be_joined else None)
+
+            # One of several workers may have no more rows.
+            tf.cond(has_rows, count_own, lambda: tf.constant(False))
+            if can_be_joined and any(not is_of_rows_alone(metric) for metric in watched_metrics(model)):
+                of_all, all_weights = tree.map_structure(
+                    lambda part: _of_all(part, has_rows), (chosen, weights)
+                )
+                # All replicas have the same rows here, and there are some in each step.
+                count(of_all, all_weights, False)
 
         metrics.update_state = updated
+
+
+_counting: list[bool] = []
+"""Which metrics count now: those whose states are sums over rows, or the others; empty: all."""
+
+
+@contextmanager
+def _counting_metrics(of_rows: bool | None) -> Iterator[None]:
+    """Let only some metrics count within the block.
+
+    Args:
+        of_rows: True: those whose states are sums over rows; False: the others; None: all.
+    """
+    before = _counting[:]
+    _counting[:] = [] if of_rows is None else [of_rows]
+    try:
+        yield
+    finally:
+        _counting[:] = before
+
+
+def _let_state_be_known(metric: keras.Metric) -> None:
+    """Find out what a metric's state is when it is first updated; later, let it count when it is its turn."""
+    if hasattr(metric, "_tfspark_nature"):
+        return
+    metric._tfspark_nature = None
+    original = metric.update_state
+
+    @functools.wraps(original)
+    def update_state(y_true: tf.Tensor, y_pred: tf.Tensor, *args: object, **kwargs: object) -> object:
+        if metric._tfspark_nature is None:
+            metric._tfspark_nature = nature_of(metric, original, y_true, y_pred)
+        if _counting and _counting[-1] != is_of_rows_alone(metric):
+            return None
+        return original(y_true, y_pred, *args, **kwargs)
+
+    metric.update_state = update_state
+
+
+def _can_be_joined(part: tf.Tensor | tf.RaggedTensor | None) -> bool:
+    return part is None or (tf.is_tensor(part) and isinstance(part, tf.Tensor) and part.dtype != tf.string)
+
+
+def _of_all(part: tf.Tensor | None, has_rows: tf.Tensor) -> tf.Tensor | None:
+    """Return the rows of all replicas that have some."""
+    if part is None:
+        return None
+    rows, mask = (
+        each if each is None else tf.cond(has_rows, lambda each=each: each, lambda each=each: each[:0])
+        for each in (part, backend.get_keras_mask(part))
+    )
+    joined = _joined(rows)
+    if mask is not None:
+        backend.set_keras_mask(joined, _joined(mask))
+    return joined
 
 
 def _of_own_rows(loss: tf.Tensor) -> tf.Tensor:

@@ -19,8 +19,11 @@ import tensorflow as tf
 
 from tfspark.errors import ConfigError
 from tfspark.protocol.values import Json
+from tfspark.training.metric_states import is_of_rows_alone, watched_metrics
 
 Arrays = dict[str, npt.NDArray[Any]]
+METRICS = ("own/metrics", "own/metrics of all")
+"""Groups of metric states: those that are sums over a node's rows, and those that every node has alike."""
 
 
 def capture(model: keras.Model, is_chief: bool) -> Arrays:
@@ -50,7 +53,7 @@ def restore(model: keras.Model, shared: Arrays, own: Arrays) -> None:
     for group, variables in _shared(model).items():
         _assign(group, variables, shared)
     for group, variables in _own(model).items():
-        if group != "own/metrics":
+        if group not in METRICS:
             _assign(group, variables, own or shared)
 
 
@@ -89,11 +92,12 @@ def _rate_of(
 
 def restore_metrics(model: keras.Model, own: Arrays) -> None:
     """Restore the metrics of an interrupted epoch."""
-    _assign("own/metrics", model.metrics_variables, own)
+    for group in METRICS:
+        _assign(group, _own(model)[group], own)
 
 
 def with_metrics_of(own: Arrays, gone: Arrays) -> Arrays:
-    """Return a node's arrays with the metric states of a removed node added; they are sums."""
+    """Return a node's arrays with the metric states of a removed node added, if they are sums over its rows."""
     return {
         name: value + gone[name] if name.startswith("own/metrics/") else value for name, value in own.items()
     }
@@ -108,7 +112,17 @@ def _own(model: keras.Model) -> dict[str, list[keras.Variable]]:
     metrics = list(model.metrics_variables)
     known = set(map(id, metrics))
     kept = [variable for variable in model.non_trainable_variables if id(variable) not in known]
-    return {"own/state": kept, "own/metrics": metrics}
+    of_all = {
+        id(variable)
+        for metric in watched_metrics(model)
+        if not is_of_rows_alone(metric)
+        for variable in metric.variables
+    }
+    return {
+        "own/state": kept,
+        "own/metrics": [variable for variable in metrics if id(variable) not in of_all],
+        "own/metrics of all": [variable for variable in metrics if id(variable) in of_all],
+    }
 
 
 def _shared(model: keras.Model) -> dict[str, list[keras.Variable]]:

@@ -28,6 +28,7 @@ from tfspark.training.class_counts import Kind, Matrix, count_classes, kind_of_l
 from tfspark.training.evaluation import SHOWN_ROWS, Figure, is_dense, plain_logs
 from tfspark.training.failing import noting_what_was_given
 from tfspark.training.input.elements import Element, Structure
+from tfspark.training.metric_states import merged, merges_of
 from tfspark.training.own_code import is_own
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.ps.servers import CHIEF_DONE, barrier
@@ -112,7 +113,7 @@ class ParameterServerSession(TrainingSession):
         callbacks.on_train_begin()
         for epoch in epochs:
             callbacks.on_epoch_begin(epoch)
-            total = Total()
+            total = Total(merges_of(model))
             results = self._results(step, stream.name, epoch, lambda: not model.stop_training, total)
             for number, result in enumerate(results):
                 callbacks.on_train_batch_begin(number)
@@ -137,7 +138,7 @@ class ParameterServerSession(TrainingSession):
             count = functools.partial(count_classes, self.model, num_classes=num_classes, kind=kind)
         flat = tf.nest.flatten(shown) if self._num_shown and is_dense(shown) else []
         step = self._step(f"test {num_classes} {bool(flat)}", opened, self.model.test_step, count, flat)
-        total = Total()
+        total = Total(merges_of(self.model))
         parts: list[list[npt.NDArray[np.generic]]] = []
         for result in self._results(step, opened.name, index, lambda: True, total):
             self.context.activity.step_done()
@@ -335,14 +336,19 @@ def _fetch_again(value: tf.distribute.coordinator.RemoteValue) -> Fetched:
 
 
 class Total:
-    """Sum of the steps of one pass, separate for each worker, because lost workers may be removed at the end."""
+    """Sum of the steps of one pass, separate for each worker, because lost workers may be removed at the end.
 
-    def __init__(self) -> None:
+    Args:
+        merges: what merges two states of each metric variable; see `merges_of`.
+    """
+
+    def __init__(self, merges: Sequence[np.ufunc]) -> None:
         self.parts: dict[int, Part] = {}
+        self._merges = merges
 
     def add(self, result: StepResult) -> None:
         """Add one step."""
-        self.parts.setdefault(result.reader, Part()).add(result)
+        self.parts.setdefault(result.reader, Part(self._merges)).add(result)
 
     @property
     def steps(self) -> int:
@@ -365,7 +371,8 @@ class Total:
     @property
     def sums(self) -> list[npt.NDArray[np.float64]]:
         """Metric states and counts."""
-        return [np.sum(values, axis=0) for values in zip(*(p.sums for p in self.parts.values()), strict=True)]
+        parts = [part.sums for part in self.parts.values()]
+        return merged(parts, self._merges) if parts else []
 
 
 @dataclass
@@ -373,12 +380,14 @@ class Part:
     """Sum of the steps of one worker.
 
     Attributes:
+        merges: what merges two states of each metric variable.
         steps: number of steps.
         rows: number of rows of all batches.
         logs: name -> sum of the steps' logs.
         sums: metric states and counts.
     """
 
+    merges: Sequence[np.ufunc]
     steps: int = 0
     rows: int = 0
     logs: dict[str, float] = field(default_factory=dict)
@@ -386,9 +395,7 @@ class Part:
 
     def add(self, result: StepResult) -> None:
         """Add one step."""
-        self.sums = (
-            [a + b for a, b in zip(self.sums, result.sums, strict=True)] if self.steps else result.sums
-        )
+        self.sums = merged([self.sums, result.sums], self.merges) if self.steps else result.sums
         self.steps += 1
         self.rows += result.rows
         for name, value in result.logs.items():
