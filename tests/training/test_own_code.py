@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfspark.errors import ConfigError
-from tfspark.training.own_code import as_in_one_process, by_share, watch_steps
+from tfspark.training.own_code import are_sums, as_in_one_process, by_share, watch_steps
 
 HALF = tf.constant(0.5)
 
@@ -28,7 +28,8 @@ def gradient(weight: tf.Variable, rows: Any, loss_of: Any) -> float:
     with as_in_one_process(HALF):
         with tf.GradientTape() as tape:
             loss = loss_of(weight * rows)
-        (found,) = by_share([tape.gradient(loss, weight)])
+        found = tape.gradient(loss, weight)
+        assert are_sums(), "an optimizer would add them up again"
         return found
 
 
@@ -57,3 +58,43 @@ def test_gradient_with_respect_to_an_input_is_not_changed(weight: tf.Variable) -
             tape.watch(rows)
             said = weight * rows
         assert tape.gradient(said, rows).numpy().tolist() == [2.0, 2.0]
+
+
+def mean_and_gradient(weight: tf.Variable, rows: tf.Tensor) -> tf.Tensor:
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(weight * rows)
+    return tape.gradient(loss, weight)
+
+
+def test_gradient_taken_in_a_function_of_its_own_is_left_to_the_optimizer(weight: tf.Variable) -> None:
+    apart = tf.function(mean_and_gradient)
+
+    @tf.function
+    def step() -> tf.Tensor:
+        with as_in_one_process(HALF):
+            found = apart(weight, tf.constant([1.0, 2.0, 3.0]))
+            assert not are_sums()
+            return by_share([found])[0]
+
+    assert float(step()) == pytest.approx(0.5 * 2)
+
+
+def test_step_with_gradients_of_both_kinds_is_rejected(weight: tf.Variable) -> None:
+    apart = tf.function(mean_and_gradient)
+
+    @tf.function(autograph=False)  # It would wrap the error.
+    def step() -> None:
+        with as_in_one_process(HALF):
+            for take in (apart, mean_and_gradient):
+                take(weight, tf.constant([1.0]))
+            are_sums()
+
+    with pytest.raises(ConfigError, match="all gradients of a step to be taken in the step itself"):
+        step()
+
+
+def test_gradient_of_a_replica_without_rows_is_zero_even_if_its_own_is_nan(weight: tf.Variable) -> None:
+    with as_in_one_process(tf.constant(0.0)):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(weight * tf.zeros([0]))
+        assert float(tape.gradient(loss, weight)) == 0.0

@@ -15,6 +15,7 @@ from tfspark.training.state import (
     restore,
     restore_callbacks,
     settings_of,
+    with_metrics_of,
 )
 
 
@@ -120,3 +121,16 @@ def test_plain_logs_has_a_python_number_or_list_for_each_name() -> None:
     metric.update_state([1.0, 3.0])
     logs = {"loss": np.float32(0.5), "several": metric.result()}
     assert plain_logs(logs) == {"loss": 0.5, "mean": 2.0, "of both": [2.0, 4.0]}
+
+
+def test_metrics_of_a_removed_node_are_added_if_they_are_sums_over_its_rows() -> None:
+    own, gone = (
+        {
+            "own/state/0000": np.array(1),
+            "own/metrics/0000": np.array(n),
+            "own/metrics of all/0000": np.array(7),
+        }
+        for n in (3, 4)
+    )
+
+    assert with_metrics_of(own, gone) == {**own, "own/metrics/0000": 7}
