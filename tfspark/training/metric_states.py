@@ -32,11 +32,14 @@ class Nature:
 
     Attributes:
         is_of_rows: whether it is a sum over rows: a batch may then be divided, and the parts' states be added up.
-        merges: for each variable, what merges its states after different batches.
+        merges: for each variable, what merges its states after different batches; empty for sums over rows.
     """
 
     is_of_rows: bool
-    merges: tuple[Merge, ...]
+    merges: tuple[Merge, ...] = ()
+
+
+OF_ROWS = Nature(True)
 
 
 def is_of_rows_alone(metric: keras.Metric) -> bool:
@@ -56,10 +59,9 @@ def nature_of(
         y_true: labels of the shape and type that it gets.
         y_pred: predictions of the shape and type that it gets.
     """
-    of_rows = Nature(True, (np.add,) * len(metric.variables))
     made_of = (type(metric), getattr(metric, "_fn", type(metric)))
     if all(str(getattr(part, "__module__", "")).startswith("keras.") for part in made_of):
-        return of_rows
+        return OF_ROWS
     try:
         with tf.init_scope():
             truth, guess = (random_values(part, ROWS, seed) for seed, part in enumerate((y_true, y_pred)))
@@ -72,16 +74,16 @@ def nature_of(
                 for given in ([], whole, first, second, first + second, second + first)
             )
     except Exception:
-        return of_rows
+        return OF_ROWS
     merges = tuple(
         next((merge for merge in MERGES if _is_merged(merge, *states)), None)
         for states in zip(start, one, other, both, reverse, strict=True)
     )
     is_same = all(_are_close(a, b) for a, b in zip(together, both, strict=True))
-    nature = Nature(is_same and set(merges) <= {np.add}, merges)
-    if not nature.is_of_rows:
-        _let_replicas_agree(metric)
-    return nature
+    if is_same and set(merges) <= {np.add}:
+        return OF_ROWS
+    _let_replicas_agree(metric)
+    return Nature(False, merges)
 
 
 def _let_replicas_agree(metric: keras.Metric) -> None:
@@ -145,7 +147,7 @@ def merges_of(model: keras.Model) -> list[np.ufunc]:
     found: dict[int, Merge] = {}
     for metric in watched_metrics(model):
         nature: Nature | None = getattr(metric, "_tfspark_nature", None)
-        if nature is None:
+        if nature is None or nature.is_of_rows:  # Keras's own may have made their variables later.
             continue
         if None in nature.merges:
             raise ConfigError(
