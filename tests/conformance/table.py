@@ -781,6 +781,45 @@ def kept_state(keep: str) -> Any:
     return Kept()
 
 
+def own_metrics(result: str = "of_inputs", weighs: bool = False) -> Any:
+    """Return a model with the `compute_metrics` of Keras's documentation.
+
+    Args:
+        result: the name of the additional result.
+        weighs: whether the other metric is weighted.
+    """
+    import keras
+
+    class OfInputs(keras.metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name="of_inputs")
+            self.total = self.add_weight(name="total", initializer="zeros")
+            self.rows = self.add_weight(name="rows", initializer="zeros")
+
+        def update_state(self, x: Any, y: Any, guess: Any, sample_weight: Any = None) -> None:
+            values = keras.ops.sum(keras.ops.abs(x), -1) * keras.ops.abs(y - guess)[:, 0]
+            self.total.assign_add(keras.ops.sum(values))
+            self.rows.assign_add(keras.ops.cast(keras.ops.shape(values)[0], "float32"))
+
+        def result(self) -> Any:
+            return self.total / self.rows
+
+    class Measured(keras.Sequential):
+        def __init__(self, layers: Any) -> None:
+            super().__init__(layers)
+            self.of_inputs = OfInputs()
+
+        def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            results = super().compute_metrics(x, y, y_pred, sample_weight)
+            self.of_inputs.update_state(x, y, y_pred, sample_weight)
+            results[result] = self.of_inputs.result()
+            return results
+
+    model = Measured([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer=initial(1))])
+    model.compile(sgd()(), "mse", **{"weighted_metrics" if weighs else "metrics": ["mae"]})
+    return model
+
+
 def number_of_a_batch() -> Callable[..., Any]:
     import keras
 
@@ -792,6 +831,27 @@ def number_of_a_batch() -> Callable[..., Any]:
 
 OF_BATCHES = "equal; the result of `evaluate` depends on each worker's own batches"
 METRICS = [
+    Feature("metrics", "compute_metrics", own_metrics, table_rows, epochs=2),
+    Feature(
+        "metrics",
+        "compute_metrics, weighted",
+        lambda: own_metrics(weighs=True),
+        lambda: table_rows(weights=True),
+        epochs=2,
+        slow=True,
+    ),
+    Feature(
+        "metrics",
+        "compute_metrics whose result has another name than its metric",
+        lambda: own_metrics("again"),
+        table_rows,
+        epochs=2,
+        synchronous="equal for metrics; `evaluate` returns only these, by their names",
+        servers="equal for metrics; for other values, the mean over steps",
+        compare=("weights",),
+        not_compared=("servers",),
+        slow=True,
+    ),
     Feature(
         "metrics",
         "a user-defined metric: the largest error",
@@ -1243,6 +1303,46 @@ def step_that_changes_gradients(how: str) -> Callable[[], Any]:
     return build
 
 
+def accumulating_step() -> Any:
+    """Return a model whose step adds up gradients by itself, and applies them in every second step."""
+    import keras
+    import tensorflow as tf
+
+    class Accumulating(keras.Model):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.number = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+            self.sums = [
+                self.add_weight(shape=each.shape, initializer="zeros", trainable=False)
+                for each in self.trainable_variables
+            ]
+
+        def train_step(self, batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(y - self(x, training=True)))
+            weights = self.trainable_variables
+            for total, gradient in zip(self.sums, tape.gradient(loss, weights), strict=True):
+                total.assign_add(gradient)
+            self.number.assign_add(1)
+            tf.cond(tf.equal(self.number % 2, 0), self.use_sums, lambda: None)
+            for metric in self.metrics:
+                metric.update_state(loss)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+        def use_sums(self) -> None:
+            pairs = zip(self.sums, self.trainable_variables, strict=True)
+            self.optimizer.apply_gradients([(total / 2.0, variable) for total, variable in pairs])
+            for total in self.sums:
+                total.assign(tf.zeros_like(total))
+
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(5, "tanh", kernel_initializer=initial(1))(inputs)
+    model = Accumulating(inputs, keras.layers.Dense(1, kernel_initializer=initial(2))(hidden))
+    model.compile(sgd(0.05, momentum=0.9)(), "mse")
+    return model
+
+
 def two_optimizers() -> Any:
     """Return a model of two networks that compete; its step calls losses of Keras, as in Keras's GANs."""
     import keras
@@ -1487,6 +1587,12 @@ MODELS = [
         step_that_changes_gradients("ahead"),
         lambda: tokens("rows"),
         slow=True,
+    ),
+    of_model(
+        "train_step that accumulates gradients, and applies them in a branch",
+        accumulating_step,
+        servers="refused: TensorFlow applies no gradients in a branch there",
+        refused=("servers",),
     ),
     of_model("train_step with two optimizers", two_optimizers, lambda: table_rows("binary"), of_batches=True),
     of_model(

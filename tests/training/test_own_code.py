@@ -18,7 +18,7 @@ HALF = tf.constant(0.5)
 @pytest.fixture
 def weight() -> Iterator[tf.Variable]:
     original = tf.GradientTape.gradient
-    watch_steps(keras.Sequential([keras.Input((1,))]), None, None)  # type: ignore[arg-type]
+    watch_steps(keras.Sequential([keras.Input((1,))]), None, None, False)  # type: ignore[arg-type]
     yield tf.Variable(2.0)
     tf.GradientTape.gradient = original
 

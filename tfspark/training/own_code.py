@@ -121,14 +121,18 @@ def as_in_one_process(of_rows: tf.Tensor) -> Iterator[None]:
 
 
 def watch_steps(
-    model: keras.Model, share_of: Callable[[tf.Tensor], tf.Tensor], is_real: Callable[[tf.Tensor], tf.Tensor]
+    model: keras.Model,
+    share_of: Callable[[tf.Tensor], tf.Tensor],
+    is_real: Callable[[tf.Tensor], tf.Tensor],
+    weights_given: bool,
 ) -> None:
-    """Let a model's own steps see only real rows; harmless if called before.
+    """Let a model's own steps and its own `compute_metrics` see only real rows; harmless if called before.
 
     Args:
         model: a compiled model.
         share_of: returns this replica's share of all replicas' real rows, given which rows are real.
         is_real: returns which rows are real, given the rows' weights.
+        weights_given: whether rows have their own weights; if not, `compute_metrics` gets none.
     """
     results: _Results = {}
     for name in ("train_step", "test_step"):
@@ -138,6 +142,11 @@ def watch_steps(
             watched._tfspark_watched = True  # type: ignore[attr-defined]
             setattr(model, name, watched)
             _let_results_be_those_of_all(model, results)
+    if is_own(model, "compute_metrics") and not hasattr(model.compute_metrics, "_tfspark_watched"):
+        computed = _metrics_of_real_rows(model, share_of, is_real, weights_given, results)
+        computed._tfspark_watched = True  # type: ignore[attr-defined]
+        model.compute_metrics = computed
+        _let_results_be_those_of_all(model, results)
     tf.nn.compute_average_loss = _of_these_rows(tf.nn.compute_average_loss)
     tf.GradientTape.gradient = _with_sums(tf.GradientTape.gradient)
 
@@ -188,23 +197,61 @@ def _on_real_rows(
         real = is_real(weights)
         if strategy.num_replicas_in_sync == 1:
             return step(real_parts(model, (x, y, weights), real))
-        metrics = model.metrics
-        for metric in metrics:
-            _count_by_share(metric)
-        of_rows = share_of(real)
-        with as_in_one_process(of_rows), _noting_results(metrics) as noted:
-            logs = step(real_parts(model, (x, y, weights), real))
-        if not isinstance(logs, dict):
-            return logs
-        parts = {name: _part_of_results(value, noted) for name, value in logs.items()}
-        of_metrics = {name: part for name, part in parts.items() if part is not None}
-        of_steps[frozenset(logs)] = of_metrics
-        factor = of_rows * strategy.num_replicas_in_sync
-        return {
-            name: value if name in of_metrics else _weighted(value, factor) for name, value in logs.items()
-        }
+        return _logs_of_replica(
+            model, lambda: step(real_parts(model, (x, y, weights), real)), share_of(real), of_steps
+        )
 
     return own_step
+
+
+def _metrics_of_real_rows(
+    model: keras.Model,
+    share_of: Callable[[tf.Tensor], tf.Tensor],
+    is_real: Callable[[tf.Tensor], tf.Tensor],
+    weights_given: bool,
+    of_steps: _Results,
+) -> Callable[..., Structure]:
+    compute = model.compute_metrics
+
+    @functools.wraps(compute)
+    def compute_metrics(
+        x: Structure, y: Structure, y_pred: Structure, sample_weight: tf.Tensor | None = None
+    ) -> Structure:
+        if share() is not None or sample_weight is None or sample_weight.shape.rank != 1:
+            return compute(x, y, y_pred, sample_weight)  # A model's own step calls it.
+        real = is_real(sample_weight)
+        *parts, weights = real_parts(model, (x, y, y_pred, sample_weight), real)
+        context = tf.distribute.get_replica_context()
+
+        def computed() -> Structure:
+            return compute(*parts, weights if weights_given else None)
+
+        is_alone = (
+            context is None
+            or not isinstance(context.strategy, MIRRORED)
+            or context.strategy.num_replicas_in_sync == 1
+        )
+        return computed() if is_alone else _logs_of_replica(model, computed, share_of(real), of_steps)
+
+    return compute_metrics
+
+
+def _logs_of_replica(
+    model: keras.Model, run: Callable[[], Structure], of_rows: tf.Tensor, of_steps: _Results
+) -> Structure:
+    """Run a model's own code on this replica's rows; return its logs, weighted by their share."""
+    metrics = model.metrics
+    for metric in metrics:
+        _count_by_share(metric)
+    with as_in_one_process(of_rows), _noting_results(metrics) as noted:
+        logs = run()
+    if not isinstance(logs, dict):
+        return logs
+    parts = {name: _part_of_results(value, noted) for name, value in logs.items()}
+    of_metrics = {name: part for name, part in parts.items() if part is not None}
+    of_steps[frozenset(logs)] = of_metrics
+    factor = of_rows * tf.distribute.get_strategy().num_replicas_in_sync
+    return {name: value if name in of_metrics else _weighted(value, factor) for name, value in logs.items()}
 
 
 @contextmanager
@@ -415,6 +462,12 @@ def are_sums() -> bool:
             "within it, got both; remove @tf.function from the step's functions"
         )
     return True
+
+
+def is_in_a_branch() -> bool:
+    """Return whether a model's own code passes sums to an optimizer in a branch, or in a function, within its step."""
+    code = _code()
+    return code is not None and code.has_sums and not code.is_traced_here()
 
 
 def by_share(gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:

@@ -57,7 +57,7 @@ def count_real_rows_alone(model: keras.Model, weights_given: bool) -> None:
     loss_module.reduce_weighted_values = _reduced
     loss_module.scale_loss_for_distribution = _scaled
     step = _Step(model, weights_given or is_own(model, "train_step"))
-    watch_steps(model, _share_of, real_rows)
+    watch_steps(model, _share_of, real_rows, weights_given)
     if not hasattr(model._loss_tracker, "_tfspark_step"):
         step.watch_total()
     if model._compile_loss is not None and not hasattr(model._compile_loss, "_tfspark_step"):

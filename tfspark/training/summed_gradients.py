@@ -20,7 +20,7 @@ from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 from tensorflow.python.distribute import distribute_lib, distribute_utils
 
-from tfspark.training.own_code import MIRRORED, Gradient, are_sums, by_share
+from tfspark.training.own_code import MIRRORED, Gradient, are_sums, by_share, is_in_a_branch
 
 Pairs: TypeAlias = "Iterable[tuple[Gradient | None, keras.Variable]]"
 
@@ -97,7 +97,8 @@ def _of_sums(original: Callable[..., None]) -> Callable[..., None]:
         if not self.built:
             self.build(variables)
         adding = getattr(self, "inner_optimizer", self)
-        if are_sums():
+        is_alone = context.strategy.num_replicas_in_sync == 1
+        if is_alone or are_sums():
             summed = list(grads)
         else:
             pairs = adding._all_reduce_sum_gradients(zip(by_share(grads), variables, strict=True))
@@ -113,7 +114,11 @@ def _of_sums(original: Callable[..., None]) -> Callable[..., None]:
                 with tf.device(device), distribute_lib.UpdateContext(index):
                     original(self, own, variables)
 
-        context.merge_call(on_each_device, args=(summed,))
+        if is_alone or (is_in_a_branch() and len(context.strategy.extended.worker_devices) == 1):
+            # Nothing to merge: the sums are known, the device is alone. In a branch, TensorFlow has no `merge_call`.
+            distribute_lib.ReplicaContextBase._merge_call(context, on_each_device, (summed,), {})
+        else:
+            context.merge_call(on_each_device, args=(summed,))
         return None
 
     return apply

@@ -301,13 +301,17 @@ class ParameterServerSession(TrainingSession):
             return None
 
     def _metrics(self, total: Total) -> dict[str, Figure]:
-        """Return the metrics over all steps; for logs that are not metrics, the mean over steps."""
+        """Return the metrics over all steps; for other logs beside them, the mean over steps."""
         self.model.reset_metrics()
         for variable, value in zip(self.model.metrics_variables, total.sums, strict=False):
             variable.assign(value.astype(variable.dtype))
         results = plain_logs(self.model.get_metrics_result())
         means: dict[str, Figure] = {name: value / total.steps for name, value in total.logs.items()}
-        return results if set(means) <= set(results) else means
+        return (
+            results
+            if set(means) <= set(results)
+            else {name: results.get(name, means[name]) for name in means}
+        )
 
     def _build(self, stream: WorkerStream) -> None:
         """Create the variables of both models before a step is traced, because steps cannot."""
@@ -425,7 +429,15 @@ def _build_traced(model: keras.Model, specs: Element) -> None:
     def step(*element: Structure) -> Structure:
         return tf.distribute.get_strategy().run(model.train_step, args=(element,))
 
-    tf.function(step, autograph=False).get_concrete_function(*specs)
+    try:
+        tf.function(step, autograph=False).get_concrete_function(*specs)
+    except RuntimeError as error:
+        if "`merge_call` called while defining a new graph" not in str(error):
+            raise
+        raise ConfigError(
+            "expected a train_step that applies gradients outside of branches (tf.cond, if) and of a tf.function of "
+            "its own under parameter servers; apply them in each step, or train synchronously (num_ps=0)"
+        ) from error
 
 
 def _optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
