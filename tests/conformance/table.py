@@ -2507,6 +2507,18 @@ STATED = [
         '`validation_data=ctx.dataset("validation")`',
     ),
     Stated(
+        "models",
+        "gradients that a train_step takes in a branch or in a tf.function of its own, and clips there",
+        "each worker clips its own",
+        "like plain Keras, for each worker's batch",
+    ),
+    Stated(
+        "models",
+        "other variables that a layer or a step changes, such as moving statistics of your own or a queue of rows",
+        "each worker changes its own, by its part of the batch; after each epoch, all get the mean",
+        "one for all; each step changes it by its batch, in the order in which the steps run",
+    ),
+    Stated(
         "metrics",
         "metrics that a model's own step updates, and whose states are not sums over rows",
         "added up anyway, as `tf.distribute` does",

@@ -1,13 +1,14 @@
 """Run a model's own steps and losses with the same results as in one process. Runs in the trainer.
 
-A model may override `train_step`, `test_step` or `compute_loss`. Such code usually takes means over the rows it gets,
-as in Keras's guides. With several replicas, these would be means over each replica's rows, including padding, and the
-sum of the gradients would be too large by the number of replicas. So:
+A model may override `train_step`, `test_step`, `compute_loss` or `compute_metrics`. Such code usually takes means over
+the rows it gets, as in Keras's guides. With several replicas, these would be means over each replica's rows, including
+padding, and the sum of the gradients would be too large by the number of replicas. So:
 
 - the code gets only real rows; a replica without real rows gets one row that does not count;
 - within the code, Keras losses and `tf.nn.compute_average_loss` are also means over the replica's rows;
-- the results, which are its loss or the gradients it passes to optimizers, are multiplied by the replica's share of all
-  rows. Their sum over replicas is then the mean over all rows;
+- its loss is multiplied by the replica's share of all rows, so that the sum over replicas is the mean over all rows;
+- the gradients of weights that a tape returns are such sums, so that the code may clip them or change them otherwise.
+  Within a branch or a function, where replicas cannot meet, they are the replica's own, and the optimizer adds them up;
 - a number passed to a `Mean` among the model's metrics is weighted by this share, so that each batch counts once;
 - so is a number that a step returns beside metrics;
 - if the loss has a value for each row, its gradient is that of their sum, as in one process: these are added up.
