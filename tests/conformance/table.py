@@ -874,6 +874,7 @@ METRICS = [
         table_rows,
         synchronous=OF_BATCHES,
         compare=("weights", "history"),
+        slow=True,
     ),
     Feature(
         "metrics",
@@ -883,6 +884,7 @@ METRICS = [
         synchronous="refused with several workers: their states cannot be merged",
         servers="refused: states of steps cannot be merged",
         refused=("several", "servers"),
+        slow=True,
     ),
     with_metrics(
         "metrics of one-hot classes", "one-hot", 3, "softmax", "categorical_crossentropy", classes_metrics

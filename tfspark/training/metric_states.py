@@ -22,7 +22,7 @@ from tfspark.errors import ConfigError
 Merge: TypeAlias = np.ufunc | None
 """Merges two states of a variable; None: no function that is known here."""
 MERGES = (np.add, np.maximum, np.minimum)
-ROWS, FIRST_ROWS = 6, 4
+ROWS, FIRST_ROWS = 3, 2
 """Number of the rows of a trial, and of those in its first part."""
 
 
@@ -96,7 +96,7 @@ def _let_replicas_agree(metric: keras.Metric) -> None:
 def random_values(like: tf.Tensor, count: int, seed: int) -> tf.Tensor:
     """Return `count` rows of a tensor's shape and type: numbers in [0, 1), classes 0 and 1."""
     rng = np.random.default_rng(seed)
-    values = rng.random([count, *(4 if size is None else size for size in like.shape[1:])])
+    values = rng.random([count, *(4 if size is None else size for size in like.shape[1:])], np.float32)
     return tf.cast(values if like.dtype.is_floating else values > 0.5, like.dtype)
 
 
