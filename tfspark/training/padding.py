@@ -27,6 +27,7 @@ from keras.src import backend, tree
 from keras.src.backend.common import global_state
 from keras.src.losses import loss as loss_module
 
+from tfspark.errors import ConfigError
 from tfspark.training.metric_states import is_of_rows_alone, nature_of, random_values, watched_metrics
 from tfspark.training.own_code import (
     MIRRORED,
@@ -448,27 +449,25 @@ class _Step:
             for metric in watched_metrics(model):
                 _let_state_be_known(metric)
 
-            def count(parts: Structure, weights: Structure | None, of_rows: bool | None) -> tf.Tensor:
-                with _counting_metrics(of_rows):
-                    update_state(*parts, sample_weight=weights)
-                return tf.constant(True)
-
             if _replicas() is None:
-                count(chosen, weights, None)
+                update_state(*chosen, sample_weight=weights)
                 return
-            can_be_joined = all(_can_be_joined(part) for part in tree.flatten((chosen, weights)))
 
             def count_own() -> tf.Tensor:
-                return count(chosen, weights, True if can_be_joined else None)
+                with _counting_metrics(sums=True):
+                    update_state(*chosen, sample_weight=weights)
+                return tf.constant(True)
 
             # One of several workers may have no more rows.
             tf.cond(has_rows, count_own, lambda: tf.constant(False))
-            if can_be_joined and any(not is_of_rows_alone(metric) for metric in watched_metrics(model)):
-                of_all, all_weights = tree.map_structure(
-                    lambda part: _of_all(part, has_rows), (chosen, weights)
-                )
+            others = [metric.name for metric in watched_metrics(model) if not is_of_rows_alone(metric)]
+            if others:
                 # All replicas have the same rows here, and there are some in each step.
-                count(of_all, all_weights, False)
+                joined = tree.map_structure(
+                    lambda part: _of_all(part, has_rows, others[0]), (chosen, weights)
+                )
+                with _counting_metrics(sums=False):
+                    update_state(*joined[0], sample_weight=joined[1])
 
         metrics.update_state = updated
 
@@ -478,18 +477,13 @@ _counting: list[bool] = []
 
 
 @contextmanager
-def _counting_metrics(of_rows: bool | None) -> Iterator[None]:
-    """Let only some metrics count within the block.
-
-    Args:
-        of_rows: True: those whose states are sums over rows; False: the others; None: all.
-    """
-    before = _counting[:]
-    _counting[:] = [] if of_rows is None else [of_rows]
+def _counting_metrics(sums: bool) -> Iterator[None]:
+    """Let only those metrics count within the block whose states are sums over rows, or only the others."""
+    _counting.append(sums)
     try:
         yield
     finally:
-        _counting[:] = before
+        _counting.pop()
 
 
 def _let_state_be_known(metric: keras.Metric) -> None:
@@ -510,14 +504,19 @@ def _let_state_be_known(metric: keras.Metric) -> None:
     metric.update_state = update_state
 
 
-def _can_be_joined(part: tf.Tensor | tf.RaggedTensor | None) -> bool:
-    return part is None or (tf.is_tensor(part) and isinstance(part, tf.Tensor) and part.dtype != tf.string)
+def _of_all(part: tf.Tensor | None, has_rows: tf.Tensor, name: str) -> tf.Tensor | None:
+    """Return the rows of all replicas that have some.
 
-
-def _of_all(part: tf.Tensor | None, has_rows: tf.Tensor) -> tf.Tensor | None:
-    """Return the rows of all replicas that have some."""
+    Raises:
+        ConfigError: they cannot be sent; `name` is the metric for which they are needed.
+    """
     if part is None:
         return None
+    if not isinstance(part, tf.Tensor) or part.dtype == tf.string:
+        raise ConfigError(
+            f"expected labels and predictions that are arrays of numbers for a metric whose state is not a sum over "
+            f"rows ({name!r}), got a {type(part).__name__} of {part.dtype.name}; use one worker, or leave it out"
+        )
     rows, mask = (
         each if each is None else tf.cond(has_rows, lambda each=each: each, lambda each=each: each[:0])
         for each in (part, backend.get_keras_mask(part))
