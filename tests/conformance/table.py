@@ -261,6 +261,32 @@ def own_optimizer() -> Any:
     return Signs(0.05, clipnorm=0.5)
 
 
+def clipping_optimizer(in_pairs: bool) -> Any:
+    """Return a user's optimizer that shortens all gradients to one length in `apply`, or in `apply_gradients`."""
+    import keras
+
+    def shortened(gradients: Any) -> Any:
+        length = keras.ops.sqrt(sum(keras.ops.sum(keras.ops.square(each)) for each in gradients))
+        return [0.3 * each / length for each in gradients]
+
+    class Shortening(keras.optimizers.Adam):
+        pass
+
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> None:
+        super(Shortening, self).apply(shortened(grads), trainable_variables)
+
+    def apply_gradients(self: Any, grads_and_vars: Any) -> Any:
+        grads, variables = zip(*grads_and_vars, strict=True)
+        return super(Shortening, self).apply_gradients(zip(shortened(grads), variables, strict=True))
+
+    if in_pairs:
+        Shortening.apply_gradients = apply_gradients
+    else:
+        Shortening.apply = apply
+    # The second moment is small, so that a step depends on the lengths of gradients, too.
+    return Shortening(0.01, epsilon=1.0)
+
+
 BY_WORKERS = {
     "servers": "refused: workers would add to each other's gradients",
     "refused": ("servers",),
@@ -286,6 +312,12 @@ TOGETHER = [
     ),
     regression("Adam(amsgrad, clipvalue)", optimizer_of("Adam", amsgrad=True, clipvalue=0.1), slow=True),
     regression("a user-defined optimizer", own_optimizer),
+    regression("a user-defined optimizer that clips in `apply`", lambda: clipping_optimizer(in_pairs=False)),
+    regression(
+        "a user-defined optimizer that clips in `apply_gradients`",
+        lambda: clipping_optimizer(in_pairs=True),
+        slow=True,
+    ),
     regression(
         "LossScaleOptimizer around gradient accumulation",
         lambda: __import__("keras").optimizers.LossScaleOptimizer(

@@ -67,12 +67,13 @@ def _with_environment_of_queries(spark: SparkSession) -> SparkContext:
     """Return a view of the Spark context whose RDDs run in the Python workers of queries.
 
     Spark has a daemon that forks Python workers for each environment, and a daemon takes a second of CPU to start. The
-    environments of RDDs and queries differ in this variable only.
+    environments of RDDs and queries differ in this variable only. The tasks are not profiled (`spark.python.profile`):
+    a node would slow down, and they are not the user's.
     """
     context = spark.sparkContext
     view = object.__new__(type(context))
     environment = dict(context.environment)
     if spark.conf.get(SIMPLIFIED_TRACEBACK, "true") == "true":
         environment["SPARK_SIMPLIFIED_TRACEBACK"] = "1"
-    vars(view).update(vars(context), environment=environment)
+    vars(view).update(vars(context), environment=environment, profiler_collector=None)
     return view

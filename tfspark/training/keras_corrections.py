@@ -38,7 +38,8 @@ from tfspark.training.feeding import ReadPass, TrainingFeed, feed_of_dataset
 from tfspark.training.metric_states import merges_of
 from tfspark.training.padding import count_real_rows_alone
 from tfspark.training.several_steps import Block, run_blocks
-from tfspark.training.summed_gradients import sum_gradients_first
+from tfspark.training.state import optimizers_of
+from tfspark.training.summed_gradients import sum_gradients_first, sum_gradients_first_in
 
 if TYPE_CHECKING:
     from tfspark.training.input.elements import Structure
@@ -230,6 +231,8 @@ def _fit_with_callbacks(
             callbacks = [*ours, EndWithStream(feed), *theirs]
         if feed is not None:
             count_real_rows_alone(self, feed.weighs_rows)
+        for optimizer in optimizers_of(self).values():
+            sum_gradients_first_in(optimizer)
         return original(self, *args, callbacks=callbacks, **kwargs)
 
     return fit

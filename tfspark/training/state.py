@@ -61,7 +61,7 @@ def learning_rates(model: keras.Model) -> dict[str, float]:
     """Return optimizer name in the model -> learning rate, for optimizers whose rate is a number."""
     return {
         name: float(rate.numpy())
-        for name, optimizer in _optimizers(model).items()
+        for name, optimizer in optimizers_of(model).items()
         if isinstance(rate := _rate_of(optimizer), keras.Variable)
     }
 
@@ -75,10 +75,11 @@ def keep_rates_that_were_changed(
     """
     for name, rate in asked.items():
         if name in before and before[name] != rate:
-            _local(_rate_of(_optimizers(model)[name])).assign(rate)
+            _local(_rate_of(optimizers_of(model)[name])).assign(rate)
 
 
-def _optimizers(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+def optimizers_of(model: keras.Model) -> dict[str, keras.optimizers.Optimizer]:
+    """Return a model's optimizers by their names in it: that of ``compile``, and those of its own training step."""
     found = {n: value for n, value in vars(model).items() if isinstance(value, keras.optimizers.Optimizer)}
     return dict(sorted(found.items()))
 
@@ -127,7 +128,7 @@ def _own(model: keras.Model) -> dict[str, list[keras.Variable]]:
 
 def _shared(model: keras.Model) -> dict[str, list[keras.Variable]]:
     optimizers = {
-        f"shared/optimizer {name}": list(value.variables) for name, value in _optimizers(model).items()
+        f"shared/optimizer {name}": list(value.variables) for name, value in optimizers_of(model).items()
     }
     return {"shared/weights": list(model.trainable_variables), **optimizers}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -78,6 +78,19 @@ def _unless_summed(original: Callable[..., Pairs]) -> Callable[..., Pairs]:
     return _all_reduce_sum_gradients
 
 
+def sum_gradients_first_in(optimizer: BaseOptimizer) -> None:
+    """Let a user's optimizer that has its own ``apply`` or ``apply_gradients`` get sums there; harmless if repeated."""
+    for kind in type(optimizer).__mro__:
+        if kind.__module__.startswith("keras."):
+            return  # From here on, all ends in the ``apply`` that was changed.
+        for name, change in _CHANGES.items():
+            original = vars(kind).get(name)
+            if original is not None and not hasattr(original, "_tfspark_sums"):
+                changed = change(original)
+                changed._tfspark_sums = True
+                setattr(kind, name, changed)
+
+
 def _of_sums(original: Callable[..., None]) -> Callable[..., None]:
     """Let ``apply`` first add up the replicas' gradients."""
 
@@ -87,52 +100,77 @@ def _of_sums(original: Callable[..., None]) -> Callable[..., None]:
         grads: Sequence[Gradient | None],
         trainable_variables: Sequence[keras.Variable] | None = None,
     ) -> None:
-        context = tf.distribute.get_replica_context()
-        is_shared = context is not None and isinstance(context.strategy, MIRRORED)
-        if not is_shared or getattr(_summed, "is_on", False) or not len(grads):
-            return original(self, grads, trainable_variables)
-        if trainable_variables is None:
-            trainable_variables = self._trainable_variables
-        variables = list(trainable_variables)
-        if not self.built:
-            self.build(variables)
-        adding = getattr(self, "inner_optimizer", self)
-        is_alone = context.strategy.num_replicas_in_sync == 1
-        if is_alone or are_sums():
-            summed = list(grads)
-        else:
-            pairs = adding._all_reduce_sum_gradients(zip(by_share(grads), variables, strict=True))
-            summed = [gradient for gradient, _ in pairs]
-        if tf.__internal__.distribute.strategy_supports_no_merge_call():
-            return _applied_in_place(original, self, summed, variables)
-
-        def on_each_device(
-            strategy: tf.distribute.Strategy, gradients: Sequence[tf.distribute.DistributedValues]
-        ) -> None:
-            for index, device in enumerate(strategy.extended.worker_devices):
-                own = distribute_utils.select_replica(index, gradients)
-                with tf.device(device), distribute_lib.UpdateContext(index):
-                    original(self, own, variables)
-
-        if is_alone or (is_in_a_branch() and len(context.strategy.extended.worker_devices) == 1):
-            # Nothing to merge: the sums are known, the device is alone. In a branch, TensorFlow has no `merge_call`.
-            distribute_lib.ReplicaContextBase._merge_call(context, on_each_device, (summed,), {})
-        else:
-            context.merge_call(on_each_device, args=(summed,))
-        return None
+        _with_sums(self, grads, trainable_variables, functools.partial(original, self))
 
     return apply
 
 
-def _applied_in_place(
-    original: Callable[..., None],
+def _of_summed_pairs(original: Callable[..., object]) -> Callable[..., keras.Variable]:
+    """Let ``apply_gradients`` first add up the replicas' gradients."""
+
+    @functools.wraps(original)
+    def apply_gradients(self: BaseOptimizer, grads_and_vars: Pairs) -> keras.Variable:
+        grads, variables = zip(*grads_and_vars, strict=True)
+        _with_sums(self, grads, variables, lambda *given: original(self, zip(*given, strict=True)))
+        return self._iterations
+
+    return apply_gradients
+
+
+_CHANGES: dict[str, Callable[..., Any]] = {"apply": _of_sums, "apply_gradients": _of_summed_pairs}
+
+
+def _with_sums(
     optimizer: BaseOptimizer,
+    grads: Sequence[Gradient | None],
+    trainable_variables: Sequence[keras.Variable] | None,
+    apply: Callable[[Sequence[Gradient | None], Sequence[keras.Variable] | None], object],
+) -> None:
+    """Call a function with the sums of all replicas' gradients, on each device as if there were no strategy."""
+    context = tf.distribute.get_replica_context()
+    is_shared = context is not None and isinstance(context.strategy, MIRRORED)
+    if not is_shared or getattr(_summed, "is_on", False) or not len(grads):
+        apply(grads, trainable_variables)
+        return
+    if trainable_variables is None:
+        trainable_variables = optimizer._trainable_variables
+    variables = list(trainable_variables)
+    if not optimizer.built:
+        optimizer.build(variables)
+    is_alone = context.strategy.num_replicas_in_sync == 1
+    if is_alone or are_sums():
+        summed = list(grads)
+    else:
+        adding = getattr(optimizer, "inner_optimizer", optimizer)
+        pairs = adding._all_reduce_sum_gradients(zip(by_share(grads), variables, strict=True))
+        summed = [gradient for gradient, _ in pairs]
+    if tf.__internal__.distribute.strategy_supports_no_merge_call():
+        _apply_in_place(apply, summed, variables)
+        return
+
+    def on_each_device(
+        strategy: tf.distribute.Strategy, gradients: Sequence[tf.distribute.DistributedValues]
+    ) -> None:
+        for index, device in enumerate(strategy.extended.worker_devices):
+            own = distribute_utils.select_replica(index, gradients)
+            with tf.device(device), distribute_lib.UpdateContext(index):
+                apply(own, variables)
+
+    if is_alone or (is_in_a_branch() and len(context.strategy.extended.worker_devices) == 1):
+        # Nothing to merge: the sums are known, the device is alone. In a branch, TensorFlow has no `merge_call`.
+        distribute_lib.ReplicaContextBase._merge_call(context, on_each_device, (summed,), {})
+    else:
+        context.merge_call(on_each_device, args=(summed,))
+
+
+def _apply_in_place(
+    apply: Callable[[Sequence[Gradient], Sequence[keras.Variable]], object],
     grads: Sequence[Gradient],
     variables: Sequence[keras.Variable],
 ) -> None:
     """Apply the sums where replicas need no ``merge_call``: on GPUs, compiled by XLA."""
     _summed.is_on = True
     try:
-        return original(optimizer, grads, variables)
+        apply(grads, variables)
     finally:
         _summed.is_on = False

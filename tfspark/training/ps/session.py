@@ -36,7 +36,7 @@ from tfspark.training.ps.sharding import whole_values
 from tfspark.training.ps.worker_feed import WorkerStream, open_stream
 from tfspark.training.ps.worker_steps import Fetched, Step, StepResult, WorkerStep
 from tfspark.training.session import TrainingSession
-from tfspark.training.state import keep_rates_that_were_changed, restore
+from tfspark.training.state import keep_rates_that_were_changed, optimizers_of, restore
 
 STEPS_PER_WORKER = 2
 """Number of scheduled steps per worker: one runs and one waits, so that workers stay busy while results are read."""
@@ -440,11 +440,6 @@ def _build_traced(model: keras.Model, specs: Element) -> None:
         ) from error
 
 
-def _optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """Return the optimizer a model was compiled with, and the optimizers of its own training step."""
-    return [value for value in vars(model).values() if isinstance(value, keras.optimizers.Optimizer)]
-
-
 def _refuse_calls_of_callbacks(model: keras.Model) -> None:
     """Let methods that work in this process only raise an error when a callback calls them."""
 
@@ -467,19 +462,19 @@ def refuse_unsupported(model: keras.Model) -> None:
     Raises:
         ConfigError: the model was compiled with such a setting.
     """
-    for each in _optimizers_of(model):
+    for each in optimizers_of(model).values():
         if each.gradient_accumulation_steps:
             raise ConfigError(
                 "expected an optimizer without gradient_accumulation_steps under parameter servers, got "
                 f"{each.gradient_accumulation_steps}: workers would add to each other's gradients; leave it out, or "
                 "train synchronously (num_ps=0)"
             )
-    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in _optimizers_of(model)):
+    if any(isinstance(each, keras.optimizers.LossScaleOptimizer) for each in optimizers_of(model).values()):
         raise ConfigError(
             "expected no LossScaleOptimizer (mixed_float16) under parameter servers: workers would change the scale "
             "under each other; use float32 or mixed_bfloat16, or train synchronously (num_ps=0)"
         )
-    for each in _optimizers_of(model):
+    for each in optimizers_of(model).values():
         if each.use_ema and each.ema_overwrite_frequency:
             raise ConfigError(
                 "expected an optimizer without ema_overwrite_frequency under parameter servers, got "
