@@ -1337,6 +1337,42 @@ def step_that_changes_gradients(how: str) -> Callable[[], Any]:
     return build
 
 
+def step_with_sums() -> Any:
+    """Return a model whose step and test step use a loss of Keras that adds up its values."""
+    import keras
+    import tensorflow as tf
+
+    class Adding(keras.Model):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.added = keras.losses.MeanSquaredError(reduction="sum")
+            self.measured = keras.metrics.Mean(name="measured")
+
+        @property
+        def metrics(self) -> Any:
+            return [self.measured]
+
+        def train_step(self, batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            with tf.GradientTape() as tape:
+                loss = self.added(y, self(x, training=True)) + 0.1 * tf.add_n(
+                    [tf.reduce_sum(tf.square(each)) for each in self.trainable_variables]
+                )
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            self.measured.update_state(loss)
+            return {"measured": self.measured.result()}
+
+        def test_step(self, batch: Any) -> Any:
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            self.measured.update_state(self.added(y, self(x, training=False)))
+            return {"measured": self.measured.result()}
+
+    inputs = keras.Input((4,))
+    model = Adding(inputs, keras.layers.Dense(1, kernel_initializer=initial(2))(inputs))
+    model.compile(sgd(0.005)())
+    return model
+
+
 def accumulating_step() -> Any:
     """Return a model whose step adds up gradients by itself, and applies them in every second step."""
     import keras
@@ -1621,6 +1657,12 @@ MODELS = [
         step_that_changes_gradients("ahead"),
         lambda: tokens("rows"),
         slow=True,
+    ),
+    of_model(
+        "train_step with a loss of reduction sum",
+        step_with_sums,
+        synchronous=OF_BATCHES,
+        compare=("weights", "history"),
     ),
     of_model(
         "train_step that accumulates gradients, and applies them in a branch",
@@ -2539,6 +2581,12 @@ STATED = [
         "each evaluated once, without padding",
         "like synchronous training",
         '`validation_data=ctx.dataset("validation")`',
+    ),
+    Stated(
+        "models",
+        "train_step whose loss is a sum over rows by tf.reduce_sum",
+        "the mean of the workers' sums: use a mean, or a loss of Keras with reduction='sum'",
+        "like plain Keras, for each worker's batch",
     ),
     Stated(
         "models",

@@ -122,7 +122,9 @@ def _reduced(
 ) -> tf.Tensor:
     """Reduce the values of a loss as Keras does, but over all replicas' rows."""
     if not _current:
-        return _keras_reduction(values, sample_weight, mask, reduction, dtype)
+        value = _keras_reduction(values, sample_weight, mask, reduction, dtype)
+        # In a model's own code, what is a sum over this replica's rows becomes one over all rows.
+        return _of_own_rows(value) if reduction == "sum" else value
     rows = _current[-1]
     rows.reductions += 1
     values = tf.cast(tf.convert_to_tensor(values), dtype or backend.floatx())
