@@ -14,7 +14,8 @@ padding, and the sum of the gradients would be too large by the number of replic
 - if the loss has a value for each row, its gradient is that of their sum, as in one process: these are added up.
 
 A loss of Keras that adds up its values (reduction "sum") adds up those of all rows. A sum by other functions does not
-become one over all rows: each replica has its own sum, and the sums are averaged. Code that compares rows, or divides by a count of its own, sees the replica's rows alone.
+become one over all rows: each replica has its own sum, and the sums are averaged. Code that compares rows, or divides
+by a count of its own, sees the replica's rows alone.
 """
 
 from __future__ import annotations
