@@ -265,7 +265,7 @@ def _condition(expression: JavaObject, read: Callable[[int], str]) -> Condition:
     kind = _simple(expression)
     below = list(each(expression.children()))
     if kind in _LOGIC:
-        return (_LOGIC[kind], *(_condition(each, read) for each in below))
+        return (_LOGIC[kind], *(_condition(child, read) for child in below))
     if below and _simple(below[0]) == "AttributeReference":
         column = below[0].exprId().id()
         dtype = below[0].dataType().sql().lower()
@@ -325,8 +325,8 @@ def _parquet_files(
     if tolerant or is_on(spark, _BY_FIELD_ID):
         raise NotDirectError(f"{(tolerant or [_BY_FIELD_ID])[0]} is set, which only Spark's reader knows")
     outputs = list(each(scan.output()))
-    in_files = [each.name() for each in each(scan.requiredSchema().fields())]
-    in_paths = [(each.name(), each.dataType()) for each in each(relation.partitionSchema().fields())]
+    in_files = [field.name() for field in each(scan.requiredSchema().fields())]
+    in_paths = [(field.name(), field.dataType()) for field in each(relation.partitionSchema().fields())]
     names = [*in_files, *(name for name, _ in in_paths)]
     columns = {a.exprId().id(): name for a, name in zip(outputs, names, strict=False)}
     selection = query.selection(columns)

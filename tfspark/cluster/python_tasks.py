@@ -18,7 +18,7 @@ SIMPLIFIED_TRACEBACK = "spark.sql.execution.pyspark.udf.simplifiedTraceback.enab
 
 
 def python_tasks(spark: SparkSession, run: Callable[[int], object], count: int) -> DataFrame | RDD[Any]:
-    """Return what Spark computes with `count` tasks, each of which calls ``run(number)`` with its number.
+    """Return tasks for Spark to compute. Each one calls `run` with its number, from 0 on.
 
     They are tasks of an RDD, as Spark has no query to plan and compile then: a job takes half the time and CPU, and in
     a new session seconds less. Spark Connect has no RDDs; there they are tasks of a query.

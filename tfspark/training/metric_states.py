@@ -73,7 +73,7 @@ def nature_of(
                 _states(metric, update, given)
                 for given in ([], whole, first, second, first + second, second + first)
             )
-    except Exception:
+    except Exception:  # The user's code takes no such values.
         return OF_ROWS
     merges = tuple(
         next((merge for merge in MERGES if _is_merged(merge, *states)), None)

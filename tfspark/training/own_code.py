@@ -66,9 +66,8 @@ class _OwnCode:
     def summed(self, gradients: Sequence[Gradient | None]) -> Sequence[Gradient | None]:
         """Add up gradients over the replicas."""
         known = [_changed(each, self._of_rows) for each in gradients if each is not None]
-        if (
-            record.could_possibly_record()
-        ):  # Another tape may want the gradient of this: slices would have none.
+        # Another tape may want the gradient of this sum; slices would have none.
+        if record.could_possibly_record():
             known = [tf.convert_to_tensor(each) for each in known]
         context = tf.distribute.get_replica_context()
         sums = iter(context.all_reduce(tf.distribute.ReduceOp.SUM, known) if known else [])
@@ -94,6 +93,14 @@ def _graph() -> tf.Graph | None:
 def _code() -> _OwnCode | None:
     stack = getattr(_running, "stack", ())
     return stack[-1] if stack else None
+
+
+def replicas() -> tf.distribute.ReplicaContext | None:
+    """Return the context of this replica if several replicas take each step together; otherwise None."""
+    context = tf.distribute.get_replica_context()
+    if context is None or not isinstance(context.strategy, MIRRORED):
+        return None
+    return context if context.strategy.num_replicas_in_sync > 1 else None
 
 
 def is_own(model: keras.Model, name: str) -> bool:
@@ -223,17 +230,13 @@ def _metrics_of_real_rows(
             return compute(x, y, y_pred, sample_weight)  # A model's own step calls it.
         real = is_real(sample_weight)
         *parts, weights = real_parts(model, (x, y, y_pred, sample_weight), real)
-        context = tf.distribute.get_replica_context()
 
         def computed() -> Structure:
             return compute(*parts, weights if weights_given else None)
 
-        is_alone = (
-            context is None
-            or not isinstance(context.strategy, MIRRORED)
-            or context.strategy.num_replicas_in_sync == 1
+        return (
+            computed() if replicas() is None else _logs_of_replica(model, computed, share_of(real), of_steps)
         )
-        return computed() if is_alone else _logs_of_replica(model, computed, share_of(real), of_steps)
 
     return compute_metrics
 

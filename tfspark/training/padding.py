@@ -34,6 +34,7 @@ from tfspark.training.own_code import (
     as_in_one_process,
     is_own,
     real_parts,
+    replicas,
     share,
     watch_steps,
 )
@@ -176,29 +177,21 @@ def _stretched(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(weights, tf.shape(values))
 
 
-def _replicas() -> tf.distribute.ReplicaContext | None:
-    """Return the context of this replica if several replicas take each step together; otherwise None."""
-    context = tf.distribute.get_replica_context()
-    if context is None or not isinstance(context.strategy, MIRRORED):
-        return None
-    return context if context.strategy.num_replicas_in_sync > 1 else None
-
-
 def _num_replicas() -> int:
     """Return the number of replicas that take a step together."""
-    context = _replicas()
+    context = replicas()
     return 1 if context is None else int(context.strategy.num_replicas_in_sync)
 
 
 def _over_replicas(value: tf.Tensor) -> tf.Tensor:
     """Return the sum of a number over all replicas."""
-    context = _replicas()
+    context = replicas()
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _joined(tensor: tf.Tensor) -> tf.Tensor:
     """Concatenate the rows of all replicas: ``(B, ...)`` -> ``(replicas * B, ...)``."""
-    context = _replicas()
+    context = replicas()
     if context is None:
         return tensor
     if tensor.dtype == tf.bool:
@@ -318,7 +311,7 @@ class _Step:
             if share() is not None or not is_fed or not is_own(model, "compute_loss"):
                 return compute_loss(x, y, y_pred, sample_weight, training)
             parts = real_parts(model, (x, y, y_pred, sample_weight), real)
-            if _replicas() is None:
+            if replicas() is None:
                 return compute_loss(*parts, training)
             of_rows = _share_of(real)
             with as_in_one_process(of_rows):
@@ -451,7 +444,7 @@ class _Step:
             for metric in watched_metrics(model):
                 _let_state_be_known(metric)
 
-            if _replicas() is None:
+            if replicas() is None:
                 update_state(*chosen, sample_weight=weights)
                 return
 
