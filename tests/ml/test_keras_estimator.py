@@ -223,6 +223,29 @@ def test_several_columns_feed_the_inputs_of_the_same_names(spark: Any, tmp_path:
         model.transform(df.drop("place"))
 
 
+def test_same_seed_and_rows_give_the_same_model_for_any_number_of_workers(iris: Any) -> None:
+    network = DenseClassifier(
+        inputCols=["a", "b", "c", "d"],
+        labelCol="kind",
+        maxIter=3,
+        batchSize=16,
+        seed=3,
+        standardization=False,
+    )
+    rows = iris.repartition(7, "a", "b").persist()
+    counted = rows.count()
+    first, again, alone, other = (
+        network.copy({network.numWorkers: workers, network.seed: seed}).fit(rows)
+        for workers, seed in ((2, 3), (2, 3), (1, 3), (2, 4))
+    )
+    rows.unpersist()
+    assert counted == 150
+    assert again.summary.history == first.summary.history != other.summary.history
+    for mine, same, single in zip(*(m.keras().get_weights() for m in (first, again, alone)), strict=True):
+        np.testing.assert_array_equal(mine, same)
+        np.testing.assert_allclose(mine, single, rtol=1e-4, atol=1e-5)
+
+
 def test_dense_classifier_takes_columns_of_numbers_and_keeps_rows_with_nulls(
     iris: Any, tmp_path: Path
 ) -> None:

@@ -341,7 +341,7 @@ class TrainingParams(CheckedParams, HasMaxIter, HasStepSize, HasSeed, HasValidat
         "is no notebook; 0: nothing",
         _how_verbose,
     )
-    shuffle = declare("shuffle", "whether each worker shuffles its rows again in every epoch", flag)
+    shuffle = declare("shuffle", "whether rows are shuffled, differently in every epoch", flag)
 
     def _set_training_defaults(self) -> None:
         self._setDefault(maxIter=10, seed=0, numWorkers=1, batchSize=32, shuffle=True, verbose="auto")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 SHUFFLE_BATCHES = 16
-"""Each worker shuffles rows in a window of this many batches, differently in every epoch."""
+"""Rows are shuffled in a window of this many batches, differently in every epoch."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +234,9 @@ def train(
         TfsparkError: as `TFCluster.run` and `TFCluster.train` do.
     """
     began = time.monotonic()
-    window = SHUFFLE_BATCHES * how.batch_size // how.num_workers if how.shuffle else 0
-    feeding = FeedOptions(shuffle_rows=window, cache="node" if how.epochs > 1 else "none")
+    window = SHUFFLE_BATCHES * how.batch_size if how.shuffle else 0
+    # By position, so that the same rows and seed give the same model, as with other estimators of Spark ML.
+    feeding = FeedOptions(shuffle_rows=window, cache="node" if how.epochs > 1 else "none", ordered=True)
     with (clusters or Clusters()).lent(spark, network, how) as running:
         start_seconds = time.monotonic() - began
         history = running.cluster.train(
