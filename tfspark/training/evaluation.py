@@ -52,8 +52,10 @@ class LocalEvaluator:
         self._model = model
         self._context = context
         self._num_ranks = num_ranks
-        self._step = tf.function(self._test_step)
-        self._count = tf.function(functools.partial(count_classes, model), reduce_retracing=True)
+        # Keras does not let AutoGraph convert steps, and for a small model conversion takes longer than the evaluation.
+        self._step = tf.function(self._test_step, autograph=False)
+        count = functools.partial(count_classes, model)
+        self._count = tf.function(count, reduce_retracing=True, autograph=False)
         self._is_built = False
         self.confusion_matrix: Matrix | None = None
         self.roc: list[list[list[float]]] | None = None

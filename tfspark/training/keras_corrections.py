@@ -309,7 +309,7 @@ def _averaging(
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean)
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def run() -> None:
         strategy.run(average)
 

@@ -61,7 +61,9 @@ def _block_function(model: keras.Model, step_function: StepFunction) -> Callable
         return keras_trainer.reduce_per_replica(outputs, model.distribute_strategy, reduction="auto")
 
     if not model.run_eagerly:
-        one_step = tf.function(one_step, reduce_retracing=True, jit_compile=model.jit_compile)
+        one_step = tf.function(
+            one_step, autograph=False, reduce_retracing=True, jit_compile=model.jit_compile
+        )
     one_step = model._autoconvert_optionals(one_step)
 
     def several_steps(iterator: tf.distribute.DistributedIterator, steps: tf.Tensor) -> Structure:
